@@ -1,0 +1,378 @@
+"""Which latents share a particle axis, and over which plates an axis has an index of its own.
+
+A strategy proposes axes; couplings then remove what the factor graph cannot support: a plate whose elements a factor
+mixes, or two crossed groupings. Every coupling keeps the estimate valid (the same unbiased evidence, over fewer
+combinations of particles) and is reported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kayn.contraction.plan import Plan, PlateLink, Stuck, Term, plan_contraction
+from kayn.errors import StructureError
+from kayn.graph.discover import Structure
+from kayn.graph.types import MIXED, Graph, Link, Output
+
+STRATEGIES = ("parallel", "global", "local")
+MAX_FACTOR_ELEMENTS = 2**28
+"""Default limit on the entries of one factor (1 GB in float32) beyond which axes are merged."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One particle axis: `size` particles, shared by `latents`, indexed separately for every element of `scope`."""
+
+    name: str
+    latents: tuple[str, ...]
+    scope: tuple[str, ...]
+    size: int
+    enumerated: bool = False
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """Axis `axis` lost its own index over `plates`, or its latents were put on one axis; and why."""
+
+    axis: str
+    latents: tuple[str, ...]
+    plates: tuple[str, ...]
+    reason: str
+
+    def __str__(self) -> str:
+        what = f"one particle index over {', '.join(self.plates)}" if self.plates else "share one particle axis"
+        return f"{', '.join(self.latents)}: {what} ({self.reason})"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks of the particle axes.
+
+    Attributes:
+        num_particles: K, for all latents or by latent name (others get the default under "").
+        strategy: "parallel", "global" or "local".
+        groups: latents that share an axis, on top of the strategy.
+        couple: plates over which a latent gives up its own index; replaces the automatic choice where groups are crossed.
+        max_elements: largest factor that may be formed before axes are merged.
+    """
+
+    num_particles: int | tuple[tuple[str, int], ...] = 30
+    strategy: str = "parallel"
+    groups: tuple[tuple[str, ...], ...] = ()
+    couple: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    max_elements: int = MAX_FACTOR_ELEMENTS
+
+    def particles_of(self, latent: str) -> int:
+        if isinstance(self.num_particles, int):
+            return self.num_particles
+        table = dict(self.num_particles)
+        return table.get(latent, table.get("", 30))
+
+
+def make_request(
+    num_particles: int | Mapping[str, int] = 30,
+    strategy: str = "parallel",
+    groups: Sequence[Sequence[str]] = (),
+    couple: Mapping[str, str | Sequence[str]] | None = None,
+    max_elements: int = MAX_FACTOR_ELEMENTS,
+) -> Request:
+    """Check and freeze what the user asks for.
+
+    Raises:
+        StructureError: unknown strategy, or fewer than one particle.
+    """
+    if strategy not in STRATEGIES:
+        raise StructureError(f"strategy {strategy!r} is unknown; use one of {', '.join(map(repr, STRATEGIES))}, or groups=")
+    counts = dict(num_particles) if isinstance(num_particles, Mapping) else {"": num_particles}
+    for name, count in counts.items():
+        if isinstance(count, bool) or not hasattr(count, "__index__") or count < 1:
+            whose = f" of latent {name!r}" if name else ""
+            raise StructureError(f"num_particles{whose} is {count!r}; it must be a whole number, at least 1")
+    frozen = tuple(
+        (name, (plates,) if isinstance(plates, str) else tuple(plates)) for name, plates in (couple or {}).items()
+    )
+    single = set(counts) == {""}
+    return Request(
+        int(counts[""]) if single else tuple((n, int(c)) for n, c in counts.items()),
+        strategy,
+        tuple(tuple(g) for g in groups),
+        frozen,
+        max_elements,
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The particle axes of a model, the contraction over them, and what had to be coupled."""
+
+    axes: tuple[Axis, ...]
+    couplings: tuple[Coupling, ...]
+    plan: Plan
+
+    def axis_of(self, latent: str) -> Axis:
+        return next(a for a in self.axes if latent in a.latents)
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A demand of the guide: `latents` are drawn jointly, and its density does not factorise over some batch dimensions.
+
+    `joint_dims` lists these as (latent, batch dimension).
+    """
+
+    latents: tuple[str, ...]
+    joint_dims: tuple[tuple[str, int], ...]
+    reason: str
+
+
+def choose_layout(
+    structure: Structure, request: Request, constraints: Sequence[Constraint] = (), queries: Sequence[str] = ()
+) -> Layout:
+    """Choose particle axes and plan the contraction.
+
+    Args:
+        structure: the model's graph and links.
+        constraints: demands of the guide.
+        queries: value outputs whose joint marginal over their latents is wanted: each adds a term of its own.
+
+    Raises:
+        StructureError: a request names an unknown latent or plate, or an enumerated latent would have to be coupled.
+    """
+    graph = structure.graph
+    _check_names(graph, request)
+    chooser = _Chooser(structure, request)
+    axes = chooser.initial(constraints)
+    outputs = [*graph.factors, *(graph.output(q) for q in queries)]
+    while True:
+        changed = chooser.resolve(axes, outputs)
+        if changed is None:
+            try:
+                return Layout(tuple(axes), tuple(chooser.couplings), chooser.plan(axes, outputs))
+            except Stuck as stuck:
+                changed = chooser.unblock(axes, stuck)
+        axes = changed
+
+
+def _check_names(graph: Graph, request: Request) -> None:
+    known, plates = set(graph.latent_names), {p.name for p in graph.plates}
+    counts = () if isinstance(request.num_particles, int) else tuple(n for n, _ in request.num_particles if n)
+    for argument, names in (
+        ("num_particles", counts),
+        ("groups", tuple(n for g in request.groups for n in g)),
+        ("couple", tuple(n for n, _ in request.couple)),
+    ):
+        unknown = [n for n in names if n not in known]
+        if unknown:
+            raise StructureError(f"{argument}= names {unknown}, which are no latents of the model; latents: {sorted(known)}")
+    twice = [n for n in known if sum(n in g for g in request.groups) > 1]
+    if twice:
+        raise StructureError(f"groups= puts {twice} in two groups; a latent has one particle axis")
+    for name, wanted in request.couple:
+        unknown = [p for p in wanted if p not in plates]
+        if unknown:
+            raise StructureError(f"couple= asks {name!r} to give up plates {unknown}; plates of the model: {sorted(plates)}")
+
+
+class _Chooser:
+    def __init__(self, structure: Structure, request: Request):
+        self.structure, self.graph, self.request = structure, structure.graph, request
+        self.sizes = {p.name: p.size for p in self.graph.plates}
+        self.couplings: list[Coupling] = []
+
+    # -- strategies
+
+    def initial(self, constraints: Sequence[Constraint]) -> list[Axis]:
+        groups = self._join([*self._strategy_groups(), *self.request.groups, *(c.latents for c in constraints)])
+        axes = [self._axis(g) for g in groups]
+        for constraint in constraints:
+            if len(constraint.latents) > 1:
+                self._report(next(a for a in axes if constraint.latents[0] in a.latents), (), constraint.reason)
+        for latents, plates, reason in (
+            *((c.latents, self._plates_at(c.joint_dims), c.reason) for c in constraints),
+            *(((name,), plates, "asked for") for name, plates in self.request.couple),
+        ):
+            axis = next(a for a in axes if latents[0] in a.latents)
+            gone = tuple(p for p in plates if p in axis.scope)
+            if gone:
+                axes = self._drop(axes, axis, gone, reason)
+        return axes
+
+    def _plates_at(self, dims: Sequence[tuple[str, int]]) -> tuple[str, ...]:
+        found = {p: None for name, dim in dims for p, d in self.graph.latent(name).plates if d == dim}
+        return tuple(found)
+
+    def _strategy_groups(self) -> list[tuple[str, ...]]:
+        latents = [z for z in self.graph.latents if not z.enumerated]
+        if self.request.strategy == "global":
+            return [tuple(z.name for z in latents)] if latents else []
+        if self.request.strategy == "local":
+            outer: dict[str, list[str]] = {}
+            for z in latents:
+                runs = [p for p in z.plate_names if self.sizes[p] > 1]
+                outer.setdefault(runs[0] if runs else "", []).append(z.name)
+            return [tuple(names) for names in outer.values()]
+        return []
+
+    def _join(self, groups: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+        """Merge overlapping groups; every other latent is a group of its own. Model order is kept."""
+        joined: list[set[str]] = []
+        for group in ({n} for n in self.graph.latent_names) if not groups else [*map(set, groups), *({n} for n in self.graph.latent_names)]:
+            mine = set(group)
+            rest = []
+            for other in joined:
+                if other & mine:
+                    mine |= other
+                else:
+                    rest.append(other)
+            joined = [*rest, mine]
+        order = {n: i for i, n in enumerate(self.graph.latent_names)}
+        return sorted((tuple(sorted(g, key=order.__getitem__)) for g in joined), key=lambda g: order[g[0]])
+
+    def _axis(self, names: Sequence[str]) -> Axis:
+        latents = [self.graph.latent(n) for n in names]
+        if len(latents) > 1 and any(z.enumerated for z in latents):
+            which = next(z.name for z in latents if z.enumerated)
+            raise StructureError(
+                f"latent {which!r} is enumerated, so it cannot share an axis with {[n for n in names if n != which]}; "
+                "its axis is its support. Leave it out of the group, or sample it from the guide"
+            )
+        if self.request.strategy == "global" and not latents[0].enumerated:
+            shared: set[str] = set()
+        else:
+            shared = set.intersection(*(set(z.plate_names) for z in latents))
+        scope = tuple(p for p in latents[0].plate_names if p in shared and self.sizes[p] > 1)
+        enumerated = latents[0].support_size
+        counts = {self.request.particles_of(n) for n in names}
+        if enumerated is None and len(counts) > 1:
+            raise StructureError(f"latents {list(names)} share a particle axis but ask for {sorted(counts)} particles; give them one number")
+        size = enumerated if enumerated is not None else counts.pop()
+        return Axis(_axis_name(names), tuple(names), scope, size, enumerated is not None)
+
+    # -- couplings
+
+    def _report(self, axis: Axis, plates: Sequence[str], reason: str) -> None:
+        self.couplings.append(Coupling(axis.name, axis.latents, tuple(plates), reason))
+
+    def _drop(self, axes: Sequence[Axis], axis: Axis, plates: Sequence[str], reason: str) -> list[Axis]:
+        if axis.enumerated:
+            raise StructureError(
+                f"latent {axis.latents[0]!r} is enumerated, but it cannot keep an index of its own over plate "
+                f"{', '.join(map(repr, plates))}: {reason}. Sample it from the guide instead (drop infer={{'enumerate': "
+                "'parallel'}}), or couple the other latents with couple="
+            )
+        self._report(axis, plates, reason)
+        changed = replace(axis, scope=tuple(p for p in axis.scope if p not in plates))
+        return [changed if a is axis else a for a in axes]
+
+    def resolve(self, axes: Sequence[Axis], outputs: Sequence[Output]) -> list[Axis] | None:
+        """Apply the first coupling that the reads demand; None when there is none."""
+        for output in outputs:
+            links: dict[str, tuple[str, str | Link]] = {}
+            for read in output.reads:
+                axis = _axis_of(axes, read.latent)
+                for plate in axis.scope:
+                    how = read.of(plate)
+                    if how == MIXED:
+                        return self._drop(axes, axis, (plate,), f"{output.name} reads several elements of {read.latent} at once")
+                    first, known = links.setdefault(plate, (read.latent, how))
+                    if known != how:
+                        reason = f"{output.name} reads {first} and {read.latent} through different indices into {plate}"
+                        rivals = [_axis_of(axes, first), axis]
+                        return self._drop(axes, min(rivals, key=lambda a: self._loss(a, (plate,))), (plate,), reason)
+            merged = self._merge_if_large(axes, output)
+            if merged is not None:
+                return merged
+        return None
+
+    def _loss(self, axis: Axis, plates: Sequence[str]) -> float:
+        """log of the number of combinations given up by dropping plates from an axis."""
+        if axis.enumerated:
+            return math.inf
+        before = math.prod(self.sizes[p] for p in axis.scope)
+        after = math.prod(self.sizes[p] for p in axis.scope if p not in plates)
+        return (before - after) * math.log(max(axis.size, 2))
+
+    def _merge_if_large(self, axes: Sequence[Axis], output: Output) -> list[Axis] | None:
+        mine = list(dict.fromkeys(_axis_of(axes, n) for n in output.latents))
+        dims = self._kept_dims(output, mine)
+        elements = math.prod(a.size for a in mine) * math.prod(self.sizes[d] for d in dims)
+        if elements <= self.request.max_elements:
+            return None
+        free = [a for a in mine if not a.enumerated]
+        pairs = [(a, b) for i, a in enumerate(free) for b in free[i + 1 :] if a.size == b.size]
+        if not pairs:
+            raise StructureError(
+                f"factor {output.name!r} would have {elements:.3g} entries, over the limit of {self.request.max_elements:.3g}; "
+                "use fewer particles, or raise max_elements"
+            )
+        a, b = min(pairs, key=lambda p: (p[0].scope != p[1].scope, len(p[0].scope), len(p[0].latents) + len(p[1].latents)))
+        return self._merge(axes, a, b, f"{output.name} would have {elements:.3g} entries")
+
+    def _merge(self, axes: Sequence[Axis], a: Axis, b: Axis, reason: str) -> list[Axis]:
+        names = (*a.latents, *b.latents)
+        scope = tuple(p for p in a.scope if p in b.scope)
+        merged = Axis(_axis_name(names), names, scope, a.size)
+        self.couplings = [c for c in self.couplings if c.plates or c.axis not in (a.name, b.name)]
+        self._report(merged, (), reason)
+        return [merged if x is a else x for x in axes if x is not b]
+
+    def _kept_dims(self, output: Output, axes: Sequence[Axis]) -> list[str]:
+        """Plates left after rows that no axis needs have been multiplied out (rows are never all held at once)."""
+        scopes = {p for a in axes for p in a.scope}
+        links = {how.source: how.target for r in output.reads for _, how in r.through if isinstance(how, Link)}
+        return [d if d in scopes else links[d] for d in output.dims if d and (d in scopes or links.get(d) in scopes)]
+
+    def unblock(self, axes: Sequence[Axis], stuck: Stuck) -> list[Axis]:
+        by_name = {a.name: a for a in axes}
+        options = [(by_name[v], tuple(sorted(p))) for v, p in stuck.blocked]
+        axis, plates = min(options, key=lambda o: (self._loss(*o), o[0].name))
+        rivals = ", ".join(dict.fromkeys(n for a, _ in options if a is not axis for n in a.latents))
+        reason = f"its groups cross those of {rivals}" if rivals else "its plates leave no elimination order"
+        return self._drop(axes, axis, plates, reason)
+
+    # -- the plan
+
+    def plan(self, axes: Sequence[Axis], outputs: Sequence[Output]) -> Plan:
+        terms = [output_term(axes, o) for o in outputs]
+        terms += [Term(proposal_name(a), (*a.scope, a.name)) for a in axes]
+        return plan_contraction(
+            terms,
+            {a.name: a.size for a in axes},
+            {a.name: frozenset(a.scope) for a in axes},
+            self.sizes,
+            scales={p.name: p.scale for p in self.graph.plates},
+            exact=frozenset(a.name for a in axes if a.enumerated),
+            nest=self._nest,
+        )
+
+    def _nest(self, inner: Any, outer: Any, plate: str) -> Any:
+        return self.structure.nest(inner, outer, self.sizes[plate])
+
+
+def _axis_name(latents: Sequence[str]) -> str:
+    """Brackets keep axis names apart from plate names, which may equal a latent's."""
+    return f"K[{'+'.join(latents)}]"
+
+
+def proposal_name(axis: Axis) -> str:
+    """The term that holds minus the log proposal density of an axis."""
+    return f"proposal:{axis.name}"
+
+
+def output_term(axes: Sequence[Axis], output: Output) -> Term:
+    """The contraction term of an output: its plates, then the particle axes it depends on."""
+    mine = list(dict.fromkeys(_axis_of(axes, n) for n in output.latents))
+    links = []
+    for read in output.reads:
+        for plate in _axis_of(axes, read.latent).scope:
+            how = read.of(plate)
+            if isinstance(how, Link):
+                links.append(PlateLink(how.source, how.target, how.key))
+    return Term(output.name, (*(d for d in output.dims if d), *(a.name for a in mine)), tuple(dict.fromkeys(links)))
+
+
+def _axis_of(axes: Sequence[Axis], latent: str) -> Axis:
+    return next(a for a in axes if latent in a.latents)

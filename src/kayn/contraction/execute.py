@@ -1,0 +1,173 @@
+"""Run a plan: forward for the log evidence, and back along it for draws and for the best combination."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kayn.contraction.kernels import expand, log_sum_exp, segment_sum
+from kayn.contraction.plan import Combine, LinkKey, Plan, Product
+
+Index = Callable[[LinkKey], Any]
+"""Looks up the index vector of a link."""
+
+
+Slots = Mapping[int, Any]
+"""Arrays by slot of the plan: terms, or what `settled` steps made of them."""
+
+
+def settled_slot(plan: Plan, term: int) -> tuple[tuple[Product, ...], int]:
+    """The plate products that a term goes through before it meets another, and the slot they end in.
+
+    A caller may apply them itself, part by part, so that the rows of a large factor are never all held at once.
+    """
+    steps: list[Product] = []
+    slot = term
+    for step in plan.steps:
+        if isinstance(step, Product) and step.source == slot:
+            steps.append(step)
+            slot = step.out
+    return tuple(steps), slot
+
+
+def apply_products(plan: Plan, steps: Sequence[Product], array: Any, index: Index, without: Sequence[str] = ()) -> Any:
+    """Apply plate products to an array whose axes are those of the first step's source, less `without`."""
+    for step in steps:
+        axes = [a for a in plan.axes[step.source] if a not in without]
+        array = _product(plan, step, array, axes, index)
+    return array
+
+
+def log_contract(plan: Plan, arrays: Slots, index: Index) -> Any:
+    """`log mean_k prod exp(terms)`: a scalar, differentiable in the arrays.
+
+    Args:
+        arrays: log factors by slot, one for every term of the plan (axes in the term's order) or for its settled slot.
+        index: index vectors of the plan's links.
+    """
+    return _total(plan, _forward(plan, arrays, index, _sum_rule))
+
+
+def draw(plan: Plan, arrays: Slots, index: Index, rng_keys: Any) -> dict[str, Any]:
+    """Exact joint draws of all particle indices.
+
+    The forward pass is shared; for every key the plan is then walked backwards, drawing each eliminated variable from
+    its conditional given those drawn already (Bowyer, Heap & Aitchison, UAI 2024, section on sampling).
+
+    Returns:
+        For every variable, int [num draws, *scope plates] in the order of `plan.scope`.
+    """
+    slots = _forward(plan, arrays, index, _sum_rule)
+
+    def one(key: Any) -> dict[str, Any]:
+        def pick(logits: Any, position: int) -> Any:
+            return jax.random.categorical(jax.random.fold_in(key, position), logits)
+
+        return _walk_back(plan, slots, index, pick)
+
+    return jax.vmap(one)(rng_keys)
+
+
+def best(plan: Plan, arrays: Slots, index: Index) -> dict[str, Any]:
+    """The combination of particles with the largest weight: int [*scope plates] for every variable."""
+    slots = _forward(plan, arrays, index, _max_rule)
+    return _walk_back(plan, slots, index, lambda logits, position: jnp.argmax(logits, -1))
+
+
+def _sum_rule(left: Any, right: Any, count: int) -> Any:
+    return log_sum_exp(left, right, count)
+
+
+def _max_rule(left: Any, right: Any, count: int) -> Any:
+    total = left + right
+    return jnp.max(total, tuple(range(total.ndim - count, total.ndim)))
+
+
+def _forward(plan: Plan, arrays: Slots, index: Index, rule: Callable) -> dict[int, Any]:
+    slots = dict(arrays)
+    for step in plan.steps:
+        if step.out in slots:
+            continue
+        if isinstance(step, Combine):
+            slots[step.out] = _combine(plan, step, slots, rule)
+        elif step.source in slots:
+            slots[step.out] = _product(plan, step, slots[step.source], plan.axes[step.source], index)
+    return slots
+
+
+def _total(plan: Plan, slots: Slots) -> Any:
+    total = slots[plan.results[0]]
+    for slot in plan.results[1:]:
+        total = total + slots[slot]
+    return total
+
+
+def _combine(plan: Plan, step: Combine, slots: Slots, rule: Callable) -> Any:
+    order = plan.joint_axes(step)
+    left = expand(slots[step.left], plan.axes[step.left], order)
+    right = jnp.zeros((1,) * len(order), left.dtype)
+    if step.right is not None:
+        right = expand(slots[step.right], plan.axes[step.right], order)
+    if not step.eliminated:
+        return left + right
+    return rule(left, right, len(step.eliminated)) - step.norm
+
+
+def _product(plan: Plan, step: Product, array: Any, axes: Sequence[str], index: Index) -> Any:
+    position = axes.index(step.plate)
+    if step.links:
+        rows = jnp.moveaxis(array, position, 0)
+        array = segment_sum(rows, [index(link.key) for link in step.links], [plan.size[link.target] for link in step.links])
+    else:
+        array = jnp.sum(array, position)
+    return array if step.scale == 1.0 else array * step.scale
+
+
+def _walk_back(plan: Plan, slots: Slots, index: Index, pick: Callable[[Any, int], Any]) -> dict[str, Any]:
+    chosen: dict[str, Any] = {}
+    for position in reversed(range(len(plan.steps))):
+        step = plan.steps[position]
+        if not isinstance(step, Combine) or not step.eliminated:
+            continue
+        dims = [a for a in plan.axes[step.out] if a not in plan.scope]
+        logits = _slice(plan, step, step.left, slots, chosen, dims, index)
+        if step.right is not None:
+            logits = logits + _slice(plan, step, step.right, slots, chosen, dims, index)
+        counts = [plan.size[v] for v in step.eliminated]
+        flat = pick(logits.reshape((*logits.shape[: len(dims)], -1)), position)
+        for variable, found in zip(step.eliminated, jnp.unravel_index(flat, counts), strict=True):
+            scope = plan.scope[variable]
+            chosen[variable] = jnp.transpose(found, [dims.index(p) for p in scope])
+    return chosen
+
+
+def _slice(
+    plan: Plan, step: Combine, slot: int, slots: Slots, chosen: Mapping[str, Any], dims: Sequence[str], index: Index
+) -> Any:
+    """One operand at the indices already chosen: an array over `dims`, then the eliminated variables."""
+    rank = len(dims) + len(step.eliminated)
+    grid = {a: _along(plan.size[a], i, rank) for i, a in enumerate((*dims, *step.eliminated))}
+    links = {(link.source, link.target): link.key for link in plan.links[step.out]}
+
+    def at(axis: str) -> Any:
+        if axis in grid:
+            return grid[axis]
+        where = []
+        for plate in plan.scope[axis]:
+            if plate in grid:
+                where.append(grid[plate])
+            else:
+                source = next(d for d in dims if (d, plate) in links)
+                where.append(index(links[source, plate])[grid[source]])
+        return chosen[axis][tuple(where)] if where else chosen[axis]
+
+    picked = slots[slot][tuple(at(a) for a in plan.axes[slot])]
+    shape = [*(plan.size[d] for d in dims), *(plan.size[v] for v in step.eliminated)]
+    return jnp.broadcast_to(picked, shape)
+
+
+def _along(size: int, position: int, rank: int) -> Any:
+    return jnp.arange(size).reshape([-1 if d == position else 1 for d in range(rank)])

@@ -1,0 +1,72 @@
+"""Numerically safe pieces of the contraction: log-sum over axes with an exact softmax gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def expand(array: Any, axes: Sequence[str], order: Sequence[str]) -> Any:
+    """Transpose and insert dimensions of size one, so that `array` broadcasts over `order`."""
+    present = [a for a in order if a in axes]
+    array = jnp.transpose(array, [axes.index(a) for a in present])
+    return array.reshape([array.shape[present.index(a)] if a in axes else 1 for a in order])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def log_sum_exp(left: Any, right: Any, count: int) -> Any:
+    """`log sum exp(left + right)` over the last `count` dimensions.
+
+    `left` and `right` broadcast against each other. Exact for log weights that span thousands of nats; a sum of nothing
+    but -inf is -inf, with zero gradient.
+    """
+    return _log_sum_exp(left, right, count)
+
+
+def _log_sum_exp(left: Any, right: Any, count: int) -> Any:
+    total = left + right
+    axes = tuple(range(total.ndim - count, total.ndim))
+    top = jnp.max(total, axes, keepdims=True)
+    safe = jnp.where(jnp.isfinite(top), top, 0.0)
+    summed = jnp.sum(jnp.exp(total - safe), axes)
+    top = jnp.squeeze(safe, axes)
+    return jnp.where(summed > 0, jnp.log(jnp.where(summed > 0, summed, 1.0)) + top, -jnp.inf)
+
+
+def _forward(left: Any, right: Any, count: int) -> tuple[Any, tuple[Any, Any, Any]]:
+    out = _log_sum_exp(left, right, count)
+    return out, (left, right, out)
+
+
+def _backward(count: int, saved: tuple[Any, Any, Any], cotangent: Any) -> tuple[Any, Any]:
+    left, right, out = saved
+    shape = out.shape + (1,) * count
+    alive = jnp.isfinite(out)
+    shift = jnp.where(alive, out, 0.0).reshape(shape)
+    cotangent = jnp.where(alive, cotangent, 0.0).reshape(shape)
+    share = jnp.exp(left + right - shift) * cotangent
+    return _unbroadcast(share, left.shape), _unbroadcast(share, right.shape)
+
+
+def _unbroadcast(array: Any, shape: Sequence[int]) -> Any:
+    axes = tuple(d for d in range(array.ndim) if shape[d] == 1 and array.shape[d] != 1)
+    return jnp.sum(array, axes, keepdims=True) if axes else array
+
+
+log_sum_exp.defvjp(_forward, _backward)
+
+
+def segment_sum(array: Any, indices: Sequence[Any], sizes: Sequence[int]) -> Any:
+    """Sum the leading dimension into a grid of groups: `[rows, ...] -> [*sizes, ...]`, empty groups are zero."""
+    flat = indices[0]
+    for index, size in zip(indices[1:], sizes[1:], strict=True):
+        flat = flat * size + index
+    total = 1
+    for size in sizes:
+        total *= size
+    out = jnp.zeros((total, *array.shape[1:]), array.dtype).at[flat].add(array)
+    return out.reshape((*sizes, *array.shape[1:]))

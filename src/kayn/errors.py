@@ -1,0 +1,37 @@
+"""Exceptions and warnings. Every message names the site, plate or argument, what was expected, and the remedy."""
+
+
+class KaynError(ValueError):
+    """Base class of everything kayn raises on purpose."""
+
+
+class ModelError(KaynError):
+    """The model cannot be used as it is written."""
+
+
+class GuideError(KaynError):
+    """The guide does not match the model, or cannot be weighted."""
+
+
+class DataError(KaynError):
+    """Observed values are NaN, infinite, outside the support, or index out of range."""
+
+
+class StructureError(KaynError):
+    """The factor graph cannot be contracted under the requested particle axes."""
+
+
+class QueryError(KaynError):
+    """A posterior was asked for something it does not hold."""
+
+
+class KaynWarning(UserWarning):
+    """Base class of kayn's warnings."""
+
+
+class PoorFitWarning(KaynWarning):
+    """Effective sample size or Pareto k-hat says that an estimate should not be trusted."""
+
+
+class StructureWarning(KaynWarning):
+    """A valid but slower or less accurate route was taken."""

@@ -1,0 +1,207 @@
+"""The log-evidence estimate of a model under a guide: where the factor graph and the contraction meet.
+
+`Problem` is what is known before any number: traced programs, structure, particle axes, plan. The functions below are
+pure in (numbers, key, parameters) and may be jitted, differentiated and vmapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kayn import factors, particles
+from kayn.axes import Layout, Request, choose_layout, proposal_name
+from kayn.contraction.execute import Index, log_contract, settled_slot
+from kayn.errors import GuideError
+from kayn.graph.discover import Structure, discover
+from kayn.graph.nodes import evaluate
+from kayn.graph.trace import VALUE, Program, inspect_sites, trace_program
+from kayn.graph.types import Graph, Kind
+from kayn.particles import DENOMINATORS, GuideProgram
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A model, a guide and the particle axes that were chosen for them. Holds no particles."""
+
+    model: Program
+    guide: GuideProgram
+    structure: Structure
+    layout: Layout
+    denominator: str = "mixture"
+
+    @property
+    def graph(self) -> Graph:
+        return self.structure.graph
+
+    @property
+    def num_runs(self) -> int:
+        """How often the guide runs: the largest K."""
+        return max((a.size for a in self.layout.axes if not a.enumerated), default=1)
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """The arrays that the traced programs close over; pass them as arguments into compiled functions."""
+        return {
+            "model": self.model.consts,
+            "density": self.guide.density.consts,
+            "sampler": self.guide.sampler_consts,
+        }
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One set of particles.
+
+    Attributes:
+        values: [K, *shape] for every latent of the model.
+        runs: [runs, *shape] for every guide site, auxiliary ones included.
+        subsample: indices of subsampled plates.
+    """
+
+    values: dict[str, Any]
+    runs: dict[str, Any]
+    subsample: dict[str, Any]
+
+
+jax.tree_util.register_dataclass(Draws, ["values", "runs", "subsample"], [])
+
+
+def build_problem(
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: Mapping,
+    params: Any,
+    request: Request,
+    denominator: str = "mixture",
+    queries: Sequence[str] = (),
+) -> Problem:
+    """Trace model and guide, find the structure, choose axes and plan.
+
+    Args:
+        params: values (or tracers) of `numpyro.param` sites in model and guide.
+        queries: names of deterministic sites whose joint marginals are wanted.
+    """
+    if denominator not in DENOMINATORS:
+        raise GuideError(f"denominator {denominator!r} is unknown; use one of {', '.join(map(repr, DENOMINATORS))}")
+    params = dict(params or {})
+    sites = inspect_sites(model, args, kwargs, params)
+    traced_guide = particles.trace_guide(guide, args, kwargs, params, sites)
+    # a latent that the guide draws is sampled, even if the model would allow to sum it out
+    drawn = set(traced_guide.names)
+    sites = {n: replace(s, enumerate=False, support_size=None) if n in drawn else s for n, s in sites.items()}
+    traced = trace_program(model, args, kwargs, params, sites)
+    known = [*traced.consts, *([None] * len(traced.inputs)), *jax.tree.leaves(params), *([None] * len(traced.subsamples))]
+    structure = discover(traced, known)
+    layout = choose_layout(structure, request, traced_guide.constraints, queries)
+    return Problem(traced, traced_guide, structure, layout, denominator)
+
+
+def model_inputs(problem: Problem, numbers: Mapping, params: Any, subsample: Mapping) -> list[Any]:
+    """Constants and inputs of the model's jaxpr, None in the places of latents."""
+    return [*numbers["model"], *problem.model.leaves({}, dict(params or {}), subsample)]
+
+
+def guide_inputs(problem: Problem, numbers: Mapping, params: Any, subsample: Mapping) -> list[Any]:
+    return [*numbers["density"], *problem.guide.density.leaves({}, dict(params or {}), subsample)]
+
+
+def link_index(problem: Problem, inputs: Sequence[Any]) -> Index:
+    """Looks up index vectors of links, computing each once."""
+    memo: dict[int, Any] = {}
+    return lambda key: evaluate(problem.structure.links[key], inputs, memo)
+
+
+def draw_particles(problem: Problem, numbers: Mapping, key: Any, params: Any) -> Draws:
+    """Run the guide and take the particles of every axis."""
+    key, subsample_key = jax.random.split(key)
+    subsample = _draw_subsample(problem, subsample_key)
+    params = dict(params or {})
+    runs = particles.draw_runs(problem.guide, numbers["sampler"], key, problem.num_runs, params, subsample)
+    return draws_from_runs(problem, numbers, params, runs, subsample)
+
+
+def draws_from_runs(problem: Problem, numbers: Mapping, params: Any, runs: dict[str, Any], subsample: dict[str, Any]) -> Draws:
+    inputs = model_inputs(problem, numbers, params, subsample)
+    enumerated = [n for a in problem.layout.axes if a.enumerated for n in a.latents]
+    supports = particles.supports(problem.model, enumerated, inputs)
+    return Draws(particles.axis_particles(problem.layout, runs, supports), runs, subsample)
+
+
+def _draw_subsample(problem: Problem, key: Any) -> dict[str, Any]:
+    plates = {n: problem.model.sites[n] for n in problem.model.subsamples}
+    plates |= {n: problem.guide.density.sites[n] for n in problem.guide.density.subsamples}
+    keys = jax.random.split(key, max(len(plates), 1))
+    return {
+        n: jax.random.choice(k, s.batch_shape[0], s.shape, replace=False).astype(jnp.int32)
+        for k, (n, s) in zip(keys, sorted(plates.items()), strict=False)
+    }
+
+
+def proposal_terms(problem: Problem, numbers: Mapping, draws: Draws, params: Any) -> dict[str, Any]:
+    """Minus the log density that the particles of every axis are divided by: [*scope, K]; zero for enumerated axes."""
+    inputs = guide_inputs(problem, numbers, params, draws.subsample)
+    masks = particles.latent_masks(problem.model, model_inputs(problem, numbers, params, draws.subsample))
+    plan = problem.layout.plan
+    out = {}
+    for axis in problem.layout.axes:
+        if axis.enumerated:
+            out[proposal_name(axis)] = jnp.zeros([*(plan.size[p] for p in axis.scope), axis.size], _float_dtype())
+        else:
+            out[proposal_name(axis)] = -particles.log_density(
+                problem.guide, problem.graph, axis, draws.runs, inputs, masks, problem.denominator
+            )
+    return out
+
+
+def model_slots(problem: Problem, numbers: Mapping, draws: Draws, params: Any) -> dict[int, Any]:
+    """Log factors of the model by slot of the plan, rows already multiplied out; queries are zero."""
+    inputs = model_inputs(problem, numbers, params, draws.subsample)
+    index = link_index(problem, inputs)
+    plan, layout = problem.layout.plan, problem.layout
+    slots = {}
+    for slot, term in enumerate(plan.terms):
+        if term.name.startswith("proposal:"):
+            continue
+        output = problem.graph.output(term.name)
+        if output.kind is Kind.VALUE:
+            slots[slot] = jnp.zeros([plan.size[a] for a in term.axes], _float_dtype())
+            continue
+        axes = [a for name in term.axes for a in layout.axes if a.name == name]
+        steps, settled = settled_slot(plan, slot)
+        slots[settled] = factors.evaluate_reduced(
+            problem.model, term.name, output, axes, draws.values, inputs, plan, steps, index
+        )
+    return slots
+
+
+def weigh(problem: Problem, numbers: Mapping, draws: Draws, params: Any) -> dict[int, Any]:
+    """All log factors by slot of the plan: the model's, and minus the proposal's."""
+    return model_slots(problem, numbers, draws, params) | proposal_slots(
+        problem, proposal_terms(problem, numbers, draws, params)
+    )
+
+
+def proposal_slots(problem: Problem, terms: Mapping[str, Any]) -> dict[int, Any]:
+    names = [t.name for t in problem.layout.plan.terms]
+    return {names.index(name): array for name, array in terms.items()}
+
+
+def log_evidence(problem: Problem, numbers: Mapping, slots: Mapping[int, Any], params: Any, subsample: Mapping) -> Any:
+    """log Z: the log of the average weight over all particle combinations. A scalar, in nats."""
+    index = link_index(problem, model_inputs(problem, numbers, params, subsample))
+    return log_contract(problem.layout.plan, slots, index)
+
+
+def value_output(name: str) -> str:
+    """The traced output that holds a deterministic site."""
+    return VALUE + name
+
+
+def _float_dtype() -> Any:
+    return jnp.zeros(()).dtype

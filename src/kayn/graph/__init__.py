@@ -1,0 +1,1 @@
+"""Structure discovery: from a NumPyro program to a factor graph."""

@@ -1,0 +1,98 @@
+"""Walk a program's jaxpr and find which plate elements of which latents every output reads.
+
+A conservative abstract interpretation: what does not depend on latents stays an expression (`Node`), what does carries
+an annotation (`kayn.graph.rules`). Nothing is computed, except index vectors that are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from kayn.graph.nodes import Node, Nodes
+from kayn.graph.slices import equation_as_function
+from kayn.graph.rules import RULES, Aligned, Annotation, Operands, mixed
+from kayn.graph.trace import Program
+from kayn.graph.types import Latent
+
+Abstract = Annotation | Node
+CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+LOOPS = frozenset({"scan", "while", "cond"})
+
+
+def read_program(program: Program, latents: Sequence[Latent], known: Sequence[Any]) -> tuple[dict[str, Abstract], Nodes]:
+    """What every output of the program is: an annotation if it depends on a latent, else an expression.
+
+    Args:
+        program: the traced program.
+        latents: those inputs that are latent, with their plates.
+        known: values of the jaxpr's constants and inputs in order, None or tracers where unknown.
+    """
+    nodes = Nodes(known)
+    by_name = {z.name: z for z in latents}
+    inputs: list[Abstract] = [nodes.leaf(i) for i in range(len(program.consts))]
+    for position in range(len(program.jaxpr.invars)):
+        name = program.inputs[position] if position < len(program.inputs) else None
+        if name in by_name:
+            inputs.append(source(by_name[name]))
+        else:
+            inputs.append(nodes.leaf(len(program.consts) + position))
+    outputs = _walk(program.jaxpr, inputs, nodes)
+    return dict(zip(program.outputs, outputs, strict=True)), nodes
+
+
+def source(latent: Latent) -> Annotation:
+    """The annotation of the latent's own value."""
+    return {(latent.name, ""): None} | {(latent.name, p): Aligned(dim, None) for p, dim in latent.plates}
+
+
+def _walk(jaxpr: Jaxpr, inputs: Sequence[Abstract], nodes: Nodes) -> list[Abstract]:
+    env: dict[Any, Abstract] = dict(zip((*jaxpr.constvars, *jaxpr.invars), inputs, strict=True))
+
+    def read(atom: Any) -> Abstract:
+        return nodes.constant(atom.val) if isinstance(atom, Literal) else env[atom]
+
+    for eqn in jaxpr.eqns:
+        env.update(zip(eqn.outvars, _equation(eqn, [read(v) for v in eqn.invars], nodes), strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _equation(eqn: JaxprEqn, inputs: list[Abstract], nodes: Nodes) -> list[Abstract]:
+    name = eqn.primitive.name
+    inner = None if name in LOOPS else next((eqn.params[p] for p in CALLS if p in eqn.params), None)
+    if isinstance(inner, ClosedJaxpr):
+        return _walk(inner.jaxpr, [*(_hidden(nodes, c) for c in inner.consts), *inputs], nodes)
+    if isinstance(inner, Jaxpr) and not inner.constvars:
+        return _walk(inner, inputs, nodes)
+    if all(isinstance(i, Node) for i in inputs):
+        return [_apply(eqn, inputs, nodes, output) for output in range(len(eqn.outvars))]  # type: ignore[arg-type]
+
+    annotations = [{} if isinstance(i, Node) else i for i in inputs]
+    rule = RULES.get(name)
+    out: list[Abstract] = []
+    for variable in eqn.outvars:
+        operands = Operands(
+            nodes,
+            annotations,
+            [i if isinstance(i, Node) else None for i in inputs],
+            [v.aval.shape for v in eqn.invars],
+            variable.aval.shape,
+        )
+        out.append(mixed(annotations) if rule is None else rule(operands, eqn.params))
+    return out
+
+
+def _apply(eqn: JaxprEqn, inputs: Sequence[Node], nodes: Nodes, output: int) -> Node:
+    operation = f"{eqn.primitive.name}({_describe(eqn.params)}){[v.aval.dtype for v in eqn.outvars]}"
+    return nodes.apply(operation, equation_as_function(eqn), inputs, output)
+
+
+def _describe(params: Mapping[str, Any]) -> str:
+    """Parameters as text; two equations with the same text compute the same thing (jaxprs are told apart by identity)."""
+    return ",".join(f"{k}={id(v) if isinstance(v, Jaxpr | ClosedJaxpr) or callable(v) else v}" for k, v in sorted(params.items()))
+
+
+def _hidden(nodes: Nodes, value: Any) -> Node:
+    return nodes.apply(f"const{id(value)}", lambda: value, ())

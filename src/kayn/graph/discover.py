@@ -1,0 +1,217 @@
+"""From a traced model to its factor graph: plates, latents, factors, and the links between plates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from kayn.errors import DataError, ModelError
+from kayn.graph.dependence import read_program
+from kayn.graph.nodes import Node, Nodes, evaluate, nested_through
+from kayn.graph.rules import Aligned
+from kayn.graph.trace import DATA, MASK, SUPPORT, VALUE, Program, Site
+from kayn.graph.types import MIXED, Graph, Kind, Latent, Link, Output, Plate, Read
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """A graph together with the expressions that compute its links' index vectors."""
+
+    graph: Graph
+    nodes: Nodes
+    links: list[Node]
+
+    def index(self, key: int, inputs: Sequence[Any], memo: dict[int, Any]) -> Any:
+        """The index vector of link `key`: int [source plate size], values in the target plate."""
+        return evaluate(self.links[key], inputs, memo)
+
+    def nest(self, inner: int, outer: int, inner_size: int) -> int | None:
+        """The key of the link from elements of one group plate to another, if the former are nested in the latter.
+
+        Args:
+            inner: key of the link from rows to the finer groups, of which there are `inner_size`.
+            outer: key of the link from the same rows to the coarser groups.
+        """
+        node = nested_through(self.nodes, self.links[inner], self.links[outer], inner_size)
+        if node is None:
+            return None
+        if node not in self.links:
+            self.links.append(node)
+        return self.links.index(node)
+
+
+def discover(program: Program, known: Sequence[Any], extra: Mapping[str, Kind] | None = None) -> Structure:
+    """Find the structure of a traced model.
+
+    Args:
+        known: values of the jaxpr's constants and inputs (None or tracers where unknown).
+        extra: outputs other than sites (queries), with their kind.
+
+    Raises:
+        DataError: observed values are NaN, infinite or outside the support, or an index is out of range.
+        ModelError: the program has no latent.
+    """
+    plates = {
+        n: Plate(n, s.shape[0], s.batch_shape[0]) for n, s in program.sites.items() if s.kind == "plate"
+    }
+    latents = [_latent(s, plates) for s in program.sites.values() if s.kind == "sample" and not s.observed]
+    if not latents:
+        raise ModelError("the model has no latent sample site, so there is nothing to infer; check that obs= is not given everywhere")
+    found, nodes = read_program(program, latents, known)
+    _check_data(program, found, nodes)
+
+    builder = _Builder(plates, nodes, {z.name: z for z in latents})
+    for name, annotation in found.items():
+        builder.add(name, annotation, program, (extra or {}).get(name))
+    outputs = tuple(builder.finish())
+    rename = builder.rename
+    kept = {rename(p): plates[rename(p)] for p in plates}
+    priors = {o.name: o.latents for o in outputs if o.kind is Kind.PRIOR}
+    renamed = tuple(
+        replace(
+            z,
+            plates=tuple((rename(p), d) for p, d in z.plates),
+            parents=tuple(p for p in priors.get(z.name, ()) if p != z.name),
+        )
+        for z in latents
+    )
+    return Structure(Graph(tuple(kept.values()), renamed, outputs), nodes, builder.links)
+
+
+def _latent(site: Site, plates: dict[str, Plate]) -> Latent:
+    declared = {len(site.batch_shape) + dim: name for name, dim, _ in site.frames}
+    runs: list[tuple[str, int]] = []
+    for dim, size in enumerate(site.batch_shape):
+        name = declared.get(dim)
+        if name is None and size > 1:
+            name = f"{site.name}_dim_{dim}"
+            plates[name] = Plate(name, size, size, implicit=True)
+        if name is not None:
+            runs.append((name, dim))
+    return Latent(
+        site.name, site.shape, site.dtype, len(site.batch_shape), tuple(runs), site.discrete, site.support_size
+    )
+
+
+class _Builder:
+    """Names the dimensions of every output and turns annotations into reads, in two passes.
+
+    The first pass collects, and identifies implicit plates that run in step with another plate; the second names.
+    """
+
+    def __init__(self, plates: dict[str, Plate], nodes: Nodes, latents: Mapping[str, Latent]):
+        self.plates, self.nodes, self.latents = plates, nodes, latents
+        self.same: dict[str, str] = {}
+        self.pending: list[tuple[str, Kind, list[str], Mapping]] = []
+        self.links: list[Node] = []
+
+    def rename(self, plate: str) -> str:
+        while plate in self.same:
+            plate = self.same[plate]
+        return plate
+
+    def add(self, name: str, annotation: Any, program: Program, kind: Kind | None) -> None:
+        if name.startswith((DATA, MASK, SUPPORT)):
+            return
+        site = program.sites.get(name.removeprefix(VALUE))
+        if kind is None:
+            assert site is not None
+            kind = Kind.VALUE if site.kind == "deterministic" else Kind.LIKELIHOOD if site.observed else Kind.PRIOR
+        position = program.outputs.index(name)
+        shape = program.jaxpr.outvars[position].aval.shape
+        if isinstance(annotation, Node):
+            annotation = {}
+        name = name.removeprefix(VALUE)
+        declared = {len(shape) + dim: p for p, dim, _ in site.frames} if site is not None else {}
+        dims = [self._dim(name, kind, d, size, declared.get(d), annotation) for d, size in enumerate(shape)]
+        self.pending.append((name, kind, dims, annotation))
+
+    def _dim(self, name: str, kind: Kind, dim: int, size: int, declared: str | None, annotation: Mapping) -> str:
+        declared = declared if declared is not None and self.plates[declared].size == size else None
+        aligned = [k[1] for k, v in annotation.items() if isinstance(v, Aligned) and v.dim == dim and v.link is None]
+        if kind is Kind.VALUE:
+            if aligned or declared:
+                return aligned[0] if aligned else declared  # type: ignore[return-value]
+        elif declared is not None:
+            for plate in aligned:
+                self._unify(declared, plate)
+            return declared
+        elif size == 1:
+            return ""
+        elif aligned:
+            for plate in aligned[1:]:
+                self._unify(aligned[0], plate)
+            return aligned[0]
+        own = f"{name}_dim_{dim}"
+        self.plates.setdefault(own, Plate(own, size, size, implicit=True))
+        return own
+
+    def _unify(self, first: str, second: str) -> None:
+        first, second = self.rename(first), self.rename(second)
+        a, b = self.plates[first], self.plates[second]
+        if first != second and a.size == b.size and (b.implicit or a.implicit):
+            keep, drop = (first, second) if b.implicit else (second, first)
+            self.same[drop] = keep
+
+    def finish(self) -> list[Output]:
+        return [
+            Output(name, kind, tuple(self.rename(d) for d in dims), self._reads(dims, annotation))
+            for name, kind, dims, annotation in self.pending
+        ]
+
+    def _reads(self, dims: Sequence[str], annotation: Mapping) -> tuple[Read, ...]:
+        names = list(dict.fromkeys(latent for latent, _ in annotation))
+        return tuple(
+            Read(
+                name,
+                tuple(
+                    (self.rename(plate), self._through(dims, plate, annotation.get((name, plate), MIXED)))
+                    for plate, _ in self.latents[name].plates
+                ),
+            )
+            for name in names
+        )
+
+    def _through(self, dims: Sequence[str], plate: str, value: Any) -> str | Link:
+        if value is MIXED or not dims[value.dim]:
+            return MIXED
+        source, target = self.rename(dims[value.dim]), self.rename(plate)
+        node = value.link
+        if node is None:
+            if source == target:
+                return target
+            node = self.nodes.constant(np.arange(self.plates[target].size, dtype=np.int32))
+        elif source == target:
+            index = self.nodes.concrete(node)
+            identity = index is not None and np.array_equal(index, np.arange(self.plates[target].size))
+            return target if identity else MIXED
+        if node not in self.links:
+            self.links.append(node)
+        return Link(source, target, self.links.index(node))
+
+
+def _check_data(program: Program, found: Mapping[str, Any], nodes: Nodes) -> None:
+    for name, site in program.sites.items():
+        node = found.get(DATA + name)
+        if not isinstance(node, Node):
+            continue
+        value = nodes.concrete(node)
+        if value is None or not np.issubdtype(value.dtype, np.inexact):
+            continue
+        bad = ~np.isfinite(value)
+        mask = found.get(MASK + name)
+        if isinstance(mask, Node):
+            shown = nodes.concrete(mask)
+            if shown is None:
+                continue
+            bad &= shown.reshape(shown.shape + (1,) * (bad.ndim - shown.ndim)).astype(bool)
+        if bad.any():
+            where = tuple(int(i) for i in np.argwhere(bad)[0])
+            raise DataError(
+                f"observed site {name!r} has {int(bad.sum())} NaN or infinite values of {bad.size}, the first at index "
+                f"{where}. Drop these rows, or mark them missing: numpyro.handlers.mask(mask=jnp.isfinite(y)) to ignore "
+                "them, or obs_mask= in numpyro.sample to impute them"
+            )

@@ -1,0 +1,133 @@
+"""Values that do not depend on any latent, kept as hash-consed expressions.
+
+Ragged links are index vectors such as `county` in `alpha[county]`. They are remembered as the expression that
+computes them from the program's constants and inputs, so that the same link works for concrete data, for data that
+are arguments of an enclosing `jax.jit`, and for minibatches. Equal expressions are one object, so two reads through
+the same index are recognised even when its numbers are unknown at trace time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One expression. `leaf` is its position among the program's inputs, if it is one."""
+
+    compute: Callable[..., Any] | None
+    inputs: tuple[Node, ...]
+    operation: str
+    output: int = 0
+    leaf: int | None = None
+    literal: Any = None
+
+
+@dataclass
+class Nodes:
+    """The table of expressions of one program, and the concrete values of its inputs where they are known."""
+
+    known: Sequence[Any]
+    table: dict[Any, Node] = field(default_factory=dict)
+    _values: dict[int, Any] = field(default_factory=dict)
+
+    def leaf(self, position: int) -> Node:
+        """An input; concrete integer inputs with equal contents are the same leaf."""
+        value = self.known[position]
+        key: Any = ("leaf", position)
+        if is_concrete(value) and np.issubdtype(np.dtype(value.dtype), np.integer):
+            array = np.asarray(value)
+            key = ("content", array.shape, str(array.dtype), array.tobytes())
+        if key not in self.table:
+            self.table[key] = Node(None, (), "input", leaf=position)
+        return self.table[key]
+
+    def constant(self, value: Any) -> Node:
+        array = np.asarray(value)
+        key = ("literal", array.shape, str(array.dtype), array.tobytes())
+        if key not in self.table:
+            self.table[key] = Node(None, (), "literal", literal=array)
+        return self.table[key]
+
+    def apply(self, operation: str, compute: Callable[..., Any], inputs: Sequence[Node], output: int = 0) -> Node:
+        key = (operation, output, tuple(id(n) for n in inputs))
+        if key not in self.table:
+            self.table[key] = Node(compute, tuple(inputs), operation, output)
+        return self.table[key]
+
+    def canonical(self, node: Node) -> Node:
+        """The first node seen with the same numbers, where these are known (indices are computed in many equal ways)."""
+        value = self.concrete(node)
+        if value is None:
+            return node
+        return self.table.setdefault(("canonical", value.shape, value.astype(np.int64).tobytes()), node)
+
+    def concrete(self, node: Node) -> np.ndarray | None:
+        """The value as NumPy array, or None when it depends on a traced input."""
+        if any(not is_concrete(self.known[i]) for i in _leaves(node, {})):
+            return None
+        with jax.ensure_compile_time_eval():
+            return np.asarray(evaluate(node, self.known, self._values))
+
+
+def evaluate(node: Node, inputs: Sequence[Any], memo: dict[int, Any] | None = None) -> Any:
+    """Compute an expression from the values of the program's inputs."""
+    memo = {} if memo is None else memo
+    if node.leaf is not None:
+        return inputs[node.leaf]
+    if node.literal is not None:
+        return node.literal
+    if id(node) not in memo:
+        assert node.compute is not None
+        value = node.compute(*(evaluate(n, inputs, memo) for n in node.inputs))
+        memo[id(node)] = value[node.output] if isinstance(value, list | tuple) else value
+    return memo[id(node)]
+
+
+def take(nodes: Nodes, link: Node, index: Node) -> Node:
+    """The composed link `link[index]`."""
+    return nodes.apply("take", lambda a, i: jnp.asarray(a)[i], (link, index))
+
+
+def derive(nodes: Nodes, to_inner: Node, to_outer: Node, inner_size: int) -> Node:
+    """The map inner -> outer of nested plates, from the maps rows -> inner and rows -> outer.
+
+    Inner elements that no row mentions map to 0, which is harmless: nothing was summed into them.
+    """
+
+    def compute(inner: Any, outer: Any) -> Any:
+        return jnp.zeros(inner_size, jnp.int32).at[inner].set(jnp.asarray(outer, jnp.int32))
+
+    return nodes.apply(f"derive{inner_size}", compute, (to_inner, to_outer))
+
+
+def nested_through(nodes: Nodes, to_inner: Node, to_outer: Node, inner_size: int) -> Node | None:
+    """The map inner -> outer if rows that share an inner element always share the outer one, else None.
+
+    Decided by numbers where they are known, otherwise by the form of the expression (`outer_of_inner[inner]`).
+    """
+    if to_outer.operation == "take" and to_outer.inputs[1] is to_inner:
+        return to_outer.inputs[0]
+    inner, outer = nodes.concrete(to_inner), nodes.concrete(to_outer)
+    if inner is None or outer is None:
+        return None
+    table = np.zeros(inner_size, np.int64)
+    table[inner] = outer
+    return derive(nodes, to_inner, to_outer, inner_size) if np.array_equal(table[inner], outer) else None
+
+
+def is_concrete(value: Any) -> bool:
+    return value is not None and not isinstance(value, jax.core.Tracer)
+
+
+def _leaves(node: Node, seen: dict[int, frozenset[int]]) -> frozenset[int]:
+    if id(node) not in seen:
+        own = frozenset() if node.leaf is None else frozenset({node.leaf})
+        seen[id(node)] = own.union(*(_leaves(n, seen) for n in node.inputs))
+    return seen[id(node)]

@@ -1,0 +1,55 @@
+"""Cut a jaxpr down to the equations that one output needs, and run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
+
+DEBUG_INFO = None
+
+
+def equation_as_function(eqn: JaxprEqn) -> Callable[..., list[Any]]:
+    """The equation as a function of all its operands (literals included)."""
+
+    def compute(*values: Any) -> list[Any]:
+        variables = [v for v in eqn.invars if not isinstance(v, Literal)]
+        unique = list(dict.fromkeys(variables))
+        given = {v: x for v, x in zip(eqn.invars, values, strict=True) if not isinstance(v, Literal)}
+        return _run(unique, list(eqn.outvars), [eqn], [given[v] for v in unique])
+
+    return compute
+
+
+def slice_outputs(jaxpr: Jaxpr, positions: Sequence[int]) -> tuple[Callable[..., list[Any]], tuple[int, ...]]:
+    """The program that computes some outputs only.
+
+    Returns:
+        A function, and the positions (constants first, then inputs) of the arguments it takes.
+    """
+    outvars = [jaxpr.outvars[p] for p in positions]
+    needed = {v for v in outvars if not isinstance(v, Literal)}
+    eqns: list[JaxprEqn] = []
+    for eqn in reversed(jaxpr.eqns):
+        if any(v in needed for v in eqn.outvars) or (eqn.effects and _ordered(eqn)):
+            eqns.append(eqn)
+            needed.update(v for v in eqn.invars if not isinstance(v, Literal))
+    eqns.reverse()
+    variables = [*jaxpr.constvars, *jaxpr.invars]
+    used = tuple(i for i, v in enumerate(variables) if v in needed)
+
+    def run(*values: Any) -> list[Any]:
+        return _run([variables[i] for i in used], outvars, eqns, values)
+
+    return run, used
+
+
+def _ordered(eqn: JaxprEqn) -> bool:
+    return eqn.primitive.name in ("debug_callback", "io_callback")
+
+
+def _run(invars: Sequence[Var], outvars: Sequence[Any], eqns: Sequence[JaxprEqn], values: Sequence[Any]) -> list[Any]:
+    effects = set().union(*(eqn.effects for eqn in eqns)) if eqns else set()
+    jaxpr = Jaxpr([], list(invars), list(outvars), list(eqns), effects)
+    return jaxpr_as_fun(ClosedJaxpr(jaxpr, []))(*values)

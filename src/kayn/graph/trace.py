@@ -1,0 +1,319 @@
+"""Run a NumPyro program once for one particle and keep it as a jaxpr.
+
+The jaxpr maps (latent values, parameters, subsample indices) to the log probability of every site. It is traced once,
+evaluated many times on any combination of particle axes, and read by `kayn.graph.dependence`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.extend.core import Jaxpr
+from numpyro import handlers
+from numpyro.distributions.util import is_identically_one
+
+from kayn.errors import GuideError, ModelError
+
+VALUE = "value:"
+DATA = "data:"
+MASK = "mask:"
+SUPPORT = "support:"
+"""Prefixes of traced outputs that are no log probabilities: deterministic values, observed data, masks, supports."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A sample, deterministic or plate site as the trace shows it, without numbers."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...] = ()
+    dtype: str = "float32"
+    batch_shape: tuple[int, ...] = ()
+    frames: tuple[tuple[str, int, int], ...] = ()
+    observed: bool = False
+    discrete: bool = False
+    enumerate: bool = False
+    support_size: int | None = None
+    auxiliary: bool = False
+    delta: bool = False
+    family: str = ""
+
+    @property
+    def event_dim(self) -> int:
+        return len(self.shape) - len(self.batch_shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A traced single-particle program.
+
+    Its jaxpr takes `consts`, the values named in `inputs` (in this order), the leaves of the parameters and the
+    subsample indices; it returns one array for every name in `outputs`.
+    """
+
+    jaxpr: Jaxpr
+    consts: tuple[Any, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    sites: Mapping[str, Site]
+    subsamples: tuple[str, ...]
+    params_tree: Any
+
+    def leaves(self, values: Mapping[str, Any], params: Any, subsample: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The jaxpr's inputs after its constants, in order."""
+        leaves = [values.get(name) for name in self.inputs]
+        return (*leaves, *jax.tree.leaves(params), *(subsample.get(name) for name in self.subsamples))
+
+
+def inspect_sites(
+    fn: Callable, args: tuple, kwargs: Mapping, params: Any, substitutions: Mapping[str, Site] | None = None
+) -> dict[str, Site]:
+    """All sites of a program, found by abstract evaluation (nothing is computed).
+
+    Raises:
+        ModelError: a site name is used twice, or a plate with two sizes.
+    """
+    found: dict[str, Site] = {}
+    given = {n: jnp.zeros(s.shape, s.dtype) for n, s in (substitutions or {}).items()}
+
+    def run(given: Any) -> int:
+        program = handlers.substitute(fn, data={**(params or {}), **given})
+        program = handlers.substitute(program, substitute_fn=_placeholder)
+        try:
+            trace = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(*args, **kwargs)
+        except AssertionError as error:
+            if "unique names" in str(error):
+                raise ModelError(f"{error}. Every site of a model needs its own name; rename one of the two.") from error
+            raise
+        found.update({name: _site(name, site, trace) for name, site in trace.items() if _is_site(site)})
+        return 0
+
+    jax.eval_shape(run, given)
+    _check_plates(found)
+    return found
+
+
+def _check_plates(sites: Mapping[str, Site]) -> None:
+    sizes: dict[str, tuple[int, str]] = {}
+    for site in sites.values():
+        for plate, _, size in site.frames:
+            known, first = sizes.setdefault(plate, (size, site.name))
+            if known != size:
+                raise ModelError(
+                    f"plate {plate!r} has size {known} at site {first!r} but size {size} at site {site.name!r}; "
+                    "one plate name stands for one set of elements, so use two names or one size"
+                )
+
+
+def trace_program(
+    fn: Callable,
+    args: tuple,
+    kwargs: Mapping,
+    params: Any,
+    sites: Mapping[str, Site],
+    batch_ndims: Mapping[str, int] | None = None,
+) -> Program:
+    """Trace log probabilities, deterministic values and data of every site as functions of the latent values.
+
+    Args:
+        sites: what `inspect_sites` found for `fn`.
+        batch_ndims: for a guide, how many batch dimensions the log probability of each site should keep (those of the
+            model's site), whatever the guide's distribution declares to be an event.
+    """
+    inputs = tuple(n for n, s in sites.items() if s.kind == "sample" and not s.observed)
+    subsamples = tuple(n for n, s in sites.items() if s.kind == "plate" and s.shape != s.batch_shape)
+    ratios = {n: s.batch_shape[0] / s.shape[0] for n, s in sites.items() if s.kind == "plate"}
+    values = {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in inputs}
+    indices = {n: jax.ShapeDtypeStruct(sites[n].shape, "int32") for n in subsamples}
+
+    def run(values: dict, params: Any, indices: dict) -> dict[str, Any]:
+        program = handlers.substitute(fn, data={**(params or {}), **values, **indices})
+        trace = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(*args, **kwargs)
+        out: dict[str, Any] = {}
+        for name, site in trace.items():
+            if site["type"] == "deterministic":
+                out[VALUE + name] = jnp.asarray(site["value"])
+            elif site["type"] == "sample":
+                keep = None if batch_ndims is None else batch_ndims.get(name)
+                out[name] = _log_prob(site, ratios, keep)
+                mask = _mask(site["fn"])
+                if site["is_observed"] and site["value"] is not None:
+                    out[DATA + name] = jnp.asarray(site["value"])
+                if sites[name].support_size is not None:
+                    support = site["fn"].enumerate_support(expand=False)
+                    shape = (support.shape[0], *sites[name].shape)
+                    out[SUPPORT + name] = jnp.broadcast_to(support, shape).astype(sites[name].dtype)
+                if mask is not None:
+                    out[MASK + name] = jnp.broadcast_to(mask, site["fn"].batch_shape)
+        return out
+
+    closed, shapes = jax.make_jaxpr(run, return_shape=True)(values, params, indices)
+    names = tuple(jax.tree.leaves({n: n for n in shapes}))
+    # `make_jaxpr` flattens dictionaries by sorted key
+    order = tuple(sorted(inputs))
+    return Program(
+        closed.jaxpr, tuple(closed.consts), order, names, sites, tuple(sorted(subsamples)), jax.tree.structure(params)
+    )
+
+
+def _is_site(site: Mapping[str, Any]) -> bool:
+    return site["type"] in ("sample", "deterministic", "plate")
+
+
+def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
+    if site["type"] == "plate":
+        full, size = site["args"][0], jnp.shape(site["value"])[0]
+        return Site(name, "plate", shape=(size,), batch_shape=(full,))
+    value = site["value"]
+    shape, dtype = jnp.shape(value), str(jnp.result_type(value)) if value is not None else "float32"
+    frames = tuple((f.name, f.dim, f.size) for f in site["cond_indep_stack"])
+    if site["type"] == "deterministic":
+        return Site(name, "deterministic", shape, dtype, shape, frames)
+    fn = site["fn"]
+    infer = site["infer"]
+    base = _innermost(fn)
+    discrete = bool(getattr(fn.support, "is_discrete", False)) if not isinstance(base, dist.Unit) else False
+    enumerate_ = infer.get("enumerate") == "parallel"
+    return Site(
+        name,
+        "sample",
+        shape,
+        dtype,
+        tuple(fn.batch_shape),
+        frames,
+        observed=site["is_observed"],
+        discrete=discrete,
+        enumerate=enumerate_,
+        support_size=_support_size(name, fn) if enumerate_ and not site["is_observed"] else None,
+        auxiliary=bool(infer.get("is_auxiliary")),
+        delta=isinstance(base, dist.Delta),
+        family=type(base).__name__,
+    )
+
+
+def _support_size(name: str, fn: dist.Distribution) -> int:
+    if not fn.has_enumerate_support or fn.event_dim > 0:
+        raise ModelError(
+            f"site {name!r} asks for enumeration, but its distribution {type(fn).__name__} cannot be enumerated "
+            "element by element; drop infer={'enumerate': 'parallel'} and give the site a guide, or use a "
+            "distribution with finite support and no event dimension"
+        )
+    return int(jax.eval_shape(lambda: fn.enumerate_support(expand=False)).shape[0])
+
+
+def _placeholder(site: Mapping[str, Any]) -> Any:
+    """A value for priors that cannot be drawn from (improper ones); shapes are all that matters here."""
+    if site["type"] != "sample" or site["is_observed"]:
+        return None
+    fn = site["fn"]
+    if isinstance(_innermost(fn), dist.ImproperUniform):
+        return fn.support.feasible_like(jnp.zeros(fn.shape()))
+    return None
+
+
+def _innermost(fn: dist.Distribution) -> dist.Distribution:
+    """The distribution under masks, expansions and event reinterpretations."""
+    while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution | dist.Independent):
+        fn = fn.base_dist
+    return fn
+
+
+def _mask(fn: dist.Distribution) -> Any:
+    if not isinstance(fn, dist.MaskedDistribution):
+        return None
+    inner = _mask(fn.base_dist)
+    return fn._mask if inner is None else jnp.logical_and(fn._mask, inner)
+
+
+def _log_prob(site: Mapping[str, Any], ratios: Mapping[str, float], keep: int | None) -> Any:
+    fn, value = site["fn"], site["value"]
+    if isinstance(_innermost(fn), dist.Delta) and not site["is_observed"]:
+        # a joint autoguide's deterministic transform: equality with a recomputed float is not a test worth making
+        log_prob = _delta_density(fn)
+    elif keep is not None:
+        log_prob = with_batch_ndim(fn, keep).log_prob(value)
+    else:
+        if site["is_observed"] and isinstance(fn, dist.MaskedDistribution):
+            value = _hide_masked(fn, value)
+        log_prob = fn.log_prob(value)
+    if keep is not None and jnp.ndim(log_prob) > keep:
+        log_prob = log_prob.sum(tuple(range(keep, jnp.ndim(log_prob))))
+    if keep is None:
+        log_prob = jnp.broadcast_to(log_prob, jnp.broadcast_shapes(jnp.shape(log_prob), fn.batch_shape))
+    scale = _own_scale(site, ratios)
+    return log_prob if scale is None else log_prob * scale
+
+
+def _own_scale(site: Mapping[str, Any], ratios: Mapping[str, float]) -> Any:
+    """The factor of `handlers.scale` alone: that of subsampled plates multiplies the plate's reduced log-sum instead."""
+    scale = site["scale"]
+    if scale is None:
+        return None
+    ratio = math.prod(ratios.get(f.name, 1.0) for f in site["cond_indep_stack"])
+    scale = scale / ratio
+    concrete = not isinstance(scale, jax.core.Tracer)
+    return None if concrete and (is_identically_one(scale) or np.allclose(scale, 1.0, rtol=1e-12)) else scale
+
+
+def _hide_masked(fn: dist.MaskedDistribution, value: Any) -> Any:
+    """Replace masked-out observations by a harmless value, so that NaN under a mask has finite gradients."""
+    value = jnp.asarray(value)
+    mask = jnp.broadcast_to(_mask(fn), fn.batch_shape)
+    mask = mask.reshape(mask.shape + (1,) * fn.event_dim)
+    return jnp.where(mask, value, fn.support.feasible_like(value).astype(value.dtype))
+
+
+def _delta_density(fn: dist.Distribution) -> Any:
+    while not isinstance(fn, dist.Delta):
+        if isinstance(fn, dist.Independent):
+            return _delta_density(fn.base_dist).sum(tuple(range(-fn.reinterpreted_batch_ndims, 0)))
+        fn = fn.base_dist
+    return jnp.broadcast_to(fn.log_density, fn.batch_shape)
+
+
+def with_batch_ndim(fn: dist.Distribution, ndim: int) -> dist.Distribution:
+    """The same law with up to `ndim` batch dimensions: event dimensions that are really independent are freed."""
+    if len(fn.batch_shape) >= ndim:
+        return fn
+    if isinstance(fn, dist.Independent):
+        missing = min(ndim - len(fn.batch_shape), fn.reinterpreted_batch_ndims)
+        left = fn.reinterpreted_batch_ndims - missing
+        base = fn.base_dist.to_event(left) if left else fn.base_dist
+        return with_batch_ndim(base, ndim)
+    if isinstance(fn, dist.TransformedDistribution):
+        base = with_batch_ndim(fn.base_dist, ndim)
+        free = len(base.batch_shape) > len(fn.base_dist.batch_shape)
+        return dist.TransformedDistribution(base, _elementwise(fn.transforms)) if free else fn
+    return fn
+
+
+def _elementwise(transforms: Any) -> list[Any]:
+    """Transforms without the event dimensions that merely repeat them."""
+    out = []
+    for transform in transforms:
+        while isinstance(transform, dist.transforms.IndependentTransform):
+            transform = transform.base_transform
+        if isinstance(transform, dist.transforms.ComposeTransform):
+            out.extend(_elementwise(transform.parts))
+        else:
+            out.append(transform)
+    return out
+
+
+def refuse_point_estimates(sites: Mapping[str, Site]) -> None:
+    """Raise for guides such as AutoDelta, whose draws have no density."""
+    random = [s for s in sites.values() if s.kind == "sample" and not s.delta and not s.observed]
+    points = [s.name for s in sites.values() if s.kind == "sample" and s.delta and not s.observed]
+    if points and not random:
+        raise GuideError(
+            f"the guide puts a point mass on {', '.join(map(repr, points))} (as AutoDelta does); a point has no density "
+            "to weight particles with. Use a guide with spread, such as AutoNormal, or guide=None"
+        )

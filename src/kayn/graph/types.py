@@ -1,0 +1,124 @@
+"""Static description of a probabilistic program: plates, latents, factors and the links between plates.
+
+Everything here is hashable and holds no numbers; arrays live in `Program` (the traced model) and in particles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+MIXED = "mixed"
+"""A factor reads several elements of a plate at once, in a way that was not resolved."""
+
+
+class Kind(Enum):
+    """What a traced output is."""
+
+    PRIOR = "prior"
+    LIKELIHOOD = "likelihood"
+    VALUE = "value"
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A plate of conditionally independent elements.
+
+    `size` is the number of elements present, `full_size` the number they stand for (larger when subsampled).
+    `implicit` plates are batch dimensions of a site that no `numpyro.plate` declares.
+    """
+
+    name: str
+    size: int
+    full_size: int
+    implicit: bool = False
+
+    @property
+    def scale(self) -> float:
+        return self.full_size / self.size
+
+
+@dataclass(frozen=True)
+class Latent:
+    """A latent sample site. `plates` pairs a plate name with the dimension of the value that runs over it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    batch_ndim: int
+    plates: tuple[tuple[str, int], ...]
+    discrete: bool
+    support_size: int | None = None
+    parents: tuple[str, ...] = ()
+
+    @property
+    def enumerated(self) -> bool:
+        return self.support_size is not None
+
+    @property
+    def plate_names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.plates)
+
+
+@dataclass(frozen=True)
+class Link:
+    """Row i of plate `source` reads element `index[i]` of plate `target`; `key` finds the index vector."""
+
+    source: str
+    target: str
+    key: int
+
+
+@dataclass(frozen=True)
+class Read:
+    """How one output reads one latent: for every plate of the latent the same plate, a `Link`, or `MIXED`."""
+
+    latent: str
+    through: tuple[tuple[str, str | Link], ...]
+
+    def of(self, plate: str) -> str | Link:
+        """The plate's own name (aligned), a `Link`, or `MIXED`."""
+        return dict(self.through)[plate]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A traced quantity: a site's log probability over `dims`, or a value (deterministic site, query).
+
+    `dims` are plate names, one for each dimension of the array.
+    """
+
+    name: str
+    kind: Kind
+    dims: tuple[str, ...]
+    reads: tuple[Read, ...]
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        return tuple(read.latent for read in self.reads)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The factor graph of a model, without numbers."""
+
+    plates: tuple[Plate, ...]
+    latents: tuple[Latent, ...]
+    outputs: tuple[Output, ...]
+
+    def plate(self, name: str) -> Plate:
+        return next(p for p in self.plates if p.name == name)
+
+    def latent(self, name: str) -> Latent:
+        return next(z for z in self.latents if z.name == name)
+
+    def output(self, name: str) -> Output:
+        return next(o for o in self.outputs if o.name == name)
+
+    @property
+    def factors(self) -> tuple[Output, ...]:
+        return tuple(o for o in self.outputs if o.kind is not Kind.VALUE)
+
+    @property
+    def latent_names(self) -> tuple[str, ...]:
+        return tuple(z.name for z in self.latents)

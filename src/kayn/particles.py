@@ -1,0 +1,257 @@
+"""Draw particles from a guide and compute the density each particle is divided by.
+
+The guide runs K times as a whole, so particle k of a site that depends on other guide sites is drawn given particle k
+of these. Its density is by default the mixture over its guide parents' particles, with ONE index shared by all parents,
+`log mean_j q(z^k | parents^j)`; averaging every parent separately would be biased. Drawing child k from parent k is a
+stratified draw from that mixture, hence the evidence estimate is unbiased (Heap, Leech & Aitchison, UAI 2023, section 4;
+the diagonal mixture for several parents is derived in the documentation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from numpyro import handlers
+
+from kayn.axes import Axis, Constraint, Layout
+from kayn.errors import GuideError
+from kayn.graph.dependence import read_program
+from kayn.graph.nodes import Node
+from kayn.graph.slices import slice_outputs
+from kayn.graph.trace import MASK, SUPPORT, Program, Site, inspect_sites, refuse_point_estimates, trace_program
+from kayn.graph.types import Graph, Latent
+
+DENOMINATORS = ("mixture", "paired")
+
+
+@dataclass(frozen=True, eq=False)
+class GuideProgram:
+    """A traced guide: its log densities, its sampler, and which of its sites depend on which."""
+
+    density: Program
+    sampler: Jaxpr
+    sampler_consts: tuple[Any, ...]
+    parents: Mapping[str, tuple[str, ...]]
+    auxiliary: tuple[str, ...]
+    constraints: tuple[Constraint, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.density.inputs
+
+
+def trace_guide(
+    guide: Callable, args: tuple, kwargs: Mapping, params: Any, model_sites: Mapping[str, Site]
+) -> GuideProgram:
+    """Trace a guide and check it against the model.
+
+    Raises:
+        GuideError: it misses a latent, adds one, disagrees about a shape, or is a point estimate.
+    """
+    sites = inspect_sites(guide, args, kwargs, params)
+    drawn = {n: s for n, s in sites.items() if s.kind == "sample" and not s.observed}
+    refuse_point_estimates(sites)
+    _check_match(drawn, model_sites)
+    keep = {n: len(s.batch_shape) for n, s in model_sites.items() if n in drawn}
+    density = trace_program(guide, args, kwargs, params, sites, keep)
+    parents = _guide_parents(density, drawn)
+    sampler, consts = _trace_sampler(guide, args, kwargs, params, density)
+    auxiliary = tuple(n for n in drawn if n not in model_sites)
+    constraints = _constraints(density, drawn, model_sites, parents, auxiliary)
+    return GuideProgram(density, sampler, consts, parents, auxiliary, constraints)
+
+
+def _check_match(drawn: Mapping[str, Site], model_sites: Mapping[str, Site]) -> None:
+    latents = {n: s for n, s in model_sites.items() if s.kind == "sample" and not s.observed}
+    extra = [n for n, s in drawn.items() if n not in latents and not s.auxiliary]
+    if extra:
+        observed = [n for n in extra if n in model_sites]
+        hint = "it is observed there" if observed else "no such latent"
+        raise GuideError(
+            f"guide site {extra[0]!r} is not a latent of the model ({hint}); remove it, rename it to one of "
+            f"{sorted(latents)}, or mark it infer={{'is_auxiliary': True}}"
+        )
+    for name, site in latents.items():
+        if name in drawn:
+            if drawn[name].shape != site.shape:
+                raise GuideError(
+                    f"guide site {name!r} has shape {drawn[name].shape}, the model's has {site.shape}; give the guide the "
+                    "model's plates and event shape"
+                )
+            if drawn[name].discrete != site.discrete:
+                kinds = ("discrete" if drawn[name].discrete else "continuous", "discrete" if site.discrete else "continuous")
+                raise GuideError(f"guide site {name!r} is {kinds[0]} but the model's is {kinds[1]}")
+        elif not site.enumerate:
+            remedy = "add a guide site"
+            if site.discrete:
+                remedy += ", or sum it out exactly with infer={'enumerate': 'parallel'} in the model"
+            raise GuideError(f"latent {name!r} has no guide site; {remedy}")
+
+
+def _guide_parents(density: Program, drawn: Mapping[str, Site]) -> dict[str, tuple[str, ...]]:
+    whole = [Latent(n, s.shape, s.dtype, len(s.batch_shape), (), s.discrete) for n, s in drawn.items()]
+    unknown = [None] * (len(density.consts) + len(density.jaxpr.invars))
+    found, _ = read_program(density, whole, unknown)
+    reads = {n: () if isinstance(found[n], Node) else tuple(dict.fromkeys(k[0] for k in found[n])) for n in drawn}
+    # a point mass depends on its source through the guide's own equations, not through its density
+    return {n: tuple(p for p in reads[n] if p != n) or (_delta_sources(drawn, n) if s.delta else ()) for n, s in drawn.items()}
+
+
+def _delta_sources(drawn: Mapping[str, Site], name: str) -> tuple[str, ...]:
+    return tuple(n for n, s in drawn.items() if s.auxiliary)
+
+
+def _constraints(
+    density: Program,
+    drawn: Mapping[str, Site],
+    model_sites: Mapping[str, Site],
+    parents: Mapping[str, tuple[str, ...]],
+    auxiliary: Sequence[str],
+) -> tuple[Constraint, ...]:
+    found = []
+    points = tuple(n for n, s in drawn.items() if s.delta and n in model_sites)
+    if points:
+        dims = tuple((n, d) for n in points for d in range(len(model_sites[n].batch_shape)))
+        found.append(Constraint(points, dims, "drawn jointly by the guide"))
+    for name in drawn:
+        if name in auxiliary or name in points:
+            continue
+        rank = len(density.jaxpr.outvars[density.outputs.index(name)].aval.shape)
+        batch_shape = model_sites[name].batch_shape
+        lost = tuple((name, d) for d in range(rank, len(batch_shape)) if batch_shape[d] > 1)
+        if lost:
+            found.append(Constraint((name,), lost, "the guide draws its elements jointly"))
+    return tuple(found)
+
+
+def _trace_sampler(guide: Callable, args: tuple, kwargs: Mapping, params: Any, density: Program) -> tuple[Jaxpr, tuple[Any, ...]]:
+    indices = {n: jax.ShapeDtypeStruct(density.sites[n].shape, "int32") for n in density.subsamples}
+
+    def run(key: Any, params: Any, indices: dict) -> list[Any]:
+        program = handlers.seed(handlers.substitute(guide, data={**(params or {}), **indices}), key)
+        trace = handlers.trace(program).get_trace(*args, **kwargs)
+        return [jnp.asarray(trace[n]["value"]) for n in density.inputs]
+
+    closed = jax.make_jaxpr(run)(jax.random.key(0), params, indices)
+    return closed.jaxpr, tuple(closed.consts)
+
+
+def draw_runs(guide: GuideProgram, consts: Sequence[Any], key: Any, num: int, params: Any, subsample: Mapping[str, Any]) -> dict[str, Any]:
+    """`num` independent runs of the guide: [num, *shape] for every guide site."""
+    leaves = [*jax.tree.leaves(params), *(subsample[n] for n in guide.density.subsamples)]
+
+    def one(key: Any) -> list[Any]:
+        return jaxpr_as_fun(ClosedJaxpr(guide.sampler, consts))(key, *leaves)  # type: ignore[arg-type]
+
+    return dict(zip(guide.names, jax.vmap(one)(jax.random.split(key, num)), strict=True))
+
+
+def axis_particles(layout: Layout, runs: Mapping[str, Any], supports: Mapping[str, Any]) -> dict[str, Any]:
+    """Particles of every latent, cut to the number of its axis; enumerated latents get their support."""
+    return {
+        n: supports[n] if axis.enumerated else runs[n][: axis.size] for axis in layout.axes for n in axis.latents
+    }
+
+
+def log_density(
+    guide: GuideProgram,
+    graph: Graph,
+    axis: Axis,
+    runs: Mapping[str, Any],
+    inputs: Sequence[Any],
+    masks: Mapping[str, Any],
+    denominator: str = "mixture",
+) -> Any:
+    """Log density that the particles of one axis are divided by: [*scope plates, K].
+
+    Args:
+        runs: all guide values, [runs, *shape] with at least K runs.
+        inputs: constants and inputs of the guide's density program.
+        masks: masks of latents in the model; a masked-out element has density one on both sides.
+        denominator: "mixture" over the guide parents' particles, or "paired" with the k-th parent alone.
+    """
+    internal = (*axis.latents, *_joint_sources(guide, axis))
+    external = sorted({p for n in internal for p in guide.parents[n] if p not in internal})
+    mine = {n: runs[n][: axis.size] for n in internal}
+    theirs = {n: runs[n][: axis.size] for n in external}
+
+    def single(own: Mapping[str, Any], outside: Mapping[str, Any]) -> Any:
+        values = {**own, **outside}
+        return sum(_site_density(guide, graph, axis, n, values, inputs, masks) for n in internal)
+
+    if not external:
+        return jax.vmap(lambda own: single(own, {}), out_axes=-1)(mine)
+    if denominator == "paired":
+        return jax.vmap(single, out_axes=-1)(mine, theirs)
+    over_parents = jax.vmap(single, in_axes=(None, 0), out_axes=-1)
+    both = jax.vmap(over_parents, in_axes=(0, None), out_axes=-2)(mine, theirs)
+    return jax.nn.logsumexp(both, -1) - jnp.log(float(axis.size))
+
+
+def conditional_log_density(
+    guide: GuideProgram, graph: Graph, name: str, axes: Sequence[Axis], particles: Mapping[str, Any], inputs: Sequence[Any], masks: Mapping[str, Any]
+) -> Any:
+    """log q(z_i | parents) on the particle axes of the latent and of its guide parents: `[*scope, *(K of every axis)]`.
+
+    The first of `axes` is the latent's own.
+    """
+    involved = [name, *guide.parents[name]]
+
+    def call(*values: Any) -> Any:
+        return _site_density(guide, graph, axes[0], name, dict(zip(involved, values, strict=True)), inputs, masks)
+
+    for axis in axes:
+        call = jax.vmap(call, in_axes=tuple(0 if n in axis.latents else None for n in involved), out_axes=-1)
+    return call(*(particles[n] for n in involved))
+
+
+def _joint_sources(guide: GuideProgram, axis: Axis) -> tuple[str, ...]:
+    """Auxiliary guide sites whose deterministic transforms are the latents of this axis."""
+    sites = guide.density.sites
+    return tuple({p: None for n in axis.latents if sites[n].delta for p in guide.parents[n] if p in guide.auxiliary})
+
+
+def _site_density(
+    guide: GuideProgram, graph: Graph, axis: Axis, name: str, values: Mapping[str, Any], inputs: Sequence[Any], masks: Mapping[str, Any]
+) -> Any:
+    """Log density of one guide site for one particle, summed to the axis's scope plates (in their order)."""
+    program = guide.density
+    run, used = slice_outputs(program.jaxpr, [program.outputs.index(name)])
+    names = {len(program.consts) + i: n for i, n in enumerate(program.inputs)}
+    missing = {n: jnp.zeros(program.sites[n].shape, program.sites[n].dtype) for n in program.inputs if n not in values}
+    given = {**missing, **values}
+    log_q = run(*(given[names[i]] if i in names else inputs[i] for i in used))[0]
+    if name not in graph.latent_names:
+        return log_q.sum()
+    latent = graph.latent(name)
+    if name in masks:
+        if log_q.ndim < masks[name].ndim:
+            raise GuideError(f"the guide draws {name!r} jointly, but the model masks some of its elements; use an elementwise guide")
+        log_q = jnp.where(jnp.broadcast_to(masks[name], log_q.shape), log_q, 0.0)
+    position = {plate: dim for plate, dim in latent.plates}
+    kept = [position[p] for p in axis.scope]
+    summed = log_q.sum(tuple(d for d in range(log_q.ndim) if d not in kept))
+    left = sorted(kept)
+    return jnp.transpose(summed, [left.index(d) for d in kept])
+
+
+def supports(model: Program, names: Sequence[str], inputs: Sequence[Any]) -> dict[str, Any]:
+    """The support of enumerated latents: [V, *shape]."""
+    if not names:
+        return {}
+    run, used = slice_outputs(model.jaxpr, [model.outputs.index(SUPPORT + n) for n in names])
+    return dict(zip(names, run(*(inputs[i] for i in used)), strict=True))
+
+
+def latent_masks(model: Program, inputs: Sequence[Any]) -> dict[str, Any]:
+    """Masks of latent sites that the model masks (the unobserved part of partially observed sites)."""
+    names = [n for n, s in model.sites.items() if s.kind == "sample" and not s.observed and MASK + n in model.outputs]
+    if not names:
+        return {}
+    run, used = slice_outputs(model.jaxpr, [model.outputs.index(MASK + n) for n in names])
+    return dict(zip(names, run(*(inputs[i] for i in used)), strict=True))
