@@ -128,15 +128,12 @@ class Constraint:
     reason: str
 
 
-def choose_layout(
-    structure: Structure, request: Request, constraints: Sequence[Constraint] = (), queries: Sequence[str] = ()
-) -> Layout:
+def choose_layout(structure: Structure, request: Request, constraints: Sequence[Constraint] = ()) -> Layout:
     """Choose particle axes and plan the contraction.
 
     Args:
         structure: the model's graph and links.
         constraints: demands of the guide.
-        queries: value outputs whose joint marginal over their latents is wanted: each adds a term of its own.
 
     Raises:
         StructureError: a request names an unknown latent or plate, or an enumerated latent would have to be coupled.
@@ -145,12 +142,12 @@ def choose_layout(
     _check_names(graph, request)
     chooser = _Chooser(structure, request)
     axes = chooser.initial(constraints)
-    outputs = [*graph.factors, *(graph.output(q) for q in queries)]
+    outputs = graph.factors
     while True:
         changed = chooser.resolve(axes, outputs)
         if changed is None:
             try:
-                return Layout(tuple(axes), tuple(chooser.couplings), chooser.plan(axes, outputs))
+                return Layout(tuple(axes), tuple(chooser.couplings), plan_axes(structure, axes, outputs))
             except Stuck as stuck:
                 changed = chooser.unblock(axes, stuck)
         axes = changed
@@ -333,23 +330,29 @@ class _Chooser:
         reason = f"its groups cross those of {rivals}" if rivals else "its plates leave no elimination order"
         return self._drop(axes, axis, plates, reason)
 
-    # -- the plan
 
-    def plan(self, axes: Sequence[Axis], outputs: Sequence[Output]) -> Plan:
-        terms = [output_term(axes, o) for o in outputs]
-        terms += [Term(proposal_name(a), (*a.scope, a.name)) for a in axes]
-        return plan_contraction(
-            terms,
-            {a.name: a.size for a in axes},
-            {a.name: frozenset(a.scope) for a in axes},
-            self.sizes,
-            scales={p.name: p.scale for p in self.graph.plates},
-            exact=frozenset(a.name for a in axes if a.enumerated),
-            nest=self._nest,
-        )
+def plan_axes(structure: Structure, axes: Sequence[Axis], outputs: Sequence[Output]) -> Plan:
+    """Plan the contraction of some outputs over fixed particle axes.
 
-    def _nest(self, inner: Any, outer: Any, plate: str) -> Any:
-        return self.structure.nest(inner, outer, self.sizes[plate])
+    Raises:
+        Stuck: no elimination order exists.
+    """
+    sizes = {p.name: p.size for p in structure.graph.plates}
+    terms = [output_term(axes, o) for o in outputs]
+    terms += [Term(proposal_name(a), (*a.scope, a.name)) for a in axes]
+
+    def nest(inner: Any, outer: Any, plate: str) -> Any:
+        return structure.nest(inner, outer, sizes[plate])
+
+    return plan_contraction(
+        terms,
+        {a.name: a.size for a in axes},
+        {a.name: frozenset(a.scope) for a in axes},
+        sizes,
+        scales={p.name: p.scale for p in structure.graph.plates},
+        exact=frozenset(a.name for a in axes if a.enumerated),
+        nest=nest,
+    )
 
 
 def _axis_name(latents: Sequence[str]) -> str:

@@ -19,7 +19,8 @@ from kayn.contraction.execute import Index, log_contract, settled_slot
 from kayn.errors import GuideError
 from kayn.graph.discover import Structure, discover
 from kayn.graph.nodes import evaluate
-from kayn.graph.trace import VALUE, Program, inspect_sites, trace_program
+from kayn.graph.slices import slice_outputs
+from kayn.graph.trace import DATA, VALUE, Program, inspect_sites, trace_program
 from kayn.graph.types import Graph, Kind
 from kayn.particles import DENOMINATORS, GuideProgram
 
@@ -79,13 +80,11 @@ def build_problem(
     params: Any,
     request: Request,
     denominator: str = "mixture",
-    queries: Sequence[str] = (),
 ) -> Problem:
     """Trace model and guide, find the structure, choose axes and plan.
 
     Args:
         params: values (or tracers) of `numpyro.param` sites in model and guide.
-        queries: names of deterministic sites whose joint marginals are wanted.
     """
     if denominator not in DENOMINATORS:
         raise GuideError(f"denominator {denominator!r} is unknown; use one of {', '.join(map(repr, DENOMINATORS))}")
@@ -98,7 +97,7 @@ def build_problem(
     traced = trace_program(model, args, kwargs, params, sites)
     known = [*traced.consts, *([None] * len(traced.inputs)), *jax.tree.leaves(params), *([None] * len(traced.subsamples))]
     structure = discover(traced, known)
-    layout = choose_layout(structure, request, traced_guide.constraints, queries)
+    layout = choose_layout(structure, request, traced_guide.constraints)
     return Problem(traced, traced_guide, structure, layout, denominator)
 
 
@@ -198,9 +197,29 @@ def log_evidence(problem: Problem, numbers: Mapping, slots: Mapping[int, Any], p
     return log_contract(problem.layout.plan, slots, index)
 
 
-def value_output(name: str) -> str:
-    """The traced output that holds a deterministic site."""
-    return VALUE + name
+def deterministic_values(problem: Problem, latents: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
+    """Deterministic sites for draws of the latents: [S, *shape] from [S, *shape] of every latent."""
+    program = problem.model
+    names = [n for n, s in program.sites.items() if s.kind == "deterministic"]
+    if not names:
+        return {}
+    run, used = slice_outputs(program.jaxpr, [program.outputs.index(VALUE + n) for n in names])
+    position = {len(program.consts) + i: n for i, n in enumerate(program.inputs)}
+
+    def one(values: Mapping[str, Any]) -> list[Any]:
+        return run(*(values[position[i]] if i in position else inputs[i] for i in used))
+
+    return dict(zip(names, jax.vmap(one)(dict(latents)), strict=True))
+
+
+def observed_values(problem: Problem, numbers: Mapping, params: Any) -> dict[str, Any]:
+    """The data of every observed site."""
+    program = problem.model
+    names = [n for n, s in program.sites.items() if s.kind == "sample" and s.observed and s.family != "Unit"]
+    run, used = slice_outputs(program.jaxpr, [program.outputs.index(DATA + n) for n in names])
+    subsample = {n: jnp.arange(program.sites[n].shape[0]) for n in program.subsamples}
+    inputs = model_inputs(problem, numbers, params, subsample)
+    return dict(zip(names, run(*(inputs[i] for i in used)), strict=True))
 
 
 def _float_dtype() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kayn.contraction.kernels import expand, log_sum_exp, segment_sum
+from kayn.contraction.logdot import log_matmul
 from kayn.contraction.plan import Combine, LinkKey, Plan, Product
 
 Index = Callable[[LinkKey], Any]
@@ -106,6 +108,8 @@ def _total(plan: Plan, slots: Slots) -> Any:
 
 
 def _combine(plan: Plan, step: Combine, slots: Slots, rule: Callable) -> Any:
+    if rule is _sum_rule and plan.is_matmul(step):
+        return _multiply_matrices(plan, step, slots) - step.norm
     order = plan.joint_axes(step)
     left = expand(slots[step.left], plan.axes[step.left], order)
     right = jnp.zeros((1,) * len(order), left.dtype)
@@ -114,6 +118,25 @@ def _combine(plan: Plan, step: Combine, slots: Slots, rule: Callable) -> Any:
     if not step.eliminated:
         return left + right
     return rule(left, right, len(step.eliminated)) - step.norm
+
+
+def _multiply_matrices(plan: Plan, step: Combine, slots: Slots) -> Any:
+    """A pairwise step in which both operands have axes of their own: a batched matrix product in the log semiring."""
+    assert step.right is not None
+    size, out = plan.size, plan.axes[step.out]
+    left_axes, right_axes = plan.axes[step.left], plan.axes[step.right]
+    batch = [a for a in out if a in left_axes and a in right_axes]
+    rows = [a for a in out if a not in right_axes]
+    columns = [a for a in out if a not in left_axes]
+    summed = list(step.eliminated)
+
+    def matrix(slot: int, axes: Sequence[str], order: Sequence[Sequence[str]]) -> Any:
+        array = jnp.transpose(slots[slot], [axes.index(a) for group in order for a in group])
+        return array.reshape([math.prod(size[a] for a in group) for group in order])
+
+    product = log_matmul(matrix(step.left, left_axes, (batch, rows, summed)), matrix(step.right, right_axes, (batch, summed, columns)))
+    order = (*batch, *rows, *columns)
+    return jnp.transpose(product.reshape([size[a] for a in order]), [order.index(a) for a in out])
 
 
 def _product(plan: Plan, step: Product, array: Any, axes: Sequence[str], index: Index) -> Any:

@@ -88,6 +88,14 @@ class Plan:
         """All axes that meet in a step: those of the result, then the eliminated ones."""
         return (*self.axes[step.out], *step.eliminated)
 
+    def is_matmul(self, step: Combine) -> bool:
+        """Both operands have kept axes of their own and share all eliminated ones: a batched matrix product."""
+        if step.right is None or not step.eliminated:
+            return False
+        left, right = set(self.axes[step.left]), set(self.axes[step.right])
+        summed = set(step.eliminated)
+        return summed <= left & right and bool(left - right) and bool(right - left)
+
     @property
     def flops(self) -> int:
         """Multiply-adds (in the log semiring) over all steps."""
@@ -101,9 +109,11 @@ class Plan:
 
     @property
     def peak_elements(self) -> int:
-        """The largest array that a step forms."""
-        sizes = [self.elements(i) for i in range(len(self.terms))]
-        sizes += [math.prod(self.size[a] for a in self.joint_axes(s)) for s in self.steps if isinstance(s, Combine)]
+        """The largest array that a step forms (the terms themselves, which may be evaluated in parts, not counted)."""
+        sizes = []
+        for step in self.steps:
+            matmul = isinstance(step, Product) or self.is_matmul(step)
+            sizes.append(self.elements(step.out) if matmul else math.prod(self.size[a] for a in self.joint_axes(step)))  # type: ignore[arg-type]
         return max(sizes, default=1)
 
     @property

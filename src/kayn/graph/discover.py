@@ -43,12 +43,38 @@ class Structure:
         return self.links.index(node)
 
 
-def discover(program: Program, known: Sequence[Any], extra: Mapping[str, Kind] | None = None) -> Structure:
+def adopt(structure: Structure, output: Output, nodes: Nodes, links: Sequence[Node], inputs: Sequence[Any]) -> tuple[Structure, Output]:
+    """Bring an output of another program (a query, a guide's density) into a structure.
+
+    Args:
+        nodes, links: the expressions that the output's link keys refer to.
+        inputs: constants and inputs of the other program.
+
+    Returns:
+        The structure with the links it did not have yet, as values, and the output with keys into it.
+    """
+    table = list(structure.links)
+    keys = []
+    for link in links:
+        value = evaluate(link, inputs)
+        number = nodes.concrete(link)
+        known = [structure.nodes.concrete(n) for n in table]
+        equal = [i for i, k in enumerate(known) if number is not None and k is not None and np.array_equal(k, number)]
+        if not equal:
+            table.append(Node(None, (), "literal", literal=value))
+        keys.append(equal[0] if equal else len(table) - 1)
+    reads = tuple(
+        replace(r, through=tuple((p, replace(h, key=keys[h.key]) if isinstance(h, Link) else h) for p, h in r.through))
+        for r in output.reads
+    )
+    return replace(structure, links=table), replace(output, reads=reads)
+
+
+def discover(program: Program, known: Sequence[Any]) -> Structure:
     """Find the structure of a traced model.
 
     Args:
         known: values of the jaxpr's constants and inputs (None or tracers where unknown).
-        extra: outputs other than sites (queries), with their kind.
 
     Raises:
         DataError: observed values are NaN, infinite or outside the support, or an index is out of range.
@@ -65,10 +91,10 @@ def discover(program: Program, known: Sequence[Any], extra: Mapping[str, Kind] |
 
     builder = _Builder(plates, nodes, {z.name: z for z in latents})
     for name, annotation in found.items():
-        builder.add(name, annotation, program, (extra or {}).get(name))
+        builder.add(name, annotation, program)
     outputs = tuple(builder.finish())
     rename = builder.rename
-    kept = {rename(p): plates[rename(p)] for p in plates}
+    kept = {rename(p): plates[rename(p)] for p in (*plates, *builder.plates)}
     priors = {o.name: o.latents for o in outputs if o.kind is Kind.PRIOR}
     renamed = tuple(
         replace(
@@ -79,6 +105,30 @@ def discover(program: Program, known: Sequence[Any], extra: Mapping[str, Kind] |
         for z in latents
     )
     return Structure(Graph(tuple(kept.values()), renamed, outputs), nodes, builder.links)
+
+
+def discover_output(
+    structure: Structure, program: Program, name: str, kind: Kind, known: Sequence[Any], inputs: Sequence[Any]
+) -> tuple[Structure, Output]:
+    """How one output of another program reads a structure's latents.
+
+    Args:
+        program: a traced function or guide; those of its inputs that are latents of the graph are read.
+        known: constants and inputs of that program, None or tracers where unknown.
+        inputs: the same for evaluating its links.
+
+    Returns:
+        The structure with plates for the output's own dimensions and links added, and the output.
+    """
+    graph = structure.graph
+    plates = {p.name: p for p in graph.plates}
+    latents = [graph.latent(n) for n in program.inputs if n in graph.latent_names]
+    found, nodes = read_program(program, latents, known)
+    builder = _Builder(plates, nodes, {z.name: z for z in latents})
+    builder.add(name, found[name], program, kind)
+    output = builder.finish()[0]
+    extended = replace(structure, graph=replace(graph, plates=tuple(plates.values())))
+    return adopt(extended, output, nodes, builder.links, inputs)
 
 
 def _latent(site: Site, plates: dict[str, Plate]) -> Latent:
@@ -113,7 +163,7 @@ class _Builder:
             plate = self.same[plate]
         return plate
 
-    def add(self, name: str, annotation: Any, program: Program, kind: Kind | None) -> None:
+    def add(self, name: str, annotation: Any, program: Program, kind: Kind | None = None) -> None:
         if name.startswith((DATA, MASK, SUPPORT)):
             return
         site = program.sites.get(name.removeprefix(VALUE))

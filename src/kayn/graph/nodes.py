@@ -70,7 +70,7 @@ class Nodes:
 
     def concrete(self, node: Node) -> np.ndarray | None:
         """The value as NumPy array, or None when it depends on a traced input."""
-        if any(not is_concrete(self.known[i]) for i in _leaves(node, {})):
+        if not _is_known(node, self.known, {}):
             return None
         with jax.ensure_compile_time_eval():
             return np.asarray(evaluate(node, self.known, self._values))
@@ -126,8 +126,9 @@ def is_concrete(value: Any) -> bool:
     return value is not None and not isinstance(value, jax.core.Tracer)
 
 
-def _leaves(node: Node, seen: dict[int, frozenset[int]]) -> frozenset[int]:
+def _is_known(node: Node, inputs: Sequence[Any], seen: dict[int, bool]) -> bool:
     if id(node) not in seen:
-        own = frozenset() if node.leaf is None else frozenset({node.leaf})
-        seen[id(node)] = own.union(*(_leaves(n, seen) for n in node.inputs))
+        own = node.literal if node.leaf is None else inputs[node.leaf]
+        atom = node.compute is None
+        seen[id(node)] = is_concrete(own) if atom else all(_is_known(n, inputs, seen) for n in node.inputs)
     return seen[id(node)]

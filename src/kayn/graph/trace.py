@@ -44,6 +44,7 @@ class Site:
     support_size: int | None = None
     auxiliary: bool = False
     delta: bool = False
+    reparameterised: bool = True
     family: str = ""
 
     @property
@@ -195,6 +196,7 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         support_size=_support_size(name, fn) if enumerate_ and not site["is_observed"] else None,
         auxiliary=bool(infer.get("is_auxiliary")),
         delta=isinstance(base, dist.Delta),
+        reparameterised=bool(fn.has_rsample),
         family=type(base).__name__,
     )
 

@@ -1,0 +1,45 @@
+"""kayn ("K to the n"): massively parallel Bayesian inference for NumPyro models."""
+
+from kayn.analysis import Analysis, analyze
+from kayn.errors import (
+    DataError,
+    GuideError,
+    KaynError,
+    KaynWarning,
+    ModelError,
+    PoorFitWarning,
+    QueryError,
+    StructureError,
+    StructureWarning,
+)
+from kayn.fit import Fit, fit
+from kayn.guides import FactorisedGuide
+from kayn.importance import Importance
+from kayn.objectives.rws import RWS
+from kayn.objectives.vi import VI
+from kayn.posterior import Posterior
+from kayn.qem import QEM
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "QEM",
+    "RWS",
+    "VI",
+    "Analysis",
+    "DataError",
+    "FactorisedGuide",
+    "Fit",
+    "GuideError",
+    "Importance",
+    "KaynError",
+    "KaynWarning",
+    "ModelError",
+    "PoorFitWarning",
+    "Posterior",
+    "QueryError",
+    "StructureError",
+    "StructureWarning",
+    "analyze",
+    "fit",
+]

@@ -1,0 +1,161 @@
+"""What kayn understood of a model, before anything runs: latents, factors, links, particle axes, couplings and cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from kayn.axes import MAX_FACTOR_ELEMENTS, Coupling, Layout, make_request
+from kayn.contraction.execute import settled_slot
+from kayn.contraction.plan import Plan
+from kayn.evidence import Problem, build_problem
+from kayn.factors import CHUNK_ELEMENTS
+from kayn.graph.types import Graph, Link, Output
+from kayn.guides import FactorisedGuide
+from kayn.table import format_table
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The structure of a model and the contraction planned for it; `print` it, or `render` it as a graph.
+
+    Attributes:
+        graph: plates, latents and factors.
+        layout: particle axes, couplings and the contraction plan.
+    """
+
+    graph: Graph
+    layout: Layout
+    guide_parents: tuple[tuple[str, tuple[str, ...]], ...]
+
+    @property
+    def axes(self) -> tuple[Any, ...]:
+        return self.layout.axes
+
+    @property
+    def plan(self) -> Plan:
+        return self.layout.plan
+
+    @property
+    def couplings(self) -> tuple[Coupling, ...]:
+        return self.layout.couplings
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """Distinct links from row plates to group plates."""
+        found = [h for o in self.graph.factors for r in o.reads for _, h in r.through if isinstance(h, Link)]
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def log10_combinations(self) -> float:
+        """log10 of the number of particle combinations that are weighed."""
+        return self.plan.log10_combinations
+
+    @property
+    def flops(self) -> int:
+        """Multiply-adds of one contraction."""
+        return self.plan.flops
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes of the largest array that evaluation and contraction form (rows are reduced in parts)."""
+        plan = self.plan
+        whole = [math.prod(plan.size[a] for a in t.axes) for t in plan.terms]
+        shown = [min(n, CHUNK_ELEMENTS) if settled_slot(plan, i)[0] else n for i, n in enumerate(whole)]
+        return max([*shown, plan.peak_elements]) * jnp.zeros(()).dtype.itemsize
+
+    def __str__(self) -> str:
+        sections = [
+            "Latents",
+            format_table(
+                ("latent", "shape", "plates", "particle axis", "K", "scope", "parents", "guide parents"),
+                [self._latent_row(z.name) for z in self.graph.latents],
+            ),
+            "Factors",
+            format_table(("factor", "kind", "plates", "particle axes"), [self._factor_row(o) for o in self.graph.factors]),
+        ]
+        if self.links:
+            rows = [(k.source, k.target, ", ".join(self._linked(k))) for k in self.links]
+            sections += ["Links (rows -> groups, found in the model's indexing)", format_table(("rows", "groups", "latents read"), rows)]
+        if self.couplings:
+            sections += ["Couplings (fewer combinations, still unbiased)", *(f"  {c}" for c in self.couplings)]
+        else:
+            sections += ["Couplings: none"]
+        sections.append(
+            f"10^{self.log10_combinations:.1f} combinations of particles; contraction: {self.flops:.3g} multiply-adds, "
+            f"largest array {_bytes(self.peak_bytes)}"
+        )
+        return "\n".join(sections)
+
+    def render(self, filename: str | None = None) -> Any:
+        """A `graphviz.Digraph` of latents, factors and plates; written to `filename` (its suffix gives the format) if given.
+
+        Needs the extra `kayn[graph]`.
+        """
+        from kayn.render import render
+
+        return render(self.graph, self.layout, filename)
+
+    def _latent_row(self, name: str) -> tuple[str, ...]:
+        latent, axis = self.graph.latent(name), self.layout.axis_of(name)
+        kind = "enumerated" if axis.enumerated else ""
+        parents = dict(self.guide_parents).get(name, ())
+        return (
+            name,
+            str(tuple(latent.shape)),
+            ", ".join(latent.plate_names) or "-",
+            "+".join(axis.latents) if len(axis.latents) > 1 else kind or "own",
+            str(axis.size),
+            ", ".join(axis.scope) or "-",
+            ", ".join(latent.parents) or "-",
+            ", ".join(parents) or "-",
+        )
+
+    def _factor_row(self, output: Output) -> tuple[str, ...]:
+        axes = dict.fromkeys("+".join(self.layout.axis_of(n).latents) for n in output.latents)
+        return output.name, output.kind.value, ", ".join(d for d in output.dims if d) or "-", ", ".join(axes) or "-"
+
+    def _linked(self, link: Link) -> list[str]:
+        return list(dict.fromkeys(r.latent for o in self.graph.factors for r in o.reads if any(h == link for _, h in r.through)))
+
+
+def analyze(
+    model: Callable,
+    *args: Any,
+    guide: Callable | None = None,
+    num_particles: int | Mapping[str, int] = 30,
+    strategy: str = "parallel",
+    groups: Sequence[Sequence[str]] = (),
+    couple: Mapping[str, str | Sequence[str]] | None = None,
+    max_elements: int = MAX_FACTOR_ELEMENTS,
+    params: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Analysis:
+    """Read the structure of a model with its arguments, choose particle axes and plan the contraction. Nothing is sampled.
+
+    Args:
+        model: an ordinary NumPyro model; `args` and `kwargs` are its arguments.
+        guide: its guide; None means a factorised one.
+        num_particles, strategy, groups, couple, max_elements: as in `kayn.Importance`.
+        params: values of `numpyro.param` sites.
+    """
+    guide = FactorisedGuide.from_model(model, args, kwargs, params) if guide is None else guide
+    request = make_request(num_particles, strategy, groups, couple, max_elements)
+    return analysis_of(build_problem(model, guide, args, kwargs, params, request))
+
+
+def analysis_of(problem: Problem) -> Analysis:
+    return Analysis(problem.graph, problem.layout, tuple((n, p) for n, p in problem.guide.parents.items() if n in problem.graph.latent_names))
+
+
+def _bytes(count: int) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000  # type: ignore[assignment]
+    return f"{count:.3g} TB"
+

@@ -1,0 +1,42 @@
+"""Is this estimate any good? Effective sample size and Pareto k-hat of marginal weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from arviz_stats.base import array_stats
+
+POOR_ESS = 0.1
+"""Fraction of the particles below which an effective sample size is called poor."""
+POOR_KHAT = 0.7
+"""Pareto k-hat above which importance estimates are unreliable (Vehtari et al., Pareto smoothed importance sampling, 2024)."""
+MIN_PARTICLES_FOR_KHAT = 25
+"""Fewer weights than this have no tail to speak of."""
+
+
+def effective_sample_size(weights: Any) -> Any:
+    """`1 / sum_k w_k^2` over the first axis, for weights that sum to one: between 1 and K; 0 where all weights are zero."""
+    squares = (weights**2).sum(0)
+    return np.where(squares > 0, 1.0 / np.where(squares > 0, squares, 1.0), 0.0)
+
+
+def pareto_khat(weights: Any) -> np.ndarray:
+    """Pareto shape of the largest weights along the first axis; NaN with fewer than 25 particles or equal weights.
+
+    Args:
+        weights: [K, ...], nonnegative.
+    """
+    weights = np.asarray(weights, np.float64)
+    shape = weights.shape[1:]
+    if weights.shape[0] < MIN_PARTICLES_FOR_KHAT:
+        return np.full(shape, np.nan)
+    tiny = np.finfo(np.float64).tiny
+    columns = np.log(np.maximum(weights, tiny)).reshape(weights.shape[0], -1).T
+    tail = np.sort(columns, axis=1)[:, -(weights.shape[0] // 5) :]
+    spread = np.ptp(tail, axis=1) > 1e-6
+    khat = np.full(columns.shape[0], np.nan)
+    if spread.any():
+        # this function takes minus log weights, as leave-one-out cross-validation has them
+        khat[spread] = array_stats.psislw(-columns[spread], axis=-1)[1]
+    return khat.reshape(shape)

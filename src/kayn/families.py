@@ -1,0 +1,356 @@
+"""Exponential families for factorised guides: mean parameters, and the way back from them.
+
+QEM fits a guide by matching moments (Heap, Bowyer & Aitchison, Massively parallel expectation maximization for
+approximate posteriors, 2025): the family member whose mean parameters equal the posterior's estimated ones. Every family
+offers the same five functions. Shapes: B the site's batch shape, E its event shape, K particles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.scipy.special import digamma, polygamma
+from numpyro.distributions import constraints
+from numpyro.distributions.transforms import ComposeTransform, IdentityTransform, Transform
+
+Moments = Mapping[str, Any]
+Params = Mapping[str, Any]
+
+TINY = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Base of all families. `event_dim` is the site's number of event dimensions."""
+
+    event_dim: int = 0
+
+    parameters: ClassVar[Mapping[str, Any]] = {}
+    """Constraint of every parameter, by name."""
+
+    def distribution(self, params: Params) -> dist.Distribution:
+        """The guide's distribution: batch shape B, event shape E."""
+        raise NotImplementedError
+
+    def draw(self, key: Any, num: int, params: Params) -> Any:
+        """`num` particles [num, *B, *E], every one distributed as `distribution(params)`; they may depend on each other."""
+        return self.distribution(params).sample(key, (num,))
+
+    def moments(self, params: Params) -> Moments:
+        """Mean parameters of the member with these parameters."""
+        raise NotImplementedError
+
+    def expect(self, values: Any, weights: Any) -> Moments:
+        """Mean parameters under weighted particles: values [K, *B, *E], weights [K, *B, ones] summing to one over K."""
+        raise NotImplementedError
+
+    def blend(self, old: Moments, new: Moments, rate: Any) -> Moments:
+        """`(1 - rate) old + rate new`."""
+        return jax.tree.map(lambda a, b: (1 - rate) * a + rate * b, dict(old), dict(new))
+
+    def from_moments(self, moments: Moments) -> Params:
+        """Parameters of the member with these mean parameters; guarded, so that any finite moments give a valid one."""
+        raise NotImplementedError
+
+    def start(self, values: Any) -> Params:
+        """Parameters to start from, given a few draws of the prior: values [S, *B, *E]."""
+        flat = jnp.full((values.shape[0],) + (1,) * (values.ndim - 1), 1.0 / values.shape[0])
+        return self.from_moments(self.expect(values, flat))
+
+
+def _average(weights: Any, values: Any) -> Any:
+    return jnp.sum(jnp.where(weights > 0, weights * values, 0.0), 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Normal(Family):
+    """Normal in unconstrained space: `z = transform(u)`, independent coordinates of u.
+
+    Mean parameters are kept as mean and variance; their blend equals that of E u and E u^2 without the cancellation.
+    """
+
+    transform: Transform = field(default_factory=IdentityTransform)
+
+    parameters: ClassVar[Mapping[str, Any]] = {"loc": constraints.real, "scale": constraints.positive}
+
+    @property
+    def unconstrained_event_dim(self) -> int:
+        return max(self.event_dim, self.transform.domain.event_dim)
+
+    def distribution(self, params: Params) -> dist.Distribution:
+        base = dist.Normal(params["loc"], params["scale"]).to_event(self.event_dim)
+        if isinstance(self.transform, IdentityTransform):
+            return base
+        return dist.TransformedDistribution(base, _parts(self.transform))
+
+    def draw(self, key: Any, num: int, params: Params) -> Any:
+        """Latin hypercube: the particles of every coordinate fill the quantiles evenly, in an order of their own.
+
+        Every single particle still has the family's law, which is all that an unbiased evidence estimate needs, and
+        averages over particles are far less noisy than with independent draws.
+        """
+        shape = (num, *jnp.shape(params["loc"]))
+        u = params["loc"] + params["scale"] * _stratified_normal(key, shape, jnp.result_type(params["loc"], float))
+        return u if isinstance(self.transform, IdentityTransform) else self.transform(u)
+
+    def moments(self, params: Params) -> Moments:
+        return {"mean": params["loc"], "variance": params["scale"] ** 2}
+
+    def expect(self, values: Any, weights: Any) -> Moments:
+        u = self.transform._inverse(values) if not isinstance(self.transform, IdentityTransform) else values
+        # a particle at the edge of a constrained support may map to infinity
+        u = jnp.clip(u, -1e6, 1e6)
+        mean = _average(weights, u)
+        return {"mean": mean, "variance": _average(weights, (u - mean) ** 2)}
+
+    def blend(self, old: Moments, new: Moments, rate: Any) -> Moments:
+        step = new["mean"] - old["mean"]
+        return {
+            "mean": old["mean"] + rate * step,
+            "variance": (1 - rate) * old["variance"] + rate * new["variance"] + rate * (1 - rate) * step**2,
+        }
+
+    def from_moments(self, moments: Moments) -> Params:
+        floor = (TINY * (1 + jnp.abs(moments["mean"]))) ** 2
+        return {"loc": moments["mean"], "scale": jnp.sqrt(jnp.maximum(moments["variance"], floor))}
+
+    def start(self, values: Any) -> Params:
+        """Median and interquartile range in unconstrained space, clipped: vague hyperpriors draw values beyond reason."""
+        u = self.transform._inverse(values) if not isinstance(self.transform, IdentityTransform) else values
+        u = jnp.where(jnp.isfinite(u), u, 0.0)
+        loc = jnp.clip(jnp.median(u, 0), -10.0, 10.0)
+        low, high = jnp.quantile(u, jnp.array([0.25, 0.75]), axis=0)
+        return {"loc": loc, "scale": jnp.clip((high - low) / 1.35, 0.1, 3.0)}
+
+
+def _stratified_normal(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Standard normal draws, stratified along the first axis and independent along the others."""
+    order_key, place_key = jax.random.split(key)
+    rank = jnp.argsort(jax.random.uniform(order_key, shape), axis=0)
+    place = (rank + jax.random.uniform(place_key, shape, dtype)) / shape[0]
+    edge = jnp.finfo(dtype).eps
+    return jax.scipy.special.ndtri(jnp.clip(place, edge, 1 - edge))
+
+
+def _parts(transform: Transform) -> list[Transform]:
+    return list(transform.parts) if isinstance(transform, ComposeTransform) else [transform]
+
+
+@dataclass(frozen=True, eq=False)
+class MultivariateNormal(Family):
+    """Normal with a full covariance over one event dimension."""
+
+    event_dim: int = 1
+
+    parameters: ClassVar[Mapping[str, Any]] = {"loc": constraints.real_vector, "scale_tril": constraints.lower_cholesky}
+
+    def distribution(self, params: Params) -> dist.Distribution:
+        return dist.MultivariateNormal(params["loc"], scale_tril=params["scale_tril"])
+
+    def moments(self, params: Params) -> Moments:
+        tril = params["scale_tril"]
+        return {"mean": params["loc"], "covariance": tril @ jnp.swapaxes(tril, -1, -2)}
+
+    def expect(self, values: Any, weights: Any) -> Moments:
+        mean = _average(weights, values)
+        centred = values - mean
+        outer = centred[..., :, None] * centred[..., None, :]
+        return {"mean": mean, "covariance": _average(weights[..., None], outer)}
+
+    def blend(self, old: Moments, new: Moments, rate: Any) -> Moments:
+        step = new["mean"] - old["mean"]
+        outer = step[..., :, None] * step[..., None, :]
+        covariance = (1 - rate) * old["covariance"] + rate * new["covariance"] + rate * (1 - rate) * outer
+        return {"mean": old["mean"] + rate * step, "covariance": covariance}
+
+    def from_moments(self, moments: Moments) -> Params:
+        covariance = moments["covariance"]
+        size = covariance.shape[-1]
+        spread = jnp.trace(covariance, axis1=-2, axis2=-1)[..., None, None] / size
+        # few particles span few directions: the rest keeps a small share of the mean variance
+        guarded = covariance + (1e-4 * spread + TINY**2) * jnp.eye(size)
+        return {"loc": moments["mean"], "scale_tril": jnp.linalg.cholesky(guarded)}
+
+
+@dataclass(frozen=True, eq=False)
+class _Elementwise(Family):
+    """Families over one real or whole number per coordinate."""
+
+    def member(self, params: Params) -> dist.Distribution:
+        raise NotImplementedError
+
+    def distribution(self, params: Params) -> dist.Distribution:
+        return self.member(params).to_event(self.event_dim)
+
+
+@dataclass(frozen=True, eq=False)
+class Gamma(_Elementwise):
+    """Mean parameters E z and E log z; the concentration solves `log a - digamma(a) = log E z - E log z`."""
+
+    parameters: ClassVar[Mapping[str, Any]] = {"concentration": constraints.positive, "rate": constraints.positive}
+
+    def member(self, params: Params) -> dist.Distribution:
+        return dist.Gamma(params["concentration"], params["rate"])
+
+    def moments(self, params: Params) -> Moments:
+        a, b = params["concentration"], params["rate"]
+        return {"mean": a / b, "log": digamma(a) - jnp.log(b)}
+
+    def expect(self, values: Any, weights: Any) -> Moments:
+        safe = jnp.clip(values, jnp.finfo(values.dtype).tiny, jnp.finfo(values.dtype).max / 1e8)
+        return {"mean": _average(weights, safe), "log": _average(weights, jnp.log(safe))}
+
+    def from_moments(self, moments: Moments) -> Params:
+        mean = jnp.maximum(moments["mean"], jnp.finfo(moments["mean"].dtype).tiny)
+        gap = jnp.clip(jnp.log(mean) - moments["log"], 1e-6, 1e3)
+        a = (3 - gap + jnp.sqrt((gap - 3) ** 2 + 24 * gap)) / (12 * gap)
+        for _ in range(6):
+            # Newton steps in 1/a (Minka, Estimating a gamma distribution, 2002)
+            slope = a**2 * (1 / a - polygamma(1, a))
+            a = 1 / jnp.maximum(1 / a + (jnp.log(a) - digamma(a) - gap) / slope, 1e-8)
+        return {"concentration": a, "rate": a / mean}
+
+
+def inverse_digamma(y: Any) -> Any:
+    """The x with `digamma(x) = y`, by Newton steps from Minka's starting point (Estimating a Dirichlet distribution, 2000)."""
+    x = jnp.where(y >= -2.22, jnp.exp(jnp.minimum(y, 50.0)) + 0.5, -1 / (y - digamma(1.0)))
+    for _ in range(5):
+        x = jnp.maximum(x - (digamma(x) - y) / polygamma(1, x), TINY)
+    return x
+
+
+def dirichlet_from_log_moments(log_mean: Any) -> Any:
+    """The concentration with `digamma(a_i) - digamma(sum a) = log_mean_i`; last dimension is the simplex."""
+    a = jnp.ones_like(log_mean)
+    for _ in range(5):
+        a = inverse_digamma(log_mean + digamma(jnp.sum(a, -1, keepdims=True)))
+    for _ in range(10):
+        # Newton step with the Hessian's diagonal plus constant inverted in closed form, in log space to stay positive
+        total = jnp.sum(a, -1, keepdims=True)
+        gradient = digamma(total) - digamma(a) + log_mean
+        diagonal, constant = -polygamma(1, a), polygamma(1, total)
+        shift = jnp.sum(gradient / diagonal, -1, keepdims=True) / (1 / constant + jnp.sum(1 / diagonal, -1, keepdims=True))
+        step = (gradient - shift) / diagonal
+        a = a * jnp.exp(jnp.clip(-step / a, -1.0, 1.0))
+    return jnp.clip(a, 1e-4, 1e7)
+
+
+@dataclass(frozen=True, eq=False)
+class Dirichlet(Family):
+    """Mean parameters E log z."""
+
+    event_dim: int = 1
+
+    parameters: ClassVar[Mapping[str, Any]] = {"concentration": constraints.independent(constraints.positive, 1)}
+
+    def distribution(self, params: Params) -> dist.Distribution:
+        return dist.Dirichlet(params["concentration"])
+
+    def moments(self, params: Params) -> Moments:
+        a = params["concentration"]
+        return {"log": digamma(a) - digamma(jnp.sum(a, -1, keepdims=True))}
+
+    def expect(self, values: Any, weights: Any) -> Moments:
+        return {"log": _average(weights, jnp.log(jnp.maximum(values, jnp.finfo(values.dtype).tiny)))}
+
+    def from_moments(self, moments: Moments) -> Params:
+        return {"concentration": dirichlet_from_log_moments(moments["log"])}
+
+
+@dataclass(frozen=True, eq=False)
+class Beta(_Elementwise):
+    """Mean parameters E log z and E log (1 - z)."""
+
+    parameters: ClassVar[Mapping[str, Any]] = {"concentration1": constraints.positive, "concentration0": constraints.positive}
+
+    def member(self, params: Params) -> dist.Distribution:
+        return dist.Beta(params["concentration1"], params["concentration0"])
+
+    def moments(self, params: Params) -> Moments:
+        a, b = params["concentration1"], params["concentration0"]
+        return {"log": digamma(a) - digamma(a + b), "log1m": digamma(b) - digamma(a + b)}
+
+    def expect(self, values: Any, weights: Any) -> Moments:
+        safe = jnp.clip(values, TINY, 1 - TINY)
+        return {"log": _average(weights, jnp.log(safe)), "log1m": _average(weights, jnp.log1p(-safe))}
+
+    def from_moments(self, moments: Moments) -> Params:
+        both = dirichlet_from_log_moments(jnp.stack([moments["log"], moments["log1m"]], -1))
+        return {"concentration1": both[..., 0], "concentration0": both[..., 1]}
+
+
+@dataclass(frozen=True, eq=False)
+class _Mean(_Elementwise):
+    """Families whose only mean parameter is E z."""
+
+    def expect(self, values: Any, weights: Any) -> Moments:
+        return {"mean": _average(weights, values * 1.0)}
+
+
+@dataclass(frozen=True, eq=False)
+class Bernoulli(_Mean):
+    parameters: ClassVar[Mapping[str, Any]] = {"probs": constraints.unit_interval}
+
+    def member(self, params: Params) -> dist.Distribution:
+        return dist.Bernoulli(probs=params["probs"])
+
+    def moments(self, params: Params) -> Moments:
+        return {"mean": params["probs"]}
+
+    def from_moments(self, moments: Moments) -> Params:
+        return {"probs": jnp.clip(moments["mean"], 1e-3, 1 - 1e-3)}
+
+
+@dataclass(frozen=True, eq=False)
+class Poisson(_Mean):
+    parameters: ClassVar[Mapping[str, Any]] = {"rate": constraints.positive}
+
+    def member(self, params: Params) -> dist.Distribution:
+        return dist.Poisson(params["rate"])
+
+    def moments(self, params: Params) -> Moments:
+        return {"mean": params["rate"]}
+
+    def from_moments(self, moments: Moments) -> Params:
+        return {"rate": jnp.maximum(moments["mean"], 1e-3)}
+
+
+@dataclass(frozen=True, eq=False)
+class Exponential(_Mean):
+    parameters: ClassVar[Mapping[str, Any]] = {"rate": constraints.positive}
+
+    def member(self, params: Params) -> dist.Distribution:
+        return dist.Exponential(params["rate"])
+
+    def moments(self, params: Params) -> Moments:
+        return {"mean": 1 / params["rate"]}
+
+    def from_moments(self, moments: Moments) -> Params:
+        return {"rate": 1 / jnp.maximum(moments["mean"], TINY)}
+
+
+@dataclass(frozen=True, eq=False)
+class Categorical(Family):
+    """Mean parameters: the probability of every one of `num_values` values."""
+
+    num_values: int = 2
+
+    parameters: ClassVar[Mapping[str, Any]] = {"probs": constraints.simplex}
+
+    def distribution(self, params: Params) -> dist.Distribution:
+        return dist.Categorical(probs=params["probs"]).to_event(self.event_dim)
+
+    def moments(self, params: Params) -> Moments:
+        return {"probs": params["probs"]}
+
+    def expect(self, values: Any, weights: Any) -> Moments:
+        return {"probs": _average(weights[..., None], jax.nn.one_hot(values, self.num_values))}
+
+    def from_moments(self, moments: Moments) -> Params:
+        guarded = jnp.maximum(moments["probs"], 1e-3 / self.num_values)
+        return {"probs": guarded / jnp.sum(guarded, -1, keepdims=True)}

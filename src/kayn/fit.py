@@ -1,0 +1,164 @@
+"""The one call an analyst makes: pick a guide, fit it, stop when the log evidence has stopped improving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import optax
+from numpyro.infer import SVI
+
+from kayn.axes import MAX_FACTOR_ELEMENTS, make_request
+from kayn.errors import KaynError
+from kayn.evidence import build_problem
+from kayn.guides import FactorisedGuide
+from kayn.importance import Weigher
+from kayn.keys import as_key
+from kayn.objectives.rws import RWS
+from kayn.objectives.vi import VI
+from kayn.posterior import Call, Posterior
+from kayn.progress import progress_bar
+from kayn.qem import CHUNK, QEM
+
+METHODS = ("qem", "rws", "vi")
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted guide.
+
+    Attributes:
+        model, guide, params: the model, its guide, and the values of their `numpyro.param` sites.
+        log_evidence: [num_steps] history of the noisy log Z, in nats.
+        converged: whether it had stopped improving before `num_steps` ran out.
+        options: particle options, as given to `fit`.
+    """
+
+    call: Call
+    guide: Callable
+    params: dict[str, Any]
+    log_evidence: np.ndarray
+    converged: bool
+    options: dict[str, Any]
+    rng_key: Any
+    _weighers: dict[Any, Weigher] = field(default_factory=dict, repr=False)
+
+    def posterior(self, num_particles: int | Mapping[str, int] | None = None, num_replicates: int = 32, rng_key: Any = None) -> Posterior:
+        """Particles from the fitted guide, weighed in all combinations.
+
+        Args:
+            num_particles: K; None for that of the fit.
+            num_replicates: independent sets of particles, pooled; their spread gives the error of the log evidence.
+        """
+        options = {**self.options, **({} if num_particles is None else {"num_particles": num_particles})}
+        request = make_request(**options)
+        if request not in self._weighers:
+            problem = build_problem(self.call.model, self.guide, self.call.args, self.call.kwargs, self.params, request)
+            self._weighers[request] = Weigher(problem, self.call)
+        key = jax.random.fold_in(self.rng_key, 1) if rng_key is None else as_key(rng_key)
+        return self._weighers[request].run(key, self.params, num_replicates)
+
+
+def fit(
+    model: Callable,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    method: str = "qem",
+    num_particles: int | Mapping[str, int] = 30,
+    key: Any = 0,
+    progress: bool = True,
+    *,
+    guide: Callable | None = None,
+    strategy: str = "parallel",
+    num_steps: int = 500,
+    learning_rate: float = 0.03,
+    groups: Sequence[Sequence[str]] = (),
+    couple: Mapping[str, str | Sequence[str]] | None = None,
+    max_elements: int = MAX_FACTOR_ELEMENTS,
+    params: Mapping[str, Any] | None = None,
+) -> Fit:
+    """Fit a guide to a model's posterior.
+
+    Args:
+        model: an ordinary NumPyro model; `args` and `kwargs` are its arguments.
+        method: "qem" (moment matching, the default), "rws" (reweighted wake-sleep) or "vi" (pathwise gradients).
+        num_particles: K particles of every latent, one number or a mapping from latent name.
+        key: a key or an int seed.
+        progress: show a bar with the log evidence.
+        guide: None for a factorised guide.
+        num_steps: at most so many steps; fitting stops earlier when the log evidence has stopped improving.
+        learning_rate: of Adam, for "rws" and "vi".
+        params: values of `numpyro.param` sites to start from.
+
+    Raises:
+        KaynError: an unknown method, and everything that building the problem raises.
+    """
+    if method not in METHODS:
+        raise KaynError(f"method {method!r} is unknown; use one of {', '.join(map(repr, METHODS))}")
+    if num_steps < 1:
+        raise KaynError(f"num_steps is {num_steps}; it must be at least 1")
+    if not isinstance(args, list | tuple):
+        raise KaynError(f"args is {type(args).__name__}; pass the model's arguments as a tuple, e.g. args=(x, y)")
+    args, kwargs = tuple(args), dict(kwargs or {})
+    rng_key = as_key(key)
+    options = {"num_particles": num_particles, "strategy": strategy, "groups": groups, "couple": couple, "max_elements": max_elements}
+    runner = _fit_qem if method == "qem" else _fit_svi
+    guide, fitted, history, converged = runner(
+        model, guide, args, kwargs, method, options, rng_key, num_steps, learning_rate, dict(params or {}), progress
+    )
+    return Fit(Call(model, args, kwargs), guide, fitted, history, converged, options, rng_key)
+
+
+def _fit_qem(model, guide, args, kwargs, method, options, key, num_steps, learning_rate, params, progress):  # type: ignore[no-untyped-def]
+    qem = QEM(model, guide, **options)
+    state = qem.init(key, *args, params=params, **kwargs)
+    state, history, converged = _until_flat(qem.advance, state, num_steps, progress)
+    return qem.guide, qem.get_params(state), history, converged
+
+
+def _fit_svi(model, guide, args, kwargs, method, options, key, num_steps, learning_rate, params, progress):  # type: ignore[no-untyped-def]
+    guide = FactorisedGuide.from_model(model, args, kwargs, params) if guide is None else guide
+    loss = (RWS if method == "rws" else VI)(**options)
+    optimiser = optax.adam(optax.exponential_decay(learning_rate, max(num_steps // 2, 1), 0.3))
+    svi = SVI(model, guide, numpyro.optim.optax_to_numpyro(optimiser), loss=loss)
+    state = svi.init(key, *args, init_params=params or None, **kwargs)
+
+    @jax.jit
+    def advance(state: Any) -> tuple[Any, Any]:
+        return jax.lax.scan(lambda s, _: svi.update(s, *args, **kwargs), state, None, length=CHUNK)
+
+    def steps(state: Any, count: int) -> tuple[Any, Any]:
+        state, losses = advance(state)
+        return state, -losses
+
+    state, history, converged = _until_flat(steps, state, num_steps, progress)
+    return guide, svi.get_params(state), history, converged
+
+
+def _until_flat(advance: Callable, state: Any, num_steps: int, progress: bool) -> tuple[Any, np.ndarray, bool]:
+    """Run in chunks until the log evidence is flat, at most `num_steps` steps."""
+    history = np.zeros(0)
+    converged = False
+    with progress_bar(num_steps, progress) as show:
+        while len(history) < num_steps and not converged:
+            state, log_z = advance(state, min(CHUNK, num_steps - len(history)))
+            history = np.concatenate([history, np.asarray(jnp.ravel(log_z), np.float64)])
+            show(min(len(history), num_steps), float(np.mean(history[-CHUNK:])))
+            converged = is_flat(history)
+    return state, history, converged
+
+
+def is_flat(history: np.ndarray, window: int = 2 * CHUNK) -> bool:
+    """Whether the last `window` steps are no better than the `window` before, beyond twice the standard error."""
+    if len(history) < 3 * window:
+        return False
+    before, last = history[-2 * window : -window], history[-window:]
+    if not (np.isfinite(before).all() and np.isfinite(last).all()):
+        return False
+    error = np.sqrt((before.var() + last.var()) / window)
+    return bool(last.mean() - before.mean() < 2 * error + 0.05)

@@ -1,0 +1,214 @@
+"""Factorised guides that respect plates: one exponential-family distribution for each plate element of each latent.
+
+A `FactorisedGuide` is an ordinary NumPyro guide: it works with `numpyro.infer.SVI`, `kayn.Importance` and `kayn.QEM`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro import handlers
+from numpyro.distributions.transforms import ComposeTransform, IdentityTransform, biject_to
+
+from kayn import families
+from kayn.errors import GuideError
+from kayn.families import Family
+from kayn.graph.trace import Site, _innermost, _placeholder, inspect_sites
+
+PRIOR_DRAWS = 100
+SUPPORTED = ("Normal", "transformed Normal", "MultivariateNormal", "Gamma", "Beta", "Dirichlet", "Bernoulli", "Categorical", "Poisson", "Exponential")
+
+
+@dataclass(frozen=True, eq=False)
+class GuideSite:
+    """One latent of a factorised guide: its family, starting parameters and plates (name, dim, full size, size)."""
+
+    name: str
+    family: Family
+    start: Mapping[str, Any]
+    plates: tuple[tuple[str, int, int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class FactorisedGuide:
+    """A NumPyro guide with independent sites; parameters are called `<latent>_<parameter>`, e.g. `alpha_loc`."""
+
+    sites: tuple[GuideSite, ...]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        out = {}
+        for site in self.sites:
+            with ExitStack() as stack:
+                for name, dim, full, size in site.plates:
+                    stack.enter_context(numpyro.plate(name, full, size if size != full else None, dim=dim))
+                params = {
+                    p: numpyro.param(
+                        f"{site.name}_{p}", start, constraint=site.family.parameters[p], event_dim=_event_dim(site, p)
+                    )
+                    for p, start in site.start.items()
+                }
+                out[site.name] = numpyro.sample(site.name, site.family.distribution(params))
+        return out
+
+    def draw_particles(self, key: Any, num: int, params: Mapping[str, Any]) -> dict[str, Any]:
+        """`num` particles of every site, [num, *shape], spread evenly where the family can (see `Family.draw`)."""
+        by_site = self.split({**self.start, **params})
+        keys = jax.random.split(key, len(self.sites))
+        return {s.name: s.family.draw(k, num, by_site[s.name]) for s, k in zip(self.sites, keys, strict=True)}
+
+    @property
+    def subsampled(self) -> bool:
+        return any(full != size for s in self.sites for _, _, full, size in s.plates)
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """Parameters to start from, by `numpyro.param` name."""
+        return {f"{s.name}_{p}": v for s in self.sites for p, v in s.start.items()}
+
+    def split(self, params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Parameters by site, then by parameter name."""
+        return {s.name: {p: params[f"{s.name}_{p}"] for p in s.start} for s in self.sites}
+
+    @staticmethod
+    def from_model(
+        model: Callable, args: tuple = (), kwargs: Mapping | None = None, params: Mapping | None = None, key: Any = None
+    ) -> FactorisedGuide:
+        """A Normal in unconstrained space for every continuous latent, started from quantiles of the prior.
+
+        Enumerated latents need no guide and get none.
+
+        Raises:
+            GuideError: a discrete latent is not enumerated, or a latent's support depends on another latent.
+        """
+        kwargs = kwargs or {}
+        key = jax.random.key(0) if key is None else key
+        sites = inspect_sites(model, args, kwargs, params or {})
+        chosen = []
+        latents = [s for s in sites.values() if s.kind == "sample" and not s.observed and not s.enumerate]
+        for site in latents:
+            if site.discrete:
+                raise GuideError(
+                    f"latent {site.name!r} is discrete, so a Normal guide cannot stand for it; sum it out exactly with "
+                    "infer={'enumerate': 'parallel'} in the model, or write a guide with a discrete site for it"
+                )
+        prior = _prior_draws(model, args, kwargs, params or {}, [s.name for s in latents], key)
+        supports = _supports(model, args, kwargs, params or {}, latents)
+        for site in latents:
+            event_dim = len(site.shape) - len(site.batch_shape)
+            transform = biject_to(supports[site.name])
+            simple = _identity(transform)
+            family = families.Normal(event_dim=event_dim, transform=IdentityTransform() if simple else transform)
+            chosen.append(GuideSite(site.name, family, family.start(prior[site.name]), _plates(site, sites)))
+        return FactorisedGuide(tuple(chosen))
+
+    @staticmethod
+    def from_guide(guide: Callable, args: tuple, kwargs: Mapping, params: Mapping, model_sites: Mapping[str, Site]) -> FactorisedGuide:
+        """The families and starting values of a guide whose sites are independent of each other.
+
+        Raises:
+            GuideError: a site's distribution is in none of the supported families.
+        """
+        sites = inspect_sites(guide, args, kwargs, params)
+        program = handlers.seed(handlers.substitute(guide, data=dict(params)), jax.random.key(0))
+        trace = handlers.trace(program).get_trace(*args, **kwargs)
+        chosen = []
+        for name, site in sites.items():
+            if site.kind != "sample" or site.observed:
+                continue
+            if name not in model_sites:
+                raise GuideError(f"guide site {name!r} is no latent of the model; QEM needs exactly one site for each latent")
+            family, start = _family_of(name, trace[name]["fn"], len(model_sites[name].batch_shape), model_sites[name])
+            shape = model_sites[name].batch_shape
+            start = {p: jnp.broadcast_to(v, (*shape, *jnp.shape(v)[_batch_rank(family, p, v) :])) for p, v in start.items()}
+            chosen.append(GuideSite(name, family, start, _plates(model_sites[name], model_sites | sites)))
+        return FactorisedGuide(tuple(chosen))
+
+
+def _batch_rank(family: Family, parameter: str, value: Any) -> int:
+    extra = family.parameters[parameter].event_dim
+    events = extra if extra else family.event_dim
+    return jnp.ndim(value) - events
+
+
+def _event_dim(site: GuideSite, parameter: str) -> int:
+    family = site.family
+    extra = family.parameters[parameter].event_dim
+    if isinstance(family, families.Normal):
+        return family.unconstrained_event_dim
+    return extra if extra else family.event_dim
+
+
+def _plates(site: Site, sites: Mapping[str, Site]) -> tuple[tuple[str, int, int, int], ...]:
+    return tuple((name, dim, sites[name].batch_shape[0], size) for name, dim, size in site.frames)
+
+
+def _identity(transform: Any) -> bool:
+    while isinstance(transform, dist.transforms.IndependentTransform):
+        transform = transform.base_transform
+    return isinstance(transform, IdentityTransform)
+
+
+def _prior_draws(model: Callable, args: tuple, kwargs: Mapping, params: Mapping, names: list[str], key: Any) -> dict[str, Any]:
+    """[PRIOR_DRAWS, *shape] for every latent; improper priors give a feasible value."""
+
+    def one(key: Any) -> dict[str, Any]:
+        program = handlers.substitute(handlers.substitute(model, data=dict(params)), substitute_fn=_placeholder)
+        trace = handlers.trace(handlers.seed(program, key)).get_trace(*args, **kwargs)
+        return {n: trace[n]["value"] for n in names}
+
+    return jax.jit(jax.vmap(one))(jax.random.split(key, PRIOR_DRAWS))
+
+
+def _supports(model: Callable, args: tuple, kwargs: Mapping, params: Mapping, latents: list[Site]) -> dict[str, Any]:
+    traces = []
+    for seed in (0, 1):
+        program = handlers.substitute(handlers.substitute(model, data=dict(params)), substitute_fn=_placeholder)
+        traces.append(handlers.trace(handlers.seed(program, jax.random.key(seed))).get_trace(*args, **kwargs))
+    for site in latents:
+        bounds = [jax.tree.leaves(t[site.name]["fn"].support) for t in traces]
+        if any(not np.allclose(a, b) for a, b in zip(*bounds, strict=True)):
+            raise GuideError(
+                f"the support of latent {site.name!r} depends on another latent, so one unconstrained space does not fit all "
+                "particles; rewrite it with a fixed support (scale a Uniform(0, 1)), or pass a guide"
+            )
+    return {s.name: traces[0][s.name]["fn"].support for s in latents}
+
+
+def _family_of(name: str, fn: dist.Distribution, batch_ndim: int, site: Site) -> tuple[Family, dict[str, Any]]:
+    event_dim = len(site.shape) - batch_ndim
+    base = _innermost(fn)
+    simple: dict[type, tuple[type[Family], tuple[str, ...]]] = {
+        dist.Gamma: (families.Gamma, ("concentration", "rate")),
+        dist.Beta: (families.Beta, ("concentration1", "concentration0")),
+        dist.Dirichlet: (families.Dirichlet, ("concentration",)),
+        dist.Poisson: (families.Poisson, ("rate",)),
+        dist.Exponential: (families.Exponential, ("rate",)),
+        dist.MultivariateNormal: (families.MultivariateNormal, ("loc", "scale_tril")),
+    }
+    if isinstance(base, dist.Normal):
+        return families.Normal(event_dim=event_dim), {"loc": base.loc, "scale": base.scale}
+    if isinstance(base, dist.TransformedDistribution) and isinstance(_innermost(base.base_dist), dist.Normal):
+        normal = _innermost(base.base_dist)
+        return families.Normal(event_dim=event_dim, transform=ComposeTransform(list(base.transforms))), {
+            "loc": normal.loc,
+            "scale": normal.scale,
+        }
+    if type(base) in simple:
+        kind, names = simple[type(base)]
+        return kind(event_dim=event_dim), {p: getattr(base, p) for p in names}
+    if type(base).__name__.startswith("Bernoulli"):
+        return families.Bernoulli(event_dim=event_dim), {"probs": base.probs}
+    if type(base).__name__.startswith("Categorical"):
+        return families.Categorical(event_dim=event_dim, num_values=base.probs.shape[-1]), {"probs": base.probs}
+    raise GuideError(
+        f"QEM cannot fit guide site {name!r}: {type(base).__name__} is in none of its families ({', '.join(SUPPORTED)}). Use "
+        "one of these, or fit this guide with kayn.RWS or kayn.VI and numpyro.infer.SVI"
+    )

@@ -1,0 +1,95 @@
+"""Importance sampling with massively parallel particles: from a guide and its parameters to a `Posterior`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+
+from kayn import evidence, queries
+from kayn.axes import MAX_FACTOR_ELEMENTS, make_request
+from kayn.errors import KaynError
+from kayn.evidence import Draws, Problem, build_problem
+from kayn.guides import FactorisedGuide
+from kayn.keys import as_key
+from kayn.posterior import Call, Posterior, warn_if_poor
+
+
+class Importance:
+    """Weighs K particles of every latent against each other in all combinations (Bowyer, Heap & Aitchison, UAI 2024).
+
+    Args:
+        model: an ordinary NumPyro model.
+        guide: a NumPyro guide for it; None means a factorised guide with default parameters.
+        num_particles: K, one number or a mapping from latent name (and "" for the rest).
+        strategy: "parallel", "global" or "local".
+        num_replicates: independent sets of particles, pooled with equal weight; their spread gives error bars.
+        groups: latents that share a particle axis.
+        couple: plates over which a latent gives up its own particle index.
+        denominator: "mixture" or "paired", for guides whose sites depend on each other.
+        max_elements: the largest factor that may be formed before axes are merged.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable | None = None,
+        num_particles: int | Mapping[str, int] = 100,
+        strategy: str = "parallel",
+        *,
+        num_replicates: int = 1,
+        groups: Sequence[Sequence[str]] = (),
+        couple: Mapping[str, str | Sequence[str]] | None = None,
+        denominator: str = "mixture",
+        max_elements: int = MAX_FACTOR_ELEMENTS,
+    ):
+        if num_replicates < 1:
+            raise KaynError(f"num_replicates is {num_replicates}; it must be at least 1")
+        self.model = model
+        self.guide = guide
+        self.num_replicates = num_replicates
+        self.denominator = denominator
+        self.request = make_request(num_particles, strategy, groups, couple, max_elements)
+
+    def run(self, rng_key: Any, params: Mapping[str, Any] | None, *args: Any, **kwargs: Any) -> Posterior:
+        """Draw particles and weigh them.
+
+        Works under `jax.jit` and `jax.vmap` over keys. Outside of them it warns (`PoorFitWarning`) about latents
+        whose effective sample size or Pareto k-hat is poor.
+
+        Args:
+            rng_key: a key or an int seed.
+            params: values of `numpyro.param` sites in model and guide, as `SVI.get_params` gives them.
+        """
+        key = as_key(rng_key)
+        guide = self.guide if self.guide is not None else FactorisedGuide.from_model(self.model, args, kwargs)
+        params = dict(params or {})
+        problem = build_problem(self.model, guide, args, kwargs, params, self.request, self.denominator)
+        return Weigher(problem, Call(self.model, args, kwargs)).run(key, params, self.num_replicates)
+
+
+class Weigher:
+    """Draws and weighs particles for a problem that has been built, compiling once."""
+
+    def __init__(self, problem: Problem, call: Call):
+        self.problem, self.call = problem, call
+        self._run = jax.jit(lambda numbers, params, keys: jax.lax.map(partial(weighted_draws, problem, numbers, params), keys))
+
+    def run(self, key: Any, params: dict[str, Any], num_replicates: int) -> Posterior:
+        numbers = self.problem.numbers
+        log_evidences, weights, draws = self._run(numbers, params, jax.random.split(key, num_replicates))
+        posterior = Posterior(self.problem, self.call, numbers, params, draws, log_evidences, weights)
+        if not isinstance(log_evidences, jax.core.Tracer):
+            warn_if_poor(posterior)
+        return posterior
+
+
+def weighted_draws(problem: Problem, numbers: Mapping, params: Mapping, key: Any) -> tuple[Any, dict[str, Any], Draws]:
+    """One set of particles: log Z, marginal weights of every axis, and the particles."""
+    draws = evidence.draw_particles(problem, numbers, key, params)
+    slots = evidence.weigh(problem, numbers, draws, params)
+    index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, params, draws.subsample))
+    log_z, weights = queries.marginals(problem, slots, index)
+    return log_z, weights, draws

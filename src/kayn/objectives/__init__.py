@@ -1,0 +1,1 @@
+"""Objectives for `numpyro.infer.SVI`: one file for each estimator."""

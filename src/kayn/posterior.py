@@ -1,0 +1,348 @@
+"""The posterior: weighted particles of every latent, and what can be asked of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kayn import diagnostics, evidence, queries
+from kayn.errors import PoorFitWarning, QueryError, StructureWarning
+from kayn.evidence import Draws, Problem
+from kayn.expectation import Expectation, of_deterministic, of_function
+from kayn.keys import as_key
+
+if TYPE_CHECKING:
+    from xarray import DataTree
+
+    from kayn.predictive import LogPredictive
+    from kayn.summary import Summary
+
+FALLBACK_DRAWS = 2000
+"""Joint draws used for an expectation that has no small contraction."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The model and the arguments it was conditioned on."""
+
+    model: Callable
+    args: tuple
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """Weighted particles of a model's latents.
+
+    R independent replicates of the particles are pooled with equal weight. Letters in shapes: R replicates, K particles
+    of a latent's axis, P = R * K pooled particles, S draws.
+
+    Attributes:
+        problem: the traced model, guide, axes and plan.
+        call: the model and its arguments.
+        numbers: arrays that the traced programs close over.
+        params: values of `numpyro.param` sites.
+        draws: the particles, every array with a leading R.
+        log_evidences: [R] log Z of every replicate, in nats.
+        axis_weights: for every particle axis [R, *scope, K].
+    """
+
+    problem: Problem
+    call: Call
+    numbers: dict[str, Any]
+    params: dict[str, Any]
+    draws: Draws
+    log_evidences: Any
+    axis_weights: dict[str, Any]
+    _compiled: dict[Any, Callable] = field(default_factory=dict, repr=False)
+
+    # -- evidence
+
+    @property
+    def num_replicates(self) -> int:
+        return self.log_evidences.shape[0]
+
+    @property
+    def log_evidence(self) -> Any:
+        """Estimate of log p(data), in nats: log of the mean of Z over replicates (Z is unbiased, so log Z errs low)."""
+        return jax.nn.logsumexp(self.log_evidences) - jnp.log(float(self.num_replicates))
+
+    @property
+    def log_evidence_error(self) -> Any:
+        """Monte Carlo standard error of `log_evidence` (delta method over replicates); NaN with one replicate."""
+        if self.num_replicates < 2:
+            return jnp.nan
+        ratio = jnp.exp(self.log_evidences - self.log_evidence)
+        return jnp.std(ratio, ddof=1) / jnp.sqrt(float(self.num_replicates))
+
+    # -- particles and weights
+
+    @property
+    def latent_names(self) -> tuple[str, ...]:
+        return self.problem.graph.latent_names
+
+    @property
+    def deterministic_names(self) -> tuple[str, ...]:
+        return tuple(n for n, s in self.problem.model.sites.items() if s.kind == "deterministic")
+
+    @property
+    def particles(self) -> dict[str, Any]:
+        """Pooled particles of every latent: [P, *shape], to be read with `weights`."""
+        return {n: v.reshape((-1, *v.shape[2:])) for n, v in self.draws.values.items()}
+
+    def weights(self, name: str) -> Any:
+        """Marginal posterior weights of a latent's particles: [P, *batch shape], summing to one over P.
+
+        A latent that was coupled over a plate has equal weights along it. Source: Bowyer et al. (UAI 2024).
+        """
+        by_replicate = self._weights(self._latent(name))
+        return by_replicate.reshape((-1, *by_replicate.shape[2:])) / self.num_replicates
+
+    def ess(self, name: str) -> Any:
+        """Effective sample size of a latent's pooled particles: [*batch shape], between 0 and P."""
+        return jnp.asarray(diagnostics.effective_sample_size(np.asarray(self.weights(name))))
+
+    def khat(self, name: str) -> np.ndarray:
+        """Pareto k-hat of a latent's weights: [*batch shape]; above 0.7 is unreliable, NaN with fewer than 25 particles."""
+        return diagnostics.pareto_khat(self.weights(name))
+
+    # -- moments
+
+    def mean(self, name: str) -> Any:
+        """Posterior mean of a latent or deterministic site: the site's shape."""
+        return self._moments(name)[0]
+
+    def std(self, name: str) -> Any:
+        """Posterior standard deviation of a latent or deterministic site: the site's shape."""
+        return self._moments(name)[1]
+
+    def expectation(self, function: Callable, *names: str) -> Any:
+        """Posterior expectation of `function(latent_1, latent_2, ...)` under the joint of these latents.
+
+        `function` is written for one posterior sample. It is evaluated on exactly the particle axes it depends on, jointly:
+        with `lambda mu, alpha: mu * alpha` for a scalar `mu` and `alpha: [J]` the result is E[mu * alpha_j] for every j.
+        A function that mixes plate elements (`alpha.max()`) has no small contraction; it is estimated from
+        joint draws instead, with a warning.
+
+        Args:
+            names: latents or deterministic sites, one for every argument of `function`.
+
+        Returns:
+            The expectation, in the shape of the function's result.
+        """
+        for name in names:
+            self._known(name)
+        if all(n in self.latent_names for n in names):
+            plan = of_function(self.problem, function, names)
+            if plan is not None:
+                return self._expect(plan)[0]
+        return self._from_draws(lambda values: function(*(values[n] for n in names)), f"expectation over {', '.join(names)}")
+
+    def covariance(self, first: str, second: str) -> Any:
+        """Posterior covariance of two latents, elementwise after broadcasting."""
+        a, b = self.mean(first), self.mean(second)
+        return self.expectation(lambda x, y: (x - a) * (y - b), first, second)
+
+    def probabilities(self, name: str) -> dict[Any, Any]:
+        """Posterior probability of every value that a discrete latent takes among its particles: value -> [*batch shape]."""
+        latent = self.problem.graph.latent(self._latent(name))
+        if not latent.discrete:
+            raise QueryError(f"latent {name!r} is continuous; probabilities() is for discrete latents, use mean() and std()")
+        values, weights = self.particles[name], self.weights(name)
+        return {v.item(): jnp.sum(jnp.where(values == v, weights, 0), 0) for v in np.unique(np.asarray(values))}
+
+    # -- draws
+
+    def sample(self, rng_key: Any, num_samples: int = 1000) -> dict[str, Any]:
+        """Exact joint draws from the weighted combinations of particles: [S, *shape] for every latent and deterministic site."""
+        if num_samples < 1:
+            raise QueryError(f"num_samples is {num_samples}; it must be at least 1")
+        names = ("sample", num_samples)
+        return self._jit(names, partial(_sample, self.problem, num_samples))(
+            self.numbers, self.params, self.draws, as_key(rng_key)
+        )
+
+    def mode(self) -> dict[str, Any]:
+        """The combination of particles with the largest weight, over all replicates: the site's shape for every latent."""
+        return self._jit("mode", partial(_mode, self.problem))(self.numbers, self.params, self.draws, self.log_evidences)
+
+    # -- prediction and export
+
+    def predictive(self, rng_key: Any, num_samples: int, *args: Any, new_plates: tuple[str, ...] = (), **kwargs: Any) -> dict[str, Any]:
+        """Draws of all sites of the model, data included, given posterior draws of the latents. See `kayn.predictive`."""
+        from kayn.predictive import predictive
+
+        return predictive(self, rng_key, num_samples, args, kwargs, new_plates)
+
+    def log_predictive(self, rng_key: Any, num_samples: int, *args: Any, new_plates: tuple[str, ...] = (), **kwargs: Any) -> LogPredictive:
+        """Log predictive density of held-out data passed as model arguments. See `kayn.predictive`."""
+        from kayn.predictive import log_predictive
+
+        return log_predictive(self, rng_key, num_samples, args, kwargs, new_plates)
+
+    def log_likelihood(self, rng_key: Any, num_samples: int = 1000) -> dict[str, Any]:
+        """Pointwise log likelihood of the training data: [S, *rows] for every observed site."""
+        from kayn.predictive import log_likelihood
+
+        return log_likelihood(self, rng_key, num_samples)
+
+    def to_datatree(self, rng_key: Any = 0, num_samples: int = 1000, coords: Mapping[str, Any] | None = None) -> DataTree:
+        """Draws, log likelihood and data as an ArviZ-schema `xarray.DataTree`. See `kayn.export`."""
+        from kayn.export import to_datatree
+
+        return to_datatree(self, rng_key, num_samples, coords)
+
+    def summary(self, max_rows: int = 12) -> Summary:
+        """Mean, sd, quantiles, ESS and k-hat of every latent; print it."""
+        from kayn.summary import summarise
+
+        return summarise(self, max_rows)
+
+    def check(self) -> list[str]:
+        """What is wrong with this posterior, as sentences that name the latent; empty when nothing is."""
+        return list(_complaints(self))
+
+    # -- internals
+
+    def _known(self, name: str) -> None:
+        if name not in self.latent_names and name not in self.deterministic_names:
+            what = "an observed site" if name in self.problem.model.sites else "no site of the model"
+            raise QueryError(
+                f"{name!r} is {what}; latents: {list(self.latent_names)}, deterministic sites: {list(self.deterministic_names)}"
+            )
+
+    def _latent(self, name: str) -> str:
+        self._known(name)
+        if name not in self.latent_names:
+            raise QueryError(f"{name!r} is a deterministic site and has no particles of its own; use mean, std, sample or expectation")
+        return name
+
+    def _weights(self, name: str) -> Any:
+        """[R, K, *batch shape]"""
+        return jax.vmap(lambda weights: queries.latent_weights(self.problem, weights, name))(self.axis_weights)
+
+    def _moments(self, name: str) -> tuple[Any, Any]:
+        self._known(name)
+        if name in self.latent_names:
+            values, weights = self.particles[name], self.weights(name)
+            weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
+            # weights of zero may meet infinite particles
+            mean = jnp.sum(jnp.where(weights > 0, weights * values, 0), 0)
+            variance = jnp.sum(jnp.where(weights > 0, weights * (values - mean) ** 2, 0), 0)
+            return mean, jnp.sqrt(variance)
+        plan = of_deterministic(self.problem, name)
+        if plan is not None:
+            return self._expect(plan)
+        mean = self._from_draws(lambda values: values[name], name)
+        square = self._from_draws(lambda values: (values[name] - mean) ** 2, name)
+        return mean, jnp.sqrt(square)
+
+    def _expect(self, plan: Expectation) -> tuple[Any, Any]:
+        return self._jit(plan, plan.moments)(self.numbers, self.params, self.draws)
+
+    def _from_draws(self, function: Callable[[Mapping], Any], what: str) -> Any:
+        warnings.warn(
+            f"{what}: it mixes plate elements whose particles are indexed separately, so it is estimated from "
+            f"{FALLBACK_DRAWS} joint draws instead of an exact contraction",
+            StructureWarning,
+            stacklevel=4,
+        )
+        draws = self.sample(jax.random.key(0), FALLBACK_DRAWS)
+        return jnp.mean(jax.vmap(function)(draws), 0)
+
+    def _jit(self, key: Any, function: Callable) -> Callable:
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(function)
+        return self._compiled[key]
+
+
+jax.tree_util.register_dataclass(
+    Posterior,
+    ["numbers", "params", "draws", "log_evidences", "axis_weights"],
+    ["problem", "call"],
+    drop_fields=["_compiled"],
+)
+
+
+def warn_if_poor(posterior: Posterior) -> None:
+    for complaint in posterior.check():
+        warnings.warn(complaint, PoorFitWarning, stacklevel=3)
+
+
+def _complaints(posterior: Posterior) -> Any:
+    if not np.isfinite(np.asarray(posterior.log_evidences)).any():
+        yield (
+            "every combination of particles is impossible (log evidence is -inf): the proposal misses the posterior's "
+            "support, or an observed value has zero density. Fit the guide first (kayn.fit), or check the data"
+        )
+        return
+    for axis in posterior.problem.layout.axes:
+        if axis.enumerated or axis.size == 1:
+            continue
+        for name in axis.latents[:1]:
+            weights = np.asarray(posterior.weights(name)).reshape(axis.size * posterior.num_replicates, -1)
+            ess = diagnostics.effective_sample_size(weights)
+            total, worst = weights.shape[0], int(np.argmin(ess))
+            who = ", ".join(map(repr, axis.latents))
+            where = f" (worst element {worst} of {ess.size})" if ess.size > 1 else ""
+            khat = diagnostics.pareto_khat(weights[:, np.argsort(ess)[:100]])
+            poor_khat = khat > diagnostics.POOR_KHAT
+            advice = "Fit the guide longer, use more particles, or group latents that are strongly dependent"
+            if ess[worst] < diagnostics.POOR_ESS * total:
+                yield f"latent {who}: effective sample size {ess[worst]:.1f} of {total} particles{where}. {advice}"
+            elif np.mean(poor_khat) > 0.05:
+                yield f"latent {who}: Pareto k-hat {np.nanmax(khat):.2f} (above {diagnostics.POOR_KHAT}){where}. {advice}"
+
+
+def _replicate_slots(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws) -> tuple[dict[int, Any], Any]:
+    inputs = evidence.model_inputs(problem, numbers, params, draws.subsample)
+    return evidence.weigh(problem, numbers, draws, params), evidence.link_index(problem, inputs)
+
+
+def _sample(problem: Problem, num_samples: int, numbers: Mapping, params: Mapping, draws: Draws, key: Any) -> dict[str, Any]:
+    replicates = jax.tree.leaves(draws)[0].shape[0]
+    per = -(-num_samples // replicates)
+
+    def one(item: tuple[Draws, Any]) -> dict[str, Any]:
+        mine, key = item
+        slots, index = _replicate_slots(problem, numbers, params, mine)
+        chosen = queries.draw_indices(problem.layout.plan, slots, index, jax.random.split(key, per))
+        latents = jax.vmap(lambda c: take_particles(problem, mine.values, c))(chosen)
+        inputs = evidence.model_inputs(problem, numbers, params, mine.subsample)
+        return latents | evidence.deterministic_values(problem, latents, inputs)
+
+    pick, split = jax.random.split(key)
+    out = jax.lax.map(one, (draws, jax.random.split(split, replicates)))
+    # every replicate gives the same number of draws; which ones are left over is random
+    order = jax.random.permutation(pick, per * replicates)[:num_samples]
+    return {n: v.reshape((-1, *v.shape[2:]))[order] for n, v in out.items()}
+
+
+def take_particles(problem: Problem, values: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The latents' values at chosen particle indices ([*scope] for every axis): the site's shape for every latent."""
+    out = {}
+    for axis in problem.layout.axes:
+        index = chosen[axis.name]
+        sorted_scope = sorted(axis.scope)
+        for name in axis.latents:
+            latent = problem.graph.latent(name)
+            dims = dict(latent.plates)
+            order = sorted(axis.scope, key=dims.__getitem__)
+            aligned = jnp.transpose(index, [sorted_scope.index(p) for p in order])
+            shape = [latent.shape[d] if any(dims[p] == d for p in order) else 1 for d in range(len(latent.shape))]
+            picked = jnp.take_along_axis(values[name], aligned.reshape((1, *shape)), axis=0, mode="clip")
+            out[name] = jnp.broadcast_to(picked[0], latent.shape)
+    return out
+
+
+def _mode(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws, log_evidences: Any) -> dict[str, Any]:
+    mine = jax.tree.map(lambda x: x[jnp.argmax(log_evidences)], draws)
+    slots, index = _replicate_slots(problem, numbers, params, mine)
+    return take_particles(problem, mine.values, queries.best_indices(problem.layout.plan, slots, index))

@@ -1,0 +1,174 @@
+"""Posterior prediction: new data, new plate elements, pointwise log likelihood, held-out log predictive density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro import handlers
+from numpyro.primitives import Messenger
+
+from kayn.errors import QueryError
+from kayn.keys import as_key
+
+if TYPE_CHECKING:
+    from kayn.posterior import Posterior
+
+BATCH = 100
+"""Draws handled at a time."""
+
+
+@dataclass(frozen=True)
+class LogPredictive:
+    """Log predictive density of held-out data, in nats.
+
+    Attributes:
+        joint: `log mean_s p(all data | draw s)`, a scalar.
+        pointwise: `log mean_s p(row | draw s)` for every observed site: [*rows].
+    """
+
+    joint: Any
+    pointwise: dict[str, Any]
+
+    @property
+    def total(self) -> Any:
+        """Sum of the pointwise log predictive densities."""
+        return sum(jnp.sum(v) for v in self.pointwise.values())
+
+
+class _Condition(Messenger):
+    """Gives latents the values of one posterior draw; plate elements that the draw lacks are sampled from the model.
+
+    Args:
+        values: the draw.
+        new_plates: plates whose elements are all new.
+        observe: keep observed sites; otherwise they are drawn too.
+    """
+
+    def __init__(self, fn: Callable, values: Mapping[str, Any], new_plates: tuple[str, ...], observe: bool):
+        super().__init__(fn)
+        self.values, self.new_plates, self.observe = values, new_plates, observe
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and msg["is_observed"] and not self.observe and not isinstance(_base(msg["fn"]), dist.Unit):
+            msg["is_observed"], msg["value"] = False, None
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] != "sample" or msg["is_observed"] or msg["name"] not in self.values:
+            return
+        msg["value"] = self._merge(msg["name"], msg["value"], self.values[msg["name"]], msg)
+
+    def _merge(self, name: str, fresh: Any, drawn: Any, msg: Mapping[str, Any]) -> Any:
+        rank = len(msg["fn"].batch_shape)
+        plates = {rank + f.dim: f.name for f in msg["cond_indep_stack"]}
+        if jnp.ndim(fresh) != jnp.ndim(drawn):
+            raise QueryError(f"latent {name!r} has {jnp.ndim(fresh)} dimensions under the new arguments, {jnp.ndim(drawn)} in the posterior")
+        keep = []
+        for dim, (new, old) in enumerate(zip(jnp.shape(fresh), jnp.shape(drawn), strict=True)):
+            if plates.get(dim) in self.new_plates:
+                return fresh
+            if new < old or (new > old and dim not in plates):
+                where = f"plate {plates[dim]!r}" if dim in plates else f"dimension {dim}"
+                raise QueryError(
+                    f"latent {name!r} has {old} elements along {where} in the posterior but {new} under the new arguments; keep the "
+                    "known elements first and append new ones, or name the plate in new_plates= if all its elements are new"
+                )
+            keep.append(slice(0, old))
+        return jnp.asarray(fresh).at[tuple(keep)].set(drawn) if keep else drawn
+
+
+def _base(fn: Any) -> Any:
+    while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution | dist.Independent):
+        fn = fn.base_dist
+    return fn
+
+
+def predictive(
+    posterior: Posterior, rng_key: Any, num_samples: int, args: tuple, kwargs: Mapping, new_plates: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Run the model with posterior draws of its latents, drawing the observed sites too.
+
+    Args:
+        args, kwargs: arguments of the model, e.g. for new rows (observed values among them only give shapes); without any
+            those of the training data are used.
+        new_plates: plates whose elements are all new, so that their latents are drawn from the model given the parents. A
+            plate that has grown keeps its known elements first and gets new ones drawn after them.
+
+    Returns:
+        [num_samples, *shape] for every sample and deterministic site.
+    """
+    args, kwargs = (args, kwargs) if args or kwargs else (posterior.call.args, posterior.call.kwargs)
+
+    def one(key: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+        trace = _run(posterior, key, values, args, kwargs, new_plates, observe=False)
+        return {n: s["value"] for n, s in trace.items() if s["type"] in ("sample", "deterministic") and not s["is_observed_unit"]}
+
+    return _over_draws(posterior, rng_key, num_samples, new_plates, one)
+
+
+def log_predictive(
+    posterior: Posterior, rng_key: Any, num_samples: int, args: tuple, kwargs: Mapping, new_plates: tuple[str, ...] = ()
+) -> LogPredictive:
+    """Log predictive density of held-out data: the model's arguments with the test data in place of the training data.
+
+    New plate elements are handled as in `predictive`.
+    """
+    if not args and not kwargs:
+        raise QueryError("log_predictive needs the model's arguments with the held-out data; for the training data use log_likelihood")
+    pointwise = _pointwise(posterior, rng_key, num_samples, args, kwargs, new_plates)
+    joint = sum(v.reshape((num_samples, -1)).sum(1) for v in pointwise.values())
+    count = jnp.log(float(num_samples))
+    return LogPredictive(
+        jax.nn.logsumexp(joint) - count, {n: jax.nn.logsumexp(v, axis=0) - count for n, v in pointwise.items()}
+    )
+
+
+def log_likelihood(posterior: Posterior, rng_key: Any, num_samples: int) -> dict[str, Any]:
+    """Pointwise log likelihood of the training data: [num_samples, *rows] for every observed site."""
+    return _pointwise(posterior, rng_key, num_samples, posterior.call.args, posterior.call.kwargs, ())
+
+
+def _pointwise(
+    posterior: Posterior, rng_key: Any, num_samples: int, args: tuple, kwargs: Mapping, new_plates: tuple[str, ...]
+) -> dict[str, Any]:
+    def one(key: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+        trace = _run(posterior, key, values, args, kwargs, new_plates, observe=True)
+        return {
+            n: s["fn"].log_prob(s["value"])
+            for n, s in trace.items()
+            if s["type"] == "sample" and s["is_observed"] and not s["is_observed_unit"]
+        }
+
+    out = _over_draws(posterior, rng_key, num_samples, new_plates, one)
+    if not out:
+        raise QueryError("the model has no observed site under these arguments; pass the data (e.g. y=...) as when fitting")
+    return out
+
+
+def _run(
+    posterior: Posterior, key: Any, values: Mapping[str, Any], args: tuple, kwargs: Mapping, new_plates: tuple[str, ...], observe: bool
+) -> dict[str, Any]:
+    known = {n: v for n, v in values.items() if n in posterior.latent_names}
+    program = handlers.substitute(posterior.call.model, data=dict(posterior.params))
+    program = handlers.seed(_Condition(program, known, new_plates, observe), key)
+    trace = handlers.trace(program).get_trace(*args, **kwargs)
+    for site in trace.values():
+        site["is_observed_unit"] = site["type"] == "sample" and isinstance(_base(site["fn"]), dist.Unit)
+    return trace
+
+
+def _over_draws(
+    posterior: Posterior, rng_key: Any, num_samples: int, new_plates: tuple[str, ...], one: Callable[[Any, Mapping], dict[str, Any]]
+) -> dict[str, Any]:
+    known = {p for z in posterior.problem.graph.latents for p in z.plate_names}
+    unknown = [p for p in new_plates if p not in known]
+    if unknown:
+        raise QueryError(f"new_plates= names {unknown}, over which no latent runs; plates of latents: {sorted(known)}")
+    draw_key, run_key = jax.random.split(as_key(rng_key))
+    draws = posterior.sample(draw_key, num_samples)
+    keys = jax.random.split(run_key, num_samples)
+    return jax.jit(lambda items: jax.lax.map(lambda item: one(*item), items, batch_size=min(BATCH, num_samples)))((keys, draws))

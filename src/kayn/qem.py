@@ -1,0 +1,225 @@
+"""QEM: fit a factorised guide by damped moment matching, without gradients.
+
+E step: particles from the current guide, weighed in all combinations, give the posterior mean of every site's sufficient
+statistics. M step: the guide's mean parameters move a little towards these (Heap, Bowyer & Aitchison, Massively parallel
+expectation maximization for approximate posteriors, 2025). The step does not depend on how model or guide are
+parameterised. Parameters of the model (`numpyro.param`) stay as they are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kayn import evidence, queries
+from kayn.axes import MAX_FACTOR_ELEMENTS, make_request
+from kayn.errors import GuideError, KaynError
+from kayn.evidence import Problem, build_problem
+from kayn.graph.trace import inspect_sites
+from kayn.guides import FactorisedGuide
+from kayn.keys import as_key
+from kayn.progress import progress_bar
+
+CHUNK = 25
+"""Steps in one compiled loop; progress is shown between loops."""
+
+Schedule = Callable[[Any], Any]
+
+
+def default_rate(step: Any) -> Any:
+    """0.5 for the first steps, then falling as step^-0.75: large moves first, averaging later."""
+    return jnp.minimum(0.5, 5.0 / (step + 1.0) ** 0.75)
+
+
+@dataclass(frozen=True)
+class QEMState:
+    """What QEM carries from step to step: the guide's mean parameters by site, a step counter and a key."""
+
+    moments: dict[str, dict[str, Any]]
+    step: Any
+    rng_key: Any
+
+
+jax.tree_util.register_dataclass(QEMState, ["moments", "step", "rng_key"], [])
+
+
+@dataclass(frozen=True, eq=False)
+class QEMResult:
+    """A fitted guide: `guide` is a NumPyro guide, `params` its parameters, `log_evidence` [num_steps] the history in nats."""
+
+    params: dict[str, Any]
+    guide: FactorisedGuide
+    state: QEMState
+    log_evidence: Any
+
+
+class QEM:
+    """Damped moment matching of a factorised guide, in the manner of `numpyro.infer.SVI`.
+
+    Args:
+        model: an ordinary NumPyro model.
+        guide: None for a Normal in unconstrained space on every latent; or a NumPyro guide with independent sites of
+            supported families, whose values at the start are taken from it.
+        num_particles, strategy, groups, couple, max_elements: as in `kayn.Importance`.
+        rate: eta in (0, 1], a number or a function of the step.
+        min_ess: weights of a latent are tempered until their effective sample size is at least this share of K (and at
+            least 2). This only acts while the guide is far from the posterior, where otherwise one particle would take
+            all the weight and the guide's spread would collapse.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable | None = None,
+        num_particles: int | Mapping[str, int] = 30,
+        strategy: str = "parallel",
+        *,
+        rate: float | Schedule = default_rate,
+        min_ess: float = 0.1,
+        groups: Sequence[Sequence[str]] = (),
+        couple: Mapping[str, str | Sequence[str]] | None = None,
+        max_elements: int = MAX_FACTOR_ELEMENTS,
+    ):
+        if not callable(rate) and not 0 < rate <= 1:
+            raise KaynError(f"rate is {rate}; the step towards new moments must be in (0, 1]")
+        if not 0 <= min_ess < 1:
+            raise KaynError(f"min_ess is {min_ess}; it is a share of the particles, in [0, 1)")
+        self.model = model
+        self.user_guide = guide
+        self.rate: Schedule = rate if callable(rate) else lambda step: rate
+        self.min_ess = min_ess
+        self.request = make_request(num_particles, strategy, groups, couple, max_elements)
+        self.guide: FactorisedGuide | None = None
+        self.problem: Problem | None = None
+        self.model_params: dict[str, Any] = {}
+
+    def init(self, rng_key: Any, *args: Any, params: Mapping[str, Any] | None = None, **kwargs: Any) -> QEMState:
+        """Read the model, prepare the guide and start from its initial values.
+
+        Raises:
+            GuideError: a guide site is in no supported family, or guide sites depend on each other.
+        """
+        key, guide_key = jax.random.split(as_key(rng_key))
+        params = dict(params or {})
+        sites = inspect_sites(self.model, args, kwargs, params)
+        if isinstance(self.user_guide, FactorisedGuide):
+            self.guide = self.user_guide
+        elif self.user_guide is None:
+            self.guide = FactorisedGuide.from_model(self.model, args, kwargs, params, guide_key)
+        else:
+            self.guide = FactorisedGuide.from_guide(self.user_guide, args, kwargs, params, sites)
+        start = {**self.guide.start, **{n: v for n, v in params.items() if n in self.guide.start}}
+        self.model_params = {n: v for n, v in params.items() if n not in start}
+        everything = {**self.model_params, **start}
+        self.problem = build_problem(self.model, self.guide, args, kwargs, everything, self.request)
+        if self.user_guide is not None and not isinstance(self.user_guide, FactorisedGuide):
+            _refuse_dependence(build_problem(self.model, self.user_guide, args, kwargs, params, self.request))
+        by_site = self.guide.split(start)
+        moments = {s.name: dict(s.family.moments(by_site[s.name])) for s in self.guide.sites}
+        self._advance = jax.jit(partial(_advance, self), static_argnums=2)
+        return QEMState(moments, jnp.zeros((), jnp.int32), key)
+
+    def update(self, state: QEMState, *args: Any, **kwargs: Any) -> tuple[QEMState, Any]:
+        """One step on the data given to `init`: the new state, and the log evidence under the old guide."""
+        return _step(self, self._problem().numbers, state)
+
+    def get_params(self, state: QEMState) -> dict[str, Any]:
+        """Values of the guide's `numpyro.param` sites, and those of the model that were given."""
+        return {**self.model_params, **_params(self._guide(), state.moments)}
+
+    def run(
+        self,
+        rng_key: Any,
+        num_steps: int,
+        *args: Any,
+        params: Mapping[str, Any] | None = None,
+        progress: bool = False,
+        **kwargs: Any,
+    ) -> QEMResult:
+        """Fit for a fixed number of steps."""
+        state = self.init(rng_key, *args, params=params, **kwargs)
+        history: list[Any] = []
+        with progress_bar(num_steps, progress) as show:
+            done = 0
+            while done < num_steps:
+                count = min(CHUNK, num_steps - done)
+                state, log_z = self.advance(state, count)
+                history.append(log_z)
+                done += count
+                show(done, float(log_z.mean()))
+        return QEMResult(self.get_params(state), self._guide(), state, jnp.concatenate(history))
+
+    def advance(self, state: QEMState, count: int) -> tuple[QEMState, Any]:
+        """Several steps in one compiled loop: the state, and log Z of every step [count]."""
+        return self._advance(self._problem().numbers, state, count)
+
+    def _problem(self) -> Problem:
+        if self.problem is None:
+            raise KaynError("call QEM.init(rng_key, *args) before update, get_params or advance")
+        return self.problem
+
+    def _guide(self) -> FactorisedGuide:
+        self._problem()
+        assert self.guide is not None
+        return self.guide
+
+
+def _refuse_dependence(problem: Problem) -> None:
+    for name, parents in problem.guide.parents.items():
+        if parents:
+            raise GuideError(
+                f"guide site {name!r} depends on {', '.join(map(repr, parents))}, but QEM fits independent sites. Make the sites "
+                "independent, or fit this guide with kayn.RWS and numpyro.infer.SVI"
+            )
+
+
+def _params(guide: FactorisedGuide, moments: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {f"{s.name}_{p}": v for s in guide.sites for p, v in s.family.from_moments(moments[s.name]).items()}
+
+
+def _advance(qem: QEM, numbers: Mapping, state: QEMState, count: int) -> tuple[QEMState, Any]:
+    return jax.lax.scan(lambda s, _: _step(qem, numbers, s), state, None, length=count)
+
+
+def _step(qem: QEM, numbers: Mapping, state: QEMState) -> tuple[QEMState, Any]:
+    problem, guide = qem._problem(), qem._guide()
+    key, draw_key = jax.random.split(state.rng_key)
+    params = {**qem.model_params, **_params(guide, state.moments)}
+    draws = evidence.draw_particles(problem, numbers, draw_key, params)
+    slots = evidence.weigh(problem, numbers, draws, params)
+    index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, params, draws.subsample))
+    log_z, by_axis = queries.marginals(problem, slots, index)
+    tempered = {name: temper(w, max(2.0, qem.min_ess * w.shape[-1])) for name, w in by_axis.items()}
+    rate = qem.rate(state.step)
+    moments = {}
+    for site in guide.sites:
+        old, values = state.moments[site.name], draws.values[site.name]
+        weights = queries.latent_weights(problem, tempered, site.name)
+        weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
+        new = site.family.expect(values, weights)
+        blended = site.family.blend(old, new, rate)
+        usable = jnp.isfinite(log_z)
+        moments[site.name] = jax.tree.map(lambda b, o, u=usable: jnp.where(u & jnp.isfinite(b), b, o), dict(blended), dict(old))
+    return QEMState(moments, state.step + 1, key), log_z
+
+
+def temper(weights: Any, target: float) -> Any:
+    """Raise weights (last axis sums to one) to the largest power in (0, 1] at which their effective size reaches `target`."""
+    log_w = jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))
+    target = min(target, 0.9 * weights.shape[-1])
+
+    def powered(power: Any) -> Any:
+        return jax.nn.softmax(power[..., None] * log_w, -1)
+
+    low, high = jnp.zeros(weights.shape[:-1], weights.dtype), jnp.ones(weights.shape[:-1], weights.dtype)
+    enough = 1 / jnp.sum(powered(high) ** 2, -1) >= target
+    for _ in range(12):
+        middle = (low + high) / 2
+        good = 1 / jnp.sum(powered(middle) ** 2, -1) >= target
+        low, high = jnp.where(good, middle, low), jnp.where(good, high, middle)
+    return jnp.where(enough[..., None], weights, powered(low))
