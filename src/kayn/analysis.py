@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from kayn.axes import MAX_FACTOR_ELEMENTS, Coupling, Layout, make_request
+from kayn.axes import MAX_ELEMENTS, TARGET_ELEMENTS, Coupling, Layout, make_request
 from kayn.contraction.execute import settled_slot
 from kayn.contraction.plan import Plan
 from kayn.evidence import Problem, build_problem
@@ -131,7 +131,8 @@ def analyze(
     strategy: str = "parallel",
     groups: Sequence[Sequence[str]] = (),
     couple: Mapping[str, str | Sequence[str]] | None = None,
-    max_elements: int = MAX_FACTOR_ELEMENTS,
+    target_elements: int = TARGET_ELEMENTS,
+    max_elements: int = MAX_ELEMENTS,
     params: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Analysis:
@@ -140,11 +141,11 @@ def analyze(
     Args:
         model: an ordinary NumPyro model; `args` and `kwargs` are its arguments.
         guide: its guide; None means a factorised one.
-        num_particles, strategy, groups, couple, max_elements: as in `kayn.Importance`.
+        num_particles, strategy, groups, couple, target_elements, max_elements: as in `kayn.Importance`.
         params: values of `numpyro.param` sites.
     """
     guide = FactorisedGuide.from_model(model, args, kwargs, params) if guide is None else guide
-    request = make_request(num_particles, strategy, groups, couple, max_elements)
+    request = make_request(num_particles, strategy, groups, couple, target_elements, max_elements)
     return analysis_of(build_problem(model, guide, args, kwargs, params, request))
 
 

@@ -18,8 +18,10 @@ from kayn.graph.discover import Structure
 from kayn.graph.types import MIXED, Graph, Link, Output
 
 STRATEGIES = ("parallel", "global", "local")
-MAX_FACTOR_ELEMENTS = 2**28
-"""Default limit on the entries of one factor (1 GB in float32) beyond which axes are merged."""
+MAX_ELEMENTS = 2**28
+"""Default limit on the entries of one array (1 GB in float32), beyond which axes are merged at any price."""
+TARGET_ELEMENTS = 2**20
+"""Default number of entries above which latents with the same scope are put on one axis, which costs little accuracy."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,16 @@ class Request:
         strategy: "parallel", "global" or "local".
         groups: latents that share an axis, on top of the strategy.
         couple: plates over which a latent gives up its own index; replaces the automatic choice where groups are crossed.
-        max_elements: largest factor that may be formed before axes are merged.
+        target_elements: where a factor or an intermediate array has more entries, latents of equal scope share an axis.
+        max_elements: where an array that must be held has more entries, any axes are merged.
     """
 
     num_particles: int | tuple[tuple[str, int], ...] = 30
     strategy: str = "parallel"
     groups: tuple[tuple[str, ...], ...] = ()
     couple: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    max_elements: int = MAX_FACTOR_ELEMENTS
+    target_elements: int = TARGET_ELEMENTS
+    max_elements: int = MAX_ELEMENTS
 
     def particles_of(self, latent: str) -> int:
         if isinstance(self.num_particles, int):
@@ -77,7 +81,8 @@ def make_request(
     strategy: str = "parallel",
     groups: Sequence[Sequence[str]] = (),
     couple: Mapping[str, str | Sequence[str]] | None = None,
-    max_elements: int = MAX_FACTOR_ELEMENTS,
+    target_elements: int = TARGET_ELEMENTS,
+    max_elements: int = MAX_ELEMENTS,
 ) -> Request:
     """Check and freeze what the user asks for.
 
@@ -100,6 +105,7 @@ def make_request(
         strategy,
         tuple(tuple(g) for g in groups),
         frozen,
+        target_elements,
         max_elements,
     )
 
@@ -147,9 +153,13 @@ def choose_layout(structure: Structure, request: Request, constraints: Sequence[
         changed = chooser.resolve(axes, outputs)
         if changed is None:
             try:
-                return Layout(tuple(axes), tuple(chooser.couplings), plan_axes(structure, axes, outputs))
+                plan = plan_axes(structure, axes, outputs)
             except Stuck as stuck:
                 changed = chooser.unblock(axes, stuck)
+            else:
+                changed = chooser.merge_for_plan(axes, plan)
+                if changed is None:
+                    return Layout(tuple(axes), tuple(chooser.couplings), plan)
         axes = changed
 
 
@@ -293,20 +303,49 @@ class _Chooser:
         return (before - after) * math.log(max(axis.size, 2))
 
     def _merge_if_large(self, axes: Sequence[Axis], output: Output) -> list[Axis] | None:
+        """Two axes of a factor on one, if it is too much work (equal scopes only) or too large to hold (any)."""
         mine = list(dict.fromkeys(_axis_of(axes, n) for n in output.latents))
-        dims = self._kept_dims(output, mine)
-        elements = math.prod(a.size for a in mine) * math.prod(self.sizes[d] for d in dims)
-        if elements <= self.request.max_elements:
+        combinations = math.prod(a.size for a in mine)
+        work = combinations * math.prod(self.sizes[d] for d in output.dims if d)
+        if work > self.request.target_elements:
+            pair = self._pair(mine, equal_scopes=True)
+            if pair is not None:
+                return self._merge(axes, *pair, f"{output.name} would have {work:.2g} entries")
+        held = combinations * math.prod(self.sizes[d] for d in self._kept_dims(output, mine))
+        if held <= self.request.max_elements:
             return None
-        free = [a for a in mine if not a.enumerated]
-        pairs = [(a, b) for i, a in enumerate(free) for b in free[i + 1 :] if a.size == b.size]
-        if not pairs:
+        pair = self._pair(mine, equal_scopes=False)
+        if pair is None:
             raise StructureError(
-                f"factor {output.name!r} would have {elements:.3g} entries, over the limit of {self.request.max_elements:.3g}; "
-                "use fewer particles, or raise max_elements"
+                f"factor {output.name!r} would have {held:.3g} entries, over the limit of {self.request.max_elements:.3g}; "
+                "use fewer particles (num_particles=), or raise max_elements="
             )
-        a, b = min(pairs, key=lambda p: (p[0].scope != p[1].scope, len(p[0].scope), len(p[0].latents) + len(p[1].latents)))
-        return self._merge(axes, a, b, f"{output.name} would have {elements:.3g} entries")
+        return self._merge(axes, *pair, f"{output.name} would have {held:.2g} entries")
+
+    def merge_for_plan(self, axes: Sequence[Axis], plan: Plan) -> list[Axis] | None:
+        """Two axes on one, if the contraction forms too large an array; None when it does not, or nothing can be merged."""
+        entries = plan.peak_elements
+        if entries <= self.request.target_elements:
+            return None
+        mine = [a for a in axes if a.name in plan.peak_axes]
+        pair = self._pair(mine, equal_scopes=True)
+        if pair is None and entries > self.request.max_elements:
+            pair = self._pair(mine, equal_scopes=False)
+        return None if pair is None else self._merge(axes, *pair, f"the contraction would form {entries:.2g} entries")
+
+    @staticmethod
+    def _pair(axes: Sequence[Axis], equal_scopes: bool) -> tuple[Axis, Axis] | None:
+        """The two axes that lose least when merged: equal scopes first, then small scopes and few latents."""
+        free = [a for a in axes if not a.enumerated and a.size > 1]
+        pairs = [
+            (a, b)
+            for i, a in enumerate(free)
+            for b in free[i + 1 :]
+            if a.size == b.size and (a.scope == b.scope or not equal_scopes)
+        ]
+        if not pairs:
+            return None
+        return min(pairs, key=lambda p: (p[0].scope != p[1].scope, len(p[0].scope), len(p[0].latents) + len(p[1].latents)))
 
     def _merge(self, axes: Sequence[Axis], a: Axis, b: Axis, reason: str) -> list[Axis]:
         names = (*a.latents, *b.latents)

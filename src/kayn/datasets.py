@@ -25,6 +25,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -396,7 +397,7 @@ def _store(arrays: Arrays, path: Path) -> Path:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
     try:
         with os.fdopen(descriptor, "wb") as handle:
-            np.savez_compressed(handle, **arrays)
+            np.savez_compressed(handle, **cast("dict[str, Any]", arrays))
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

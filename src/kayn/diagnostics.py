@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from arviz_stats.base import array_stats
-
 POOR_ESS = 0.1
 """Fraction of the particles below which an effective sample size is called poor."""
 POOR_KHAT = 0.7
@@ -27,6 +25,8 @@ def pareto_khat(weights: Any) -> np.ndarray:
     Args:
         weights: [K, ...], nonnegative.
     """
+    from arviz_stats.base import array_stats
+
     weights = np.asarray(weights, np.float64)
     shape = weights.shape[1:]
     if weights.shape[0] < MIN_PARTICLES_FOR_KHAT:

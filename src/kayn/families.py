@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import digamma, polygamma
 from numpyro.distributions import constraints
@@ -36,10 +37,6 @@ class Family:
     def distribution(self, params: Params) -> dist.Distribution:
         """The guide's distribution: batch shape B, event shape E."""
         raise NotImplementedError
-
-    def draw(self, key: Any, num: int, params: Params) -> Any:
-        """`num` particles [num, *B, *E], every one distributed as `distribution(params)`; they may depend on each other."""
-        return self.distribution(params).sample(key, (num,))
 
     def moments(self, params: Params) -> Moments:
         """Mean parameters of the member with these parameters."""
@@ -88,14 +85,9 @@ class Normal(Family):
             return base
         return dist.TransformedDistribution(base, _parts(self.transform))
 
-    def draw(self, key: Any, num: int, params: Params) -> Any:
-        """Latin hypercube: the particles of every coordinate fill the quantiles evenly, in an order of their own.
-
-        Every single particle still has the family's law, which is all that an unbiased evidence estimate needs, and
-        averages over particles are far less noisy than with independent draws.
-        """
-        shape = (num, *jnp.shape(params["loc"]))
-        u = params["loc"] + params["scale"] * _stratified_normal(key, shape, jnp.result_type(params["loc"], float))
+    def place(self, noise: Any, params: Params) -> Any:
+        """Particles from standard normal noise: [num, coordinates] to [num, *B, *E]."""
+        u = params["loc"] + params["scale"] * noise.reshape((-1, *jnp.shape(params["loc"])))
         return u if isinstance(self.transform, IdentityTransform) else self.transform(u)
 
     def moments(self, params: Params) -> Moments:
@@ -121,20 +113,26 @@ class Normal(Family):
 
     def start(self, values: Any) -> Params:
         """Median and interquartile range in unconstrained space, clipped: vague hyperpriors draw values beyond reason."""
-        u = self.transform._inverse(values) if not isinstance(self.transform, IdentityTransform) else values
-        u = jnp.where(jnp.isfinite(u), u, 0.0)
-        loc = jnp.clip(jnp.median(u, 0), -10.0, 10.0)
-        low, high = jnp.quantile(u, jnp.array([0.25, 0.75]), axis=0)
-        return {"loc": loc, "scale": jnp.clip((high - low) / 1.35, 0.1, 3.0)}
+        u = np.asarray(values if isinstance(self.transform, IdentityTransform) else self.transform._inverse(values))
+        u = np.where(np.isfinite(u), u, 0.0)
+        low, middle, high = np.quantile(u, [0.25, 0.5, 0.75], axis=0).astype(u.dtype)
+        return {"loc": jnp.asarray(np.clip(middle, -10.0, 10.0)), "scale": jnp.asarray(np.clip((high - low) / 1.35, 0.1, 3.0))}
 
 
-def _stratified_normal(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-    """Standard normal draws, stratified along the first axis and independent along the others."""
+def stratified_normal(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Standard normal draws: a Latin hypercube along the first axis, in an order of its own for every coordinate."""
     order_key, place_key = jax.random.split(key)
-    rank = jnp.argsort(jax.random.uniform(order_key, shape), axis=0)
+    rank = _ranks(jax.random.uniform(order_key, shape))
     place = (rank + jax.random.uniform(place_key, shape, dtype)) / shape[0]
     edge = jnp.finfo(dtype).eps
     return jax.scipy.special.ndtri(jnp.clip(place, edge, 1 - edge))
+
+
+def _ranks(values: Any) -> Any:
+    """Ranks along the first axis. Comparing all pairs is quicker to compile and run than sorting while they are few."""
+    if values.shape[0] ** 2 * values[0].size > 2**22:
+        return jnp.argsort(jnp.argsort(values, axis=0), axis=0)
+    return jnp.sum(values[:, None] > values[None], axis=1)
 
 
 def _parts(transform: Transform) -> list[Transform]:

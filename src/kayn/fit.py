@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpyro
 import optax
 from numpyro.infer import SVI
 
-from kayn.axes import MAX_FACTOR_ELEMENTS, make_request
+from kayn.axes import MAX_ELEMENTS, TARGET_ELEMENTS, make_request
 from kayn.errors import KaynError
 from kayn.evidence import build_problem
 from kayn.guides import FactorisedGuide
@@ -21,7 +22,7 @@ from kayn.importance import Weigher
 from kayn.keys import as_key
 from kayn.objectives.rws import RWS
 from kayn.objectives.vi import VI
-from kayn.posterior import Call, Posterior
+from kayn.posterior import Call, Posterior, warn_if_poor
 from kayn.progress import progress_bar
 from kayn.qem import CHUNK, QEM
 
@@ -33,7 +34,8 @@ class Fit:
     """A fitted guide.
 
     Attributes:
-        model, guide, params: the model, its guide, and the values of their `numpyro.param` sites.
+        call: the model and its arguments.
+        guide, params: its guide, and the values of their `numpyro.param` sites.
         log_evidence: [num_steps] history of the noisy log Z, in nats.
         converged: whether it had stopped improving before `num_steps` ran out.
         options: particle options, as given to `fit`.
@@ -46,21 +48,27 @@ class Fit:
     converged: bool
     options: dict[str, Any]
     rng_key: Any
+    sampler: Sampler | None = None
     _weighers: dict[Any, Weigher] = field(default_factory=dict, repr=False)
 
-    def posterior(self, num_particles: int | Mapping[str, int] | None = None, num_replicates: int = 32, rng_key: Any = None) -> Posterior:
+    def posterior(self, num_particles: int | Mapping[str, int] | None = None, num_replicates: int = 2 * CHUNK, rng_key: Any = None) -> Posterior:
         """Particles from the fitted guide, weighed in all combinations.
 
         Args:
             num_particles: K; None for that of the fit.
             num_replicates: independent sets of particles, pooled; their spread gives the error of the log evidence.
         """
+        key = jax.random.fold_in(self.rng_key, 1) if rng_key is None else as_key(rng_key)
+        if num_particles is None and self.sampler is not None:
+            posterior = self.sampler(key, num_replicates, self.call)
+            if posterior is not None:
+                warn_if_poor(posterior)
+                return posterior
         options = {**self.options, **({} if num_particles is None else {"num_particles": num_particles})}
         request = make_request(**options)
         if request not in self._weighers:
             problem = build_problem(self.call.model, self.guide, self.call.args, self.call.kwargs, self.params, request)
             self._weighers[request] = Weigher(problem, self.call)
-        key = jax.random.fold_in(self.rng_key, 1) if rng_key is None else as_key(rng_key)
         return self._weighers[request].run(key, self.params, num_replicates)
 
 
@@ -79,7 +87,8 @@ def fit(
     learning_rate: float = 0.03,
     groups: Sequence[Sequence[str]] = (),
     couple: Mapping[str, str | Sequence[str]] | None = None,
-    max_elements: int = MAX_FACTOR_ELEMENTS,
+    target_elements: int = TARGET_ELEMENTS,
+    max_elements: int = MAX_ELEMENTS,
     params: Mapping[str, Any] | None = None,
 ) -> Fit:
     """Fit a guide to a model's posterior.
@@ -106,38 +115,65 @@ def fit(
         raise KaynError(f"args is {type(args).__name__}; pass the model's arguments as a tuple, e.g. args=(x, y)")
     args, kwargs = tuple(args), dict(kwargs or {})
     rng_key = as_key(key)
-    options = {"num_particles": num_particles, "strategy": strategy, "groups": groups, "couple": couple, "max_elements": max_elements}
+    options = {"num_particles": num_particles, "strategy": strategy, "groups": groups, "couple": couple, "target_elements": target_elements, "max_elements": max_elements}
     runner = _fit_qem if method == "qem" else _fit_svi
-    guide, fitted, history, converged = runner(
-        model, guide, args, kwargs, method, options, rng_key, num_steps, learning_rate, dict(params or {}), progress
-    )
-    return Fit(Call(model, args, kwargs), guide, fitted, history, converged, options, rng_key)
+    setup = _Setup(Call(model, args, kwargs), guide, method, options, rng_key, num_steps, learning_rate, dict(params or {}), progress)
+    return runner(setup)
 
 
-def _fit_qem(model, guide, args, kwargs, method, options, key, num_steps, learning_rate, params, progress):  # type: ignore[no-untyped-def]
-    qem = QEM(model, guide, **options)
-    state = qem.init(key, *args, params=params, **kwargs)
-    state, history, converged = _until_flat(qem.advance, state, num_steps, progress)
-    return qem.guide, qem.get_params(state), history, converged
+Sampler = Callable[[Any, int, Call], Posterior | None]
+"""Draws posterior replicates with what the fit has compiled already; None if it cannot."""
 
 
-def _fit_svi(model, guide, args, kwargs, method, options, key, num_steps, learning_rate, params, progress):  # type: ignore[no-untyped-def]
-    guide = FactorisedGuide.from_model(model, args, kwargs, params) if guide is None else guide
-    loss = (RWS if method == "rws" else VI)(**options)
-    optimiser = optax.adam(optax.exponential_decay(learning_rate, max(num_steps // 2, 1), 0.3))
-    svi = SVI(model, guide, numpyro.optim.optax_to_numpyro(optimiser), loss=loss)
-    state = svi.init(key, *args, init_params=params or None, **kwargs)
+@dataclass(frozen=True, eq=False)
+class _Setup:
+    call: Call
+    guide: Callable | None
+    method: str
+    options: dict[str, Any]
+    key: Any
+    num_steps: int
+    learning_rate: float
+    params: dict[str, Any]
+    progress: bool
 
-    @jax.jit
-    def advance(state: Any) -> tuple[Any, Any]:
-        return jax.lax.scan(lambda s, _: svi.update(s, *args, **kwargs), state, None, length=CHUNK)
+    def result(self, guide: Callable, params: dict[str, Any], history: np.ndarray, converged: bool, sampler: Sampler | None = None) -> Fit:
+        return Fit(self.call, guide, params, history, converged, self.options, self.key, sampler)
 
-    def steps(state: Any, count: int) -> tuple[Any, Any]:
-        state, losses = advance(state)
+
+def _fit_qem(setup: _Setup) -> Fit:
+    qem = QEM(setup.call.model, setup.guide, **setup.options)
+    state = qem.init(setup.key, *setup.call.args, params=setup.params, **setup.call.kwargs)
+    state, history, converged = _until_flat(qem.advance, state, setup.num_steps, setup.progress)
+    params = qem.get_params(state)
+    assert qem.guide is not None and qem.problem is not None
+    problem = qem.problem
+
+    def sampler(key: Any, num_replicates: int, call: Call) -> Posterior | None:
+        found = qem.replicates(replace(state, rng_key=key), num_replicates)
+        if found is None:
+            return None
+        log_evidences, weights, draws = found
+        return Posterior(problem, call, problem.numbers, params, draws, log_evidences, weights)
+
+    return setup.result(qem.guide, params, history, converged, sampler)
+
+
+def _fit_svi(setup: _Setup) -> Fit:
+    call = setup.call
+    guide = FactorisedGuide.from_model(call.model, call.args, call.kwargs, setup.params) if setup.guide is None else setup.guide
+    loss = (RWS if setup.method == "rws" else VI)(**setup.options)
+    optimiser = optax.adam(optax.exponential_decay(setup.learning_rate, max(setup.num_steps // 2, 1), 0.3))
+    svi = SVI(call.model, guide, numpyro.optim.optax_to_numpyro(optimiser), loss=loss)
+    state = svi.init(setup.key, *call.args, init_params=setup.params or None, **call.kwargs)
+
+    @partial(jax.jit, static_argnums=1)
+    def advance(state: Any, count: int) -> tuple[Any, Any]:
+        state, losses = jax.lax.scan(lambda s, _: svi.update(s, *call.args, **call.kwargs), state, None, length=count)
         return state, -losses
 
-    state, history, converged = _until_flat(steps, state, num_steps, progress)
-    return guide, svi.get_params(state), history, converged
+    state, history, converged = _until_flat(advance, state, setup.num_steps, setup.progress)
+    return setup.result(guide, svi.get_params(state), history, converged)
 
 
 def _until_flat(advance: Callable, state: Any, num_steps: int, progress: bool) -> tuple[Any, np.ndarray, bool]:

@@ -59,10 +59,25 @@ class FactorisedGuide:
         return out
 
     def draw_particles(self, key: Any, num: int, params: Mapping[str, Any]) -> dict[str, Any]:
-        """`num` particles of every site, [num, *shape], spread evenly where the family can (see `Family.draw`)."""
+        """`num` particles of every site: [num, *shape]; those of Normal families fill the quantiles evenly.
+
+        Every single particle still has its site's law, which is all that an unbiased evidence estimate needs, and averages
+        over particles are far less noisy than with independent draws.
+        """
         by_site = self.split({**self.start, **params})
-        keys = jax.random.split(key, len(self.sites))
-        return {s.name: s.family.draw(k, num, by_site[s.name]) for s, k in zip(self.sites, keys, strict=True)}
+        noise_key, key = jax.random.split(key)
+        normal = [s for s in self.sites if isinstance(s.family, families.Normal)]
+        others = [s for s in self.sites if s not in normal]
+        out = {}
+        if normal:
+            # one draw for all sites: far less to compile
+            sizes = [jnp.size(by_site[s.name]["loc"]) for s in normal]
+            noise = families.stratified_normal(noise_key, (num, sum(sizes)), jnp.result_type(float))
+            for site, part in zip(normal, jnp.split(noise, np.cumsum(sizes)[:-1], axis=1), strict=True):
+                out[site.name] = site.family.place(part, by_site[site.name])
+        for site, k in zip(others, jax.random.split(key, len(others)), strict=True) if others else ():
+            out[site.name] = site.family.distribution(by_site[site.name]).sample(k, (num,))
+        return out
 
     @property
     def subsampled(self) -> bool:
@@ -99,8 +114,7 @@ class FactorisedGuide:
                     f"latent {site.name!r} is discrete, so a Normal guide cannot stand for it; sum it out exactly with "
                     "infer={'enumerate': 'parallel'} in the model, or write a guide with a discrete site for it"
                 )
-        prior = _prior_draws(model, args, kwargs, params or {}, [s.name for s in latents], key)
-        supports = _supports(model, args, kwargs, params or {}, latents)
+        prior, supports = _prior(model, args, kwargs, params or {}, [s.name for s in latents], key)
         for site in latents:
             event_dim = len(site.shape) - len(site.batch_shape)
             transform = biject_to(supports[site.name])
@@ -156,30 +170,28 @@ def _identity(transform: Any) -> bool:
     return isinstance(transform, IdentityTransform)
 
 
-def _prior_draws(model: Callable, args: tuple, kwargs: Mapping, params: Mapping, names: list[str], key: Any) -> dict[str, Any]:
-    """[PRIOR_DRAWS, *shape] for every latent; improper priors give a feasible value."""
+def _prior(
+    model: Callable, args: tuple, kwargs: Mapping, params: Mapping, names: list[str], key: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Prior draws [PRIOR_DRAWS, *shape] of every latent (a feasible value where the prior is improper), and its support."""
+    forms: dict[str, Any] = {}
 
-    def one(key: Any) -> dict[str, Any]:
+    def one(key: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         program = handlers.substitute(handlers.substitute(model, data=dict(params)), substitute_fn=_placeholder)
         trace = handlers.trace(handlers.seed(program, key)).get_trace(*args, **kwargs)
-        return {n: trace[n]["value"] for n in names}
+        bounds = {}
+        for name in names:
+            bounds[name], forms[name] = jax.tree.flatten(trace[name]["fn"].support)
+        return {n: trace[n]["value"] for n in names}, bounds
 
-    return jax.jit(jax.vmap(one))(jax.random.split(key, PRIOR_DRAWS))
-
-
-def _supports(model: Callable, args: tuple, kwargs: Mapping, params: Mapping, latents: list[Site]) -> dict[str, Any]:
-    traces = []
-    for seed in (0, 1):
-        program = handlers.substitute(handlers.substitute(model, data=dict(params)), substitute_fn=_placeholder)
-        traces.append(handlers.trace(handlers.seed(program, jax.random.key(seed))).get_trace(*args, **kwargs))
-    for site in latents:
-        bounds = [jax.tree.leaves(t[site.name]["fn"].support) for t in traces]
-        if any(not np.allclose(a, b) for a, b in zip(*bounds, strict=True)):
+    draws, bounds = jax.jit(jax.vmap(one))(jax.random.split(key, PRIOR_DRAWS))
+    for name in names:
+        if any(np.ptp(np.asarray(b), axis=0).any() for b in bounds[name]):
             raise GuideError(
-                f"the support of latent {site.name!r} depends on another latent, so one unconstrained space does not fit all "
+                f"the support of latent {name!r} depends on another latent, so one unconstrained space does not fit all "
                 "particles; rewrite it with a fixed support (scale a Uniform(0, 1)), or pass a guide"
             )
-    return {s.name: traces[0][s.name]["fn"].support for s in latents}
+    return draws, {n: jax.tree.unflatten(forms[n], [b[0] for b in bounds[n]]) for n in names}
 
 
 def _family_of(name: str, fn: dist.Distribution, batch_ndim: int, site: Site) -> tuple[Family, dict[str, Any]]:

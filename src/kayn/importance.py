@@ -8,12 +8,12 @@ from typing import Any
 
 import jax
 
-from kayn import evidence, queries
-from kayn.axes import MAX_FACTOR_ELEMENTS, make_request
+from kayn.axes import MAX_ELEMENTS, TARGET_ELEMENTS, make_request
 from kayn.errors import KaynError
-from kayn.evidence import Draws, Problem, build_problem
+from kayn.evidence import Problem, build_problem
 from kayn.guides import FactorisedGuide
 from kayn.keys import as_key
+from kayn.queries import weighted_draws
 from kayn.posterior import Call, Posterior, warn_if_poor
 
 
@@ -29,7 +29,8 @@ class Importance:
         groups: latents that share a particle axis.
         couple: plates over which a latent gives up its own particle index.
         denominator: "mixture" or "paired", for guides whose sites depend on each other.
-        max_elements: the largest factor that may be formed before axes are merged.
+        target_elements: where an array would have more entries, latents of equal scope are put on one axis.
+        max_elements: where it would have more, any axes are merged.
     """
 
     def __init__(
@@ -43,7 +44,8 @@ class Importance:
         groups: Sequence[Sequence[str]] = (),
         couple: Mapping[str, str | Sequence[str]] | None = None,
         denominator: str = "mixture",
-        max_elements: int = MAX_FACTOR_ELEMENTS,
+        target_elements: int = TARGET_ELEMENTS,
+        max_elements: int = MAX_ELEMENTS,
     ):
         if num_replicates < 1:
             raise KaynError(f"num_replicates is {num_replicates}; it must be at least 1")
@@ -51,7 +53,7 @@ class Importance:
         self.guide = guide
         self.num_replicates = num_replicates
         self.denominator = denominator
-        self.request = make_request(num_particles, strategy, groups, couple, max_elements)
+        self.request = make_request(num_particles, strategy, groups, couple, target_elements, max_elements)
 
     def run(self, rng_key: Any, params: Mapping[str, Any] | None, *args: Any, **kwargs: Any) -> Posterior:
         """Draw particles and weigh them.
@@ -84,12 +86,3 @@ class Weigher:
         if not isinstance(log_evidences, jax.core.Tracer):
             warn_if_poor(posterior)
         return posterior
-
-
-def weighted_draws(problem: Problem, numbers: Mapping, params: Mapping, key: Any) -> tuple[Any, dict[str, Any], Draws]:
-    """One set of particles: log Z, marginal weights of every axis, and the particles."""
-    draws = evidence.draw_particles(problem, numbers, key, params)
-    slots = evidence.weigh(problem, numbers, draws, params)
-    index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, params, draws.subsample))
-    log_z, weights = queries.marginals(problem, slots, index)
-    return log_z, weights, draws

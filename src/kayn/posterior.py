@@ -95,14 +95,14 @@ class Posterior:
     @property
     def particles(self) -> dict[str, Any]:
         """Pooled particles of every latent: [P, *shape], to be read with `weights`."""
-        return {n: v.reshape((-1, *v.shape[2:])) for n, v in self.draws.values.items()}
+        return {n: _local(v).reshape((-1, *v.shape[2:])) for n, v in self.draws.values.items()}
 
     def weights(self, name: str) -> Any:
         """Marginal posterior weights of a latent's particles: [P, *batch shape], summing to one over P.
 
         A latent that was coupled over a plate has equal weights along it. Source: Bowyer et al. (UAI 2024).
         """
-        by_replicate = self._weights(self._latent(name))
+        by_replicate = _local(self._weights(self._latent(name)))
         return by_replicate.reshape((-1, *by_replicate.shape[2:])) / self.num_replicates
 
     def ess(self, name: str) -> Any:
@@ -226,7 +226,9 @@ class Posterior:
 
     def _weights(self, name: str) -> Any:
         """[R, K, *batch shape]"""
-        return jax.vmap(lambda weights: queries.latent_weights(self.problem, weights, name))(self.axis_weights)
+        axis = self.problem.layout.axis_of(name).name
+        shape = jax.vmap(lambda weights: queries.latent_weights(self.problem, {axis: weights}, name))
+        return self._jit(("weights", name), shape)(self.axis_weights[axis])
 
     def _moments(self, name: str) -> tuple[Any, Any]:
         self._known(name)
@@ -234,9 +236,10 @@ class Posterior:
             values, weights = self.particles[name], self.weights(name)
             weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
             # weights of zero may meet infinite particles
-            mean = jnp.sum(jnp.where(weights > 0, weights * values, 0), 0)
-            variance = jnp.sum(jnp.where(weights > 0, weights * (values - mean) ** 2, 0), 0)
-            return mean, jnp.sqrt(variance)
+            xp = np if isinstance(values, np.ndarray) else jnp
+            mean = xp.sum(xp.where(weights > 0, weights * values, 0), 0)
+            variance = xp.sum(xp.where(weights > 0, weights * (values - mean) ** 2, 0), 0)
+            return jnp.asarray(mean), jnp.asarray(xp.sqrt(variance))
         plan = of_deterministic(self.problem, name)
         if plan is not None:
             return self._expect(plan)
@@ -269,6 +272,11 @@ jax.tree_util.register_dataclass(
     ["problem", "call"],
     drop_fields=["_compiled"],
 )
+
+
+def _local(array: Any) -> Any:
+    """As a NumPy array where the numbers are known: small eager operations need not be compiled one by one."""
+    return array if isinstance(array, jax.core.Tracer) else np.asarray(array)
 
 
 def warn_if_poor(posterior: Posterior) -> None:

@@ -8,6 +8,7 @@ parameterised. Parameters of the model (`numpyro.param`) stay as they are given.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,18 +16,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from kayn import evidence, queries
-from kayn.axes import MAX_FACTOR_ELEMENTS, make_request
+from kayn import queries
+from kayn.axes import MAX_ELEMENTS, TARGET_ELEMENTS, make_request
 from kayn.errors import GuideError, KaynError
-from kayn.evidence import Problem, build_problem
+from kayn.evidence import Draws, Problem, build_problem
 from kayn.graph.trace import inspect_sites
 from kayn.guides import FactorisedGuide
 from kayn.keys import as_key
 from kayn.progress import progress_bar
 
-CHUNK = 25
+CHUNK = 16
 """Steps in one compiled loop; progress is shown between loops."""
+KEPT_BYTES = 2**28
+"""Particles of a whole chunk are kept if they fit; they serve as posterior replicates without another compilation."""
 
 Schedule = Callable[[Any], Any]
 
@@ -65,7 +69,7 @@ class QEM:
         model: an ordinary NumPyro model.
         guide: None for a Normal in unconstrained space on every latent; or a NumPyro guide with independent sites of
             supported families, whose values at the start are taken from it.
-        num_particles, strategy, groups, couple, max_elements: as in `kayn.Importance`.
+        num_particles, strategy, groups, couple, target_elements, max_elements: as in `kayn.Importance`.
         rate: eta in (0, 1], a number or a function of the step.
         min_ess: weights of a latent are tempered until their effective sample size is at least this share of K (and at
             least 2). This only acts while the guide is far from the posterior, where otherwise one particle would take
@@ -83,7 +87,8 @@ class QEM:
         min_ess: float = 0.1,
         groups: Sequence[Sequence[str]] = (),
         couple: Mapping[str, str | Sequence[str]] | None = None,
-        max_elements: int = MAX_FACTOR_ELEMENTS,
+        target_elements: int = TARGET_ELEMENTS,
+        max_elements: int = MAX_ELEMENTS,
     ):
         if not callable(rate) and not 0 < rate <= 1:
             raise KaynError(f"rate is {rate}; the step towards new moments must be in (0, 1]")
@@ -93,7 +98,7 @@ class QEM:
         self.user_guide = guide
         self.rate: Schedule = rate if callable(rate) else lambda step: rate
         self.min_ess = min_ess
-        self.request = make_request(num_particles, strategy, groups, couple, max_elements)
+        self.request = make_request(num_particles, strategy, groups, couple, target_elements, max_elements)
         self.guide: FactorisedGuide | None = None
         self.problem: Problem | None = None
         self.model_params: dict[str, Any] = {}
@@ -121,12 +126,13 @@ class QEM:
             _refuse_dependence(build_problem(self.model, self.user_guide, args, kwargs, params, self.request))
         by_site = self.guide.split(start)
         moments = {s.name: dict(s.family.moments(by_site[s.name])) for s in self.guide.sites}
-        self._advance = jax.jit(partial(_advance, self), static_argnums=2)
+        self._advance = jax.jit(partial(_advance, self, self._keeps_particles()), static_argnums=3)
         return QEMState(moments, jnp.zeros((), jnp.int32), key)
 
     def update(self, state: QEMState, *args: Any, **kwargs: Any) -> tuple[QEMState, Any]:
         """One step on the data given to `init`: the new state, and the log evidence under the old guide."""
-        return _step(self, self._problem().numbers, state)
+        state, (log_z, *_) = _step(self, self._problem().numbers, state)
+        return state, log_z
 
     def get_params(self, state: QEMState) -> dict[str, Any]:
         """Values of the guide's `numpyro.param` sites, and those of the model that were given."""
@@ -156,7 +162,26 @@ class QEM:
 
     def advance(self, state: QEMState, count: int) -> tuple[QEMState, Any]:
         """Several steps in one compiled loop: the state, and log Z of every step [count]."""
-        return self._advance(self._problem().numbers, state, count)
+        state, kept = self._advance(self._problem().numbers, state, 1.0, count)
+        return state, kept[0]
+
+    def replicates(self, state: QEMState, count: int) -> tuple[Any, dict[str, Any], Draws] | None:
+        """`count` sets of particles from the guide as it is, weighed: log Z, axis weights, particles, each with a leading count.
+
+        This is the compiled loop of `advance` at rate zero. None when particles are too large to be kept.
+        """
+        if not self._keeps_particles():
+            return None
+        parts = []
+        for _ in range(-(-count // CHUNK)):
+            state, kept = self._advance(self._problem().numbers, state, 0.0, CHUNK)
+            parts.append(kept)
+        return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(x) for x in leaves])[:count], *parts)
+
+    def _keeps_particles(self) -> bool:
+        graph, layout = self._problem().graph, self._problem().layout
+        entries = sum(math.prod(z.shape) * layout.axis_of(z.name).size for z in graph.latents)
+        return 3 * 8 * entries * CHUNK < KEPT_BYTES
 
     def _problem(self) -> Problem:
         if self.problem is None:
@@ -182,30 +207,44 @@ def _params(guide: FactorisedGuide, moments: Mapping[str, Mapping[str, Any]]) ->
     return {f"{s.name}_{p}": v for s in guide.sites for p, v in s.family.from_moments(moments[s.name]).items()}
 
 
-def _advance(qem: QEM, numbers: Mapping, state: QEMState, count: int) -> tuple[QEMState, Any]:
-    return jax.lax.scan(lambda s, _: _step(qem, numbers, s), state, None, length=count)
+def _advance(qem: QEM, keep: bool, numbers: Mapping, state: QEMState, strength: Any, count: int) -> tuple[QEMState, Any]:
+    def step(state: QEMState, _: None) -> tuple[QEMState, Any]:
+        state, weighed = _step(qem, numbers, state, strength)
+        return state, weighed if keep else weighed[:1]
+
+    return jax.lax.scan(step, state, None, length=count)
 
 
-def _step(qem: QEM, numbers: Mapping, state: QEMState) -> tuple[QEMState, Any]:
+def _step(qem: QEM, numbers: Mapping, state: QEMState, strength: Any = 1.0) -> tuple[QEMState, tuple[Any, dict[str, Any], Draws]]:
+    """One E and one M step, its rate multiplied by `strength`: the new state, and the weighed particles of the old guide."""
     problem, guide = qem._problem(), qem._guide()
     key, draw_key = jax.random.split(state.rng_key)
     params = {**qem.model_params, **_params(guide, state.moments)}
-    draws = evidence.draw_particles(problem, numbers, draw_key, params)
-    slots = evidence.weigh(problem, numbers, draws, params)
-    index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, params, draws.subsample))
-    log_z, by_axis = queries.marginals(problem, slots, index)
-    tempered = {name: temper(w, max(2.0, qem.min_ess * w.shape[-1])) for name, w in by_axis.items()}
-    rate = qem.rate(state.step)
+    log_z, by_axis, draws = queries.weighted_draws(problem, numbers, params, draw_key)
+    tempered = _temper_all(by_axis, qem.min_ess)
+    rate = strength * qem.rate(state.step)
     moments = {}
     for site in guide.sites:
         old, values = state.moments[site.name], draws.values[site.name]
         weights = queries.latent_weights(problem, tempered, site.name)
         weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
-        new = site.family.expect(values, weights)
-        blended = site.family.blend(old, new, rate)
+        new = site.family.blend(old, site.family.expect(values, weights), rate)
         usable = jnp.isfinite(log_z)
-        moments[site.name] = jax.tree.map(lambda b, o, u=usable: jnp.where(u & jnp.isfinite(b), b, o), dict(blended), dict(old))
-    return QEMState(moments, state.step + 1, key), log_z
+        moments[site.name] = jax.tree.map(lambda b, o, u=usable: jnp.where(u & jnp.isfinite(b), b, o), dict(new), dict(old))
+    return QEMState(moments, state.step + 1, key), (log_z, by_axis, draws)
+
+
+def _temper_all(by_axis: Mapping[str, Any], min_ess: float) -> dict[str, Any]:
+    """`temper` on every axis; axes with equally many particles are handled in one go, which compiles faster."""
+    out: dict[str, Any] = {}
+    for size in {w.shape[-1] for w in by_axis.values()}:
+        mine = {n: w for n, w in by_axis.items() if w.shape[-1] == size}
+        rows = jnp.concatenate([w.reshape(-1, size) for w in mine.values()])
+        tempered = temper(rows, max(2.0, min_ess * size))
+        ends = np.cumsum([w.size // size for w in mine.values()])
+        for (name, w), part in zip(mine.items(), jnp.split(tempered, ends[:-1]), strict=True):
+            out[name] = part.reshape(w.shape)
+    return out
 
 
 def temper(weights: Any, target: float) -> Any:
@@ -218,8 +257,12 @@ def temper(weights: Any, target: float) -> Any:
 
     low, high = jnp.zeros(weights.shape[:-1], weights.dtype), jnp.ones(weights.shape[:-1], weights.dtype)
     enough = 1 / jnp.sum(powered(high) ** 2, -1) >= target
-    for _ in range(12):
+
+    def halve(_: Any, ends: tuple[Any, Any]) -> tuple[Any, Any]:
+        low, high = ends
         middle = (low + high) / 2
         good = 1 / jnp.sum(powered(middle) ** 2, -1) >= target
-        low, high = jnp.where(good, middle, low), jnp.where(good, high, middle)
+        return jnp.where(good, middle, low), jnp.where(good, high, middle)
+
+    low, high = jax.lax.fori_loop(0, 12, halve, (low, high))
     return jnp.where(enough[..., None], weights, powered(low))

@@ -15,11 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kayn import evidence
 from kayn.axes import proposal_name
 from kayn.contraction import execute
 from kayn.contraction.execute import Index
 from kayn.contraction.plan import Plan
-from kayn.evidence import Problem
+from kayn.evidence import Draws, Problem
 
 
 def marginals(problem: Problem, slots: Mapping[int, Any], index: Index) -> tuple[Any, dict[str, Any]]:
@@ -38,6 +39,15 @@ def marginals(problem: Problem, slots: Mapping[int, Any], index: Index) -> tuple
 
     value, gradient = jax.value_and_grad(log_z)({slot: slots[slot] for slot in own})
     return value, {a.name: gradient[slot] / _scale(problem, a.scope) for slot, a in own.items()}
+
+
+def weighted_draws(problem: Problem, numbers: Mapping, params: Mapping, key: Any) -> tuple[Any, dict[str, Any], Draws]:
+    """One set of particles: log Z, marginal weights of every axis, and the particles."""
+    draws = evidence.draw_particles(problem, numbers, key, params)
+    slots = evidence.weigh(problem, numbers, draws, params)
+    index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, params, draws.subsample))
+    log_z, weights = marginals(problem, slots, index)
+    return log_z, weights, draws
 
 
 def latent_weights(problem: Problem, axis_weights: Mapping[str, Any], name: str) -> Any:

@@ -108,13 +108,15 @@ class Plan:
         return total
 
     @property
+    def peak_axes(self) -> tuple[str, ...]:
+        """Axes of the largest array that a step forms (terms themselves, which may be evaluated in parts, not counted)."""
+        formed = [self.axes[s.out] if isinstance(s, Product) or self.is_matmul(s) else self.joint_axes(s) for s in self.steps]
+        return max(formed, key=lambda axes: math.prod(self.size[a] for a in axes), default=())
+
+    @property
     def peak_elements(self) -> int:
-        """The largest array that a step forms (the terms themselves, which may be evaluated in parts, not counted)."""
-        sizes = []
-        for step in self.steps:
-            matmul = isinstance(step, Product) or self.is_matmul(step)
-            sizes.append(self.elements(step.out) if matmul else math.prod(self.size[a] for a in self.joint_axes(step)))  # type: ignore[arg-type]
-        return max(sizes, default=1)
+        """Entries of the largest array that a step forms."""
+        return math.prod(self.size[a] for a in self.peak_axes)
 
     @property
     def log10_combinations(self) -> float:
