@@ -160,7 +160,7 @@ def run_kayn(model: Callable[..., None], args: tuple, sites: Sequence[str], sett
 
     start = time.perf_counter()
     fit = kayn.fit(model, args=args, method="qem", num_particles=settings.particles, key=settings.seed, progress=False)
-    posterior = fit.posterior(num_particles=settings.posterior_particles)
+    posterior = fit.posterior()
     mean = {site: np.asarray(posterior.mean(site)) for site in sites}
     std = {site: np.asarray(posterior.std(site)) for site in sites}
     seconds = time.perf_counter() - start

@@ -71,9 +71,9 @@ def main(settings: Settings) -> None:
     scales = ("sd_region", "sd_state", "sd_age", "sd_education", "sd_cell")
     population = ("intercept", "coefficients", "vote_effect", *scales)
     groups = ("region_effect", "state_effect", "age_effect", "education_effect", "cell_effect")
-    decentre = ("age_effect", "education_effect", "cell_effect")
+    decentre = ("age_effect", "education_effect")
     args = prepare(settings.quick)
-    compare("election 1988", model, args, population, groups, settings, target_accept_prob=0.9, decentre=decentre)
+    compare("election 1988", model, args, population, groups, settings, target_accept_prob=0.97, decentre=decentre)
 
 
 if __name__ == "__main__":
