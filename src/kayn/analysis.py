@@ -76,11 +76,16 @@ class Analysis:
                 [self._latent_row(z.name) for z in self.graph.latents],
             ),
             "Factors",
-            format_table(("factor", "kind", "plates", "particle axes"), [self._factor_row(o) for o in self.graph.factors]),
+            format_table(
+                ("factor", "kind", "plates", "particle axes"), [self._factor_row(o) for o in self.graph.factors]
+            ),
         ]
         if self.links:
             rows = [(k.source, k.target, ", ".join(self._linked(k))) for k in self.links]
-            sections += ["Links (rows -> groups, found in the model's indexing)", format_table(("rows", "groups", "latents read"), rows)]
+            sections += [
+                "Links (rows -> groups, found in the model's indexing)",
+                format_table(("rows", "groups", "latents read"), rows),
+            ]
         if self.couplings:
             sections += ["Couplings (fewer combinations, still unbiased)", *(f"  {c}" for c in self.couplings)]
         else:
@@ -120,7 +125,9 @@ class Analysis:
         return output.name, output.kind.value, ", ".join(d for d in output.dims if d) or "-", ", ".join(axes) or "-"
 
     def _linked(self, link: Link) -> list[str]:
-        return list(dict.fromkeys(r.latent for o in self.graph.factors for r in o.reads if any(h == link for _, h in r.through)))
+        return list(
+            dict.fromkeys(r.latent for o in self.graph.factors for r in o.reads if any(h == link for _, h in r.through))
+        )
 
 
 def analyze(
@@ -150,7 +157,11 @@ def analyze(
 
 
 def analysis_of(problem: Problem) -> Analysis:
-    return Analysis(problem.graph, problem.layout, tuple((n, p) for n, p in problem.guide.parents.items() if n in problem.graph.latent_names))
+    return Analysis(
+        problem.graph,
+        problem.layout,
+        tuple((n, p) for n, p in problem.guide.parents.items() if n in problem.graph.latent_names),
+    )
 
 
 def _bytes(count: int) -> str:
@@ -159,4 +170,3 @@ def _bytes(count: int) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000  # type: ignore[assignment]
     return f"{count:.3g} TB"
-

@@ -21,7 +21,7 @@ STRATEGIES = ("parallel", "global", "local")
 MAX_ELEMENTS = 2**28
 """Default limit on the entries of one array (1 GB in float32), beyond which axes are merged at any price."""
 TARGET_ELEMENTS = 2**20
-"""Default number of entries above which latents with the same scope are put on one axis, which costs little accuracy."""
+"""Default number of entries above which latents without plates are put on one axis, which costs little accuracy."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Request:
         strategy: "parallel", "global" or "local".
         groups: latents that share an axis, on top of the strategy.
         couple: plates over which a latent gives up its own index; replaces the automatic choice where groups are crossed.
-        target_elements: where a factor or an intermediate array has more entries, latents of equal scope share an axis.
+        target_elements: where a factor or an intermediate array has more entries, latents without plates share an axis.
         max_elements: where an array that must be held has more entries, any axes are merged.
     """
 
@@ -90,7 +90,9 @@ def make_request(
         StructureError: unknown strategy, or fewer than one particle.
     """
     if strategy not in STRATEGIES:
-        raise StructureError(f"strategy {strategy!r} is unknown; use one of {', '.join(map(repr, STRATEGIES))}, or groups=")
+        raise StructureError(
+            f"strategy {strategy!r} is unknown; use one of {', '.join(map(repr, STRATEGIES))}, or groups="
+        )
     counts = dict(num_particles) if isinstance(num_particles, Mapping) else {"": num_particles}
     for name, count in counts.items():
         if isinstance(count, bool) or not hasattr(count, "__index__") or count < 1:
@@ -173,14 +175,18 @@ def _check_names(graph: Graph, request: Request) -> None:
     ):
         unknown = [n for n in names if n not in known]
         if unknown:
-            raise StructureError(f"{argument}= names {unknown}, which are no latents of the model; latents: {sorted(known)}")
+            raise StructureError(
+                f"{argument}= names {unknown}, which are no latents of the model; latents: {sorted(known)}"
+            )
     twice = [n for n in known if sum(n in g for g in request.groups) > 1]
     if twice:
         raise StructureError(f"groups= puts {twice} in two groups; a latent has one particle axis")
     for name, wanted in request.couple:
         unknown = [p for p in wanted if p not in plates]
         if unknown:
-            raise StructureError(f"couple= asks {name!r} to give up plates {unknown}; plates of the model: {sorted(plates)}")
+            raise StructureError(
+                f"couple= asks {name!r} to give up plates {unknown}; plates of the model: {sorted(plates)}"
+            )
 
 
 class _Chooser:
@@ -226,7 +232,11 @@ class _Chooser:
     def _join(self, groups: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
         """Merge overlapping groups; every other latent is a group of its own. Model order is kept."""
         joined: list[set[str]] = []
-        for group in ({n} for n in self.graph.latent_names) if not groups else [*map(set, groups), *({n} for n in self.graph.latent_names)]:
+        for group in (
+            ({n} for n in self.graph.latent_names)
+            if not groups
+            else [*map(set, groups), *({n} for n in self.graph.latent_names)]
+        ):
             mine = set(group)
             rest = []
             for other in joined:
@@ -254,7 +264,9 @@ class _Chooser:
         enumerated = latents[0].support_size
         counts = {self.request.particles_of(n) for n in names}
         if enumerated is None and len(counts) > 1:
-            raise StructureError(f"latents {list(names)} share a particle axis but ask for {sorted(counts)} particles; give them one number")
+            raise StructureError(
+                f"latents {list(names)} share a particle axis but ask for {sorted(counts)} particles; give them one number"
+            )
         size = enumerated if enumerated is not None else counts.pop()
         return Axis(_axis_name(names), tuple(names), scope, size, enumerated is not None)
 
@@ -283,7 +295,9 @@ class _Chooser:
                 for plate in axis.scope:
                     how = read.of(plate)
                     if how == MIXED:
-                        return self._drop(axes, axis, (plate,), f"{output.name} reads several elements of {read.latent} at once")
+                        return self._drop(
+                            axes, axis, (plate,), f"{output.name} reads several elements of {read.latent} at once"
+                        )
                     first, known = links.setdefault(plate, (read.latent, how))
                     if known != how:
                         reason = f"{output.name} reads {first} and {read.latent} through different indices into {plate}"
@@ -303,18 +317,18 @@ class _Chooser:
         return (before - after) * math.log(max(axis.size, 2))
 
     def _merge_if_large(self, axes: Sequence[Axis], output: Output) -> list[Axis] | None:
-        """Two axes of a factor on one, if it is too much work (equal scopes only) or too large to hold (any)."""
+        """Two axes of a factor on one, if it is too much work (those without plates) or too large to hold (any)."""
         mine = list(dict.fromkeys(_axis_of(axes, n) for n in output.latents))
         combinations = math.prod(a.size for a in mine)
         work = combinations * math.prod(self.sizes[d] for d in output.dims if d)
         if work > self.request.target_elements:
-            pair = self._pair(mine, equal_scopes=True)
+            pair = self._pair(mine, plates=False)
             if pair is not None:
                 return self._merge(axes, *pair, f"{output.name} would have {work:.2g} entries")
         held = combinations * math.prod(self.sizes[d] for d in self._kept_dims(output, mine))
         if held <= self.request.max_elements:
             return None
-        pair = self._pair(mine, equal_scopes=False)
+        pair = self._pair(mine, plates=True)
         if pair is None:
             raise StructureError(
                 f"factor {output.name!r} would have {held:.3g} entries, over the limit of {self.request.max_elements:.3g}; "
@@ -328,24 +342,25 @@ class _Chooser:
         if entries <= self.request.target_elements:
             return None
         mine = [a for a in axes if a.name in plan.peak_axes]
-        pair = self._pair(mine, equal_scopes=True)
+        pair = self._pair(mine, plates=False)
         if pair is None and entries > self.request.max_elements:
-            pair = self._pair(mine, equal_scopes=False)
+            pair = self._pair(mine, plates=True)
         return None if pair is None else self._merge(axes, *pair, f"the contraction would form {entries:.2g} entries")
 
     @staticmethod
-    def _pair(axes: Sequence[Axis], equal_scopes: bool) -> tuple[Axis, Axis] | None:
-        """The two axes that lose least when merged: equal scopes first, then small scopes and few latents."""
-        free = [a for a in axes if not a.enumerated and a.size > 1]
-        pairs = [
-            (a, b)
-            for i, a in enumerate(free)
-            for b in free[i + 1 :]
-            if a.size == b.size and (a.scope == b.scope or not equal_scopes)
-        ]
+    def _pair(axes: Sequence[Axis], plates: bool) -> tuple[Axis, Axis] | None:
+        """The two axes that lose least when merged: equal and small scopes, few latents.
+
+        Args:
+            plates: also consider axes with an index of their own over plates, which loses far more combinations.
+        """
+        free = [a for a in axes if not a.enumerated and a.size > 1 and (plates or not a.scope)]
+        pairs = [(a, b) for i, a in enumerate(free) for b in free[i + 1 :] if a.size == b.size]
         if not pairs:
             return None
-        return min(pairs, key=lambda p: (p[0].scope != p[1].scope, len(p[0].scope), len(p[0].latents) + len(p[1].latents)))
+        return min(
+            pairs, key=lambda p: (p[0].scope != p[1].scope, len(p[0].scope), len(p[0].latents) + len(p[1].latents))
+        )
 
     def _merge(self, axes: Sequence[Axis], a: Axis, b: Axis, reason: str) -> list[Axis]:
         names = (*a.latents, *b.latents)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 POOR_ESS = 0.1
 """Fraction of the particles below which an effective sample size is called poor."""
 POOR_KHAT = 0.7

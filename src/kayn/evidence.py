@@ -18,7 +18,6 @@ from kayn.axes import Layout, Request, choose_layout, proposal_name
 from kayn.contraction.execute import Index, log_contract, settled_slot
 from kayn.errors import GuideError
 from kayn.graph.discover import Structure, discover
-from kayn.graph.nodes import evaluate
 from kayn.graph.slices import slice_outputs
 from kayn.graph.trace import DATA, VALUE, Program, inspect_sites, trace_program
 from kayn.graph.types import Graph, Kind
@@ -95,7 +94,12 @@ def build_problem(
     drawn = set(traced_guide.names)
     sites = {n: replace(s, enumerate=False, support_size=None) if n in drawn else s for n, s in sites.items()}
     traced = trace_program(model, args, kwargs, params, sites)
-    known = [*traced.consts, *([None] * len(traced.inputs)), *jax.tree.leaves(params), *([None] * len(traced.subsamples))]
+    known = [
+        *traced.consts,
+        *([None] * len(traced.inputs)),
+        *jax.tree.leaves(params),
+        *([None] * len(traced.subsamples)),
+    ]
     structure = discover(traced, known)
     layout = choose_layout(structure, request, traced_guide.constraints)
     return Problem(traced, traced_guide, structure, layout, denominator)
@@ -113,7 +117,7 @@ def guide_inputs(problem: Problem, numbers: Mapping, params: Any, subsample: Map
 def link_index(problem: Problem, inputs: Sequence[Any]) -> Index:
     """Looks up index vectors of links, computing each once."""
     memo: dict[int, Any] = {}
-    return lambda key: evaluate(problem.structure.links[key], inputs, memo)
+    return lambda key: problem.structure.index(key, inputs, memo)
 
 
 def draw_particles(problem: Problem, numbers: Mapping, key: Any, params: Any) -> Draws:
@@ -125,7 +129,9 @@ def draw_particles(problem: Problem, numbers: Mapping, key: Any, params: Any) ->
     return draws_from_runs(problem, numbers, params, runs, subsample)
 
 
-def draws_from_runs(problem: Problem, numbers: Mapping, params: Any, runs: dict[str, Any], subsample: dict[str, Any]) -> Draws:
+def draws_from_runs(
+    problem: Problem, numbers: Mapping, params: Any, runs: dict[str, Any], subsample: dict[str, Any]
+) -> Draws:
     inputs = model_inputs(problem, numbers, params, subsample)
     enumerated = [n for a in problem.layout.axes if a.enumerated for n in a.latents]
     supports = particles.supports(problem.model, enumerated, inputs)

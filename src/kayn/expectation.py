@@ -47,8 +47,14 @@ class Expectation:
         def one(mine: Draws) -> tuple[Any, Any]:
             inputs = evidence.model_inputs(self.problem, numbers, params, mine.subsample)
             slots = evidence.weigh(self.problem, numbers, mine, params)
-            weights = queries.joint_marginals(self.problem, plan, slot, slots, evidence.link_index(self.problem, inputs))
-            own = inputs if self.program is self.problem.model else [*self.program.consts, *([None] * len(self.program.inputs))]
+            weights = queries.joint_marginals(
+                self.problem, plan, slot, slots, evidence.link_index(self.problem, inputs)
+            )
+            own = (
+                inputs
+                if self.program is self.problem.model
+                else [*self.program.consts, *([None] * len(self.program.inputs))]
+            )
             value = factors.evaluate(self.program, self.traced_name, self.output, self.axes, mine.values, own)
             over = tuple(range(weights.ndim - count, weights.ndim))
             mean = jnp.sum(jnp.where(weights > 0, weights * value, 0), over)
@@ -76,7 +82,9 @@ def of_function(problem: Problem, function: Callable, names: Sequence[str]) -> E
     values = {n: jax.ShapeDtypeStruct(problem.graph.latent(n).shape, problem.graph.latent(n).dtype) for n in unique}
     closed, result = jax.make_jaxpr(lambda v: function(*(v[n] for n in names)), return_shape=True)(values)
     if not hasattr(result, "shape"):
-        raise QueryError(f"the function passed to expectation() returned {type(result).__name__}; it must return one array")
+        raise QueryError(
+            f"the function passed to expectation() returned {type(result).__name__}; it must return one array"
+        )
     program = Program(closed.jaxpr, tuple(closed.consts), tuple(unique), ("query:",), {}, (), jax.tree.structure({}))
     constants = [*program.consts, *([None] * len(program.inputs))]
     structure, output = discover_output(problem.structure, program, "query:", Kind.VALUE, constants, constants)

@@ -37,14 +37,20 @@ def to_datatree(posterior: Posterior, rng_key: Any, num_samples: int, coords: Ma
     observed = {n: np.asarray(v) for n, v in found.items()}
     coords = dict(coords or {})
     groups = {
-        "posterior": {n: _variable(sites[n], v[None], draws=True, dims=_value_dims(posterior, n)) for n, v in draws.items()},
-        "log_likelihood": {n: _variable(sites[n], v[None], draws=True, batch_only=True) for n, v in log_likelihood.items()},
+        "posterior": {
+            n: _variable(sites[n], v[None], draws=True, dims=_value_dims(posterior, n)) for n, v in draws.items()
+        },
+        "log_likelihood": {
+            n: _variable(sites[n], v[None], draws=True, batch_only=True) for n, v in log_likelihood.items()
+        },
         "observed_data": {n: _variable(sites[n], v, draws=False) for n, v in observed.items()},
     }
     sizes = {d: s for g in groups.values() for v in g.values() for d, s in zip(v.dims, v.shape, strict=True)}
     for dim, labels in coords.items():
         if dim not in sizes:
-            raise QueryError(f"coords= names dimension {dim!r}, which no variable has; dimensions: {sorted(map(str, sizes))}")
+            raise QueryError(
+                f"coords= names dimension {dim!r}, which no variable has; dimensions: {sorted(map(str, sizes))}"
+            )
         if len(labels) != sizes[dim]:
             raise QueryError(f"coords= has {len(labels)} labels for {dim!r}, which has {sizes[dim]} elements")
     trees = {}
@@ -69,7 +75,11 @@ def _variable(
     site: Site, values: np.ndarray, draws: bool, batch_only: bool = False, dims: list[str] | None = None
 ) -> xr.Variable:
     shape = site.batch_shape if batch_only else site.shape
-    declared = {len(site.batch_shape) + dim: name for name, dim, size in site.frames if shape[len(site.batch_shape) + dim] == size}
+    declared = {
+        len(site.batch_shape) + dim: name
+        for name, dim, size in site.frames
+        if shape[len(site.batch_shape) + dim] == size
+    }
     dims = dims or [declared.get(d, f"{site.name}_dim_{d}") for d in range(len(shape))]
     lead = values.ndim - len(dims)
     return xr.Variable([*(("chain", "draw")[:lead] if draws else ()), *dims], values)

@@ -72,7 +72,9 @@ def evaluate_reduced(
     return jnp.transpose(result, [have.index(a) for a in plan.axes[steps[-1].out]])
 
 
-def _single(program: Program, name: str, output: Output, particles: Particles, inputs: Sequence[Any]) -> Callable[[Mapping], Any]:
+def _single(
+    program: Program, name: str, output: Output, particles: Particles, inputs: Sequence[Any]
+) -> Callable[[Mapping], Any]:
     position = program.outputs.index(name)
     run, used = slice_outputs(program.jaxpr, [position])
     names = {len(program.consts) + i: n for i, n in enumerate(program.inputs)}
@@ -89,7 +91,11 @@ def _single(program: Program, name: str, output: Output, particles: Particles, i
 
         return jnp.squeeze(run(*(argument(i) for i in used))[0], squeezed)
 
-    return lambda values: _finite(single(values)) if jnp.issubdtype(program.jaxpr.outvars[position].aval.dtype, jnp.floating) and output.kind.value != "value" else single(values)
+    return lambda values: (
+        _finite(single(values))
+        if jnp.issubdtype(program.jaxpr.outvars[position].aval.dtype, jnp.floating) and output.kind.value != "value"
+        else single(values)
+    )
 
 
 def _finite(log_factor: Any) -> Any:
@@ -123,7 +129,9 @@ def _loop_axes(plan: Plan, steps: Sequence[Product], axes: Sequence[Axis]) -> li
     return loops
 
 
-def _looped(part: Callable[[Mapping], Any], loops: Sequence[Axis], particles: Particles, fixed: Mapping[str, Any]) -> Any:
+def _looped(
+    part: Callable[[Mapping], Any], loops: Sequence[Axis], particles: Particles, fixed: Mapping[str, Any]
+) -> Any:
     if not loops:
         return part(fixed)
     mine = {n: particles[n] for n in loops[0].latents if n in particles}

@@ -116,7 +116,10 @@ class Normal(Family):
         u = np.asarray(values if isinstance(self.transform, IdentityTransform) else self.transform._inverse(values))
         u = np.where(np.isfinite(u), u, 0.0)
         low, middle, high = np.quantile(u, [0.25, 0.5, 0.75], axis=0).astype(u.dtype)
-        return {"loc": jnp.asarray(np.clip(middle, -10.0, 10.0)), "scale": jnp.asarray(np.clip((high - low) / 1.35, 0.1, 3.0))}
+        return {
+            "loc": jnp.asarray(np.clip(middle, -10.0, 10.0)),
+            "scale": jnp.asarray(np.clip((high - low) / 1.35, 0.1, 3.0)),
+        }
 
 
 def stratified_normal(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -232,7 +235,9 @@ def dirichlet_from_log_moments(log_mean: Any) -> Any:
         total = jnp.sum(a, -1, keepdims=True)
         gradient = digamma(total) - digamma(a) + log_mean
         diagonal, constant = -polygamma(1, a), polygamma(1, total)
-        shift = jnp.sum(gradient / diagonal, -1, keepdims=True) / (1 / constant + jnp.sum(1 / diagonal, -1, keepdims=True))
+        shift = jnp.sum(gradient / diagonal, -1, keepdims=True) / (
+            1 / constant + jnp.sum(1 / diagonal, -1, keepdims=True)
+        )
         step = (gradient - shift) / diagonal
         a = a * jnp.exp(jnp.clip(-step / a, -1.0, 1.0))
     return jnp.clip(a, 1e-4, 1e7)
@@ -264,7 +269,10 @@ class Dirichlet(Family):
 class Beta(_Elementwise):
     """Mean parameters E log z and E log (1 - z)."""
 
-    parameters: ClassVar[Mapping[str, Any]] = {"concentration1": constraints.positive, "concentration0": constraints.positive}
+    parameters: ClassVar[Mapping[str, Any]] = {
+        "concentration1": constraints.positive,
+        "concentration0": constraints.positive,
+    }
 
     def member(self, params: Params) -> dist.Distribution:
         return dist.Beta(params["concentration1"], params["concentration0"])

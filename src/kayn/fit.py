@@ -51,7 +51,9 @@ class Fit:
     sampler: Sampler | None = None
     _weighers: dict[Any, Weigher] = field(default_factory=dict, repr=False)
 
-    def posterior(self, num_particles: int | Mapping[str, int] | None = None, num_replicates: int = 2 * CHUNK, rng_key: Any = None) -> Posterior:
+    def posterior(
+        self, num_particles: int | Mapping[str, int] | None = None, num_replicates: int = 4 * CHUNK, rng_key: Any = None
+    ) -> Posterior:
         """Particles from the fitted guide, weighed in all combinations.
 
         Args:
@@ -115,9 +117,26 @@ def fit(
         raise KaynError(f"args is {type(args).__name__}; pass the model's arguments as a tuple, e.g. args=(x, y)")
     args, kwargs = tuple(args), dict(kwargs or {})
     rng_key = as_key(key)
-    options = {"num_particles": num_particles, "strategy": strategy, "groups": groups, "couple": couple, "target_elements": target_elements, "max_elements": max_elements}
+    options = {
+        "num_particles": num_particles,
+        "strategy": strategy,
+        "groups": groups,
+        "couple": couple,
+        "target_elements": target_elements,
+        "max_elements": max_elements,
+    }
     runner = _fit_qem if method == "qem" else _fit_svi
-    setup = _Setup(Call(model, args, kwargs), guide, method, options, rng_key, num_steps, learning_rate, dict(params or {}), progress)
+    setup = _Setup(
+        Call(model, args, kwargs),
+        guide,
+        method,
+        options,
+        rng_key,
+        num_steps,
+        learning_rate,
+        dict(params or {}),
+        progress,
+    )
     return runner(setup)
 
 
@@ -137,7 +156,14 @@ class _Setup:
     params: dict[str, Any]
     progress: bool
 
-    def result(self, guide: Callable, params: dict[str, Any], history: np.ndarray, converged: bool, sampler: Sampler | None = None) -> Fit:
+    def result(
+        self,
+        guide: Callable,
+        params: dict[str, Any],
+        history: np.ndarray,
+        converged: bool,
+        sampler: Sampler | None = None,
+    ) -> Fit:
         return Fit(self.call, guide, params, history, converged, self.options, self.key, sampler)
 
 
@@ -146,7 +172,8 @@ def _fit_qem(setup: _Setup) -> Fit:
     state = qem.init(setup.key, *setup.call.args, params=setup.params, **setup.call.kwargs)
     state, history, converged = _until_flat(qem.advance, state, setup.num_steps, setup.progress)
     params = qem.get_params(state)
-    assert qem.guide is not None and qem.problem is not None
+    assert qem.guide is not None
+    assert qem.problem is not None
     problem = qem.problem
 
     def sampler(key: Any, num_replicates: int, call: Call) -> Posterior | None:
@@ -161,7 +188,11 @@ def _fit_qem(setup: _Setup) -> Fit:
 
 def _fit_svi(setup: _Setup) -> Fit:
     call = setup.call
-    guide = FactorisedGuide.from_model(call.model, call.args, call.kwargs, setup.params) if setup.guide is None else setup.guide
+    guide = (
+        FactorisedGuide.from_model(call.model, call.args, call.kwargs, setup.params)
+        if setup.guide is None
+        else setup.guide
+    )
     loss = (RWS if setup.method == "rws" else VI)(**setup.options)
     optimiser = optax.adam(optax.exponential_decay(setup.learning_rate, max(setup.num_steps // 2, 1), 0.3))
     svi = SVI(call.model, guide, numpyro.optim.optax_to_numpyro(optimiser), loss=loss)

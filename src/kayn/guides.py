@@ -24,7 +24,18 @@ from kayn.families import Family
 from kayn.graph.trace import Site, _innermost, _placeholder, inspect_sites
 
 PRIOR_DRAWS = 100
-SUPPORTED = ("Normal", "transformed Normal", "MultivariateNormal", "Gamma", "Beta", "Dirichlet", "Bernoulli", "Categorical", "Poisson", "Exponential")
+SUPPORTED = (
+    "Normal",
+    "transformed Normal",
+    "MultivariateNormal",
+    "Gamma",
+    "Beta",
+    "Dirichlet",
+    "Bernoulli",
+    "Categorical",
+    "Poisson",
+    "Exponential",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,15 +77,15 @@ class FactorisedGuide:
         """
         by_site = self.split({**self.start, **params})
         noise_key, key = jax.random.split(key)
-        normal = [s for s in self.sites if isinstance(s.family, families.Normal)]
-        others = [s for s in self.sites if s not in normal]
+        normal = [(s, s.family) for s in self.sites if isinstance(s.family, families.Normal)]
+        others = [s for s in self.sites if not isinstance(s.family, families.Normal)]
         out = {}
         if normal:
             # one draw for all sites: far less to compile
-            sizes = [jnp.size(by_site[s.name]["loc"]) for s in normal]
+            sizes = [jnp.size(by_site[s.name]["loc"]) for s, _ in normal]
             noise = families.stratified_normal(noise_key, (num, sum(sizes)), jnp.result_type(float))
-            for site, part in zip(normal, jnp.split(noise, np.cumsum(sizes)[:-1], axis=1), strict=True):
-                out[site.name] = site.family.place(part, by_site[site.name])
+            for (site, family), part in zip(normal, jnp.split(noise, np.cumsum(sizes)[:-1], axis=1), strict=True):
+                out[site.name] = family.place(part, by_site[site.name])
         for site, k in zip(others, jax.random.split(key, len(others)), strict=True) if others else ():
             out[site.name] = site.family.distribution(by_site[site.name]).sample(k, (num,))
         return out
@@ -124,7 +135,9 @@ class FactorisedGuide:
         return FactorisedGuide(tuple(chosen))
 
     @staticmethod
-    def from_guide(guide: Callable, args: tuple, kwargs: Mapping, params: Mapping, model_sites: Mapping[str, Site]) -> FactorisedGuide:
+    def from_guide(
+        guide: Callable, args: tuple, kwargs: Mapping, params: Mapping, model_sites: Mapping[str, Site]
+    ) -> FactorisedGuide:
         """The families and starting values of a guide whose sites are independent of each other.
 
         Raises:
@@ -138,11 +151,15 @@ class FactorisedGuide:
             if site.kind != "sample" or site.observed:
                 continue
             if name not in model_sites:
-                raise GuideError(f"guide site {name!r} is no latent of the model; QEM needs exactly one site for each latent")
+                raise GuideError(
+                    f"guide site {name!r} is no latent of the model; QEM needs exactly one site for each latent"
+                )
             family, start = _family_of(name, trace[name]["fn"], len(model_sites[name].batch_shape), model_sites[name])
             shape = model_sites[name].batch_shape
-            start = {p: jnp.broadcast_to(v, (*shape, *jnp.shape(v)[_batch_rank(family, p, v) :])) for p, v in start.items()}
-            chosen.append(GuideSite(name, family, start, _plates(model_sites[name], model_sites | sites)))
+            start = {
+                p: jnp.broadcast_to(v, (*shape, *jnp.shape(v)[_batch_rank(family, p, v) :])) for p, v in start.items()
+            }
+            chosen.append(GuideSite(name, family, start, _plates(model_sites[name], {**model_sites, **sites})))
         return FactorisedGuide(tuple(chosen))
 
 

@@ -13,8 +13,8 @@ from kayn.errors import KaynError
 from kayn.evidence import Problem, build_problem
 from kayn.guides import FactorisedGuide
 from kayn.keys import as_key
-from kayn.queries import weighted_draws
 from kayn.posterior import Call, Posterior, warn_if_poor
+from kayn.queries import weighted_draws
 
 
 class Importance:
@@ -29,7 +29,7 @@ class Importance:
         groups: latents that share a particle axis.
         couple: plates over which a latent gives up its own particle index.
         denominator: "mixture" or "paired", for guides whose sites depend on each other.
-        target_elements: where an array would have more entries, latents of equal scope are put on one axis.
+        target_elements: where an array would have more entries, latents without plates are put on one axis.
         max_elements: where it would have more, any axes are merged.
     """
 
@@ -77,7 +77,9 @@ class Weigher:
 
     def __init__(self, problem: Problem, call: Call):
         self.problem, self.call = problem, call
-        self._run = jax.jit(lambda numbers, params, keys: jax.lax.map(partial(weighted_draws, problem, numbers, params), keys))
+        self._run = jax.jit(
+            lambda numbers, params, keys: jax.lax.map(partial(weighted_draws, problem, numbers, params), keys)
+        )
 
     def run(self, key: Any, params: dict[str, Any], num_replicates: int) -> Posterior:
         numbers = self.problem.numbers

@@ -23,7 +23,9 @@ def as_key(rng_key: Any) -> Any:
     dtype = getattr(rng_key, "dtype", None)
     if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
         if rng_key.ndim:
-            raise KaynError(f"rng_key is an array of keys of shape {rng_key.shape}; pass one key (use jax.vmap for many)")
+            raise KaynError(
+                f"rng_key is an array of keys of shape {rng_key.shape}; pass one key (use jax.vmap for many)"
+            )
         return rng_key
     if dtype == jnp.uint32 and jnp.shape(rng_key) == (2,):
         return jax.random.wrap_key_data(rng_key)

@@ -87,7 +87,10 @@ def _check_match(drawn: Mapping[str, Site], model_sites: Mapping[str, Site]) -> 
                     "model's plates and event shape"
                 )
             if drawn[name].discrete != site.discrete:
-                kinds = ("discrete" if drawn[name].discrete else "continuous", "discrete" if site.discrete else "continuous")
+                kinds = (
+                    "discrete" if drawn[name].discrete else "continuous",
+                    "discrete" if site.discrete else "continuous",
+                )
                 raise GuideError(f"guide site {name!r} is {kinds[0]} but the model's is {kinds[1]}")
         elif not site.enumerate:
             remedy = "add a guide site"
@@ -100,12 +103,17 @@ def _guide_parents(density: Program, drawn: Mapping[str, Site]) -> dict[str, tup
     whole = [Latent(n, s.shape, s.dtype, len(s.batch_shape), (), s.discrete) for n, s in drawn.items()]
     unknown = [None] * (len(density.consts) + len(density.jaxpr.invars))
     found, _ = read_program(density, whole, unknown)
-    reads = {n: () if isinstance(found[n], Node) else tuple(dict.fromkeys(k[0] for k in found[n])) for n in drawn}
-    # a point mass depends on its source through the guide's own equations, not through its density
-    return {n: tuple(p for p in reads[n] if p != n) or (_delta_sources(drawn, n) if s.delta else ()) for n, s in drawn.items()}
+    out = {}
+    for name, site in drawn.items():
+        read = found[name]
+        names = () if isinstance(read, Node) else tuple(dict.fromkeys(latent for latent, _ in read))
+        others = tuple(n for n in names if n != name)
+        # a point mass depends on its source through the guide's own equations, not through its density
+        out[name] = others or (_delta_sources(drawn) if site.delta else ())
+    return out
 
 
-def _delta_sources(drawn: Mapping[str, Site], name: str) -> tuple[str, ...]:
+def _delta_sources(drawn: Mapping[str, Site]) -> tuple[str, ...]:
     return tuple(n for n, s in drawn.items() if s.auxiliary)
 
 
@@ -132,7 +140,9 @@ def _constraints(
     return tuple(found)
 
 
-def _trace_sampler(guide: Callable, args: tuple, kwargs: Mapping, params: Any, density: Program) -> tuple[Jaxpr, tuple[Any, ...]]:
+def _trace_sampler(
+    guide: Callable, args: tuple, kwargs: Mapping, params: Any, density: Program
+) -> tuple[Jaxpr, tuple[Any, ...]]:
     indices = {n: jax.ShapeDtypeStruct(density.sites[n].shape, "int32") for n in density.subsamples}
 
     def run(key: Any, params: Any, indices: dict) -> list[Any]:
@@ -144,23 +154,23 @@ def _trace_sampler(guide: Callable, args: tuple, kwargs: Mapping, params: Any, d
     return closed.jaxpr, tuple(closed.consts)
 
 
-def draw_runs(guide: GuideProgram, consts: Sequence[Any], key: Any, num: int, params: Any, subsample: Mapping[str, Any]) -> dict[str, Any]:
+def draw_runs(
+    guide: GuideProgram, consts: Sequence[Any], key: Any, num: int, params: Any, subsample: Mapping[str, Any]
+) -> dict[str, Any]:
     """`num` runs of the guide: [num, *shape] for every guide site."""
     if guide.draw is not None:
         return guide.draw(key, num, params)
     leaves = [*jax.tree.leaves(params), *(subsample[n] for n in guide.density.subsamples)]
 
     def one(key: Any) -> list[Any]:
-        return jaxpr_as_fun(ClosedJaxpr(guide.sampler, consts))(key, *leaves)  # type: ignore[arg-type]
+        return jaxpr_as_fun(ClosedJaxpr(guide.sampler, consts))(key, *leaves)
 
     return dict(zip(guide.names, jax.vmap(one)(jax.random.split(key, num)), strict=True))
 
 
 def axis_particles(layout: Layout, runs: Mapping[str, Any], supports: Mapping[str, Any]) -> dict[str, Any]:
     """Particles of every latent, cut to the number of its axis; enumerated latents get their support."""
-    return {
-        n: supports[n] if axis.enumerated else runs[n][: axis.size] for axis in layout.axes for n in axis.latents
-    }
+    return {n: supports[n] if axis.enumerated else runs[n][: axis.size] for axis in layout.axes for n in axis.latents}
 
 
 def log_density(
@@ -199,7 +209,13 @@ def log_density(
 
 
 def conditional_log_density(
-    guide: GuideProgram, graph: Graph, name: str, axes: Sequence[Axis], particles: Mapping[str, Any], inputs: Sequence[Any], masks: Mapping[str, Any]
+    guide: GuideProgram,
+    graph: Graph,
+    name: str,
+    axes: Sequence[Axis],
+    particles: Mapping[str, Any],
+    inputs: Sequence[Any],
+    masks: Mapping[str, Any],
 ) -> Any:
     """log q(z_i | parents) on the particle axes of the latent and of its guide parents: `[*scope, *(K of every axis)]`.
 
@@ -222,7 +238,13 @@ def _joint_sources(guide: GuideProgram, axis: Axis) -> tuple[str, ...]:
 
 
 def _site_density(
-    guide: GuideProgram, graph: Graph, axis: Axis, name: str, values: Mapping[str, Any], inputs: Sequence[Any], masks: Mapping[str, Any]
+    guide: GuideProgram,
+    graph: Graph,
+    axis: Axis,
+    name: str,
+    values: Mapping[str, Any],
+    inputs: Sequence[Any],
+    masks: Mapping[str, Any],
 ) -> Any:
     """Log density of one guide site for one particle, summed to the axis's scope plates (in their order)."""
     program = guide.density
@@ -236,9 +258,11 @@ def _site_density(
     latent = graph.latent(name)
     if name in masks:
         if log_q.ndim < masks[name].ndim:
-            raise GuideError(f"the guide draws {name!r} jointly, but the model masks some of its elements; use an elementwise guide")
+            raise GuideError(
+                f"the guide draws {name!r} jointly, but the model masks some of its elements; use an elementwise guide"
+            )
         log_q = jnp.where(jnp.broadcast_to(masks[name], log_q.shape), log_q, 0.0)
-    position = {plate: dim for plate, dim in latent.plates}
+    position = dict(latent.plates)
     kept = [position[p] for p in axis.scope]
     summed = log_q.sum(tuple(d for d in range(log_q.ndim) if d not in kept))
     left = sorted(kept)

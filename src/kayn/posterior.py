@@ -102,7 +102,7 @@ class Posterior:
 
         A latent that was coupled over a plate has equal weights along it. Source: Bowyer et al. (UAI 2024).
         """
-        by_replicate = _local(self._weights(self._latent(name)))
+        by_replicate = self._weights(self._latent(name))
         return by_replicate.reshape((-1, *by_replicate.shape[2:])) / self.num_replicates
 
     def ess(self, name: str) -> Any:
@@ -143,7 +143,9 @@ class Posterior:
             plan = of_function(self.problem, function, names)
             if plan is not None:
                 return self._expect(plan)[0]
-        return self._from_draws(lambda values: function(*(values[n] for n in names)), f"expectation over {', '.join(names)}")
+        return self._from_draws(
+            lambda values: function(*(values[n] for n in names)), f"expectation over {', '.join(names)}"
+        )
 
     def covariance(self, first: str, second: str) -> Any:
         """Posterior covariance of two latents, elementwise after broadcasting."""
@@ -154,7 +156,9 @@ class Posterior:
         """Posterior probability of every value that a discrete latent takes among its particles: value -> [*batch shape]."""
         latent = self.problem.graph.latent(self._latent(name))
         if not latent.discrete:
-            raise QueryError(f"latent {name!r} is continuous; probabilities() is for discrete latents, use mean() and std()")
+            raise QueryError(
+                f"latent {name!r} is continuous; probabilities() is for discrete latents, use mean() and std()"
+            )
         values, weights = self.particles[name], self.weights(name)
         return {v.item(): jnp.sum(jnp.where(values == v, weights, 0), 0) for v in np.unique(np.asarray(values))}
 
@@ -171,17 +175,23 @@ class Posterior:
 
     def mode(self) -> dict[str, Any]:
         """The combination of particles with the largest weight, over all replicates: the site's shape for every latent."""
-        return self._jit("mode", partial(_mode, self.problem))(self.numbers, self.params, self.draws, self.log_evidences)
+        return self._jit("mode", partial(_mode, self.problem))(
+            self.numbers, self.params, self.draws, self.log_evidences
+        )
 
     # -- prediction and export
 
-    def predictive(self, rng_key: Any, num_samples: int, *args: Any, new_plates: tuple[str, ...] = (), **kwargs: Any) -> dict[str, Any]:
+    def predictive(
+        self, rng_key: Any, num_samples: int, *args: Any, new_plates: tuple[str, ...] = (), **kwargs: Any
+    ) -> dict[str, Any]:
         """Draws of all sites of the model, data included, given posterior draws of the latents. See `kayn.predictive`."""
         from kayn.predictive import predictive
 
         return predictive(self, rng_key, num_samples, args, kwargs, new_plates)
 
-    def log_predictive(self, rng_key: Any, num_samples: int, *args: Any, new_plates: tuple[str, ...] = (), **kwargs: Any) -> LogPredictive:
+    def log_predictive(
+        self, rng_key: Any, num_samples: int, *args: Any, new_plates: tuple[str, ...] = (), **kwargs: Any
+    ) -> LogPredictive:
         """Log predictive density of held-out data passed as model arguments. See `kayn.predictive`."""
         from kayn.predictive import log_predictive
 
@@ -193,7 +203,9 @@ class Posterior:
 
         return log_likelihood(self, rng_key, num_samples)
 
-    def to_datatree(self, rng_key: Any = 0, num_samples: int = 1000, coords: Mapping[str, Any] | None = None) -> DataTree:
+    def to_datatree(
+        self, rng_key: Any = 0, num_samples: int = 1000, coords: Mapping[str, Any] | None = None
+    ) -> DataTree:
         """Draws, log likelihood and data as an ArviZ-schema `xarray.DataTree`. See `kayn.export`."""
         from kayn.export import to_datatree
 
@@ -221,14 +233,18 @@ class Posterior:
     def _latent(self, name: str) -> str:
         self._known(name)
         if name not in self.latent_names:
-            raise QueryError(f"{name!r} is a deterministic site and has no particles of its own; use mean, std, sample or expectation")
+            raise QueryError(
+                f"{name!r} is a deterministic site and has no particles of its own; use mean, std, sample or expectation"
+            )
         return name
 
     def _weights(self, name: str) -> Any:
         """[R, K, *batch shape]"""
         axis = self.problem.layout.axis_of(name).name
-        shape = jax.vmap(lambda weights: queries.latent_weights(self.problem, {axis: weights}, name))
-        return self._jit(("weights", name), shape)(self.axis_weights[axis])
+        weights = _local(self.axis_weights[axis])
+        if isinstance(weights, np.ndarray):
+            return np.stack([queries.latent_weights(self.problem, {axis: w}, name) for w in weights])
+        return jax.vmap(lambda w: queries.latent_weights(self.problem, {axis: w}, name))(weights)
 
     def _moments(self, name: str) -> tuple[Any, Any]:
         self._known(name)
@@ -314,7 +330,9 @@ def _replicate_slots(problem: Problem, numbers: Mapping, params: Mapping, draws:
     return evidence.weigh(problem, numbers, draws, params), evidence.link_index(problem, inputs)
 
 
-def _sample(problem: Problem, num_samples: int, numbers: Mapping, params: Mapping, draws: Draws, key: Any) -> dict[str, Any]:
+def _sample(
+    problem: Problem, num_samples: int, numbers: Mapping, params: Mapping, draws: Draws, key: Any
+) -> dict[str, Any]:
     replicates = jax.tree.leaves(draws)[0].shape[0]
     per = -(-num_samples // replicates)
 

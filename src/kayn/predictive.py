@@ -54,7 +54,12 @@ class _Condition(Messenger):
         self.values, self.new_plates, self.observe = values, new_plates, observe
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "sample" and msg["is_observed"] and not self.observe and not isinstance(_base(msg["fn"]), dist.Unit):
+        if (
+            msg["type"] == "sample"
+            and msg["is_observed"]
+            and not self.observe
+            and not isinstance(_base(msg["fn"]), dist.Unit)
+        ):
             msg["is_observed"], msg["value"] = False, None
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
@@ -66,7 +71,9 @@ class _Condition(Messenger):
         rank = len(msg["fn"].batch_shape)
         plates = {rank + f.dim: f.name for f in msg["cond_indep_stack"]}
         if jnp.ndim(fresh) != jnp.ndim(drawn):
-            raise QueryError(f"latent {name!r} has {jnp.ndim(fresh)} dimensions under the new arguments, {jnp.ndim(drawn)} in the posterior")
+            raise QueryError(
+                f"latent {name!r} has {jnp.ndim(fresh)} dimensions under the new arguments, {jnp.ndim(drawn)} in the posterior"
+            )
         keep = []
         for dim, (new, old) in enumerate(zip(jnp.shape(fresh), jnp.shape(drawn), strict=True)):
             if plates.get(dim) in self.new_plates:
@@ -105,7 +112,11 @@ def predictive(
 
     def one(key: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         trace = _run(posterior, key, values, args, kwargs, new_plates, observe=False)
-        return {n: s["value"] for n, s in trace.items() if s["type"] in ("sample", "deterministic") and not s["is_observed_unit"]}
+        return {
+            n: s["value"]
+            for n, s in trace.items()
+            if s["type"] in ("sample", "deterministic") and not s["is_observed_unit"]
+        }
 
     return _over_draws(posterior, rng_key, num_samples, new_plates, one)
 
@@ -118,7 +129,9 @@ def log_predictive(
     New plate elements are handled as in `predictive`.
     """
     if not args and not kwargs:
-        raise QueryError("log_predictive needs the model's arguments with the held-out data; for the training data use log_likelihood")
+        raise QueryError(
+            "log_predictive needs the model's arguments with the held-out data; for the training data use log_likelihood"
+        )
     pointwise = _pointwise(posterior, rng_key, num_samples, args, kwargs, new_plates)
     joint = sum(v.reshape((num_samples, -1)).sum(1) for v in pointwise.values())
     count = jnp.log(float(num_samples))
@@ -145,12 +158,20 @@ def _pointwise(
 
     out = _over_draws(posterior, rng_key, num_samples, new_plates, one)
     if not out:
-        raise QueryError("the model has no observed site under these arguments; pass the data (e.g. y=...) as when fitting")
+        raise QueryError(
+            "the model has no observed site under these arguments; pass the data (e.g. y=...) as when fitting"
+        )
     return out
 
 
 def _run(
-    posterior: Posterior, key: Any, values: Mapping[str, Any], args: tuple, kwargs: Mapping, new_plates: tuple[str, ...], observe: bool
+    posterior: Posterior,
+    key: Any,
+    values: Mapping[str, Any],
+    args: tuple,
+    kwargs: Mapping,
+    new_plates: tuple[str, ...],
+    observe: bool,
 ) -> dict[str, Any]:
     known = {n: v for n, v in values.items() if n in posterior.latent_names}
     program = handlers.substitute(posterior.call.model, data=dict(posterior.params))
@@ -162,7 +183,11 @@ def _run(
 
 
 def _over_draws(
-    posterior: Posterior, rng_key: Any, num_samples: int, new_plates: tuple[str, ...], one: Callable[[Any, Mapping], dict[str, Any]]
+    posterior: Posterior,
+    rng_key: Any,
+    num_samples: int,
+    new_plates: tuple[str, ...],
+    one: Callable[[Any, Mapping], dict[str, Any]],
 ) -> dict[str, Any]:
     known = {p for z in posterior.problem.graph.latents for p in z.plate_names}
     unknown = [p for p in new_plates if p not in known]
@@ -171,4 +196,6 @@ def _over_draws(
     draw_key, run_key = jax.random.split(as_key(rng_key))
     draws = posterior.sample(draw_key, num_samples)
     keys = jax.random.split(run_key, num_samples)
-    return jax.jit(lambda items: jax.lax.map(lambda item: one(*item), items, batch_size=min(BATCH, num_samples)))((keys, draws))
+    return jax.jit(lambda items: jax.lax.map(lambda item: one(*item), items, batch_size=min(BATCH, num_samples)))(
+        (keys, draws)
+    )

@@ -27,7 +27,7 @@ from kayn.guides import FactorisedGuide
 from kayn.keys import as_key
 from kayn.progress import progress_bar
 
-CHUNK = 16
+CHUNK = 8
 """Steps in one compiled loop; progress is shown between loops."""
 KEPT_BYTES = 2**28
 """Particles of a whole chunk are kept if they fit; they serve as posterior replicates without another compilation."""
@@ -207,7 +207,9 @@ def _params(guide: FactorisedGuide, moments: Mapping[str, Mapping[str, Any]]) ->
     return {f"{s.name}_{p}": v for s in guide.sites for p, v in s.family.from_moments(moments[s.name]).items()}
 
 
-def _advance(qem: QEM, keep: bool, numbers: Mapping, state: QEMState, strength: Any, count: int) -> tuple[QEMState, Any]:
+def _advance(
+    qem: QEM, keep: bool, numbers: Mapping, state: QEMState, strength: Any, count: int
+) -> tuple[QEMState, Any]:
     def step(state: QEMState, _: None) -> tuple[QEMState, Any]:
         state, weighed = _step(qem, numbers, state, strength)
         return state, weighed if keep else weighed[:1]
@@ -215,7 +217,9 @@ def _advance(qem: QEM, keep: bool, numbers: Mapping, state: QEMState, strength: 
     return jax.lax.scan(step, state, None, length=count)
 
 
-def _step(qem: QEM, numbers: Mapping, state: QEMState, strength: Any = 1.0) -> tuple[QEMState, tuple[Any, dict[str, Any], Draws]]:
+def _step(
+    qem: QEM, numbers: Mapping, state: QEMState, strength: Any = 1.0
+) -> tuple[QEMState, tuple[Any, dict[str, Any], Draws]]:
     """One E and one M step, its rate multiplied by `strength`: the new state, and the weighed particles of the old guide."""
     problem, guide = qem._problem(), qem._guide()
     key, draw_key = jax.random.split(state.rng_key)
@@ -230,7 +234,9 @@ def _step(qem: QEM, numbers: Mapping, state: QEMState, strength: Any = 1.0) -> t
         weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
         new = site.family.blend(old, site.family.expect(values, weights), rate)
         usable = jnp.isfinite(log_z)
-        moments[site.name] = jax.tree.map(lambda b, o, u=usable: jnp.where(u & jnp.isfinite(b), b, o), dict(new), dict(old))
+        moments[site.name] = jax.tree.map(
+            lambda b, o, u=usable: jnp.where(u & jnp.isfinite(b), b, o), dict(new), dict(old)
+        )
     return QEMState(moments, state.step + 1, key), (log_z, by_axis, draws)
 
 

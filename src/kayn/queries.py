@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kayn import evidence
 from kayn.axes import proposal_name
@@ -56,10 +57,12 @@ def latent_weights(problem: Problem, axis_weights: Mapping[str, Any], name: str)
     axis = problem.layout.axis_of(name)
     dims = dict(latent.plates)
     order = sorted(axis.scope, key=dims.__getitem__)
-    weights = jnp.moveaxis(axis_weights[axis.name], -1, 0)
-    weights = jnp.transpose(weights, (0, *(1 + axis.scope.index(p) for p in order)))
+    weights = axis_weights[axis.name]
+    # plain NumPy for plain arrays: nothing to compile when a finished posterior is read
+    xp: Any = np if isinstance(weights, np.ndarray) else jnp
+    weights = xp.transpose(weights, (weights.ndim - 1, *(axis.scope.index(p) for p in order)))
     shape = [latent.shape[d] if any(dims[p] == d for p in order) else 1 for d in range(latent.batch_ndim)]
-    return jnp.broadcast_to(weights.reshape((axis.size, *shape)), (axis.size, *latent.shape[: latent.batch_ndim]))
+    return xp.broadcast_to(weights.reshape((axis.size, *shape)), (axis.size, *latent.shape[: latent.batch_ndim]))
 
 
 def joint_marginals(problem: Problem, plan: Plan, slot: int, slots: Mapping[int, Any], index: Index) -> Any:

@@ -42,7 +42,12 @@ class Summary:
     def __str__(self) -> str:
         header = ("", "mean", "sd", *(f"{100 * q:.0f}%" for q in QUANTILES), "ESS", "k-hat")
         rows = [
-            (r.name, *(f"{x:.3g}" for x in (r.mean, r.sd, *r.quantiles)), f"{r.ess:.0f}", "-" if np.isnan(r.khat) else f"{r.khat:.2f}")
+            (
+                r.name,
+                *(f"{x:.3g}" for x in (r.mean, r.sd, *r.quantiles)),
+                f"{r.ess:.0f}",
+                "-" if np.isnan(r.khat) else f"{r.khat:.2f}",
+            )
             for r in self.rows
         ]
         error = "" if np.isnan(self.log_evidence_error) else f" +- {self.log_evidence_error:.2f}"
@@ -64,13 +69,20 @@ def summarise(posterior: Posterior, max_rows: int) -> Summary:
         mean, sd = np.asarray(posterior.mean(name)), np.asarray(posterior.std(name))
         shape = values.shape[1:]
         for flat in range(min(mean.size, max_rows)):
-            where = np.unravel_index(flat, shape) if shape else ()
+            where = tuple(int(i) for i in np.unravel_index(flat, shape)) if shape else ()
             column = (slice(None), *where)
-            rows.append(_row(_label(name, where), values[column], weights[column], float(mean[where]), float(sd[where])))
+            rows.append(
+                _row(_label(name, where), values[column], weights[column], float(mean[where]), float(sd[where]))
+            )
         if mean.size > max_rows:
             hidden.append((name, mean.size - max_rows))
     return Summary(
-        tuple(rows), tuple(hidden), float(posterior.log_evidence), float(posterior.log_evidence_error), total, tuple(posterior.check())
+        tuple(rows),
+        tuple(hidden),
+        float(posterior.log_evidence),
+        float(posterior.log_evidence_error),
+        total,
+        tuple(posterior.check()),
     )
 
 

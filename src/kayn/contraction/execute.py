@@ -134,7 +134,9 @@ def _multiply_matrices(plan: Plan, step: Combine, slots: Slots) -> Any:
         array = jnp.transpose(slots[slot], [axes.index(a) for group in order for a in group])
         return array.reshape([math.prod(size[a] for a in group) for group in order])
 
-    product = log_matmul(matrix(step.left, left_axes, (batch, rows, summed)), matrix(step.right, right_axes, (batch, summed, columns)))
+    product = log_matmul(
+        matrix(step.left, left_axes, (batch, rows, summed)), matrix(step.right, right_axes, (batch, summed, columns))
+    )
     order = (*batch, *rows, *columns)
     return jnp.transpose(product.reshape([size[a] for a in order]), [order.index(a) for a in out])
 
@@ -143,7 +145,9 @@ def _product(plan: Plan, step: Product, array: Any, axes: Sequence[str], index: 
     position = axes.index(step.plate)
     if step.links:
         rows = jnp.moveaxis(array, position, 0)
-        array = segment_sum(rows, [index(link.key) for link in step.links], [plan.size[link.target] for link in step.links])
+        array = segment_sum(
+            rows, [index(link.key) for link in step.links], [plan.size[link.target] for link in step.links]
+        )
     else:
         array = jnp.sum(array, position)
     return array if step.scale == 1.0 else array * step.scale

@@ -36,7 +36,9 @@ def _backward(saved: Any, cotangent: Any) -> tuple[Any, Any]:
     alive = jnp.isfinite(out)
     cotangent = jnp.where(alive, cotangent, 0.0)
     return jax.lax.cond(
-        safe, lambda: _fast_gradient(left, right, cotangent), lambda: _exact_gradient(left, right, jnp.where(alive, out, 0.0), cotangent)
+        safe,
+        lambda: _fast_gradient(left, right, cotangent),
+        lambda: _exact_gradient(left, right, jnp.where(alive, out, 0.0), cotangent),
     )
 
 

@@ -110,7 +110,9 @@ class Plan:
     @property
     def peak_axes(self) -> tuple[str, ...]:
         """Axes of the largest array that a step forms (terms themselves, which may be evaluated in parts, not counted)."""
-        formed = [self.axes[s.out] if isinstance(s, Product) or self.is_matmul(s) else self.joint_axes(s) for s in self.steps]
+        formed = [
+            self.axes[s.out] if isinstance(s, Product) or self.is_matmul(s) else self.joint_axes(s) for s in self.steps
+        ]
         return max(formed, key=lambda axes: math.prod(self.size[a] for a in axes), default=())
 
     @property
@@ -247,7 +249,11 @@ class _Planner:
         live = [self.settle(s) for s in slots]
         left = {v for s in live for v in self.vars_of(s)}
         while left:
-            ready = [v for v in sorted(left) if all(set(self.dims_of(s)) == self.scopes[v] for s in live if v in self.axes[s])]
+            ready = [
+                v
+                for v in sorted(left)
+                if all(set(self.dims_of(s)) == self.scopes[v] for s in live if v in self.axes[s])
+            ]
             if not ready:
                 raise Stuck(self._blocked(live, left))
             scope = max((self.scopes[v] for v in ready), key=lambda s: (len(s), sorted(s)))

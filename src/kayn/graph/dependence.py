@@ -12,8 +12,8 @@ from typing import Any
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from kayn.graph.nodes import Node, Nodes
-from kayn.graph.slices import equation_as_function
 from kayn.graph.rules import RULES, Aligned, Annotation, Operands, mixed
+from kayn.graph.slices import equation_as_function
 from kayn.graph.trace import Program
 from kayn.graph.types import Latent
 
@@ -22,7 +22,9 @@ CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 LOOPS = frozenset({"scan", "while", "cond"})
 
 
-def read_program(program: Program, latents: Sequence[Latent], known: Sequence[Any]) -> tuple[dict[str, Abstract], Nodes]:
+def read_program(
+    program: Program, latents: Sequence[Latent], known: Sequence[Any]
+) -> tuple[dict[str, Abstract], Nodes]:
     """What every output of the program is: an annotation if it depends on a latent, else an expression.
 
     Args:
@@ -91,7 +93,9 @@ def _apply(eqn: JaxprEqn, inputs: Sequence[Node], nodes: Nodes, output: int) -> 
 
 def _describe(params: Mapping[str, Any]) -> str:
     """Parameters as text; two equations with the same text compute the same thing (jaxprs are told apart by identity)."""
-    return ",".join(f"{k}={id(v) if isinstance(v, Jaxpr | ClosedJaxpr) or callable(v) else v}" for k, v in sorted(params.items()))
+    return ",".join(
+        f"{k}={id(v) if isinstance(v, Jaxpr | ClosedJaxpr) or callable(v) else v}" for k, v in sorted(params.items())
+    )
 
 
 def _hidden(nodes: Nodes, value: Any) -> Node:

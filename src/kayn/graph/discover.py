@@ -24,7 +24,7 @@ class Structure:
     nodes: Nodes
     links: list[Node]
 
-    def index(self, key: int, inputs: Sequence[Any], memo: dict[int, Any]) -> Any:
+    def index(self, key: Any, inputs: Sequence[Any], memo: dict[int, Any]) -> Any:
         """The index vector of link `key`: int [source plate size], values in the target plate."""
         return evaluate(self.links[key], inputs, memo)
 
@@ -43,7 +43,9 @@ class Structure:
         return self.links.index(node)
 
 
-def adopt(structure: Structure, output: Output, nodes: Nodes, links: Sequence[Node], inputs: Sequence[Any]) -> tuple[Structure, Output]:
+def adopt(
+    structure: Structure, output: Output, nodes: Nodes, links: Sequence[Node], inputs: Sequence[Any]
+) -> tuple[Structure, Output]:
     """Bring an output of another program (a query, a guide's density) into a structure.
 
     Args:
@@ -80,12 +82,12 @@ def discover(program: Program, known: Sequence[Any]) -> Structure:
         DataError: observed values are NaN, infinite or outside the support, or an index is out of range.
         ModelError: the program has no latent.
     """
-    plates = {
-        n: Plate(n, s.shape[0], s.batch_shape[0]) for n, s in program.sites.items() if s.kind == "plate"
-    }
+    plates = {n: Plate(n, s.shape[0], s.batch_shape[0]) for n, s in program.sites.items() if s.kind == "plate"}
     latents = [_latent(s, plates) for s in program.sites.values() if s.kind == "sample" and not s.observed]
     if not latents:
-        raise ModelError("the model has no latent sample site, so there is nothing to infer; check that obs= is not given everywhere")
+        raise ModelError(
+            "the model has no latent sample site, so there is nothing to infer; check that obs= is not given everywhere"
+        )
     found, nodes = read_program(program, latents, known)
     _check_data(program, found, nodes)
 
@@ -244,7 +246,7 @@ class _Builder:
 
 
 def _check_data(program: Program, found: Mapping[str, Any], nodes: Nodes) -> None:
-    for name, site in program.sites.items():
+    for name, _site in program.sites.items():
         node = found.get(DATA + name)
         if not isinstance(node, Node):
             continue

@@ -64,14 +64,89 @@ def mixed(annotations: Sequence[Annotation]) -> dict[Key, Any]:
 
 
 ELEMENTWISE = frozenset(
-    """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp conj
-    convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma
-    igamma_grad_a igammac imag integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or
-    polygamma population_count pow real reduce_precision regularized_incomplete_beta rem round rsqrt select_n
-    shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta
-    mul_no_nan square_p optimization_barrier
-    """.split()
+    [
+        "abs",
+        "acos",
+        "acosh",
+        "add",
+        "add_any",
+        "and",
+        "asin",
+        "asinh",
+        "atan",
+        "atan2",
+        "atanh",
+        "bessel_i0e",
+        "bessel_i1e",
+        "cbrt",
+        "ceil",
+        "clamp",
+        "conj",
+        "convert_element_type",
+        "copy",
+        "copy_p",
+        "cos",
+        "cosh",
+        "digamma",
+        "div",
+        "eq",
+        "erf",
+        "erf_inv",
+        "erfc",
+        "exp",
+        "exp2",
+        "expm1",
+        "floor",
+        "ge",
+        "gt",
+        "igamma",
+        "igamma_grad_a",
+        "igammac",
+        "imag",
+        "integer_pow",
+        "is_finite",
+        "le",
+        "lgamma",
+        "log",
+        "log1p",
+        "logistic",
+        "lt",
+        "max",
+        "min",
+        "mul",
+        "ne",
+        "neg",
+        "nextafter",
+        "not",
+        "or",
+        "polygamma",
+        "population_count",
+        "pow",
+        "real",
+        "reduce_precision",
+        "regularized_incomplete_beta",
+        "rem",
+        "round",
+        "rsqrt",
+        "select_n",
+        "shift_left",
+        "shift_right_arithmetic",
+        "shift_right_logical",
+        "sign",
+        "sin",
+        "sinh",
+        "sqrt",
+        "square",
+        "stop_gradient",
+        "sub",
+        "tan",
+        "tanh",
+        "xor",
+        "zeta",
+        "mul_no_nan",
+        "square_p",
+        "optimization_barrier",
+    ]
 )
 
 
@@ -239,7 +314,9 @@ def gather(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
 
     source = {k: v if v is MIXED or v is None else read(k, v) for k, v in operands.annotations[0].items()}
     # the index itself may be a latent (the component of a mixture): its batch dimensions become the output's
-    chosen = move(operands.annotations[1], lambda a: Aligned(batch[a.dim], a.link) if a.dim < len(index_shape) - 1 else MIXED)
+    chosen = move(
+        operands.annotations[1], lambda a: Aligned(batch[a.dim], a.link) if a.dim < len(index_shape) - 1 else MIXED
+    )
     return merge([source, chosen])
 
 
@@ -295,7 +372,7 @@ def _index_vector(nodes: Nodes, index: Node, shape: tuple[int, ...], column: int
     if dim is None:
         return None
     index, column = _joined_column(index, column, len(shape) - 1, shape[-1])
-    select = tuple(slice(None) if d == dim else 0 for d in range(len(shape) - 1)) + (column,)
+    select = (*tuple(slice(None) if d == dim else 0 for d in range(len(shape) - 1)), column)
     vector = nodes.apply(f"column{select}", lambda i: jnp.asarray(i)[select], (index,))
     return nodes.canonical(vector), dim
 
@@ -323,7 +400,17 @@ def _check_range(nodes: Nodes, index: Node, column: int, size: int, key: Key) ->
 RULES: dict[str, Callable[[Operands, Mapping[str, Any]], dict[Key, Any]]] = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
     **dict.fromkeys(
-        ["reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin"],
+        [
+            "reduce_sum",
+            "reduce_max",
+            "reduce_min",
+            "reduce_prod",
+            "reduce_and",
+            "reduce_or",
+            "reduce_xor",
+            "argmax",
+            "argmin",
+        ],
         reduction,
     ),
     **dict.fromkeys(["cumsum", "cumlogsumexp", "cumprod", "cummax", "cummin", "sort"], along_axis),

@@ -92,7 +92,9 @@ def inspect_sites(
             trace = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(*args, **kwargs)
         except AssertionError as error:
             if "unique names" in str(error):
-                raise ModelError(f"{error}. Every site of a model needs its own name; rename one of the two.") from error
+                raise ModelError(
+                    f"{error}. Every site of a model needs its own name; rename one of the two."
+                ) from error
             raise
         found.update({name: _site(name, site, trace) for name, site in trace.items() if _is_site(site)})
         return 0

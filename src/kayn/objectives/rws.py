@@ -36,7 +36,14 @@ class RWS(MassivelyParallelELBO):
             particles, which learns marginals well but dependence slowly. The same for factorised guides.
     """
 
-    def __init__(self, num_particles: int | Mapping[str, int] = 10, strategy: str = "parallel", *, phi: str = "conditional", **options: Any):
+    def __init__(
+        self,
+        num_particles: int | Mapping[str, int] = 10,
+        strategy: str = "parallel",
+        *,
+        phi: str = "conditional",
+        **options: Any,
+    ):
         if phi not in ("conditional", "mixture"):
             raise KaynError(f"phi is {phi!r}; it must be 'conditional' or 'mixture'")
         super().__init__(num_particles, strategy, **options)
@@ -50,7 +57,8 @@ class RWS(MassivelyParallelELBO):
         extended, added = _with_conditionals(problem, numbers, draws, params, conditional)
         done = {a.name for a in conditional} if added is not None else set()
         flipped = {
-            name: jax.lax.stop_gradient(t) if name.removeprefix("proposal:") in done else _flip(t) for name, t in terms.items()
+            name: jax.lax.stop_gradient(t) if name.removeprefix("proposal:") in done else _flip(t)
+            for name, t in terms.items()
         }
         slots = evidence.model_slots(problem, numbers, draws, params)
         if added is not None:
@@ -103,13 +111,15 @@ def _with_conditionals(
 
 
 def _resolved(problem: Problem, output: Output) -> bool:
-    return all(
-        read.of(plate) != MIXED for read in output.reads for plate in problem.layout.axis_of(read.latent).scope
-    )
+    return all(read.of(plate) != MIXED for read in output.reads for plate in problem.layout.axis_of(read.latent).scope)
 
 
 def _fall_back(problem: Problem, why: str) -> tuple[Problem, None]:
-    warnings.warn(f"kayn.RWS: {why}; wake-phi uses the mixture density instead of the conditional one", StructureWarning, stacklevel=2)
+    warnings.warn(
+        f"kayn.RWS: {why}; wake-phi uses the mixture density instead of the conditional one",
+        StructureWarning,
+        stacklevel=2,
+    )
     return problem, None
 
 
@@ -123,4 +133,3 @@ def _move_slots(problem: Problem, extended: Problem, slots: Mapping[int, Any]) -
         if settled in slots:
             moved[settled_slot(new, names.index(term.name))[1]] = slots[settled]
     return moved
-
