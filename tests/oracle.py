@@ -55,7 +55,11 @@ class BruteForce:
 
     def indices(self) -> dict[str, np.ndarray]:
         """For every axis int [combinations, *scope]."""
-        flat = np.stack(np.unravel_index(np.arange(self.combinations), self.counts), -1) if self.counts else np.zeros((1, 0), int)
+        flat = (
+            np.stack(np.unravel_index(np.arange(self.combinations), self.counts), -1)
+            if self.counts
+            else np.zeros((1, 0), int)
+        )
         out, start = {}, 0
         for axis in self.axes:
             shape = self.scope_shape(axis)
@@ -85,7 +89,10 @@ class BruteForce:
                 index = np.transpose(indices[axis.name], (0, *(1 + axis.scope.index(p) for p in order)))
                 shape = [latent.shape[d] if any(dims[p] == d for p in order) else 1 for d in range(len(latent.shape))]
                 index = index.reshape((-1, *shape))
-                grid = [np.arange(s).reshape([-1 if i == d else 1 for i in range(1 + len(latent.shape))]) for d, s in enumerate(latent.shape, 1)]
+                grid = [
+                    np.arange(s).reshape([-1 if i == d else 1 for i in range(1 + len(latent.shape))])
+                    for d, s in enumerate(latent.shape, 1)
+                ]
                 out[name] = draws.values[name][(index, *grid)]
         return out
 
@@ -103,7 +110,9 @@ class BruteForce:
         def densities(own: Mapping, others: Mapping) -> jnp.ndarray:
             program = handlers.substitute(self.guide, data={**params, **others, **own})
             trace = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(*self.args, **self.kwargs)
-            return sum(self._on_scope(axis, name, trace[name]["fn"].log_prob(trace[name]["value"])) for name in axis.latents)
+            return sum(
+                self._on_scope(axis, name, trace[name]["fn"].log_prob(trace[name]["value"])) for name in axis.latents
+            )
 
         runs = {n: v[: axis.size] for n, v in draws.runs.items()}
         own = {n: v for n, v in runs.items() if n in axis.latents}
@@ -133,7 +142,10 @@ class BruteForce:
                 continue
             log_q = self.log_proposal(axis, draws, params)
             shape = self.scope_shape(axis)
-            grid = [np.arange(s).reshape([-1 if i == d else 1 for i in range(1 + len(shape))]) for d, s in enumerate(shape, 1)]
+            grid = [
+                np.arange(s).reshape([-1 if i == d else 1 for i in range(1 + len(shape))])
+                for d, s in enumerate(shape, 1)
+            ]
             picked = log_q[(*grid, indices[axis.name])]
             total = total - picked.reshape(len(picked), -1).sum(-1) - math.prod(shape) * math.log(axis.size)
         return total
@@ -147,7 +159,9 @@ class BruteForce:
     def marginals(self, probabilities: np.ndarray) -> dict[str, np.ndarray]:
         """For every axis [*scope, K]."""
         return {
-            a.name: np.moveaxis(np.stack([np.tensordot(probabilities, self.indices()[a.name] == k, 1) for k in range(a.size)]), 0, -1)
+            a.name: np.moveaxis(
+                np.stack([np.tensordot(probabilities, self.indices()[a.name] == k, 1) for k in range(a.size)]), 0, -1
+            )
             for a in self.axes
         }
 
@@ -157,7 +171,11 @@ class BruteForce:
         return np.tensordot(probabilities, found, 1)
 
 
-@partial(jax.jit, static_argnums=0)
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""Compiler options for tests: programs that run once are better compiled fast than made fast."""
+
+
+@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def everything(oracle: BruteForce, draws: Draws, params: Mapping) -> tuple:
     """log weights of all combinations, log evidence and its gradient in the parameters."""
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
-POOR_ESS = 0.1
-"""Fraction of the particles below which an effective sample size is called poor."""
+POOR_EFFICIENCY = 0.15
+"""Efficiency of particles, as `efficiency` defines it, below which they are called poor."""
+POOR_SPREAD = 2.0
+"""Standard deviation of log Z over replicates, in nats, above which their average is dominated by a few of them."""
 POOR_KHAT = 0.7
 """Pareto k-hat above which importance estimates are unreliable (Vehtari et al., Pareto smoothed importance sampling, 2024)."""
 MIN_PARTICLES_FOR_KHAT = 25
@@ -18,6 +20,16 @@ def effective_sample_size(weights: Any) -> Any:
     """`1 / sum_k w_k^2` over the first axis, for weights that sum to one: between 1 and K; 0 where all weights are zero."""
     squares = (weights**2).sum(0)
     return np.where(squares > 0, 1.0 / np.where(squares > 0, squares, 1.0), 0.0)
+
+
+def efficiency(weights: Any) -> np.ndarray:
+    """`(ESS - 1) / (K - 1)` of particle sets, averaged over replicates: 1 for equal weights, 0 if one particle has it all.
+
+    Args:
+        weights: [R, K, ...], summing to one over K >= 2.
+    """
+    ess = effective_sample_size(np.moveaxis(np.asarray(weights), 1, 0))
+    return np.mean((ess - 1) / (weights.shape[1] - 1), axis=0)
 
 
 def pareto_khat(weights: Any) -> np.ndarray:

@@ -124,9 +124,8 @@ class Normal(Family):
 
 def stratified_normal(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """Standard normal draws: a Latin hypercube along the first axis, in an order of its own for every coordinate."""
-    order_key, place_key = jax.random.split(key)
-    rank = _ranks(jax.random.uniform(order_key, shape))
-    place = (rank + jax.random.uniform(place_key, shape, dtype)) / shape[0]
+    order, within = jnp.split(jax.random.uniform(key, (2 * shape[0], *shape[1:]), dtype), 2)
+    place = (_ranks(order) + within) / shape[0]
     edge = jnp.finfo(dtype).eps
     return jax.scipy.special.ndtri(jnp.clip(place, edge, 1 - edge))
 
@@ -300,6 +299,8 @@ class _Mean(_Elementwise):
 
 @dataclass(frozen=True, eq=False)
 class Bernoulli(_Mean):
+    """Mean parameter: the probability of one."""
+
     parameters: ClassVar[Mapping[str, Any]] = {"probs": constraints.unit_interval}
 
     def member(self, params: Params) -> dist.Distribution:
@@ -314,6 +315,8 @@ class Bernoulli(_Mean):
 
 @dataclass(frozen=True, eq=False)
 class Poisson(_Mean):
+    """Mean parameter: the rate."""
+
     parameters: ClassVar[Mapping[str, Any]] = {"rate": constraints.positive}
 
     def member(self, params: Params) -> dist.Distribution:
@@ -328,6 +331,8 @@ class Poisson(_Mean):
 
 @dataclass(frozen=True, eq=False)
 class Exponential(_Mean):
+    """Mean parameter: one over the rate."""
+
     parameters: ClassVar[Mapping[str, Any]] = {"rate": constraints.positive}
 
     def member(self, params: Params) -> dist.Distribution:

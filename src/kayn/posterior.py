@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kayn import diagnostics, evidence, queries
+from kayn.axes import Axis
 from kayn.errors import PoorFitWarning, QueryError, StructureWarning
 from kayn.evidence import Draws, Problem
 from kayn.expectation import Expectation, of_deterministic, of_function
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 FALLBACK_DRAWS = 2000
 """Joint draws used for an expectation that has no small contraction."""
+MAX_KHATS = 100
+"""Plate elements whose k-hat is checked, those with the smallest effective sample size first."""
+ADVICE = "Fit the guide longer, use more particles, or group latents that are strongly dependent"
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,29 +304,36 @@ def warn_if_poor(posterior: Posterior) -> None:
         warnings.warn(complaint, PoorFitWarning, stacklevel=3)
 
 
-def _complaints(posterior: Posterior) -> Any:
+def _complaints(posterior: Posterior) -> Iterator[str]:
     if not np.isfinite(np.asarray(posterior.log_evidences)).any():
         yield (
             "every combination of particles is impossible (log evidence is -inf): the proposal misses the posterior's "
             "support, or an observed value has zero density. Fit the guide first (kayn.fit), or check the data"
         )
         return
+    spread = float(np.std(np.asarray(posterior.log_evidences)))
+    if not spread < diagnostics.POOR_SPREAD:
+        yield f"log evidence varies by {spread:.1f} nats (sd) between replicates, so its error is underestimated. {ADVICE}"
     for axis in posterior.problem.layout.axes:
-        if axis.enumerated or axis.size == 1:
-            continue
-        for name in axis.latents[:1]:
-            weights = np.asarray(posterior.weights(name)).reshape(axis.size * posterior.num_replicates, -1)
-            ess = diagnostics.effective_sample_size(weights)
-            total, worst = weights.shape[0], int(np.argmin(ess))
-            who = ", ".join(map(repr, axis.latents))
-            where = f" (worst element {worst} of {ess.size})" if ess.size > 1 else ""
-            khat = diagnostics.pareto_khat(weights[:, np.argsort(ess)[:100]])
-            poor_khat = khat > diagnostics.POOR_KHAT
-            advice = "Fit the guide longer, use more particles, or group latents that are strongly dependent"
-            if ess[worst] < diagnostics.POOR_ESS * total:
-                yield f"latent {who}: effective sample size {ess[worst]:.1f} of {total} particles{where}. {advice}"
-            elif np.mean(poor_khat) > 0.05:
-                yield f"latent {who}: Pareto k-hat {np.nanmax(khat):.2f} (above {diagnostics.POOR_KHAT}){where}. {advice}"
+        if not axis.enumerated and axis.size > 1:
+            yield from _axis_complaints(posterior, axis)
+
+
+def _axis_complaints(posterior: Posterior, axis: Axis) -> Iterator[str]:
+    by_replicate = np.asarray(posterior._weights(axis.latents[0]))
+    by_replicate = by_replicate.reshape(*by_replicate.shape[:2], -1)
+    efficiency = diagnostics.efficiency(by_replicate)
+    pooled = by_replicate.reshape(-1, efficiency.size)
+    worst = int(np.argmin(efficiency))
+    who = ", ".join(map(repr, axis.latents))
+    where = f" (worst element {worst} of {efficiency.size})" if efficiency.size > 1 else ""
+    if efficiency[worst] < diagnostics.POOR_EFFICIENCY:
+        ess = 1 + efficiency[worst] * (axis.size - 1)
+        yield f"latent {who}: effective sample size {ess:.1f} of {axis.size} particles{where}. {ADVICE}"
+        return
+    khat = diagnostics.pareto_khat(pooled[:, np.argsort(efficiency)[:MAX_KHATS]])
+    if np.mean(khat > diagnostics.POOR_KHAT) > 0.05:
+        yield f"latent {who}: Pareto k-hat {np.nanmax(khat):.2f} (above {diagnostics.POOR_KHAT}){where}. {ADVICE}"
 
 
 def _replicate_slots(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws) -> tuple[dict[int, Any], Any]:

@@ -68,12 +68,10 @@ def summarise(posterior: Posterior, max_rows: int) -> Summary:
         weights = np.broadcast_to(weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim))), values.shape)
         mean, sd = np.asarray(posterior.mean(name)), np.asarray(posterior.std(name))
         shape = values.shape[1:]
-        for flat in range(min(mean.size, max_rows)):
-            where = tuple(int(i) for i in np.unravel_index(flat, shape)) if shape else ()
-            column = (slice(None), *where)
-            rows.append(
-                _row(_label(name, where), values[column], weights[column], float(mean[where]), float(sd[where]))
-            )
+        flat_values, flat_weights = values.reshape(values.shape[0], -1), weights.reshape(values.shape[0], -1)
+        for i in range(min(mean.size, max_rows)):
+            label = _label(name, np.unravel_index(i, shape)) if shape else name
+            rows.append(_row(label, flat_values[:, i], flat_weights[:, i], float(mean.flat[i]), float(sd.flat[i])))
         if mean.size > max_rows:
             hidden.append((name, mean.size - max_rows))
     return Summary(
@@ -87,7 +85,7 @@ def summarise(posterior: Posterior, max_rows: int) -> Summary:
 
 
 def _label(name: str, where: tuple) -> str:
-    return f"{name}[{','.join(str(int(i)) for i in where)}]" if where else name
+    return f"{name}[{','.join(str(int(i)) for i in where)}]"
 
 
 def _row(name: str, values: np.ndarray, weights: np.ndarray, mean: float, sd: float) -> SummaryRow:

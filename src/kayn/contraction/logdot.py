@@ -21,52 +21,40 @@ def log_matmul(left: Any, right: Any) -> Any:
 
 
 def _forward(left: Any, right: Any) -> tuple[Any, Any]:
-    scaled = _scaled(left, right)
-    product = _matmul(scaled.left, scaled.right)
-    possible = jnp.isfinite(scaled.row) & jnp.isfinite(scaled.column)
-    safe = jnp.all((product > _floor(product.dtype)) | ~possible)
-    fast = jnp.where(product > 0, jnp.log(jnp.where(product > 0, product, 1.0)), -jnp.inf)
-    fast = jnp.where(possible, fast + scaled.row + scaled.column, -jnp.inf)
-    out = jax.lax.cond(safe, lambda: fast, lambda: _exact(left, right))
-    return out, (left, right, out, safe)
+    # what k can reach at most on either side; half of the difference moves from one operand to the other
+    most_left, most_right = jnp.max(left, -2), jnp.max(right, -1)
+    balance = jnp.where(jnp.isfinite(most_left) & jnp.isfinite(most_right), (most_right - most_left) / 2, 0.0)
+    left_balanced, right_balanced = left + balance[..., None, :], right - balance[..., :, None]
+    row, column = jnp.max(left_balanced, -1, keepdims=True), jnp.max(right_balanced, -2, keepdims=True)
+    left_scaled, right_scaled = jnp.exp(left_balanced - _finite(row)), jnp.exp(right_balanced - _finite(column))
+    product = _matmul(left_scaled, right_scaled)
+    impossible = jnp.isneginf(row) | jnp.isneginf(column)
+    safe = jnp.all((product > _floor(product.dtype)) | impossible)
+
+    def fast() -> Any:
+        return jnp.where(impossible, -jnp.inf, jnp.log(jnp.where(impossible, 1.0, product)) + row + column)
+
+    out = jax.lax.cond(safe, fast, lambda: _exact(left, right))
+    return out, (left, right, out, left_scaled, right_scaled, product, safe)
 
 
 def _backward(saved: Any, cotangent: Any) -> tuple[Any, Any]:
-    left, right, out, safe = saved
-    alive = jnp.isfinite(out)
-    cotangent = jnp.where(alive, cotangent, 0.0)
-    return jax.lax.cond(
-        safe,
-        lambda: _fast_gradient(left, right, cotangent),
-        lambda: _exact_gradient(left, right, jnp.where(alive, out, 0.0), cotangent),
-    )
+    left, right, out, left_scaled, right_scaled, product, safe = saved
+    cotangent = jnp.where(jnp.isneginf(out), 0.0, cotangent)
 
+    def fast() -> tuple[Any, Any]:
+        ratio = cotangent / jnp.where(product > 0, product, 1.0)
+        on_left = left_scaled * _matmul(ratio, jnp.swapaxes(right_scaled, -1, -2))
+        return on_left, right_scaled * _matmul(jnp.swapaxes(left_scaled, -1, -2), ratio)
 
-def _fast_gradient(left: Any, right: Any, cotangent: Any) -> tuple[Any, Any]:
-    scaled = _scaled(left, right)
-    product = _matmul(scaled.left, scaled.right)
-    ratio = jnp.where(product > 0, cotangent / jnp.where(product > 0, product, 1.0), 0.0)
-    return (
-        scaled.left * _matmul(ratio, jnp.swapaxes(scaled.right, -1, -2)),
-        scaled.right * _matmul(jnp.swapaxes(scaled.left, -1, -2), ratio),
-    )
+    return jax.lax.cond(safe, fast, lambda: _exact_gradient(left, right, _finite(out), cotangent))
 
 
 log_matmul.defvjp(_forward, _backward)
 
 
-class _scaled:
-    """Exponentials of both operands after balancing over k and shifting rows and columns by their maxima."""
-
-    def __init__(self, left: Any, right: Any):
-        # what k can reach at most on either side; half of the difference moves from one operand to the other
-        most_left, most_right = jnp.max(left, -2, keepdims=True), jnp.max(right, -1, keepdims=True)
-        both = jnp.isfinite(most_left) & jnp.isfinite(jnp.swapaxes(most_right, -1, -2))
-        balance = jnp.where(both, (jnp.swapaxes(most_right, -1, -2) - most_left) / 2, 0.0)
-        left, right = left + balance, right - jnp.swapaxes(balance, -1, -2)
-        self.row, self.column = jnp.max(left, -1, keepdims=True), jnp.max(right, -2, keepdims=True)
-        self.left = jnp.exp(left - jnp.where(jnp.isfinite(self.row), self.row, 0.0))
-        self.right = jnp.exp(right - jnp.where(jnp.isfinite(self.column), self.column, 0.0))
+def _finite(shift: Any) -> Any:
+    return jnp.where(jnp.isneginf(shift), 0.0, shift)
 
 
 def _matmul(a: Any, b: Any) -> Any:
@@ -79,17 +67,19 @@ def _floor(dtype: Any) -> float:
 
 
 def _exact(left: Any, right: Any) -> Any:
-    """One k at a time: temporaries of the size of the result."""
+    """One k at a time, with a running maximum: temporaries of the size of the result."""
     terms = (jnp.moveaxis(left, -1, 0), jnp.moveaxis(right, -2, 0))
-    start = jnp.full((*left.shape[:-1], right.shape[-1]), -jnp.inf, left.dtype)
-    top, _ = jax.lax.scan(lambda best, k: (jnp.maximum(best, k[0][..., None] + k[1][..., None, :]), None), start, terms)
-    shift = jnp.where(jnp.isfinite(top), top, 0.0)
+    empty = jnp.full((*left.shape[:-1], right.shape[-1]), -jnp.inf, left.dtype)
 
-    def add(total: Any, k: Any) -> tuple[Any, None]:
-        return total + jnp.exp(k[0][..., None] + k[1][..., None, :] - shift), None
+    def add(state: tuple[Any, Any], k: Any) -> tuple[tuple[Any, Any], None]:
+        top, total = state
+        term = k[0][..., None] + k[1][..., None, :]
+        new = jnp.maximum(top, term)
+        shift = _finite(new)
+        return (new, total * jnp.exp(top - shift) + jnp.exp(term - shift)), None
 
-    total, _ = jax.lax.scan(add, jnp.zeros_like(start), terms)
-    return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1.0)) + shift, -jnp.inf)
+    (top, total), _ = jax.lax.scan(add, (empty, jnp.zeros_like(empty)), terms)
+    return jnp.where(jnp.isneginf(top), -jnp.inf, jnp.log(jnp.where(total > 0, total, 1.0)) + _finite(top))
 
 
 def _exact_gradient(left: Any, right: Any, out: Any, cotangent: Any) -> tuple[Any, Any]:
