@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kayn.checks import whole_number
 from kayn.contraction.plan import Plan, PlateLink, Stuck, Term, plan_contraction
 from kayn.errors import StructureError
 from kayn.graph.discover import Structure
@@ -95,9 +96,9 @@ def make_request(
         )
     counts = dict(num_particles) if isinstance(num_particles, Mapping) else {"": num_particles}
     for name, count in counts.items():
-        if isinstance(count, bool) or not hasattr(count, "__index__") or count < 1:
-            whose = f" of latent {name!r}" if name else ""
-            raise StructureError(f"num_particles{whose} is {count!r}; it must be a whole number, at least 1")
+        whole_number(f"num_particles of latent {name!r}" if name else "num_particles", count, StructureError)
+    if isinstance(groups, str) or any(isinstance(g, str) for g in groups):
+        raise StructureError(f"groups= is {groups!r}; pass a list of groups of latents, e.g. groups=[('mu', 'alpha')]")
     frozen = tuple(
         (name, (plates,) if isinstance(plates, str) else tuple(plates)) for name, plates in (couple or {}).items()
     )
@@ -166,7 +167,7 @@ def choose_layout(structure: Structure, request: Request, constraints: Sequence[
 
 
 def _check_names(graph: Graph, request: Request) -> None:
-    known, plates = set(graph.latent_names), {p.name for p in graph.plates}
+    known = set(graph.latent_names)
     counts = () if isinstance(request.num_particles, int) else tuple(n for n, _ in request.num_particles if n)
     for argument, names in (
         ("num_particles", counts),
@@ -182,10 +183,11 @@ def _check_names(graph: Graph, request: Request) -> None:
     if twice:
         raise StructureError(f"groups= puts {twice} in two groups; a latent has one particle axis")
     for name, wanted in request.couple:
-        unknown = [p for p in wanted if p not in plates]
+        runs = list(graph.latent(name).plate_names)
+        unknown = [p for p in wanted if p not in runs]
         if unknown:
             raise StructureError(
-                f"couple= asks {name!r} to give up plates {unknown}; plates of the model: {sorted(plates)}"
+                f"couple= asks {name!r} to give up plates {unknown}; it can give up those that it runs over: {runs}"
             )
 
 
@@ -280,7 +282,7 @@ class _Chooser:
             raise StructureError(
                 f"latent {axis.latents[0]!r} is enumerated, but it cannot keep an index of its own over plate "
                 f"{', '.join(map(repr, plates))}: {reason}. Sample it from the guide instead (drop infer={{'enumerate': "
-                "'parallel'}}), or couple the other latents with couple="
+                "'parallel'}), or couple the other latents with couple="
             )
         self._report(axis, plates, reason)
         changed = replace(axis, scope=tuple(p for p in axis.scope if p not in plates))

@@ -8,6 +8,8 @@ import numpy as np
 
 POOR_EFFICIENCY = 0.15
 """Efficiency of particles, as `efficiency` defines it, below which they are called poor."""
+GOOD_EFFICIENCY = 0.8
+"""Efficiency above which weights are so even that the shape of their tail does not matter."""
 POOR_SPREAD = 2.0
 """Standard deviation of log Z over replicates, in nats, above which their average is dominated by a few of them."""
 POOR_KHAT = 0.7

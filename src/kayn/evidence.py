@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from kayn import factors, particles
 from kayn.axes import Layout, Request, choose_layout, proposal_name
 from kayn.contraction.execute import Index, log_contract, settled_slot
+from kayn.checks import parameter_values
 from kayn.errors import GuideError
 from kayn.graph.discover import Structure, discover
 from kayn.graph.slices import slice_outputs
-from kayn.graph.trace import DATA, VALUE, Program, inspect_sites, trace_program
+from kayn.graph.trace import DATA, VALUE, Program, Site, inspect_sites, trace_program
 from kayn.graph.types import Graph, Kind
 from kayn.particles import DENOMINATORS, GuideProgram
 
@@ -87,22 +88,24 @@ def build_problem(
     """
     if denominator not in DENOMINATORS:
         raise GuideError(f"denominator {denominator!r} is unknown; use one of {', '.join(map(repr, DENOMINATORS))}")
-    params = dict(params or {})
+    params = parameter_values(params)
     sites = inspect_sites(model, args, kwargs, params)
     traced_guide = particles.trace_guide(guide, args, kwargs, params, sites)
     # a latent that the guide draws is sampled, even if the model would allow to sum it out
     drawn = set(traced_guide.names)
     sites = {n: replace(s, enumerate=False, support_size=None) if n in drawn else s for n, s in sites.items()}
-    traced = trace_program(model, args, kwargs, params, sites)
-    known = [
-        *traced.consts,
-        *([None] * len(traced.inputs)),
-        *jax.tree.leaves(params),
-        *([None] * len(traced.subsamples)),
-    ]
-    structure = discover(traced, known)
+    traced, structure = read_model(model, args, kwargs, params, sites)
     layout = choose_layout(structure, request, traced_guide.constraints)
     return Problem(traced, traced_guide, structure, layout, denominator)
+
+
+def read_model(
+    model: Callable, args: tuple, kwargs: Mapping, params: Mapping, sites: Mapping[str, Site]
+) -> tuple[Program, Structure]:
+    """Trace a model and find its structure, which refuses data and indices that are out of range."""
+    traced = trace_program(model, args, kwargs, params, sites)
+    latents, subsamples = [None] * len(traced.inputs), [None] * len(traced.subsamples)
+    return traced, discover(traced, [*traced.consts, *latents, *jax.tree.leaves(params), *subsamples])
 
 
 def model_inputs(problem: Problem, numbers: Mapping, params: Any, subsample: Mapping) -> list[Any]:

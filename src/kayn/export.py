@@ -35,7 +35,9 @@ def to_datatree(posterior: Posterior, rng_key: Any, num_samples: int, coords: Ma
     sites = posterior.problem.model.sites
     found = observed_values(posterior.problem, posterior.numbers, posterior.params)
     observed = {n: np.asarray(v) for n, v in found.items()}
-    coords = dict(coords or {})
+    if not isinstance(coords, Mapping | None):
+        raise QueryError(f"coords= is {type(coords).__name__}; pass a mapping from dimension to labels, e.g. {{'county': names}}")
+    coords = {d: np.asarray(labels) for d, labels in (coords or {}).items()}
     groups = {
         "posterior": {
             n: _variable(sites[n], v[None], draws=True, dims=_value_dims(posterior, n)) for n, v in draws.items()
@@ -51,12 +53,12 @@ def to_datatree(posterior: Posterior, rng_key: Any, num_samples: int, coords: Ma
             raise QueryError(
                 f"coords= names dimension {dim!r}, which no variable has; dimensions: {sorted(map(str, sizes))}"
             )
-        if len(labels) != sizes[dim]:
-            raise QueryError(f"coords= has {len(labels)} labels for {dim!r}, which has {sizes[dim]} elements")
+        if labels.shape != (sizes[dim],):
+            raise QueryError(f"coords= has labels of shape {labels.shape} for {dim!r}, which has {sizes[dim]} elements")
     trees = {}
     for name, variables in groups.items():
         used = {d for v in variables.values() for d in v.dims}
-        own = {d: np.asarray(coords[d]) if d in coords else np.arange(sizes[d]) for d in used}
+        own = {d: coords[d] if d in coords else np.arange(sizes[d]) for d in used}
         trees[name] = xr.Dataset(variables, coords=own)
     trees["posterior"].attrs |= {
         "inference_library": "kayn",

@@ -15,6 +15,7 @@ import optax
 from numpyro.infer import SVI
 
 from kayn.axes import MAX_ELEMENTS, TARGET_ELEMENTS, make_request
+from kayn.checks import parameter_values, whole_number
 from kayn.errors import KaynError
 from kayn.evidence import build_problem
 from kayn.guides import FactorisedGuide
@@ -60,6 +61,7 @@ class Fit:
             num_particles: K; None for that of the fit.
             num_replicates: independent sets of particles, pooled; their spread gives the error of the log evidence.
         """
+        num_replicates = whole_number("num_replicates", num_replicates)
         key = jax.random.fold_in(self.rng_key, 1) if rng_key is None else as_key(rng_key)
         if num_particles is None and self.sampler is not None:
             posterior = self.sampler(key, num_replicates, self.call)
@@ -111,10 +113,11 @@ def fit(
     """
     if method not in METHODS:
         raise KaynError(f"method {method!r} is unknown; use one of {', '.join(map(repr, METHODS))}")
-    if num_steps < 1:
-        raise KaynError(f"num_steps is {num_steps}; it must be at least 1")
+    num_steps = whole_number("num_steps", num_steps)
     if not isinstance(args, list | tuple):
         raise KaynError(f"args is {type(args).__name__}; pass the model's arguments as a tuple, e.g. args=(x, y)")
+    if not isinstance(kwargs, Mapping | None):
+        raise KaynError(f"kwargs is {type(kwargs).__name__}; pass the model's keyword arguments as a mapping, e.g. {{'y': y}}")
     args, kwargs = tuple(args), dict(kwargs or {})
     rng_key = as_key(key)
     options = {
@@ -134,7 +137,7 @@ def fit(
         rng_key,
         num_steps,
         learning_rate,
-        dict(params or {}),
+        parameter_values(params),
         progress,
     )
     return runner(setup)

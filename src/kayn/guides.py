@@ -24,6 +24,7 @@ from kayn.families import Family
 from kayn.graph.trace import Site, _innermost, _placeholder, inspect_sites
 
 PRIOR_DRAWS = 100
+MANY_LATENTS = 50
 SUPPORTED = (
     "Normal",
     "transformed Normal",
@@ -201,8 +202,13 @@ def _prior(
             bounds[name], forms[name] = jax.tree.flatten(trace[name]["fn"].support)
         return {n: trace[n]["value"] for n in names}, bounds
 
-    # a loop rather than a batch: it runs once, and compiles faster
-    draws, bounds = jax.jit(lambda keys: jax.lax.map(one, keys))(jax.random.split(key, PRIOR_DRAWS))
+    keys = jax.random.split(key, PRIOR_DRAWS)
+    if len(names) > MANY_LATENTS:
+        # compilers take minutes over a program of hundreds of dependent draws; one operation at a time takes seconds
+        draws, bounds = jax.vmap(one)(keys)
+    else:
+        # a loop rather than a batch: it runs once, and compiles faster
+        draws, bounds = jax.jit(lambda keys: jax.lax.map(one, keys))(keys)
     for name in names:
         if any(np.ptp(np.asarray(b), axis=0).any() for b in bounds[name]):
             raise GuideError(

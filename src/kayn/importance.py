@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from kayn.axes import MAX_ELEMENTS, TARGET_ELEMENTS, make_request
-from kayn.errors import KaynError
+from kayn.checks import parameter_values, whole_number
 from kayn.evidence import Problem, build_problem
 from kayn.guides import FactorisedGuide
 from kayn.keys import as_key
@@ -47,11 +47,9 @@ class Importance:
         target_elements: int = TARGET_ELEMENTS,
         max_elements: int = MAX_ELEMENTS,
     ):
-        if num_replicates < 1:
-            raise KaynError(f"num_replicates is {num_replicates}; it must be at least 1")
         self.model = model
         self.guide = guide
-        self.num_replicates = num_replicates
+        self.num_replicates = whole_number("num_replicates", num_replicates)
         self.denominator = denominator
         self.request = make_request(num_particles, strategy, groups, couple, target_elements, max_elements)
 
@@ -66,8 +64,8 @@ class Importance:
             params: values of `numpyro.param` sites in model and guide, as `SVI.get_params` gives them.
         """
         key = as_key(rng_key)
+        params = parameter_values(params)
         guide = self.guide if self.guide is not None else FactorisedGuide.from_model(self.model, args, kwargs)
-        params = dict(params or {})
         problem = build_problem(self.model, guide, args, kwargs, params, self.request, self.denominator)
         return Weigher(problem, Call(self.model, args, kwargs)).run(key, params, self.num_replicates)
 

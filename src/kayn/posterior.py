@@ -14,6 +14,7 @@ import numpy as np
 
 from kayn import diagnostics, evidence, queries
 from kayn.axes import Axis
+from kayn.checks import whole_number
 from kayn.errors import PoorFitWarning, QueryError, StructureWarning
 from kayn.evidence import Draws, Problem
 from kayn.expectation import Expectation, of_deterministic, of_function
@@ -170,8 +171,7 @@ class Posterior:
 
     def sample(self, rng_key: Any, num_samples: int = 1000) -> dict[str, Any]:
         """Exact joint draws from the weighted combinations of particles: [S, *shape] for every latent and deterministic site."""
-        if num_samples < 1:
-            raise QueryError(f"num_samples is {num_samples}; it must be at least 1")
+        num_samples = whole_number("num_samples", num_samples, QueryError)
         names = ("sample", num_samples)
         return self._jit(names, partial(_sample, self.problem, num_samples))(
             self.numbers, self.params, self.draws, as_key(rng_key)
@@ -331,7 +331,10 @@ def _axis_complaints(posterior: Posterior, axis: Axis) -> Iterator[str]:
         ess = 1 + efficiency[worst] * (axis.size - 1)
         yield f"latent {who}: effective sample size {ess:.1f} of {axis.size} particles{where}. {ADVICE}"
         return
-    khat = diagnostics.pareto_khat(pooled[:, np.argsort(efficiency)[:MAX_KHATS]])
+    uneven = np.flatnonzero(efficiency < diagnostics.GOOD_EFFICIENCY)
+    if not uneven.size:
+        return
+    khat = diagnostics.pareto_khat(pooled[:, uneven[np.argsort(efficiency[uneven])[:MAX_KHATS]]])
     if np.mean(khat > diagnostics.POOR_KHAT) > 0.05:
         yield f"latent {who}: Pareto k-hat {np.nanmax(khat):.2f} (above {diagnostics.POOR_KHAT}){where}. {ADVICE}"
 

@@ -12,7 +12,10 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from kayn.checks import whole_number
 from kayn.errors import QueryError
+from kayn.evidence import read_model
+from kayn.graph.trace import inspect_sites
 from kayn.keys import as_key
 
 if TYPE_CHECKING:
@@ -108,7 +111,11 @@ def predictive(
     Returns:
         [num_samples, *shape] for every sample and deterministic site.
     """
-    args, kwargs = (args, kwargs) if args or kwargs else (posterior.call.args, posterior.call.kwargs)
+    new_plates = _known_plates(posterior, new_plates)
+    if args or kwargs:
+        _check_arguments(posterior, args, kwargs, observe=False)
+    else:
+        args, kwargs = posterior.call.args, posterior.call.kwargs
 
     def one(key: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         trace = _run(posterior, key, values, args, kwargs, new_plates, observe=False)
@@ -118,7 +125,7 @@ def predictive(
             if s["type"] in ("sample", "deterministic") and not s["is_observed_unit"]
         }
 
-    return _over_draws(posterior, rng_key, num_samples, new_plates, one)
+    return _over_draws(posterior, rng_key, num_samples, one)
 
 
 def log_predictive(
@@ -132,8 +139,10 @@ def log_predictive(
         raise QueryError(
             "log_predictive needs the model's arguments with the held-out data; for the training data use log_likelihood"
         )
+    new_plates = _known_plates(posterior, new_plates)
+    _check_arguments(posterior, args, kwargs, observe=True)
     pointwise = _pointwise(posterior, rng_key, num_samples, args, kwargs, new_plates)
-    joint = sum(v.reshape((num_samples, -1)).sum(1) for v in pointwise.values())
+    joint = sum(v.reshape((v.shape[0], -1)).sum(1) for v in pointwise.values())
     count = jnp.log(float(num_samples))
     return LogPredictive(
         jax.nn.logsumexp(joint) - count, {n: jax.nn.logsumexp(v, axis=0) - count for n, v in pointwise.items()}
@@ -156,12 +165,27 @@ def _pointwise(
             if s["type"] == "sample" and s["is_observed"] and not s["is_observed_unit"]
         }
 
-    out = _over_draws(posterior, rng_key, num_samples, new_plates, one)
+    out = _over_draws(posterior, rng_key, num_samples, one)
     if not out:
         raise QueryError(
             "the model has no observed site under these arguments; pass the data (e.g. y=...) as when fitting"
         )
     return out
+
+
+def _known_plates(posterior: Posterior, new_plates: str | tuple[str, ...]) -> tuple[str, ...]:
+    named = (new_plates,) if isinstance(new_plates, str) else tuple(new_plates)
+    known = {p for z in posterior.problem.graph.latents for p in z.plate_names}
+    unknown = [p for p in named if p not in known]
+    if unknown:
+        raise QueryError(f"new_plates= names {unknown}, over which no latent runs; plates of latents: {sorted(known)}")
+    return named
+
+
+def _check_arguments(posterior: Posterior, args: tuple, kwargs: Mapping, observe: bool) -> None:
+    """Refuse new arguments with indices out of range and, where data are scored, NaN or impossible data."""
+    model = _Condition(posterior.call.model, {}, (), observe)
+    read_model(model, args, kwargs, posterior.params, inspect_sites(model, args, kwargs, posterior.params))
 
 
 def _run(
@@ -186,13 +210,9 @@ def _over_draws(
     posterior: Posterior,
     rng_key: Any,
     num_samples: int,
-    new_plates: tuple[str, ...],
     one: Callable[[Any, Mapping], dict[str, Any]],
 ) -> dict[str, Any]:
-    known = {p for z in posterior.problem.graph.latents for p in z.plate_names}
-    unknown = [p for p in new_plates if p not in known]
-    if unknown:
-        raise QueryError(f"new_plates= names {unknown}, over which no latent runs; plates of latents: {sorted(known)}")
+    num_samples = whole_number("num_samples", num_samples, QueryError)
     draw_key, run_key = jax.random.split(as_key(rng_key))
     draws = posterior.sample(draw_key, num_samples)
     keys = jax.random.split(run_key, num_samples)

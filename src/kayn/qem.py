@@ -20,6 +20,7 @@ import numpy as np
 
 from kayn import queries
 from kayn.axes import MAX_ELEMENTS, TARGET_ELEMENTS, make_request
+from kayn.checks import parameter_values, whole_number
 from kayn.errors import GuideError, KaynError
 from kayn.evidence import Draws, Problem, build_problem
 from kayn.graph.trace import inspect_sites
@@ -110,7 +111,7 @@ class QEM:
             GuideError: a guide site is in no supported family, or guide sites depend on each other.
         """
         key, guide_key = jax.random.split(as_key(rng_key))
-        params = dict(params or {})
+        params = parameter_values(params)
         sites = inspect_sites(self.model, args, kwargs, params)
         if isinstance(self.user_guide, FactorisedGuide):
             self.guide = self.user_guide
@@ -124,14 +125,25 @@ class QEM:
         self.problem = build_problem(self.model, self.guide, args, kwargs, everything, self.request)
         if self.user_guide is not None and not isinstance(self.user_guide, FactorisedGuide):
             _refuse_dependence(build_problem(self.model, self.user_guide, args, kwargs, params, self.request))
+        self._arguments = (args, kwargs)
         by_site = self.guide.split(start)
         moments = {s.name: dict(s.family.moments(by_site[s.name])) for s in self.guide.sites}
         self._advance = jax.jit(partial(_advance, self, self._keeps_particles()), static_argnums=3)
         return QEMState(moments, jnp.zeros((), jnp.int32), key)
 
     def update(self, state: QEMState, *args: Any, **kwargs: Any) -> tuple[QEMState, Any]:
-        """One step on the data given to `init`: the new state, and the log evidence under the old guide."""
-        state, (log_z, *_) = _step(self, self._problem().numbers, state)
+        """One step: the new state, and the log evidence under the old guide.
+
+        Arguments that differ from those of `init`, such as another minibatch, have the model read again; wrap the call in
+        `jax.jit` then. Without arguments those of `init` are used.
+        """
+        self._problem()
+        if not (args or kwargs) or _same((args, kwargs), self._arguments):
+            state, log_z = self.advance(state, 1)
+            return state, log_z[0]
+        params = {**self.model_params, **_params(self._guide(), state.moments)}
+        problem = build_problem(self.model, self._guide(), args, kwargs, params, self.request)
+        state, (log_z, *_) = _step(self, problem, problem.numbers, state)
         return state, log_z
 
     def get_params(self, state: QEMState) -> dict[str, Any]:
@@ -148,6 +160,7 @@ class QEM:
         **kwargs: Any,
     ) -> QEMResult:
         """Fit for a fixed number of steps."""
+        num_steps = whole_number("num_steps", num_steps)
         state = self.init(rng_key, *args, params=params, **kwargs)
         history: list[Any] = []
         with progress_bar(num_steps, progress) as show:
@@ -211,17 +224,17 @@ def _advance(
     qem: QEM, keep: bool, numbers: Mapping, state: QEMState, strength: Any, count: int
 ) -> tuple[QEMState, Any]:
     def step(state: QEMState, _: None) -> tuple[QEMState, Any]:
-        state, weighed = _step(qem, numbers, state, strength)
+        state, weighed = _step(qem, qem._problem(), numbers, state, strength)
         return state, weighed if keep else weighed[:1]
 
     return jax.lax.scan(step, state, None, length=count)
 
 
 def _step(
-    qem: QEM, numbers: Mapping, state: QEMState, strength: Any = 1.0
+    qem: QEM, problem: Problem, numbers: Mapping, state: QEMState, strength: Any = 1.0
 ) -> tuple[QEMState, tuple[Any, dict[str, Any], Draws]]:
     """One E and one M step, its rate multiplied by `strength`: the new state, and the weighed particles of the old guide."""
-    problem, guide = qem._problem(), qem._guide()
+    guide = qem._guide()
     key, draw_key = jax.random.split(state.rng_key)
     params = {**qem.model_params, **_params(guide, state.moments)}
     log_z, by_axis, draws = queries.weighted_draws(problem, numbers, params, draw_key)
@@ -238,6 +251,16 @@ def _step(
             lambda b, o, u=usable: jnp.where(u & jnp.isfinite(b), b, o), dict(new), dict(old)
         )
     return QEMState(moments, state.step + 1, key), (log_z, by_axis, draws)
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether two sets of arguments are known to be equal."""
+    (a, form), (b, other) = jax.tree.flatten(first), jax.tree.flatten(second)
+    return form == other and all(x is y or _equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _equal(x: Any, y: Any) -> bool:
+    return not isinstance(x, jax.core.Tracer) and np.array_equal(np.asarray(x), np.asarray(y))
 
 
 def _temper_all(by_axis: Mapping[str, Any], min_ess: float) -> dict[str, Any]:

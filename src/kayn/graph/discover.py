@@ -12,7 +12,7 @@ from kayn.errors import DataError, ModelError
 from kayn.graph.dependence import read_program
 from kayn.graph.nodes import Node, Nodes, evaluate, nested_through
 from kayn.graph.rules import Aligned
-from kayn.graph.trace import DATA, MASK, SUPPORT, VALUE, Program, Site
+from kayn.graph.trace import DATA, INSIDE, MASK, SUPPORT, VALUE, Program, Site
 from kayn.graph.types import MIXED, Graph, Kind, Latent, Link, Output, Plate, Read
 
 
@@ -166,7 +166,7 @@ class _Builder:
         return plate
 
     def add(self, name: str, annotation: Any, program: Program, kind: Kind | None = None) -> None:
-        if name.startswith((DATA, MASK, SUPPORT)):
+        if name.startswith((DATA, INSIDE, MASK, SUPPORT)):
             return
         site = program.sites.get(name.removeprefix(VALUE))
         if kind is None:
@@ -246,24 +246,38 @@ class _Builder:
 
 
 def _check_data(program: Program, found: Mapping[str, Any], nodes: Nodes) -> None:
-    for name, _site in program.sites.items():
-        node = found.get(DATA + name)
-        if not isinstance(node, Node):
+    """Refuse data that are known, not masked, and NaN, infinite or outside their likelihood's support."""
+
+    def known(name: str) -> np.ndarray | None:
+        node = found.get(name)
+        return nodes.concrete(node) if isinstance(node, Node) else None
+
+    for name in program.sites:
+        value, inside = known(DATA + name), known(INSIDE + name)
+        if value is None or (MASK + name in found and known(MASK + name) is None):
             continue
-        value = nodes.concrete(node)
-        if value is None or not np.issubdtype(value.dtype, np.inexact):
-            continue
-        bad = ~np.isfinite(value)
-        mask = found.get(MASK + name)
-        if isinstance(mask, Node):
-            shown = nodes.concrete(mask)
-            if shown is None:
-                continue
-            bad &= shown.reshape(shown.shape + (1,) * (bad.ndim - shown.ndim)).astype(bool)
+        finite = np.isfinite(value) if np.issubdtype(value.dtype, np.inexact) else np.ones(value.shape, bool)
+        bad = _unmasked(~finite, known(MASK + name))
         if bad.any():
-            where = tuple(int(i) for i in np.argwhere(bad)[0])
             raise DataError(
                 f"observed site {name!r} has {int(bad.sum())} NaN or infinite values of {bad.size}, the first at index "
-                f"{where}. Drop these rows, or mark them missing: numpyro.handlers.mask(mask=jnp.isfinite(y)) to ignore "
+                f"{_first(bad)}. Drop these rows, or mark them missing: numpyro.handlers.mask(mask=jnp.isfinite(y)) to ignore "
                 "them, or obs_mask= in numpyro.sample to impute them"
             )
+        if inside is None:
+            continue
+        bad = _unmasked(~inside & finite, known(MASK + name))
+        if bad.any():
+            raise DataError(
+                f"observed site {name!r} has {int(bad.sum())} values of {bad.size} outside the support of its "
+                f"{program.sites[name].family} likelihood, the first at index {_first(bad)}: "
+                f"{np.broadcast_to(value, bad.shape)[_first(bad)]}. Correct or drop these rows, or choose a likelihood that allows them"
+            )
+
+
+def _unmasked(bad: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    return bad if mask is None else bad & mask.reshape(mask.shape + (1,) * (bad.ndim - mask.ndim)).astype(bool)
+
+
+def _first(bad: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.argwhere(bad)[0])

@@ -17,15 +17,29 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.extend.core import Jaxpr
 from numpyro import handlers
+from numpyro.distributions import constraints
 from numpyro.distributions.util import is_identically_one
 
-from kayn.errors import GuideError, ModelError
+from kayn.errors import DataError, GuideError, ModelError
 
 VALUE = "value:"
 DATA = "data:"
 MASK = "mask:"
 SUPPORT = "support:"
-"""Prefixes of traced outputs that are no log probabilities: deterministic values, observed data, masks, supports."""
+INSIDE = "inside:"
+"""Prefixes of traced outputs that are no log probabilities: deterministic values, observed data, masks, supports of
+enumerated latents, and whether data lie in their likelihood's support."""
+
+
+CHECKED_SUPPORTS = (
+    type(constraints.boolean),
+    type(constraints.nonnegative_integer),
+    type(constraints.positive_integer),
+    type(constraints.unit_interval),
+    constraints.integer_interval,
+    constraints.integer_greater_than,
+    constraints.interval,
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,8 @@ def inspect_sites(
     Raises:
         ModelError: a site name is used twice, or a plate with two sizes.
     """
+    if not callable(fn):
+        raise ModelError(f"model and guide must be NumPyro programs (functions), but one is {type(fn).__name__} {fn!r}")
     found: dict[str, Site] = {}
     given = {n: jnp.zeros(s.shape, s.dtype) for n, s in (substitutions or {}).items()}
 
@@ -150,6 +166,9 @@ def trace_program(
                 mask = _mask(site["fn"])
                 if site["is_observed"] and site["value"] is not None:
                     out[DATA + name] = jnp.asarray(site["value"])
+                    inside = None if keep is not None else _inside(site["fn"].support, site["value"])
+                    if inside is not None:
+                        out[INSIDE + name] = inside
                 if sites[name].support_size is not None:
                     support = site["fn"].enumerate_support(expand=False)
                     shape = (support.shape[0], *sites[name].shape)
@@ -176,6 +195,8 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         full, size = site["args"][0], jnp.shape(site["value"])[0]
         return Site(name, "plate", shape=(size,), batch_shape=(full,))
     value = site["value"]
+    if isinstance(value, list | tuple):
+        raise DataError(f"observed site {name!r} is a {type(value).__name__}; pass an array, e.g. obs=jnp.asarray(y)")
     shape, dtype = jnp.shape(value), str(jnp.result_type(value)) if value is not None else "float32"
     frames = tuple((f.name, f.dim, f.size) for f in site["cond_indep_stack"])
     if site["type"] == "deterministic":
@@ -239,6 +260,8 @@ def _mask(fn: dist.Distribution) -> Any:
 
 def _log_prob(site: Mapping[str, Any], ratios: Mapping[str, float], keep: int | None) -> Any:
     fn, value = site["fn"], site["value"]
+    if site["is_observed"] and value is not None:
+        value = jnp.asarray(value)  # NumPyro's support checks mix NumPy data and traced bounds
     if isinstance(_innermost(fn), dist.Delta) and not site["is_observed"]:
         # a joint autoguide's deterministic transform: equality with a recomputed float is not a test worth making
         log_prob = _delta_density(fn)
@@ -265,6 +288,20 @@ def _own_scale(site: Mapping[str, Any], ratios: Mapping[str, float]) -> Any:
     scale = scale / ratio
     concrete = not isinstance(scale, jax.core.Tracer)
     return None if concrete and (is_identically_one(scale) or np.allclose(scale, 1.0, rtol=1e-12)) else scale
+
+
+def _inside(support: Any, value: Any) -> Any:
+    """Whether data lie in a support, elementwise; None for supports where a check could raise a false alarm.
+
+    Those over several coordinates at once (a simplex) are only met up to rounding, and a density may be finite at the end
+    of an open one (Exponential at zero).
+    """
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    value = jnp.asarray(value)
+    if isinstance(support, constraints.greater_than):
+        return value >= support.lower_bound
+    return support(value) if type(support) in CHECKED_SUPPORTS else None
 
 
 def _hide_masked(fn: dist.MaskedDistribution, value: Any) -> Any:
