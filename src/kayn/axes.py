@@ -18,6 +18,8 @@ from kayn.errors import StructureError
 from kayn.graph.discover import Structure
 from kayn.graph.types import MIXED, Graph, Link, Output
 
+MAX_MERGED_COORDINATES = 8
+"""Latents without plates are merged for the sake of speed only up to so many scalars on one axis."""
 STRATEGIES = ("parallel", "global", "local")
 MAX_ELEMENTS = 2**28
 """Default limit on the entries of one array (1 GB in float32), beyond which axes are merged at any price."""
@@ -349,8 +351,10 @@ class _Chooser:
             pair = self._pair(mine, plates=True)
         return None if pair is None else self._merge(axes, *pair, f"the contraction would form {entries:.2g} entries")
 
-    @staticmethod
-    def _pair(axes: Sequence[Axis], plates: bool) -> tuple[Axis, Axis] | None:
+    def _coordinates(self, axis: Axis) -> int:
+        return sum(math.prod(self.graph.latent(n).shape) for n in axis.latents)
+
+    def _pair(self, axes: Sequence[Axis], plates: bool) -> tuple[Axis, Axis] | None:
         """The two axes that lose least when merged: equal and small scopes, few latents.
 
         Args:
@@ -358,6 +362,9 @@ class _Chooser:
         """
         free = [a for a in axes if not a.enumerated and a.size > 1 and (plates or not a.scope)]
         pairs = [(a, b) for i, a in enumerate(free) for b in free[i + 1 :] if a.size == b.size]
+        if not plates:
+            # the particles of a long vector are poor enough without a second one
+            pairs = [p for p in pairs if sum(self._coordinates(a) for a in p) <= MAX_MERGED_COORDINATES]
         if not pairs:
             return None
         return min(

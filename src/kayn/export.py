@@ -36,7 +36,9 @@ def to_datatree(posterior: Posterior, rng_key: Any, num_samples: int, coords: Ma
     found = observed_values(posterior.problem, posterior.numbers, posterior.params)
     observed = {n: np.asarray(v) for n, v in found.items()}
     if not isinstance(coords, Mapping | None):
-        raise QueryError(f"coords= is {type(coords).__name__}; pass a mapping from dimension to labels, e.g. {{'county': names}}")
+        raise QueryError(
+            f"coords= is {type(coords).__name__}; pass a mapping from dimension to labels, e.g. {{'county': names}}"
+        )
     coords = {d: np.asarray(labels) for d, labels in (coords or {}).items()}
     groups = {
         "posterior": {

@@ -117,7 +117,9 @@ def fit(
     if not isinstance(args, list | tuple):
         raise KaynError(f"args is {type(args).__name__}; pass the model's arguments as a tuple, e.g. args=(x, y)")
     if not isinstance(kwargs, Mapping | None):
-        raise KaynError(f"kwargs is {type(kwargs).__name__}; pass the model's keyword arguments as a mapping, e.g. {{'y': y}}")
+        raise KaynError(
+            f"kwargs is {type(kwargs).__name__}; pass the model's keyword arguments as a mapping, e.g. {{'y': y}}"
+        )
     args, kwargs = tuple(args), dict(kwargs or {})
     rng_key = as_key(key)
     options = {

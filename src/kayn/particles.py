@@ -91,7 +91,9 @@ def _check_match(drawn: Mapping[str, Site], model_sites: Mapping[str, Site]) -> 
                     "discrete" if drawn[name].discrete else "continuous",
                     "discrete" if site.discrete else "continuous",
                 )
-                raise GuideError(f"guide site {name!r} is {kinds[0]} but the model's is {kinds[1]}; draw it over the model's support")
+                raise GuideError(
+                    f"guide site {name!r} is {kinds[0]} but the model's is {kinds[1]}; draw it over the model's support"
+                )
         elif not site.enumerate:
             remedy = "add a guide site"
             if site.discrete:

@@ -198,12 +198,12 @@ def _run(
     observe: bool,
 ) -> dict[str, Any]:
     known = {n: v for n, v in values.items() if n in posterior.latent_names}
-    program = handlers.substitute(posterior.call.model, data=dict(posterior.params))
-    program = handlers.seed(_Condition(program, known, new_plates, observe), key)
-    trace = handlers.trace(program).get_trace(*args, **kwargs)
-    for site in trace.values():
+    # inside the conditioning, so that it records the draw's values
+    program = handlers.trace(handlers.substitute(posterior.call.model, data=dict(posterior.params)))
+    handlers.seed(_Condition(program, known, new_plates, observe), key)(*args, **kwargs)
+    for site in program.trace.values():
         site["is_observed_unit"] = site["type"] == "sample" and isinstance(_base(site["fn"]), dist.Unit)
-    return trace
+    return program.trace
 
 
 def _over_draws(

@@ -23,7 +23,8 @@ def log_matmul(left: Any, right: Any) -> Any:
 def _forward(left: Any, right: Any) -> tuple[Any, Any]:
     # what k can reach at most on either side; half of the difference moves from one operand to the other
     most_left, most_right = jnp.max(left, -2), jnp.max(right, -1)
-    balance = jnp.where(jnp.isfinite(most_left) & jnp.isfinite(most_right), (most_right - most_left) / 2, 0.0)
+    possible = jnp.isfinite(most_left) & jnp.isfinite(most_right)
+    balance = jnp.where(possible, (_finite(most_right) - _finite(most_left)) / 2, 0.0)
     left_balanced, right_balanced = left + balance[..., None, :], right - balance[..., :, None]
     row, column = jnp.max(left_balanced, -1, keepdims=True), jnp.max(right_balanced, -2, keepdims=True)
     left_scaled, right_scaled = jnp.exp(left_balanced - _finite(row)), jnp.exp(right_balanced - _finite(column))

@@ -200,9 +200,11 @@ class _Planner:
         links = dict(self.links[slot])
         reach = {t: links[plate, t] for t in sorted(missing) if (plate, t) in links}
         targets = dict(reach)
+        # a variable with an index over both of two plates needs both, even if its rows happen to nest one in the other
+        scopes = [self.scopes[v] for v in self.vars_of(slot)]
         for outer in reach:
             for inner in targets:
-                if inner != outer and outer in targets:
+                if inner != outer and outer in targets and not any({inner, outer} <= s for s in scopes):
                     key = links.get((inner, outer))
                     key = self.nest(reach[inner], reach[outer], inner) if key is None else key
                     if key is not None and (outer, inner) not in links:

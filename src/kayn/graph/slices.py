@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jax.api_util import debug_info
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
-
-DEBUG_INFO = None
 
 
 def equation_as_function(eqn: JaxprEqn) -> Callable[..., list[Any]]:
@@ -51,5 +50,6 @@ def _ordered(eqn: JaxprEqn) -> bool:
 
 def _run(invars: Sequence[Var], outvars: Sequence[Any], eqns: Sequence[JaxprEqn], values: Sequence[Any]) -> list[Any]:
     effects = set().union(*(eqn.effects for eqn in eqns)) if eqns else set()
-    jaxpr = Jaxpr([], list(invars), list(outvars), list(eqns), effects)
+    info = debug_info("kayn", _run, tuple(values), {})
+    jaxpr = Jaxpr([], list(invars), list(outvars), list(eqns), effects, info)
     return jaxpr_as_fun(ClosedJaxpr(jaxpr, []))(*values)

@@ -1,0 +1,537 @@
+"""The contraction engine alone, from equation strings: `"a,abi,bcij->"` with plates `"ij"`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import QUICK
+from scipy.special import logsumexp
+
+from kayn.contraction import execute
+from kayn.contraction.logdot import log_matmul
+from kayn.contraction.plan import Combine, PlateLink, Product, Stuck, Term, plan_contraction
+from kayn.errors import StructureError
+
+
+class Problem:
+    """An equation with random log factors, its plan, and its value by enumeration.
+
+    Args:
+        equation: one letter an axis; a variable is indexed over those plates that all of its terms have.
+        plates: letters that are plates.
+        sizes: letter -> size; plates default to 2, variables to 3.
+        links: term number -> {(row plate, group plate): index vector}; the term's variables are read through it.
+        scopes: variable -> plates, where links make it something else than the plates common to its terms.
+    """
+
+    def __init__(
+        self,
+        equation,
+        plates="",
+        sizes=None,
+        links=None,
+        scopes=None,
+        scales=None,
+        exact="",
+        nest=None,
+        seed=0,
+        spread=1.0,
+    ):
+        names = equation.removesuffix("->").split(",")
+        axes = list(dict.fromkeys(a for t in names for a in t))
+        self.plates = {a: (sizes or {}).get(a, 2) for a in dict.fromkeys((*axes, *plates)) if a in plates}
+        self.variables = {a: (sizes or {}).get(a, 3) for a in axes if a not in plates}
+        common = {v: set(plates).intersection(*(set(t) for t in names if v in t)) for v in self.variables}
+        self.scopes = {v: frozenset((scopes or {}).get(v, common[v])) for v in self.variables}
+        self.indices, self.terms = {}, []
+        for number, name in enumerate(names):
+            mine = (links or {}).get(number, {})
+            found = []
+            for (source, target), vector in mine.items():
+                key = "".join((source, target, *map(str, vector)))
+                self.indices[key] = jnp.asarray(vector)
+                found.append(PlateLink(source, target, key))
+            self.terms.append(Term(f"t{number}", tuple(name), tuple(found)))
+        self.exact, self.scales = frozenset(exact), scales or {}
+        rng = np.random.default_rng(seed)
+        size = self.plates | self.variables
+        self.arrays = [spread * rng.normal(size=[size[a] for a in t.axes]) for t in self.terms]
+        options = {"nest": nest} if nest else {}
+        self.plan = plan_contraction(
+            self.terms, self.variables, self.scopes, self.plates, scales=self.scales, exact=self.exact, **options
+        )
+
+    def value(self, *arrays):
+        return execute.log_contract(self.plan, dict(enumerate(arrays)), self.indices.__getitem__)
+
+    def combinations(self):
+        """Every (variable, scope element) and the index arrays of all combinations."""
+        cells = [
+            (v, c) for v, scope in self.scopes.items() for c in np.ndindex(*(self.plates[p] for p in sorted(scope)))
+        ]
+        counts = [self.variables[v] for v, _ in cells]
+        flat = np.unravel_index(np.arange(math.prod(counts)), counts) if counts else ()
+        return dict(zip(cells, flat, strict=True)), counts
+
+    def log_weights(self, arrays):
+        """log weight of every combination, averaged variables normalised."""
+        chosen, counts = self.combinations()
+        total = np.zeros(math.prod(counts))
+        for term, array in zip(self.terms, arrays, strict=True):
+            dims = [a for a in term.axes if a in self.plates]
+            through = {link.target: (link.source, np.asarray(self.indices[link.key])) for link in term.links}
+            for cell in np.ndindex(*(self.plates[d] for d in dims)):
+                where = dict(zip(dims, cell, strict=True))
+                place = lambda p, w=where, t=through: w[p] if p in w else int(t[p][1][w[t[p][0]]])  # noqa: E731
+                index = tuple(
+                    where[a] if a in where else chosen[a, tuple(place(p) for p in sorted(self.scopes[a]))]
+                    for a in term.axes
+                )
+                total = total + np.asarray(array, np.float64)[index]
+        return total - sum(math.log(self.variables[v]) for v, _ in chosen if v not in self.exact)
+
+
+EQUATIONS = [
+    ("a->", ""),
+    ("a,a->", ""),
+    ("a,ab,b->", ""),
+    ("ab,bc,ca->", ""),
+    ("abc->", ""),
+    ("a,,b->", ""),
+    ("ai->", "i"),
+    ("ia->", "i"),
+    ("a,abi,bi->", "i"),
+    ("a,abi,bcij,cij->", "ij"),
+    ("a,abi,bcij->", "ij"),
+    ("jicb,a,bia->", "ij"),
+    ("a,abi,acj->", "ij"),
+    ("a,aj,abi,bij->", "ij"),
+    ("aij->", "ij"),
+    ("ai,aij->", "ij"),
+    ("a,ai,aij->", "ij"),
+    ("aij,abij,b->", "ij"),
+    ("a,b,c,abci->", "i"),
+    ("ab,bci,cdij,adij->", "ij"),
+    ("a,abi,bj,ckj->", "ijk"),
+    ("ai,bi,abi,i->", "i"),
+    ("j,a,aji->", "ij"),
+    ("abi,bci,acdij,d->", "ij"),
+]
+
+
+@pytest.mark.parametrize(("equation", "plates"), EQUATIONS)
+def test_every_order_and_scope(equation, plates, x64):
+    problem = Problem(equation, plates)
+    arrays = [jnp.asarray(a) for a in problem.arrays]
+    log_weights = problem.log_weights(problem.arrays)
+    np.testing.assert_allclose(problem.value(*arrays), logsumexp(log_weights), rtol=1e-12)
+    assert len(log_weights) == pytest.approx(10**problem.plan.log10_combinations)
+
+
+@pytest.mark.parametrize(
+    ("equation", "plates"), [("a,abi,bcij,cij->", "ij"), ("ab,bc,ca->", ""), ("a,abi,acj->", "ij")]
+)
+def test_gradient_is_the_marginal(equation, plates, x64):
+    problem = Problem(equation, plates)
+    arrays = [jnp.asarray(a) for a in problem.arrays]
+    gradients = jax.grad(problem.value, argnums=tuple(range(len(arrays))))(*arrays)
+    step = 1e-6
+    for number, gradient in enumerate(gradients):
+        flat = np.asarray(gradient).ravel()
+        for entry in np.random.default_rng(0).choice(flat.size, min(flat.size, 4), replace=False):
+            moved = [np.array(a) for a in problem.arrays]
+            moved[number].ravel()[entry] += step
+            up = logsumexp(problem.log_weights(moved))
+            moved[number].ravel()[entry] -= 2 * step
+            np.testing.assert_allclose(
+                flat[entry], (up - logsumexp(problem.log_weights(moved))) / (2 * step), atol=1e-8
+            )
+
+
+@st.composite
+def _random_equations(draw):
+    plates = "ij"
+    scopes = {v: draw(st.sampled_from(["", "i", "j", "ij"])) for v in "abcd"[: draw(st.integers(1, 4))]}
+    terms = []
+    for _ in range(draw(st.integers(1, 5))):
+        mine = draw(st.lists(st.sampled_from(sorted(scopes)), max_size=3, unique=True))
+        dims = set("".join(scopes[v] for v in mine)) | set(draw(st.sampled_from(["", "", "i", "j"])))
+        terms.append("".join(draw(st.permutations([*sorted(dims), *mine]))))
+    used = {v: s for v, s in scopes.items() if any(v in t for t in terms)}
+    return ",".join(terms), plates, used
+
+
+@given(_random_equations(), st.integers(0, 100))
+@settings(max_examples=60)
+def test_random_equations(equation, seed):
+    text, plates, scopes = equation
+    with jax.enable_x64(True):
+        try:
+            problem = Problem(text, plates, sizes=dict.fromkeys("abcd", 2), scopes=scopes, seed=seed)
+        except Stuck:
+            assert _crossed(text, scopes)
+            return
+        expected = logsumexp(problem.log_weights(problem.arrays))
+        np.testing.assert_allclose(problem.value(*map(jnp.asarray, problem.arrays)), expected, rtol=1e-11)
+
+
+def _crossed(equation, scopes) -> bool:
+    """Variables of crossed scopes that are connected through variables on common plates: the sum does not factorise."""
+    parent = {v: v for v in scopes}
+
+    def root(v):
+        return v if parent[v] == v else root(parent[v])
+
+    for term in equation.split(","):
+        mine = [v for v in scopes if v in term]
+        for u, v in itertools.pairwise(mine):
+            parent[root(u)] = root(v)
+    return any(
+        root(u) == root(v) and set(scopes[u]) - set(scopes[v]) and set(scopes[v]) - set(scopes[u])
+        for u, v in itertools.combinations(scopes, 2)
+    )
+
+
+# -- ragged plates
+
+COUNTY, STATE = np.array([0, 2, 2, 0, 1]), np.array([1, 0, 1])
+
+
+def _nested(inner, outer, plate):
+    """Rows h -> groups c -> groups s, with STATE[COUNTY] the index of the rows into s."""
+    return "cs101" if inner.startswith("hc") and outer.startswith("hs") else None
+
+
+def _ragged(equation, links, scopes, nest=None, sizes=None):
+    sizes = {"h": 5, "c": 3, "s": 2, "a": 3, "g": 2} | (sizes or {})
+    problem = Problem(equation, "hcs", sizes, links, scopes, nest=nest)
+    problem.indices["cs101"] = jnp.asarray(STATE)
+    return problem
+
+
+ROWS, UP, THROUGH = {("h", "c"): COUNTY}, {("c", "s"): STATE}, {("h", "c"): COUNTY, ("h", "s"): STATE[COUNTY]}
+
+
+@pytest.mark.parametrize(
+    ("equation", "links", "scopes"),
+    [
+        ("ha->", {0: ROWS}, {"a": "c"}),
+        ("ca,ha->", {1: ROWS}, {"a": "c"}),
+        ("g,gca,ahg->", {2: ROWS}, {"a": "c", "g": ""}),
+        ("gs,cag,ha->", {1: UP, 2: ROWS}, {"a": "c", "g": "s"}),
+        ("gs,cag,hag->", {1: UP, 2: THROUGH}, {"a": "c", "g": "s"}),
+        ("gs,ca,hag->", {2: THROUGH}, {"a": "c", "g": "s"}),
+        ("gs,cag,hag,hg,ca->", {1: UP, 2: THROUGH, 3: {("h", "s"): STATE[COUNTY]}}, {"a": "c", "g": "s"}),
+    ],
+)
+def test_ragged_links(equation, links, scopes, x64):
+    problem = _ragged(equation, links, scopes, _nested)
+    value = problem.value(*map(jnp.asarray, problem.arrays))
+    np.testing.assert_allclose(value, logsumexp(problem.log_weights(problem.arrays)), rtol=1e-12)
+
+
+def test_two_plates_reached_jointly(x64):
+    """Rows that belong to an element (s, c) of a rectangular grid: `alpha[state, county]`."""
+    links = {1: {("h", "s"): np.array([0, 1, 1, 0, 1]), ("h", "c"): COUNTY}}
+    problem = _ragged("sca,ha->", links, {"a": "sc"}, sizes={"a": 2})
+    value = problem.value(*map(jnp.asarray, problem.arrays))
+    np.testing.assert_allclose(value, logsumexp(problem.log_weights(problem.arrays)), rtol=1e-12)
+    problem = _ragged("sca,sg,hag->", {2: links[1]}, {"a": "sc", "g": "s"}, sizes={"a": 2})
+    value = problem.value(*map(jnp.asarray, problem.arrays))
+    np.testing.assert_allclose(value, logsumexp(problem.log_weights(problem.arrays)), rtol=1e-12)
+
+
+def test_jointly_reached_plates_that_happen_to_nest(x64):
+    """Each county was observed in one state only, but `alpha[state, county]` still has an element for every pair."""
+    for equation, links, scopes in (
+        ("sca,ha->", {1: THROUGH}, {"a": "sc"}),
+        ("sca,gs,hag->", {2: THROUGH}, {"a": "sc", "g": "s"}),
+        ("sca,gc,hag->", {2: THROUGH}, {"a": "sc", "g": "c"}),
+    ):
+        problem = _ragged(equation, links, scopes, _nested, sizes={"a": 2})
+        value = problem.value(*map(jnp.asarray, problem.arrays))
+        np.testing.assert_allclose(value, logsumexp(problem.log_weights(problem.arrays)), rtol=1e-12)
+
+
+def test_groups_without_rows(x64):
+    """A group that no row belongs to contributes the mean of its own factors, and 1 if it has none."""
+    problem = Problem("ca,ha->", "hc", {"h": 3, "c": 4}, {1: {("h", "c"): np.array([2, 0, 2])}}, {"a": "c"})
+    value = problem.value(*map(jnp.asarray, problem.arrays))
+    np.testing.assert_allclose(value, logsumexp(problem.log_weights(problem.arrays)), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("equation", "plates"), [("ai,bj,abij->", "ij"), ("abij,ai,bj,c->", "ij"), ("ai,bi,bj,abij->", "ij")]
+)
+def test_crossed_plates_are_stuck(equation, plates):
+    scopes = {"a": "i", "b": "j", "c": ""}
+    with pytest.raises(Stuck) as error:
+        Problem(equation.replace("bi,", ""), plates, scopes=scopes)
+    assert dict(error.value.blocked) == {"a": frozenset("i"), "b": frozenset("j")}
+
+
+def test_crossed_groupings_are_stuck():
+    crossed = {("h", "c"): COUNTY, ("h", "s"): np.array([0, 1, 0, 1, 1])}
+    with pytest.raises(Stuck) as error:
+        _ragged("hag->", {0: crossed}, {"a": "c", "g": "s"})
+    assert dict(error.value.blocked) == {"a": frozenset("c"), "g": frozenset("s")}
+
+
+def test_a_term_must_reach_the_plates_of_its_variables():
+    with pytest.raises(StructureError, match="t1"):
+        plan_contraction([Term("t0", ("i", "a")), Term("t1", ("a",))], {"a": 2}, {"a": frozenset("i")}, {"i": 2})
+
+
+# -- scales, exact sums, plans
+
+
+def test_subsampled_plate_scales_its_reduced_sum(x64):
+    problem = Problem("a,abi->", "i", scales={"i": 2.5})
+    prior, local = problem.arrays
+    inner = logsumexp(local, 1) - np.log(3)
+    expected = logsumexp(prior + 2.5 * inner.sum(-1)) - np.log(3)
+    np.testing.assert_allclose(problem.value(*map(jnp.asarray, problem.arrays)), expected, rtol=1e-12)
+
+
+def test_nested_subsampled_plates(x64):
+    problem = Problem("a,abi,bcij->", "ij", scales={"i": 2.0, "j": 3.0})
+    prior, middle, local = problem.arrays  # axes a; a, b, i; b, c, i, j
+    rows = (logsumexp(local, 1) - np.log(3)).sum(-1) * 3.0
+    groups = (logsumexp(middle + rows, 1) - np.log(3)).sum(-1) * 2.0
+    expected = logsumexp(prior + groups) - np.log(3)
+    np.testing.assert_allclose(problem.value(*map(jnp.asarray, problem.arrays)), expected, rtol=1e-12)
+
+
+def test_enumerated_variables_are_summed_not_averaged(x64):
+    summed, averaged = Problem("a,abi->", "i", exact="b"), Problem("a,abi->", "i")
+    arrays = [jnp.asarray(a) for a in summed.arrays]
+    np.testing.assert_allclose(summed.value(*arrays), averaged.value(*arrays) + 2 * np.log(3), rtol=1e-12)
+
+
+def test_plan_prints_and_counts():
+    plan = Problem("a,abi->", "i", {"a": 5, "b": 7, "i": 4}).plan
+    text = str(plan)
+    for word in ("flops", "sum b", "multiply i", "sum a"):
+        assert word in text
+    assert len(text.splitlines()) == 1 + len(plan.steps)
+    assert plan.log10_combinations == pytest.approx(math.log10(5) + 4 * math.log10(7))
+    assert plan.flops >= 5 * 7 * 4
+    assert plan.peak_elements >= 5 * 4
+    assert all(isinstance(s, Combine | Product) for s in plan.steps)
+    assert hash(plan) == hash(Problem("a,abi->", "i", {"a": 5, "b": 7, "i": 4}).plan)
+
+
+def test_cost_of_a_plated_chain_is_polynomial():
+    """a -> b_i -> c_ij with 30 particles each and 1000 x 100 elements: no array over three particle axes."""
+    plan = Problem("a,abi,bcij->", "ij", {"a": 30, "b": 30, "c": 30, "i": 10, "j": 10}).plan
+    assert plan.peak_elements <= 30 * 30 * 10 * 10
+    assert plan.flops <= 3 * 30 * 30 * 10 * 10
+
+
+def test_chain_of_200_variables(x64):
+    names = [chr(0x4E00 + i) for i in range(200)]
+    problem = Problem(
+        ",".join([names[0], *(a + b for a, b in itertools.pairwise(names))]), sizes=dict.fromkeys(names, 4)
+    )
+    assert problem.plan.peak_elements <= 4**3
+    run = jax.jit(problem.value, compiler_options=QUICK)
+    expected = problem.arrays[0]
+    for array in problem.arrays[1:]:
+        expected = logsumexp(expected[:, None] + array, 0)
+    np.testing.assert_allclose(
+        run(*map(jnp.asarray, problem.arrays)), logsumexp(expected) - 200 * np.log(4), rtol=1e-12
+    )
+
+
+def test_star_of_200_variables():
+    names = [chr(0x4E00 + i) for i in range(200)]
+    plan = Problem(",".join(["a", *("a" + n for n in names), *names]), sizes=dict.fromkeys(names, 4)).plan
+    assert plan.peak_elements <= 4 * 3
+
+
+# -- draws and the best combination
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        lambda: Problem("a,abi,bcij->", "ij", {"a": 2, "b": 2, "c": 2}, spread=1.5),
+        lambda: _ragged("gs,cag,hag->", {1: UP, 2: THROUGH}, {"a": "c", "g": "s"}, _nested, {"a": 2}),
+        lambda: _ragged(
+            "sca,sg,hag->",
+            {2: {("h", "s"): np.array([0, 1, 1, 0, 1]), ("h", "c"): COUNTY}},
+            {"a": "sc", "g": "s"},
+            sizes={"a": 2},
+        ),
+        lambda: Problem("ab,bc,cd,da->", "", {"a": 3, "b": 4, "c": 2, "d": 3}, spread=2.0),
+    ],
+)
+def test_draws_and_best(problem, x64):
+    from test_exactness import FALSE_ALARM, chi_square
+
+    problem = problem()
+    log_weights = problem.log_weights(problem.arrays)
+    slots = {i: jnp.asarray(a) for i, a in enumerate(problem.arrays)}
+    keys = jax.random.split(jax.random.key(1), 20_000)
+    run = jax.jit(
+        lambda keys: execute.draw(problem.plan, slots, problem.indices.__getitem__, keys), compiler_options=QUICK
+    )
+    assert chi_square(_numbers(problem, run(keys)), np.exp(log_weights - logsumexp(log_weights))) > FALSE_ALARM
+    best = execute.best(problem.plan, slots, problem.indices.__getitem__)
+    number = _numbers(problem, {v: np.asarray(k)[None] for v, k in best.items()})[0]
+    assert number == np.argmax(log_weights)
+
+
+def _numbers(problem, drawn):
+    cells, counts = problem.combinations()
+    return np.ravel_multi_index(tuple(np.asarray(drawn[v])[(slice(None), *c)] for v, c in cells), counts)
+
+
+# -- numerics, in float32
+
+
+def _value_and_gradients(problem, arrays):
+    return jax.value_and_grad(problem.value, argnums=tuple(range(len(arrays))))(
+        *(jnp.asarray(a, jnp.float32) for a in arrays)
+    )
+
+
+@pytest.mark.parametrize("shift", [1e4, -1e4])
+@pytest.mark.parametrize(("equation", "plates"), [("a,ab,b->", ""), ("ab,bc,ca->", ""), ("a,abi,bci->", "i")])
+def test_shifted_log_weights(equation, plates, shift):
+    problem = Problem(equation, plates)
+    value, gradients = _value_and_gradients(problem, problem.arrays)
+    # quarters are exact in float32 next to 1e4, so that the shift loses nothing
+    arrays = [np.round(a * 4) / 4 for a in problem.arrays]
+    value, gradients = _value_and_gradients(problem, arrays)
+    for number in range(len(arrays)):
+        moved = [a + shift * (i == number) for i, a in enumerate(arrays)]
+        count = math.prod(problem.plates[p] for p in problem.terms[number].axes if p in problem.plates)
+        shifted, moved_gradients = _value_and_gradients(problem, moved)
+        np.testing.assert_allclose(shifted, value + shift * count, rtol=3e-7)
+        for a, b in zip(gradients, moved_gradients, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("equation", "plates"), [("a,ab,b->", ""), ("ab,bc,ca->", ""), ("a,abi,bci->", "i")])
+def test_weights_that_span_thousands_of_nats(equation, plates, seed):
+    problem = Problem(equation, plates, dict.fromkeys("abc", 6), seed=seed, spread=2000.0)
+    arrays = [a.astype(np.float32) for a in problem.arrays]
+    log_weights = problem.log_weights(arrays)
+    value, gradients = _value_and_gradients(problem, arrays)
+    np.testing.assert_allclose(value, logsumexp(log_weights), rtol=1e-5)
+    for gradient in gradients:
+        assert np.isfinite(gradient).all()
+        assert (np.asarray(gradient) >= 0).all()
+    np.testing.assert_allclose(np.sum(gradients[0]), 1.0, atol=2e-3)
+
+
+def _matmul_reference(left, right):
+    return logsumexp(
+        np.asarray(left, np.float64)[..., :, :, None] + np.asarray(right, np.float64)[..., None, :, :], axis=-2
+    )
+
+
+MATRICES = {
+    "mild": lambda rng, K: (rng.normal(size=(2, K, K)), rng.normal(size=(2, K, K))),
+    "large": lambda rng, K: (1000 * rng.normal(size=(2, K, K)), 1000 * rng.normal(size=(2, K, K))),
+    "rows far apart": lambda rng, K: (
+        rng.normal(size=(2, K, K)) + 500 * rng.normal(size=(2, K, 1)),
+        rng.normal(size=(2, K, K)),
+    ),
+    "opposed on k": lambda rng, K: (
+        rng.normal(size=(2, K, K)) + 20 * np.arange(K),
+        rng.normal(size=(2, K, K)) - 20 * np.arange(K)[:, None],
+    ),
+    "peaks on different k": lambda rng, K: (
+        -50.0 * (np.arange(K) - 2.0) ** 2 + np.zeros((2, K, 1)),
+        -50.0 * (np.arange(K)[:, None] - K + 2.0) ** 2 + np.zeros((2, 1, K)),
+    ),
+    "sharp kernel": lambda rng, K: tuple(
+        -0.5 * ((rng.normal(size=(2, K, 1)) - rng.normal(size=(2, 1, K))) / 0.01) ** 2 for _ in range(2)
+    ),
+    "impossible entries": lambda rng, K: tuple(
+        np.where(rng.random((2, K, K)) < 0.5, -np.inf, rng.normal(size=(2, K, K))) for _ in range(2)
+    ),
+    "impossible and sharp": lambda rng, K: tuple(
+        np.where(rng.random((2, K, K)) < 0.7, -np.inf, 300 * rng.normal(size=(2, K, K))) for _ in range(2)
+    ),
+    "impossible rows": lambda rng, K: (
+        np.where(np.arange(K)[:, None] % 2, -np.inf, rng.normal(size=(2, K, K))),
+        np.where(np.arange(K) % 3, -np.inf, rng.normal(size=(2, K, K))),
+    ),
+    "no k in common": lambda rng, K: (
+        np.where(np.arange(K) % 2, -np.inf, np.zeros((2, K, K))),
+        np.where(np.arange(K)[:, None] % 2, np.zeros((2, K, K)), -np.inf),
+    ),
+    "nothing possible": lambda rng, K: (np.full((2, K, K), -np.inf), np.zeros((2, K, K))),
+}
+
+
+@pytest.mark.parametrize("case", MATRICES)
+def test_log_matmul_is_safe(case):
+    left, right = (a.astype(np.float32) for a in MATRICES[case](np.random.default_rng(3), 12))
+    expected = _matmul_reference(left, right)
+    cotangent = np.random.default_rng(4).normal(size=expected.shape).astype(np.float32)
+    with jax.debug_nans(True):
+        value, pull = jax.vjp(log_matmul, jnp.asarray(left), jnp.asarray(right))
+        on_left, on_right = pull(jnp.asarray(cotangent))
+    np.testing.assert_allclose(value, expected, rtol=2e-6, atol=2e-5)
+    # derivative: shares of every k, in float64
+    safe = np.where(np.isfinite(expected), expected, 0.0)
+    total = left[..., :, :, None].astype(float) + right[..., None, :, :]
+    share = np.exp(total - safe[..., :, None, :]) * np.where(np.isfinite(expected), cotangent, 0.0)[..., :, None, :]
+    scale = 1e-3 if case in ("large", "rows far apart", "sharp kernel", "impossible and sharp") else 1e-4
+    np.testing.assert_allclose(on_left, share.sum(-1), atol=scale)
+    np.testing.assert_allclose(on_right, share.sum(-3), atol=scale)
+
+
+@pytest.mark.parametrize(("equation", "plates"), EQUATIONS)
+def test_impossible_particles(equation, plates):
+    """-inf factors: the value is that of enumeration; gradients are finite, and zero where a particle is impossible."""
+    problem = Problem(equation, plates)
+    rng = np.random.default_rng(5)
+    arrays = [
+        np.where(rng.random(a.shape) < 0.3, -np.inf, a).astype(np.float32) if a.ndim else a.astype(np.float32)
+        for a in problem.arrays
+    ]
+    with jax.debug_nans(True):
+        value, gradients = _value_and_gradients(problem, arrays)
+    np.testing.assert_allclose(value, logsumexp(problem.log_weights(arrays)), rtol=1e-5)
+    for term, array, gradient in zip(problem.terms, arrays, gradients, strict=True):
+        assert np.isfinite(gradient).all()
+        if np.isfinite(value) or any(a in problem.variables for a in term.axes):
+            assert (np.asarray(gradient)[np.isneginf(array)] == 0).all()
+
+
+@pytest.mark.parametrize(("equation", "plates"), EQUATIONS)
+def test_nothing_possible(equation, plates):
+    problem = Problem(equation, plates)
+    arrays = [np.full(a.shape, -np.inf, np.float32) if a.ndim else a for a in problem.arrays]
+    with jax.debug_nans(True):
+        value, gradients = _value_and_gradients(problem, arrays)
+    assert np.isneginf(value)
+    for term, gradient in zip(problem.terms, gradients, strict=True):
+        if any(a in problem.variables for a in term.axes):
+            assert (np.asarray(gradient) == 0).all()
+
+
+def test_impossible_combinations_are_never_drawn():
+    problem = Problem("a,abi,bci->", "i")
+    rng = np.random.default_rng(0)
+    arrays = [np.where(rng.random(a.shape) < 0.5, -np.inf, a).astype(np.float32) for a in problem.arrays]
+    log_weights = problem.log_weights(arrays)
+    assert np.isfinite(log_weights).any()
+    slots = {i: jnp.asarray(a) for i, a in enumerate(arrays)}
+    drawn = execute.draw(problem.plan, slots, problem.indices.__getitem__, jax.random.split(jax.random.key(0), 1000))
+    assert np.isfinite(log_weights[_numbers(problem, drawn)]).all()
+    best = execute.best(problem.plan, slots, problem.indices.__getitem__)
+    assert _numbers(problem, {v: np.asarray(k)[None] for v, k in best.items()})[0] == np.argmax(log_weights)

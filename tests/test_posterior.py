@@ -1,0 +1,555 @@
+"""The posterior against closed forms.
+
+Keys are fixed, so a run always gives the same verdict. Bounds are five standard errors of the estimate or more: if the
+random stream changed, a check of one number would fail with probability below 1e-6, a check of a dozen below 1e-5.
+"""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer.util import log_density
+from scipy.stats import multivariate_normal, norm
+
+import kayn
+from kayn import Importance, PoorFitWarning, StructureWarning
+
+J = 3
+COUNTY = np.array([0, 0, 0, 1, 1, 2])
+Y = np.array([0.9, 1.4, 0.3, -0.6, -1.1, 2.2])
+NEW_COUNTY = np.array([2, 0, 1])
+NEW_Y = np.array([1.0, 0.5, -1.5])
+
+
+def hierarchy(county, y=None, groups=J):
+    mu = numpyro.sample("mu", dist.Normal(0, 1))
+    with numpyro.plate("counties", groups):
+        alpha = numpyro.sample("alpha", dist.Normal(mu, 1))
+    numpyro.deterministic("twice", 2 * alpha)
+    numpyro.deterministic("gap", alpha - mu)
+    numpyro.deterministic("total", alpha.sum())
+    with numpyro.plate("rows", len(county)):
+        numpyro.sample("y", dist.Normal(alpha[county], 1), obs=y)
+
+
+def gaussian(county, y, groups=J):
+    """Posterior mean and covariance of (mu, alpha), and the log evidence."""
+    size = 1 + groups
+    prior = np.ones((size, size)) + np.diag([0.0, *np.ones(groups)])
+    read = np.zeros((len(y), size))
+    read[np.arange(len(y)), 1 + county] = 1
+    marginal = read @ prior @ read.T + np.eye(len(y))
+    gain = prior @ read.T @ np.linalg.inv(marginal)
+    return gain @ y, prior - gain @ read @ prior, multivariate_normal(np.zeros(len(y)), marginal).logpdf(y)
+
+
+MEAN, COVARIANCE, LOG_EVIDENCE = gaussian(COUNTY, Y)
+SD = np.sqrt(np.diag(COVARIANCE))
+
+
+def mean_field(widen=1.3, shift=0.0):
+    """The posterior's marginals, somewhat wider, as an independent guide."""
+
+    def guide(county, y=None, groups=J):
+        numpyro.sample("mu", dist.Normal(MEAN[0], widen * SD[0]))
+        with numpyro.plate("counties", groups):
+            numpyro.sample("alpha", dist.Normal(MEAN[1:] + shift, widen * SD[1:]))
+
+    return guide
+
+
+@pytest.fixture(scope="module")
+def posterior():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PoorFitWarning)
+        return Importance(hierarchy, mean_field(), num_particles=100, num_replicates=40).run(0, None, COUNTY, Y)
+
+
+# -- evidence, weights, moments
+
+
+def test_log_evidence_and_its_error(posterior):
+    error = float(posterior.log_evidence_error)
+    assert 0.001 < error < 0.05
+    assert abs(posterior.log_evidence - LOG_EVIDENCE) < 5 * error
+    spread = np.std(np.exp(posterior.log_evidences - LOG_EVIDENCE), ddof=1) / np.sqrt(40)
+    np.testing.assert_allclose(error, spread, rtol=0.2)
+    single = Importance(hierarchy, mean_field(), num_particles=100).run(1, None, COUNTY, Y)
+    assert np.isnan(single.log_evidence_error)
+
+
+def test_shapes_and_normalisation(posterior):
+    pooled = 100 * 40
+    assert posterior.particles["mu"].shape == (pooled,)
+    assert posterior.particles["alpha"].shape == (pooled, J)
+    assert posterior.weights("mu").shape == (pooled,)
+    assert posterior.weights("alpha").shape == (pooled, J)
+    for name in ("mu", "alpha"):
+        weights = np.asarray(posterior.weights(name))
+        assert (weights >= 0).all()
+        np.testing.assert_allclose(weights.sum(0), 1, rtol=1e-4)
+        assert posterior.ess(name).shape == weights.shape[1:] == posterior.khat(name).shape
+        assert ((posterior.ess(name) > 0.3 * pooled) & (posterior.ess(name) < pooled)).all()
+        assert (posterior.khat(name) < 0.7).all()
+    assert posterior.check() == []
+
+
+def test_moments(posterior):
+    # standard error of a mean about sd / sqrt(40 * ESS of one replicate), at most 0.02
+    np.testing.assert_allclose([posterior.mean("mu"), *posterior.mean("alpha")], MEAN, atol=0.1)
+    np.testing.assert_allclose([posterior.std("mu"), *posterior.std("alpha")], SD, rtol=0.12)
+
+
+def test_covariance_and_joint_expectations(posterior):
+    np.testing.assert_allclose(posterior.covariance("mu", "alpha"), COVARIANCE[0, 1:], atol=0.08)
+    np.testing.assert_allclose(posterior.expectation(lambda m: m**2, "mu"), COVARIANCE[0, 0] + MEAN[0] ** 2, atol=0.08)
+    joint = posterior.expectation(lambda m, a: jnp.stack([m * a, a**2]), "mu", "alpha")
+    exact = [COVARIANCE[0, 1:] + MEAN[0] * MEAN[1:], SD[1:] ** 2 + MEAN[1:] ** 2]
+    np.testing.assert_allclose(joint, exact, atol=0.2)
+
+
+def test_expectations_do_not_depend_on_how_they_are_asked(posterior):
+    mean = posterior.mean("alpha")
+    np.testing.assert_allclose(posterior.expectation(lambda a: a, "alpha"), mean, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(posterior.expectation(lambda a: a[1], "alpha"), mean[1], rtol=1e-3)
+    sd = posterior.std("alpha")
+    variance = posterior.expectation(lambda a: (a - mean) ** 2, "alpha")
+    np.testing.assert_allclose(jnp.sqrt(variance), sd, rtol=1e-3)
+
+
+def test_deterministic_sites(posterior):
+    np.testing.assert_allclose(posterior.mean("twice"), 2 * posterior.mean("alpha"), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(posterior.std("twice"), 2 * posterior.std("alpha"), rtol=2e-3)
+    contrast = np.hstack([-np.ones((J, 1)), np.eye(J)])
+    np.testing.assert_allclose(posterior.mean("gap"), contrast @ MEAN, atol=0.12)
+    np.testing.assert_allclose(posterior.std("gap"), np.sqrt(np.diag(contrast @ COVARIANCE @ contrast.T)), rtol=0.15)
+
+
+def test_a_site_that_mixes_elements_falls_back_to_draws(posterior):
+    ones = np.array([0.0, *np.ones(J)])
+    with pytest.warns(StructureWarning, match=r"total.*joint draws"):
+        mean = posterior.mean("total")
+    with pytest.warns(StructureWarning, match=r"alpha.*joint draws"):
+        largest = posterior.expectation(lambda a: a.max(), "alpha")
+    # 2000 draws from 40 sets of particles
+    assert abs(mean - ones @ MEAN) < 0.25
+    exact = np.random.default_rng(0).multivariate_normal(MEAN, COVARIANCE, 100_000)[:, 1:].max(1).mean()
+    assert abs(largest - exact) < 0.2
+
+
+# -- the exact posterior as guide
+
+
+def pair(x, y):
+    a = numpyro.sample("a", dist.Normal(0, 1))
+    with numpyro.plate("rows", len(y)):
+        b = numpyro.sample("b", dist.Normal(1, 2))
+        numpyro.sample("y", dist.Normal(b, 1), obs=y)
+    numpyro.sample("x", dist.Normal(a, 0.5), obs=x)
+
+
+def pair_guide(x, y):
+    numpyro.sample("a", dist.Normal(x / 0.25 / 5, 5**-0.5))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("b", dist.Normal((0.25 + y) / 1.25, 1.25**-0.5))
+
+
+def pair_evidence(x, y):
+    return norm(0, np.sqrt(1.25)).logpdf(x) + norm(1, np.sqrt(5)).logpdf(y).sum()
+
+
+@pytest.mark.parametrize("key", [0, 1, 2])
+def test_exact_factorised_guide(x64, key):
+    x, y = np.float64(0.7), np.array([0.3, -2.0, 4.0, 1.0])
+    exact = Importance(pair, pair_guide, num_particles={"a": 5, "": 7}).run(key, None, x, y)
+    np.testing.assert_allclose(exact.log_evidence, pair_evidence(x, y), rtol=1e-12)
+    np.testing.assert_allclose(exact.ess("a"), 5, rtol=1e-10)
+    np.testing.assert_allclose(exact.ess("b"), 7, rtol=1e-10)
+    np.testing.assert_allclose(exact.weights("b"), 1 / 7, rtol=1e-10)
+
+
+def pair_of_chain(y):
+    mu = numpyro.sample("mu", dist.Normal(0, 1))
+    theta = numpyro.sample("theta", dist.Normal(mu, 1))
+    numpyro.sample("y", dist.Normal(theta, 1), obs=y)
+
+
+def chain_guide(y):
+    mu = numpyro.sample("mu", dist.Normal(y / 3, jnp.sqrt(2 / 3)))
+    numpyro.sample("theta", dist.Normal((mu + y) / 2, jnp.sqrt(0.5)))
+
+
+def hierarchy_guide(county, y=None, groups=J):
+    mu = numpyro.sample("mu", dist.Normal(MEAN[0], SD[0]))
+    count, total = np.bincount(county, minlength=groups), np.bincount(county, y, minlength=groups)
+    with numpyro.plate("counties", groups):
+        numpyro.sample("alpha", dist.Normal((mu + total) / (1 + count), (1 + count) ** -0.5))
+
+
+@pytest.mark.parametrize("key", [0, 1])
+def test_exact_structured_guide(x64, key):
+    """`mean_l (mean_k q(theta_l | mu_k)) / (mean_k q(theta_l | mu_k))` is one whatever the particles are."""
+    exact = Importance(pair_of_chain, chain_guide, num_particles=6).run(key, None, 1.3)
+    np.testing.assert_allclose(exact.log_evidence, norm(0, np.sqrt(3)).logpdf(1.3), rtol=1e-12)
+    np.testing.assert_allclose(exact.ess("theta"), 6, rtol=1e-10)
+    assert 1 < exact.ess("mu") < 6
+
+
+@pytest.mark.parametrize("options", [{"strategy": "global"}, {"groups": [("mu", "alpha")]}], ids=["global", "groups"])
+def test_exact_structured_guide_on_one_axis(x64, options):
+    """Joint draws of the exact posterior all have the same weight."""
+    exact = Importance(hierarchy, hierarchy_guide, num_particles=6, **options).run(0, None, COUNTY, Y)
+    np.testing.assert_allclose(exact.log_evidence, LOG_EVIDENCE, rtol=1e-12)
+    for name in ("mu", "alpha"):
+        np.testing.assert_allclose(exact.ess(name), 6, rtol=1e-10)
+
+
+def test_structured_guide_needs_few_particles():
+    """Mixture and paired denominators are both right; the posterior's own conditionals leave little to correct."""
+    for denominator, bound in (("mixture", 0.15), ("paired", 0.6)):
+        found = Importance(hierarchy, hierarchy_guide, num_particles=30, num_replicates=20, denominator=denominator)
+        assert abs(found.run(3, None, COUNTY, Y).log_evidence - LOG_EVIDENCE) < bound
+
+
+# -- warnings
+
+
+def test_bad_guides_are_called_bad():
+    with pytest.warns(PoorFitWarning, match=r"latent 'alpha'.*(effective sample size|k-hat)"):
+        far = Importance(hierarchy, mean_field(widen=0.3, shift=2.0), num_particles=50).run(0, None, COUNTY, Y)
+    assert any("'alpha'" in c for c in far.check())
+    assert float(jnp.min(far.ess("alpha"))) < 10
+
+    def tight(x, y):
+        numpyro.sample("a", dist.Normal(x / 0.25 / 5, 0.2 * 5**-0.5))
+        with numpyro.plate("rows", len(y)):
+            numpyro.sample("b", dist.Normal((0.25 + y) / 1.25, 1.25**-0.5))
+
+    y = np.array([0.3, -2.0])
+    with pytest.warns(PoorFitWarning) as found:
+        narrow = Importance(pair, tight, num_particles=200, num_replicates=4).run(0, None, 0.7, y)
+    assert [str(w.message).split(":")[0] for w in found if w.category is PoorFitWarning] == ["latent 'a'"]
+    assert narrow.khat("a") > 0.7
+    assert np.isnan(narrow.khat("b")).all()  # equal weights have no tail
+    assert "warning: latent 'a'" in str(narrow.summary())
+
+
+def test_impossible_replicates_are_left_out():
+    """A replicate whose particles are all impossible says nothing, and must not pull estimates towards zero."""
+
+    def model():
+        u = numpyro.sample("u", dist.Uniform(1.0, 2.0))
+        numpyro.deterministic("double", 2 * u)
+        numpyro.factor("rare", jnp.where(u < 1.2, 0.0, -jnp.inf))
+
+    def guide():
+        numpyro.sample("u", dist.Uniform(1.0, 2.0))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PoorFitWarning)
+        rare = Importance(model, guide, num_particles=4, num_replicates=60).run(0, None)
+    assert not np.isfinite(rare.log_evidences).all()
+    np.testing.assert_allclose(np.exp(rare.log_evidence), 0.2, atol=0.13)
+    np.testing.assert_allclose(rare.weights("u").sum(), 1, rtol=1e-5)
+    np.testing.assert_allclose(rare.mean("u"), 1.1, atol=0.05)
+    np.testing.assert_allclose(rare.mean("double"), 2.2, atol=0.1)
+    np.testing.assert_allclose(rare.expectation(lambda u: u, "u"), 1.1, atol=0.05)
+    assert rare.std("u") < 0.1
+    assert (rare.sample(1, 200)["u"] < 1.2).all()
+
+
+# -- draws and the mode
+
+
+@pytest.fixture(scope="module")
+def draws(posterior):
+    return posterior.sample(7, 4000)
+
+
+def test_joint_draws(draws):
+    assert {n: v.shape for n, v in draws.items()} == {
+        "mu": (4000,), "alpha": (4000, J), "twice": (4000, J), "gap": (4000, J), "total": (4000,),
+    }  # fmt: skip
+    joint = np.column_stack([draws["mu"], draws["alpha"]])
+    np.testing.assert_allclose(joint.mean(0), MEAN, atol=0.15)
+    np.testing.assert_allclose(np.cov(joint.T), COVARIANCE, atol=0.12)
+    np.testing.assert_allclose(draws["total"], draws["alpha"].sum(1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(draws["gap"], draws["alpha"] - draws["mu"][:, None], rtol=1e-5, atol=1e-5)
+
+
+def test_draws_are_reproducible(posterior, draws):
+    again, other = posterior.sample(7, 4000), posterior.sample(8, 4000)
+    np.testing.assert_array_equal(again["mu"], draws["mu"])
+    assert not np.array_equal(other["mu"], draws["mu"])
+    assert posterior.sample(7, 3)["alpha"].shape == (3, J)
+
+
+def test_mode_is_no_worse_than_any_draw():
+    few = Importance(hierarchy, mean_field(), num_particles=5).run(2, None, COUNTY, Y)
+
+    def log_weight(values):
+        latents = {n: values[n] for n in ("mu", "alpha")}
+        log_p = log_density(hierarchy, (COUNTY, Y), {}, latents)[0]
+        return log_p - log_density(mean_field(), (COUNTY, Y), {}, latents)[0]
+
+    best = few.mode()
+    assert best["alpha"].shape == (J,)
+    seen = jax.vmap(log_weight)(few.sample(0, 200))
+    assert log_weight(best) >= seen.max() - 1e-4
+    assert log_weight(best) < seen.max() + 3
+
+
+# -- discrete latents
+
+Z_Y = np.array([2.5, -1.0, 0.9])
+
+
+def mixture(infer):
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0, 1))
+        with numpyro.plate("rows", len(y)):
+            z = numpyro.sample("z", dist.Bernoulli(0.3), infer=infer)
+            numpyro.sample("y", dist.Normal(mu + 2 * z, 1), obs=y)
+
+    return model
+
+
+def mixture_exact(y):
+    mu = np.linspace(-6, 6, 4001)
+    joint = np.stack([0.7 * norm(mu[:, None], 1).pdf(y), 0.3 * norm(mu[:, None] + 2, 1).pdf(y)])
+    density = norm(0, 1).pdf(mu) * joint.sum(0).prod(-1)
+    one = ((joint[1] / joint.sum(0)) * density[:, None]).sum(0) / density.sum()
+    return one, np.log(density.sum() * (mu[1] - mu[0])), (mu * density).sum() / density.sum()
+
+
+@pytest.mark.parametrize("enumerated", [True, False])
+def test_probabilities_of_discrete_latents(enumerated):
+    def guide(y):
+        numpyro.sample("mu", dist.Normal(0.3, 0.9))
+        if not enumerated:
+            with numpyro.plate("rows", len(y)):
+                numpyro.sample("z", dist.Bernoulli(0.5))
+
+    model = mixture({"enumerate": "parallel"} if enumerated else {})
+    found = Importance(model, guide, num_particles=60, num_replicates=40).run(0, None, Z_Y)
+    one, log_evidence, mu = mixture_exact(Z_Y)
+    table = found.probabilities("z")
+    assert sorted(table) == [0, 1]
+    np.testing.assert_allclose(table[0] + table[1], 1, rtol=1e-4)
+    np.testing.assert_allclose(table[1], one, atol=0.05)
+    np.testing.assert_allclose(found.mean("z"), table[1], rtol=1e-4)
+    np.testing.assert_allclose(found.log_evidence, log_evidence, atol=0.05)
+    np.testing.assert_allclose(found.mean("mu"), mu, atol=0.1)
+    z = found.sample(1, 4000)["z"]
+    assert set(np.unique(z)) == {0, 1}
+    np.testing.assert_allclose(z.mean(0), one, atol=0.07)
+
+
+# -- prediction
+
+
+def test_prediction_of_the_rows_in_sample(posterior):
+    found = posterior.predictive(3, 4000)
+    assert {n: v.shape for n, v in found.items()} == {
+        "mu": (4000,), "alpha": (4000, J), "twice": (4000, J), "gap": (4000, J), "total": (4000,), "y": (4000, len(Y)),
+    }  # fmt: skip
+    np.testing.assert_allclose(found["y"].mean(0), MEAN[1 + COUNTY], atol=0.2)
+    np.testing.assert_allclose(found["y"].std(0), np.sqrt(SD[1 + COUNTY] ** 2 + 1), rtol=0.08)
+
+
+def test_prediction_of_new_rows(posterior):
+    found = posterior.predictive(3, 4000, NEW_COUNTY)["y"]
+    assert found.shape == (4000, 3)
+    np.testing.assert_allclose(found.mean(0), MEAN[1 + NEW_COUNTY], atol=0.2)
+    joint = COVARIANCE[np.ix_(1 + NEW_COUNTY, 1 + NEW_COUNTY)] + np.eye(3)
+    np.testing.assert_allclose(np.cov(found.T), joint, atol=0.2)
+
+
+def test_prediction_of_a_grown_plate(posterior):
+    found = posterior.predictive(3, 4000, np.array([3, 0]), groups=4)
+    assert found["alpha"].shape == (4000, 4)
+    np.testing.assert_allclose(found["alpha"][:, :3].mean(0), MEAN[1:], atol=0.15)
+    np.testing.assert_allclose(found["y"].mean(0), [MEAN[0], MEAN[1]], atol=0.25)
+    np.testing.assert_allclose(found["y"].std(0), np.sqrt([SD[0] ** 2 + 2, SD[1] ** 2 + 1]), rtol=0.08)
+    # a new county knows the old ones only through mu
+    np.testing.assert_allclose(np.cov(found["mu"], found["alpha"][:, 3])[0, 1], SD[0] ** 2, atol=0.12)
+
+
+def test_prediction_of_new_plate_elements(posterior):
+    found = posterior.predictive(3, 4000, np.array([0, 1]), groups=2, new_plates=("counties",))
+    assert found["alpha"].shape == (4000, 2)
+    np.testing.assert_allclose(found["alpha"].mean(0), MEAN[0], atol=0.2)
+    np.testing.assert_allclose(found["alpha"].std(0), np.sqrt(SD[0] ** 2 + 1), rtol=0.08)
+    np.testing.assert_allclose(np.cov(found["alpha"].T)[0, 1], SD[0] ** 2, atol=0.15)
+    named = posterior.predictive(3, 4000, np.array([0, 1]), groups=2, new_plates="counties")
+    np.testing.assert_array_equal(named["alpha"], found["alpha"])
+
+
+def test_log_predictive_density(posterior):
+    held_out = posterior.log_predictive(4, 4000, NEW_COUNTY, NEW_Y)
+    at = 1 + NEW_COUNTY
+    joint = multivariate_normal(MEAN[at], COVARIANCE[np.ix_(at, at)] + np.eye(3)).logpdf(NEW_Y)
+    single = norm(MEAN[at], np.sqrt(SD[at] ** 2 + 1)).logpdf(NEW_Y)
+    assert held_out.pointwise["y"].shape == (3,)
+    np.testing.assert_allclose(held_out.pointwise["y"], single, atol=0.12)
+    np.testing.assert_allclose(held_out.joint, joint, atol=0.2)
+    np.testing.assert_allclose(held_out.total, single.sum(), atol=0.25)
+
+
+def test_log_predictive_density_of_new_elements(posterior):
+    new = posterior.log_predictive(4, 4000, np.array([0, 0, 1]), NEW_Y, groups=2, new_plates=("counties",))
+    same = np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]])
+    covariance = SD[0] ** 2 + same + np.eye(3)
+    np.testing.assert_allclose(new.joint, multivariate_normal(np.full(3, MEAN[0]), covariance).logpdf(NEW_Y), atol=0.25)
+    single = norm(MEAN[0], np.sqrt(SD[0] ** 2 + 2)).logpdf(NEW_Y)
+    np.testing.assert_allclose(new.pointwise["y"], single, atol=0.15)
+
+
+def test_log_likelihood(posterior):
+    found = posterior.log_likelihood(5, 500)
+    assert list(found) == ["y"]
+    assert found["y"].shape == (500, len(Y))
+    assert (found["y"] <= norm.logpdf(0) + 1e-5).all()
+    lppd = jax.nn.logsumexp(found["y"], axis=0) - np.log(500)
+    np.testing.assert_allclose(lppd, norm(MEAN[1 + COUNTY], np.sqrt(SD[1 + COUNTY] ** 2 + 1)).logpdf(Y), atol=0.2)
+
+
+# -- export
+
+
+def test_datatree(posterior):
+    names = ["north", "middle", "south"]
+    tree = posterior.to_datatree(0, 300, coords={"counties": names})
+    assert set(tree.children) >= {"posterior", "log_likelihood", "observed_data"}
+    assert tree["posterior"]["alpha"].dims == ("chain", "draw", "counties")
+    assert tree["posterior"]["gap"].dims == ("chain", "draw", "counties")
+    assert tree["posterior"]["mu"].shape == tree["posterior"]["total"].shape == (1, 300)
+    assert list(tree["posterior"].coords["counties"].values) == names
+    assert tree["log_likelihood"]["y"].dims == ("chain", "draw", "rows")
+    np.testing.assert_allclose(tree["observed_data"]["y"], Y, rtol=1e-6)
+    np.testing.assert_allclose(tree["posterior"].attrs["log_evidence"], posterior.log_evidence, rtol=1e-6)
+    south = tree["posterior"]["alpha"].sel(counties="south")
+    np.testing.assert_allclose(south.mean(), MEAN[3], atol=0.3)
+
+
+def test_arviz_reads_the_datatree(posterior):
+    arviz_stats = pytest.importorskip("arviz_stats")
+    tree = posterior.to_datatree(0, 500)
+    table = arviz_stats.summary(tree, var_names=["mu", "alpha"], round_to="none")
+    assert len(table) == 1 + J
+    np.testing.assert_allclose(table["mean"].astype(float), MEAN, atol=0.25)
+    loo = arviz_stats.loo(tree)
+    exact = 0.0
+    for i in range(len(Y)):
+        rest = np.arange(len(Y)) != i
+        mean, covariance, _ = gaussian(COUNTY[rest], Y[rest])
+        exact += norm(mean[1 + COUNTY[i]], np.sqrt(covariance[1 + COUNTY[i], 1 + COUNTY[i]] + 1)).logpdf(Y[i])
+    np.testing.assert_allclose(loo.elpd, exact, atol=0.6)
+
+
+def test_summary(posterior):
+    summary = posterior.summary()
+    assert [r.name for r in summary.rows] == ["mu", *(f"alpha[{j}]" for j in range(J))]
+    np.testing.assert_allclose([r.mean for r in summary.rows], MEAN, atol=0.1)
+    low, middle, high = np.array([r.quantiles for r in summary.rows]).T
+    np.testing.assert_allclose(middle, MEAN, atol=0.15)
+    np.testing.assert_allclose(high - low, 2 * 1.645 * SD, rtol=0.15)
+    assert "log evidence" in str(summary)
+    assert "3 more elements" not in str(summary)
+    assert "(2 more elements of alpha)" in str(posterior.summary(max_rows=1))
+
+
+# -- transformations, precision, subsampling
+
+
+def test_run_under_jit_and_vmap():
+    importance = Importance(hierarchy, mean_field(), num_particles=20, num_replicates=2)
+
+    def run(key):
+        found = importance.run(key, None, COUNTY, Y)
+        return found.log_evidence, found.mean("alpha"), found.std("mu"), found.sample(key, 5)["alpha"]
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    eager = importance.run(keys[1], None, COUNTY, Y)
+    many = jax.jit(jax.vmap(run))(keys)
+    assert [x.shape for x in many] == [(3,), (3, J), (3,), (3, 5, J)]
+    expected = eager.log_evidence, eager.mean("alpha"), eager.std("mu"), eager.sample(keys[1], 5)["alpha"]
+    for batched, single in zip(many, expected, strict=True):
+        np.testing.assert_allclose(batched[1], single, rtol=1e-3, atol=1e-4)
+    assert len(np.unique(np.asarray(many[0]))) == 3
+
+
+def test_a_posterior_passes_through_jit():
+    importance = Importance(hierarchy, mean_field(), num_particles=20)
+    found = jax.jit(lambda key: importance.run(key, None, COUNTY, Y))(jax.random.key(4))
+    plain = importance.run(4, None, COUNTY, Y)
+    np.testing.assert_allclose(found.mean("alpha"), plain.mean("alpha"), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.log_evidence, plain.log_evidence, rtol=1e-5)
+
+
+def test_data_as_jit_arguments():
+    importance = Importance(hierarchy, mean_field(), num_particles=20)
+    run = jax.jit(lambda county, y: importance.run(0, None, county, y).log_evidence)
+    plain = importance.run(0, None, COUNTY, Y).log_evidence
+    np.testing.assert_allclose(run(COUNTY, Y), plain, rtol=1e-5)
+    assert abs(run(COUNTY[::-1], Y[::-1]) - plain) < 1e-4
+    assert abs(run(COUNTY[::-1], Y) - plain) > 0.1
+
+
+def test_float64(x64):
+    found = Importance(hierarchy, mean_field(), num_particles=50, num_replicates=2).run(0, None, COUNTY, Y)
+    assert found.log_evidences.dtype == found.weights("alpha").dtype == found.mean("mu").dtype == jnp.float64
+    np.testing.assert_allclose(found.weights("alpha").sum(0), 1, rtol=1e-12)
+
+
+def test_no_nan_on_the_way():
+    """With `jax_debug_nans` any NaN in any intermediate is an error; a particle of -inf likelihood must not make one."""
+
+    def model(y):
+        u = numpyro.sample("u", dist.HalfNormal(1.0))
+        numpyro.factor("cut", jnp.where(u < 0.5, -jnp.inf, 0.0))
+        with numpyro.plate("rows", len(y)):
+            numpyro.sample("y", dist.Normal(u, 1), obs=y)
+
+    with jax.debug_nans(True):
+        found = Importance(model, num_particles=30, num_replicates=2).run(0, None, Y)
+        values = found.log_evidence, found.mean("u"), found.std("u"), found.sample(0, 4)["u"], found.mode()["u"]
+    assert all(np.isfinite(v).all() for v in values)
+    assert (values[3] >= 0.5).all()
+
+
+def test_subsampled_plates():
+    """The data of a subsample count as often as the plate is larger: a tempered likelihood, known in closed form."""
+    y = np.linspace(-1, 2, 8)
+
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0, 1))
+        with numpyro.plate("rows", 8, subsample_size=4) as rows:
+            numpyro.sample("y", dist.Normal(mu, 1), obs=y[rows])
+
+    def guide(y):
+        numpyro.sample("mu", dist.Normal(y.mean(), 0.5))
+
+    found = Importance(model, guide, num_particles=400, num_replicates=3).run(0, None, jnp.asarray(y))
+    rows = np.asarray(found.draws.subsample["rows"])
+    assert rows.shape == (3, 4)
+    assert all(len(set(r)) == 4 for r in rows)
+    mu = np.linspace(-5, 5, 4001)
+    for chosen, log_z in zip(rows, found.log_evidences, strict=True):
+        log_joint = norm.logpdf(mu) + 2 * norm(mu[:, None], 1).logpdf(y[chosen]).sum(1)
+        exact = np.log(np.exp(log_joint).sum() * (mu[1] - mu[0]))
+        assert abs(log_z - exact) < 0.2
+    np.testing.assert_allclose(found.weights("mu").sum(), 1, rtol=1e-5)
+
+
+def test_fitted_posterior_agrees():
+    """The default guide in unconstrained space gets there too, without a hand-written guide."""
+    fitted = kayn.fit(hierarchy, (COUNTY, Y), num_particles=30, num_steps=100, progress=False)
+    found = fitted.posterior()
+    assert abs(found.log_evidence - LOG_EVIDENCE) < 0.15
+    np.testing.assert_allclose([found.mean("mu"), *found.mean("alpha")], MEAN, atol=0.12)
+    np.testing.assert_allclose([found.std("mu"), *found.std("alpha")], SD, rtol=0.12)
