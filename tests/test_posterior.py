@@ -115,7 +115,6 @@ def test_covariance_and_joint_expectations(posterior):
 def test_expectations_do_not_depend_on_how_they_are_asked(posterior):
     mean = posterior.mean("alpha")
     np.testing.assert_allclose(posterior.expectation(lambda a: a, "alpha"), mean, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(posterior.expectation(lambda a: a[1], "alpha"), mean[1], rtol=1e-3)
     sd = posterior.std("alpha")
     variance = posterior.expectation(lambda a: (a - mean) ** 2, "alpha")
     np.testing.assert_allclose(jnp.sqrt(variance), sd, rtol=1e-3)
@@ -202,7 +201,7 @@ def test_exact_structured_guide(x64, key):
 @pytest.mark.parametrize("options", [{"strategy": "global"}, {"groups": [("mu", "alpha")]}], ids=["global", "groups"])
 def test_exact_structured_guide_on_one_axis(x64, options):
     """Joint draws of the exact posterior all have the same weight."""
-    exact = Importance(hierarchy, hierarchy_guide, num_particles=6, **options).run(0, None, COUNTY, Y)
+    exact = Importance(hierarchy, hierarchy_guide, num_particles=6, **options).run(0, None, jnp.asarray(COUNTY), jnp.asarray(Y))
     np.testing.assert_allclose(exact.log_evidence, LOG_EVIDENCE, rtol=1e-12)
     for name in ("mu", "alpha"):
         np.testing.assert_allclose(exact.ess(name), 6, rtol=1e-10)
@@ -354,6 +353,8 @@ def test_probabilities_of_discrete_latents(enumerated):
 
 def test_prediction_of_the_rows_in_sample(posterior):
     found = posterior.predictive(3, 4000)
+    np.testing.assert_allclose(found["alpha"].mean(0), MEAN[1:], atol=0.15)
+    np.testing.assert_allclose(found["gap"], found["alpha"] - found["mu"][:, None], rtol=1e-5, atol=1e-5)
     assert {n: v.shape for n, v in found.items()} == {
         "mu": (4000,), "alpha": (4000, J), "twice": (4000, J), "gap": (4000, J), "total": (4000,), "y": (4000, len(Y)),
     }  # fmt: skip
@@ -437,18 +438,20 @@ def test_datatree(posterior):
 
 
 def test_arviz_reads_the_datatree(posterior):
-    arviz_stats = pytest.importorskip("arviz_stats")
-    tree = posterior.to_datatree(0, 500)
-    table = arviz_stats.summary(tree, var_names=["mu", "alpha"], round_to="none")
-    assert len(table) == 1 + J
+    arviz = pytest.importorskip("arviz")
+    tree = posterior.to_datatree(0, 500, coords={"counties": ["north", "middle", "south"]})
+    # before its version 1, ArviZ had a container of its own
+    data = arviz.InferenceData.from_datatree(tree) if hasattr(arviz, "InferenceData") else tree
+    table = arviz.summary(data, var_names=["mu", "alpha"], round_to="none")
+    assert list(table.index) == ["mu", "alpha[north]", "alpha[middle]", "alpha[south]"]
     np.testing.assert_allclose(table["mean"].astype(float), MEAN, atol=0.25)
-    loo = arviz_stats.loo(tree)
+    loo = arviz.loo(data)
     exact = 0.0
     for i in range(len(Y)):
         rest = np.arange(len(Y)) != i
         mean, covariance, _ = gaussian(COUNTY[rest], Y[rest])
         exact += norm(mean[1 + COUNTY[i]], np.sqrt(covariance[1 + COUNTY[i], 1 + COUNTY[i]] + 1)).logpdf(Y[i])
-    np.testing.assert_allclose(loo.elpd, exact, atol=0.6)
+    np.testing.assert_allclose(loo["elpd_loo"] if "elpd_loo" in loo else loo.elpd, exact, atol=0.6)
 
 
 def test_summary(posterior):
@@ -501,7 +504,8 @@ def test_data_as_jit_arguments():
 
 
 def test_float64(x64):
-    found = Importance(hierarchy, mean_field(), num_particles=50, num_replicates=2).run(0, None, COUNTY, Y)
+    found = Importance(hierarchy, mean_field(), num_particles=50, num_replicates=2)
+    found = found.run(0, None, jnp.asarray(COUNTY), jnp.asarray(Y))
     assert found.log_evidences.dtype == found.weights("alpha").dtype == found.mean("mu").dtype == jnp.float64
     np.testing.assert_allclose(found.weights("alpha").sum(0), 1, rtol=1e-12)
 

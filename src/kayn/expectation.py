@@ -38,8 +38,8 @@ class Expectation:
     axes: tuple[Axis, ...]
     shape: tuple[int, ...]
 
-    def moments(self, numbers: Mapping, params: Mapping, draws: Draws) -> tuple[Any, Any]:
-        """Mean and standard deviation over replicates' particles: arrays in the shape of the function's result."""
+    def moments(self, numbers: Mapping, params: Mapping, draws: Draws, shares: Any) -> tuple[Any, Any]:
+        """Mean and standard deviation over replicates' particles, weighed by `shares` [R]: in the shape of the function's result."""
         plan = self.problem.layout.plan
         slot = next(i for i, t in enumerate(plan.terms) if t.name == self.output.name)
         count = len(self.axes)
@@ -62,8 +62,8 @@ class Expectation:
             return mean, jnp.sum(jnp.where(weights > 0, weights * centred**2, 0), over)
 
         means, variances = jax.lax.map(one, draws)
-        mean = jnp.mean(means, 0)
-        variance = jnp.mean(variances + (means - mean) ** 2, 0)
+        mean = jnp.tensordot(shares, means, 1)
+        variance = jnp.tensordot(shares, variances + (means - mean) ** 2, 1)
         return mean.reshape(self.shape), jnp.sqrt(variance).reshape(self.shape)
 
 

@@ -108,7 +108,8 @@ class Posterior:
         A latent that was coupled over a plate has equal weights along it. Source: Bowyer et al. (UAI 2024).
         """
         by_replicate = self._weights(self._latent(name))
-        return by_replicate.reshape((-1, *by_replicate.shape[2:])) / self.num_replicates
+        pooled = by_replicate * _local(self._shares).reshape((-1, *(1,) * (by_replicate.ndim - 1)))
+        return pooled.reshape((-1, *pooled.shape[2:]))
 
     def ess(self, name: str) -> Any:
         """Effective sample size of a latent's pooled particles: [*batch shape], between 0 and P."""
@@ -174,7 +175,7 @@ class Posterior:
         num_samples = whole_number("num_samples", num_samples, QueryError)
         names = ("sample", num_samples)
         return self._jit(names, partial(_sample, self.problem, num_samples))(
-            self.numbers, self.params, self.draws, as_key(rng_key)
+            self.numbers, self.params, self.draws, self.log_evidences, as_key(rng_key)
         )
 
     def mode(self) -> dict[str, Any]:
@@ -242,6 +243,12 @@ class Posterior:
             )
         return name
 
+    @property
+    def _shares(self) -> Any:
+        """[R], summing to one: equal shares in pooled estimates, but none for replicates whose particles are all impossible."""
+        possible = jnp.isfinite(self.log_evidences)
+        return possible / jnp.maximum(possible.sum(), 1)
+
     def _weights(self, name: str) -> Any:
         """[R, K, *batch shape]"""
         axis = self.problem.layout.axis_of(name).name
@@ -268,7 +275,7 @@ class Posterior:
         return mean, jnp.sqrt(square)
 
     def _expect(self, plan: Expectation) -> tuple[Any, Any]:
-        return self._jit(plan, plan.moments)(self.numbers, self.params, self.draws)
+        return self._jit(plan, plan.moments)(self.numbers, self.params, self.draws, self._shares)
 
     def _from_draws(self, function: Callable[[Mapping], Any], what: str) -> Any:
         warnings.warn(
@@ -345,9 +352,13 @@ def _replicate_slots(problem: Problem, numbers: Mapping, params: Mapping, draws:
 
 
 def _sample(
-    problem: Problem, num_samples: int, numbers: Mapping, params: Mapping, draws: Draws, key: Any
+    problem: Problem, num_samples: int, numbers: Mapping, params: Mapping, draws: Draws, log_evidences: Any, key: Any
 ) -> dict[str, Any]:
-    replicates = jax.tree.leaves(draws)[0].shape[0]
+    replicates = log_evidences.shape[0]
+    # the possible ones again in the places of those whose particles are all impossible
+    possible = jnp.isfinite(log_evidences)
+    chosen = jnp.argsort(~possible)[jnp.arange(replicates) % jnp.maximum(possible.sum(), 1)]
+    draws = jax.tree.map(lambda x: x[chosen], draws)
     per = -(-num_samples // replicates)
 
     def one(item: tuple[Draws, Any]) -> dict[str, Any]:

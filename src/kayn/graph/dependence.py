@@ -57,11 +57,11 @@ def _walk(jaxpr: Jaxpr, inputs: Sequence[Abstract], nodes: Nodes) -> list[Abstra
         return nodes.constant(atom.val) if isinstance(atom, Literal) else env[atom]
 
     for eqn in jaxpr.eqns:
-        env.update(zip(eqn.outvars, _equation(eqn, [read(v) for v in eqn.invars], nodes), strict=True))
+        env.update(zip(eqn.outvars, _equation(eqn, [read(v) for v in eqn.invars], nodes, jaxpr), strict=True))
     return [read(v) for v in jaxpr.outvars]
 
 
-def _equation(eqn: JaxprEqn, inputs: list[Abstract], nodes: Nodes) -> list[Abstract]:
+def _equation(eqn: JaxprEqn, inputs: list[Abstract], nodes: Nodes, jaxpr: Jaxpr) -> list[Abstract]:
     name = eqn.primitive.name
     inner = None if name in LOOPS else next((eqn.params[p] for p in CALLS if p in eqn.params), None)
     if isinstance(inner, ClosedJaxpr):
@@ -69,7 +69,7 @@ def _equation(eqn: JaxprEqn, inputs: list[Abstract], nodes: Nodes) -> list[Abstr
     if isinstance(inner, Jaxpr) and not inner.constvars:
         return _walk(inner, inputs, nodes)
     if all(isinstance(i, Node) for i in inputs):
-        return [_apply(eqn, inputs, nodes, output) for output in range(len(eqn.outvars))]  # type: ignore[arg-type]
+        return [_apply(eqn, inputs, nodes, output, jaxpr) for output in range(len(eqn.outvars))]  # type: ignore[arg-type]
 
     annotations = [{} if isinstance(i, Node) else i for i in inputs]
     rule = RULES.get(name)
@@ -86,9 +86,9 @@ def _equation(eqn: JaxprEqn, inputs: list[Abstract], nodes: Nodes) -> list[Abstr
     return out
 
 
-def _apply(eqn: JaxprEqn, inputs: Sequence[Node], nodes: Nodes, output: int) -> Node:
+def _apply(eqn: JaxprEqn, inputs: Sequence[Node], nodes: Nodes, output: int, jaxpr: Jaxpr) -> Node:
     operation = f"{eqn.primitive.name}({_describe(eqn.params)}){[v.aval.dtype for v in eqn.outvars]}"
-    return nodes.apply(operation, equation_as_function(eqn), inputs, output)
+    return nodes.apply(operation, equation_as_function(eqn, jaxpr), inputs, output)
 
 
 def _describe(params: Mapping[str, Any]) -> str:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jax.api_util import debug_info
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
 
-def equation_as_function(eqn: JaxprEqn) -> Callable[..., list[Any]]:
-    """The equation as a function of all its operands (literals included)."""
+def equation_as_function(eqn: JaxprEqn, jaxpr: Jaxpr) -> Callable[..., list[Any]]:
+    """An equation of `jaxpr` as a function of all its operands (literals included)."""
 
     def compute(*values: Any) -> list[Any]:
         variables = [v for v in eqn.invars if not isinstance(v, Literal)]
         unique = list(dict.fromkeys(variables))
         given = {v: x for v, x in zip(eqn.invars, values, strict=True) if not isinstance(v, Literal)}
-        return _run(unique, list(eqn.outvars), [eqn], [given[v] for v in unique])
+        return _run(unique, list(eqn.outvars), [eqn], [given[v] for v in unique], jaxpr.debug_info)
 
     return compute
 
@@ -39,7 +38,7 @@ def slice_outputs(jaxpr: Jaxpr, positions: Sequence[int]) -> tuple[Callable[...,
     used = tuple(i for i, v in enumerate(variables) if v in needed)
 
     def run(*values: Any) -> list[Any]:
-        return _run([variables[i] for i in used], outvars, eqns, values)
+        return _run([variables[i] for i in used], outvars, eqns, values, jaxpr.debug_info)
 
     return run, used
 
@@ -48,8 +47,13 @@ def _ordered(eqn: JaxprEqn) -> bool:
     return eqn.primitive.name in ("debug_callback", "io_callback")
 
 
-def _run(invars: Sequence[Var], outvars: Sequence[Any], eqns: Sequence[JaxprEqn], values: Sequence[Any]) -> list[Any]:
+def _run(
+    invars: Sequence[Var],
+    outvars: Sequence[Any],
+    eqns: Sequence[JaxprEqn],
+    values: Sequence[Any],
+    debug_info: Any,
+) -> list[Any]:
     effects = set().union(*(eqn.effects for eqn in eqns)) if eqns else set()
-    info = debug_info("kayn", _run, tuple(values), {})
-    jaxpr = Jaxpr([], list(invars), list(outvars), list(eqns), effects, info)
+    jaxpr = Jaxpr([], list(invars), list(outvars), list(eqns), effects, debug_info)
     return jaxpr_as_fun(ClosedJaxpr(jaxpr, []))(*values)
