@@ -172,9 +172,10 @@ def model_slots(problem: Problem, numbers: Mapping, draws: Draws, params: Any) -
     inputs = model_inputs(problem, numbers, params, draws.subsample)
     index = link_index(problem, inputs)
     plan, layout = problem.layout.plan, problem.layout
+    proposals = {proposal_name(a) for a in layout.axes}
     slots = {}
     for slot, term in enumerate(plan.terms):
-        if term.name.startswith("proposal:"):
+        if term.name in proposals:
             continue
         output = problem.graph.output(term.name)
         if output.kind is Kind.VALUE:

@@ -35,7 +35,7 @@ class Structure:
             inner: key of the link from rows to the finer groups, of which there are `inner_size`.
             outer: key of the link from the same rows to the coarser groups.
         """
-        node = nested_through(self.nodes, self.links[inner], self.links[outer], inner_size)
+        node = nested_through(self.nodes, self.links[inner], self.links[outer], inner_size, self.links)
         if node is None:
             return None
         if node not in self.links:

@@ -107,16 +107,21 @@ def derive(nodes: Nodes, to_inner: Node, to_outer: Node, inner_size: int) -> Nod
     return nodes.apply(f"derive{inner_size}", compute, (to_inner, to_outer))
 
 
-def nested_through(nodes: Nodes, to_inner: Node, to_outer: Node, inner_size: int) -> Node | None:
+def nested_through(nodes: Nodes, to_inner: Node, to_outer: Node, inner_size: int, used: Sequence[Node] = ()) -> Node | None:
     """The map inner -> outer if rows that share an inner element always share the outer one, else None.
 
-    Decided by numbers where they are known, otherwise by the form of the expression (`outer_of_inner[inner]`).
+    Decided by numbers where they are known, otherwise by the form of the expression (`outer_of_inner[inner]`). A map among
+    `used` that agrees on all rows is preferred, because another factor reads the outer plate through it.
     """
     if to_outer.operation == "take" and to_outer.inputs[1] is to_inner:
         return to_outer.inputs[0]
     inner, outer = nodes.concrete(to_inner), nodes.concrete(to_outer)
     if inner is None or outer is None:
         return None
+    for node in used:
+        known = nodes.concrete(node)
+        if known is not None and known.shape == (inner_size,) and np.array_equal(known[inner], outer):
+            return node
     table = np.zeros(inner_size, np.int64)
     table[inner] = outer
     return derive(nodes, to_inner, to_outer, inner_size) if np.array_equal(table[inner], outer) else None

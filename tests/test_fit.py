@@ -1,0 +1,671 @@
+"""Families, QEM, the objectives and `kayn.fit`.
+
+Keys are fixed. Bounds on stochastic fits are five or more standard errors of what is compared (false alarms below 1e-6 for
+each comparison, were the random stream to change), unless a comment says otherwise.
+"""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from numpyro.distributions import biject_to, constraints
+from numpyro.infer import SVI
+from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal, norm
+
+import kayn
+from kayn import QEM, RWS, VI, FactorisedGuide, StructureWarning, families
+from kayn.evidence import build_problem, draw_particles
+from kayn.fit import is_flat
+from kayn.qem import temper
+
+# -- families: moments and back
+
+MEMBERS = {
+    "Normal": (families.Normal(), {"loc": [[-3.0, 0.0], [2.0, 500.0]], "scale": [[1e-2, 1.0], [40.0, 3.0]]}),
+    "Normal, positive": (
+        families.Normal(transform=biject_to(constraints.positive)),
+        {"loc": [-3.0, 0.0, 4.0], "scale": [0.1, 1.0, 2.0]},
+    ),
+    "MultivariateNormal": (
+        families.MultivariateNormal(),
+        {"loc": [[0.0, 1.0], [-5.0, 3.0]], "scale_tril": [[[1.0, 0.0], [0.5, 2.0]], [[0.3, 0.0], [-0.2, 0.1]]]},
+    ),
+    "Gamma": (families.Gamma(), {"concentration": [0.05, 0.5, 1.0, 7.0, 900.0], "rate": [1.0, 20.0, 1.0, 0.01, 30.0]}),
+    "Beta": (families.Beta(), {"concentration1": [0.3, 1.0, 2.0, 300.0], "concentration0": [0.4, 1.0, 50.0, 700.0]}),
+    "Dirichlet": (families.Dirichlet(), {"concentration": [[0.3, 0.5, 0.2], [1.0, 1.0, 1.0], [40.0, 2.0, 300.0]]}),
+    "Bernoulli": (families.Bernoulli(), {"probs": [0.01, 0.5, 0.98]}),
+    "Categorical": (families.Categorical(num_values=3), {"probs": [[0.2, 0.3, 0.5], [0.9, 0.05, 0.05]]}),
+    "Poisson": (families.Poisson(), {"rate": [0.01, 1.0, 80.0]}),
+    "Exponential": (families.Exponential(), {"rate": [0.01, 1.0, 80.0]}),
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_moments_and_back(x64, name):
+    family, params = MEMBERS[name]
+    params = {p: jnp.asarray(v) for p, v in params.items()}
+    moments = dict(family.moments(params))
+    back = dict(family.from_moments(moments))
+    # a multivariate Normal adds a small share of its mean variance to the diagonal
+    rtol = 1e-3 if name == "MultivariateNormal" else 1e-6
+    again = dict(family.moments(back))
+    for p in moments:
+        np.testing.assert_allclose(again[p], moments[p], rtol=rtol, atol=1e-9, err_msg=p)
+    for p, value in params.items():
+        np.testing.assert_allclose(back[p], value, rtol=max(rtol, 1e-4), atol=5e-3 if rtol > 1e-4 else 1e-12, err_msg=p)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_moments_are_those_of_draws(name):
+    """Mean parameters of a member equal those of many equally weighted draws from it."""
+    family, params = MEMBERS[name]
+    params = {p: jnp.asarray(v) for p, v in params.items()}
+    values = family.distribution(params).sample(jax.random.key(0), (40_000,))
+    ndim = values.ndim - family.event_dim
+    weights = jnp.full((40_000, *values.shape[1:ndim], *(1,) * family.event_dim), 1 / 40_000)
+    found, exact = family.expect(values, weights), family.moments(params)
+    assert set(found) == set(exact)
+    for p in exact:
+        spread = np.maximum(np.abs(exact[p]), 1.0)
+        # draws of the sparse members hit the edge of float32, where their logarithm is clipped
+        ok = np.abs(exact[p]) < 5 if "log" in p else np.full(exact[p].shape, True)
+        np.testing.assert_array_less((np.abs(found[p] - exact[p]) / spread)[ok], 0.06, err_msg=p)
+
+
+@pytest.mark.parametrize("name", [n for n in MEMBERS if "Normal" in n])
+def test_blend_is_the_blend_of_moments(x64, name):
+    """Blending means and variances equals blending E u and E u^2, the mean parameters of a Normal."""
+    family, params = MEMBERS[name]
+    old = dict(family.moments({p: jnp.asarray(v) for p, v in params.items()}))
+    second = next(n for n in old if n != "mean")
+    new = {"mean": old["mean"] + 1.5, second: old[second] * 0.3}
+
+    def raw(m):
+        mean = m["mean"]
+        return m[second] + (mean[..., :, None] * mean[..., None, :] if second == "covariance" else mean**2)
+
+    blended = family.blend(old, new, 0.3)
+    np.testing.assert_allclose(blended["mean"], 0.7 * old["mean"] + 0.3 * new["mean"], rtol=1e-12)
+    np.testing.assert_allclose(raw(blended), 0.7 * raw(old) + 0.3 * raw(new), rtol=1e-9)
+
+
+def degenerate(name):
+    """Particles that no member of the family could have drawn, with the batch shape of one element."""
+    if name == "Dirichlet":
+        return [[[0.2, 0.3, 0.5]] * 4, [[1.0, 0.0, 0.0]] * 4]
+    if name == "Categorical":
+        return [[0] * 4, [2] * 4]
+    if name == "MultivariateNormal":
+        return [[[1.0, 2.0]] * 4, [[1.0, 2.0], [2.0, 4.0]] * 2, [[0.0, 0.0]] * 4]
+    if name in ("Bernoulli", "Beta"):
+        return [[0.0] * 4, [1.0] * 4]
+    if name in ("Gamma", "Exponential", "Poisson", "Normal, positive"):
+        return [[3.0] * 4, [0.0] * 4, [1e30] * 4]
+    return [[3.0] * 4, [0.0] * 4, [1e30] * 4]
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_guarded_inversion(name):
+    """Equal particles, particles at the edge and one particle with all the weight still give a proper member."""
+    family, _ = MEMBERS[name]
+    for values in degenerate(name):
+        values = jnp.asarray(values)
+        for weights in (jnp.full(4, 0.25), jnp.array([1.0, 0.0, 0.0, 0.0])):
+            moments = family.expect(values, weights.reshape(4, *(1,) * (values.ndim - 1)))
+            fn = family.distribution(family.from_moments(moments))
+            for p, value in family.from_moments(moments).items():
+                assert np.isfinite(value).all(), (values, p, value)
+                assert jnp.all(family.parameters[p](value)), (values, p, value)
+            assert np.isfinite(fn.log_prob(fn.sample(jax.random.key(0)))).all()
+
+
+def test_tempering_reaches_the_wanted_size():
+    weights = jax.nn.softmax(jnp.array([[0.0, -40.0, -50.0, -60.0, -70.0], [0.0, 0.1, 0.2, 0.3, 0.4]]), -1)
+    out = temper(weights, 2.0)
+    sizes = 1 / (out**2).sum(-1)
+    assert 2.0 <= sizes[0] < 2.05
+    np.testing.assert_allclose(out[1], weights[1], rtol=1e-6)
+    assert (jnp.argsort(out[0]) == jnp.argsort(weights[0])).all()
+
+
+# -- QEM
+
+COUNTY = np.array([0, 0, 0, 1, 1, 2])
+Y = np.array([0.9, 1.4, 0.3, -0.6, -1.1, 2.2])
+
+
+def hierarchy(county, y, scale=1.0):
+    """mu is measured in units of 1 / scale."""
+    mu = numpyro.sample("mu", dist.Normal(0, scale))
+    with numpyro.plate("counties", 3):
+        alpha = numpyro.sample("alpha", dist.Normal(mu / scale, 1))
+    with numpyro.plate("rows", len(county)):
+        numpyro.sample("y", dist.Normal(alpha[county], 1), obs=y)
+
+
+def gaussian(county, y):
+    prior = np.ones((4, 4)) + np.diag([0.0, 1, 1, 1])
+    read = np.eye(4)[1 + county]
+    marginal = read @ prior @ read.T + np.eye(len(y))
+    gain = prior @ read.T @ np.linalg.inv(marginal)
+    covariance = prior - gain @ read @ prior
+    return gain @ y, np.sqrt(np.diag(covariance)), multivariate_normal(np.zeros(len(y)), marginal).logpdf(y)
+
+
+MEAN, SD, LOG_EVIDENCE = gaussian(COUNTY, Y)
+
+
+def test_qem_recovers_the_posterior():
+    result = QEM(hierarchy, num_particles=30).run(0, 150, COUNTY, Y)
+    assert result.log_evidence.shape == (150,)
+    assert set(result.params) == {"mu_loc", "mu_scale", "alpha_loc", "alpha_scale"}
+    np.testing.assert_allclose([result.params["mu_loc"], *result.params["alpha_loc"]], MEAN, atol=0.12)
+    np.testing.assert_allclose([result.params["mu_scale"], *result.params["alpha_scale"]], SD, rtol=0.12)
+    last = np.asarray(result.log_evidence[-50:])
+    assert abs(logsumexp(last) - np.log(50) - LOG_EVIDENCE) < 0.15
+    assert last.mean() > np.mean(result.log_evidence[:3])
+    # the guide and its parameters work elsewhere
+    found = kayn.Importance(hierarchy, result.guide, num_particles=50).run(1, result.params, COUNTY, Y)
+    assert abs(found.log_evidence - LOG_EVIDENCE) < 0.3
+
+
+def scaled_guide(scale):
+    def guide(county, y, scale_=None):
+        numpyro.sample("mu", dist.Normal(0.5 * scale, 2.0 * scale))
+        with numpyro.plate("counties", 3):
+            numpyro.sample("alpha", dist.Normal(0.2, 1.5))
+
+    return guide
+
+
+def test_qem_does_not_depend_on_units():
+    """A latent measured in other units: the same particles in those units, the same evidence at every step."""
+    one = QEM(hierarchy, scaled_guide(1.0), num_particles=10).run(3, 20, COUNTY, Y)
+    other = QEM(lambda county, y: hierarchy(county, y, 1024.0), scaled_guide(1024.0), num_particles=10)
+    other = other.run(3, 20, COUNTY, Y)
+    np.testing.assert_allclose(other.log_evidence, one.log_evidence, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(other.params["mu_loc"], 1024 * one.params["mu_loc"], rtol=1e-3)
+    np.testing.assert_allclose(other.params["mu_scale"], 1024 * one.params["mu_scale"], rtol=1e-3)
+
+
+def test_qem_is_an_update_like_svis():
+    qem = QEM(hierarchy, num_particles=8)
+    state = qem.init(0, COUNTY, Y)
+    history = []
+    for _ in range(3):
+        state, log_z = qem.update(state, COUNTY, Y)
+        history.append(log_z)
+    result = QEM(hierarchy, num_particles=8).run(0, 3, COUNTY, Y)
+    np.testing.assert_allclose(history, result.log_evidence, rtol=1e-5)
+    for name, value in qem.get_params(state).items():
+        np.testing.assert_allclose(value, result.params[name], rtol=1e-4, atol=1e-5)
+    batched = jax.vmap(lambda key: qem.update(kayn.qem.QEMState(state.moments, state.step, key))[1])
+    assert len(np.unique(batched(jax.random.split(jax.random.key(0), 3)))) == 3
+
+
+def gamma_poisson(y):
+    z = numpyro.sample("z", dist.Gamma(2.0, 1.0))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("y", dist.Poisson(z), obs=y)
+
+
+def beta_bernoulli(y):
+    z = numpyro.sample("z", dist.Beta(2.0, 1.0))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("y", dist.Bernoulli(z), obs=y)
+
+
+def dirichlet_categorical(y):
+    z = numpyro.sample("z", dist.Dirichlet(jnp.array([1.0, 2.0, 1.0])))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("y", dist.Categorical(z), obs=y)
+
+
+def coins(y):
+    with numpyro.plate("rows", len(y)):
+        z = numpyro.sample("z", dist.Bernoulli(0.3))
+        numpyro.sample("y", dist.Normal(2.0 * z, 1), obs=y)
+
+
+def categories(y):
+    with numpyro.plate("rows", len(y)):
+        z = numpyro.sample("z", dist.Categorical(jnp.array([0.5, 0.3, 0.2])))
+        numpyro.sample("y", dist.Normal(jnp.array([-1.0, 0.0, 2.0])[z], 1), obs=y)
+
+
+def counts(y):
+    z = numpyro.sample("z", dist.Poisson(3.0))
+    numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def waiting(y):
+    z = numpyro.sample("z", dist.Exponential(1.0))
+    numpyro.sample("y", dist.Exponential(z + 0 * y), obs=y)
+
+
+def vector(y):
+    z = numpyro.sample("z", dist.MultivariateNormal(jnp.zeros(2), jnp.array([[1.0, 0.6], [0.6, 2.0]])))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("y", dist.MultivariateNormal(z, jnp.eye(2)), obs=y)
+
+
+def exact_coins(y):
+    odds = np.stack([0.7 * norm.pdf(y), 0.3 * norm.pdf(y - 2)])
+    return odds[1] / odds.sum(0)
+
+
+def exact_categories(y):
+    odds = np.array([0.5, 0.3, 0.2]) * norm.pdf(y[:, None] - np.array([-1.0, 0.0, 2.0]))
+    return odds / odds.sum(-1, keepdims=True)
+
+
+def exact_count(y):
+    z = np.arange(60)
+    log_p = z * np.log(3.0) - np.cumsum(np.log(np.maximum(z, 1))) + norm.logpdf(y - z)
+    p = np.exp(log_p - logsumexp(log_p))
+    return (z * p).sum()
+
+
+def exact_vector(y):
+    precision = np.linalg.inv([[1.0, 0.6], [0.6, 2.0]]) + len(y) * np.eye(2)
+    return np.linalg.inv(precision) @ y.sum(0), np.linalg.inv(precision)
+
+
+def of(fn, plate=False):
+    def guide(y):
+        if plate:
+            with numpyro.plate("rows", len(y)):
+                numpyro.sample("z", fn)
+        else:
+            numpyro.sample("z", fn)
+
+    return guide
+
+
+COUNTS, FLIPS, KINDS = np.array([3, 5, 4, 2]), np.array([1, 1, 0, 1, 1]), np.array([0, 1, 1, 2, 1, 1])
+REALS, ROWS = np.array([-0.5, 1.2, 2.5]), np.array([[0.5, 1.0], [1.5, -0.5]])
+Z_COUNT = exact_count(4.4)
+FITS = {
+    "Gamma": (gamma_poisson, of(dist.Gamma(1.0, 1.0)), COUNTS, {"concentration": 2 + 14.0, "rate": 1 + 4.0}, 0.25),
+    "Beta": (beta_bernoulli, of(dist.Beta(1.0, 1.0)), FLIPS, {"concentration1": 2 + 4.0, "concentration0": 1 + 1.0}, 0.25),
+    "Dirichlet": (dirichlet_categorical, of(dist.Dirichlet(jnp.ones(3))), KINDS, {"concentration": [2.0, 6.0, 2.0]}, 0.3),
+    "Bernoulli": (coins, of(dist.Bernoulli(0.5), True), REALS, {"probs": exact_coins(REALS)}, 0.2),
+    "Categorical": (categories, of(dist.Categorical(jnp.ones(3) / 3), True), REALS, {"probs": exact_categories(REALS)}, 0.25),
+    "Poisson": (counts, of(dist.Poisson(2.0)), 4.4, {"rate": Z_COUNT}, 0.1),
+    # the posterior is Gamma(2, 1 + y): an Exponential with the same mean
+    "Exponential": (waiting, of(dist.Exponential(1.0)), 0.5, {"rate": 1.5 / 2}, 0.15),
+    "MultivariateNormal": (vector, of(dist.MultivariateNormal(jnp.zeros(2), 2 * jnp.eye(2))), ROWS, {}, 0.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_qem_with_families_of_the_users_guide(name):
+    """The fitted member has the posterior's mean parameters; where the posterior is in the family, it is the posterior."""
+    model, guide, y, exact, rtol = FITS[name]
+    result = QEM(model, guide, num_particles=100).run(0, 100, y)
+    assert type(result.guide.sites[0].family).__name__ == name
+    assert np.isfinite(result.log_evidence).all()
+    for p, value in exact.items():
+        np.testing.assert_allclose(result.params[f"z_{p}"], value, rtol=rtol, atol=0.03, err_msg=p)
+    if name == "MultivariateNormal":
+        mean, covariance = exact_vector(y)
+        tril = result.params["z_scale_tril"]
+        np.testing.assert_allclose(result.params["z_loc"], mean, atol=0.08)
+        np.testing.assert_allclose(tril @ tril.T, covariance, atol=0.08)
+
+
+# -- objectives: values and gradients
+
+K = 4
+
+
+def tilted(y):
+    """Two latents, a parameter in the model, and a plate."""
+    s = numpyro.param("s", 0.7, constraint=constraints.positive)
+    mu = numpyro.sample("mu", dist.Normal(0, 1))
+    with numpyro.plate("rows", len(y)):
+        z = numpyro.sample("z", dist.Normal(mu, s))
+        numpyro.sample("y", dist.Normal(z, 1), obs=y)
+
+
+def tilted_guide(y):
+    m, c = numpyro.param("m", 0.2), numpyro.param("c", 0.1)
+    numpyro.sample("mu", dist.Normal(m, 1.2))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("z", dist.Normal(c, 0.9))
+
+
+def structured_guide(y):
+    m, c, slope = numpyro.param("m", 0.2), numpyro.param("c", 0.1), numpyro.param("slope", 0.8)
+    mu = numpyro.sample("mu", dist.Normal(m, 1.2))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("z", dist.Normal(c + slope * mu, 0.9))
+
+
+T_Y = np.array([0.5, -1.0])
+PARAMS = {"s": 0.7, "m": 0.2, "c": 0.1, "slope": 0.8}
+
+
+def loss_of(objective, model, guide, params, y=T_Y, key=5):
+    return objective.loss(jax.random.key(key), params, model, guide, y)
+
+
+def particles_of(guide, params, y=T_Y, key=5):
+    problem = build_problem(tilted, guide, (y,), {}, params, RWS(K).request)
+    return draw_particles(problem, problem.numbers, jax.random.key(key), params).values
+
+
+def log_weights(values, q_mu, q_z, s, y=T_Y):
+    """[K_mu, K_z, rows] log weights of a row, and [K_mu] those of mu alone, from the particles."""
+    mu, z = np.asarray(values["mu"], np.float64), np.asarray(values["z"], np.float64)
+    alone = norm.logpdf(mu) - q_mu(mu)
+    pair = norm(mu[:, None, None], s).logpdf(z) + norm(z, 1).logpdf(y) - q_z(z)
+    return alone, pair
+
+
+def log_z_of(alone, pair):
+    return logsumexp(alone + (logsumexp(pair, axis=1) - np.log(K)).sum(-1)) - np.log(K)
+
+
+def posterior_weights(alone, pair):
+    """w(mu): [K], and w(mu, z_row): [K, K, rows]."""
+    rows = logsumexp(pair, axis=1)
+    top = alone + rows.sum(-1)
+    w_mu = np.exp(top - logsumexp(top))
+    return w_mu, w_mu[:, None, None] * np.exp(pair - rows[:, None])
+
+
+@pytest.fixture(scope="module")
+def factorised():
+    params = {n: PARAMS[n] for n in ("s", "m", "c")}
+    values = particles_of(tilted_guide, params)
+
+    def log_z(s=0.7, m=0.2, c=0.1):
+        return log_z_of(*log_weights(values, norm(m, 1.2).logpdf, norm(c, 0.9).logpdf, s))
+
+    weights = posterior_weights(*log_weights(values, norm(0.2, 1.2).logpdf, norm(0.1, 0.9).logpdf, 0.7))
+    return params, values, log_z, weights
+
+
+def slope_at(function, x, step=1e-5):
+    return (function(x + step) - function(x - step)) / (2 * step)
+
+
+def test_rws_gradients_by_enumeration(factorised):
+    """Wake-theta: d(-log Z) with fixed particles. Wake-phi: minus the weighted score. Both to be minimised."""
+    params, values, log_z, (w_mu, w_pair) = factorised
+    loss, gradient = jax.value_and_grad(lambda p: loss_of(RWS(K), tilted, tilted_guide, p))(params)
+    np.testing.assert_allclose(loss, -log_z(), rtol=1e-5)
+    np.testing.assert_allclose(gradient["s"], -slope_at(lambda s: log_z(s=s), 0.7), rtol=1e-3, atol=1e-5)
+    mu, z = np.asarray(values["mu"]), np.asarray(values["z"])
+    np.testing.assert_allclose(gradient["m"], -(w_mu * (mu - 0.2) / 1.2**2).sum(), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(gradient["c"], -(w_pair.sum(0) * (z - 0.1) / 0.9**2).sum(), rtol=1e-3, atol=1e-5)
+
+
+def test_rws_phi_has_the_opposite_sign_of_the_evidence(factorised):
+    params, _, log_z, _ = factorised
+    gradient = jax.grad(lambda p: loss_of(RWS(K), tilted, tilted_guide, p))(params)
+    np.testing.assert_allclose(gradient["m"], slope_at(lambda m: log_z(m=m), 0.2), rtol=1e-3, atol=1e-5)
+
+
+def test_vi_gradient_is_pathwise(factorised):
+    """Particles move with the guide's parameters: the derivative of the value as a function of all parameters."""
+    params, _, log_z, _ = factorised
+    objective = VI(K)
+
+    def value(p):
+        return loss_of(objective, tilted, tilted_guide, p)
+
+    with jax.enable_x64(True):
+        wide = {n: jnp.float64(v) for n, v in params.items()}
+        gradient = jax.jit(jax.grad(value))(wide)
+        compiled = jax.jit(value)
+        for name in params:
+            numeric = slope_at(lambda x, n=name: compiled({**wide, n: x}), wide[name])
+            np.testing.assert_allclose(gradient[name], numeric, rtol=1e-5, atol=1e-7, err_msg=name)
+    np.testing.assert_allclose(value(params), -log_z(), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def structured():
+    params = dict(PARAMS)
+    values = particles_of(structured_guide, params)
+    mu = np.asarray(values["mu"], np.float64)
+
+    def q_z(z, c, slope):
+        return logsumexp(norm(c + slope * mu[:, None, None], 0.9).logpdf(z), axis=0) - np.log(K)
+
+    def log_z(phi_c=0.1, phi_slope=0.8, s=0.7, m=0.2):
+        return log_z_of(*log_weights(values, norm(m, 1.2).logpdf, lambda z: q_z(z, phi_c, phi_slope), s))
+
+    weights = posterior_weights(*log_weights(values, norm(0.2, 1.2).logpdf, lambda z: q_z(z, 0.1, 0.8), 0.7))
+    return params, values, log_z, weights
+
+
+def test_conditional_phi_of_a_structured_guide(structured):
+    """`- E_W grad log q(z | mu)` under the joint weights of z and mu."""
+    params, values, log_z, (w_mu, w_pair) = structured
+    loss, gradient = jax.value_and_grad(lambda p: loss_of(RWS(K), tilted, structured_guide, p))(params)
+    np.testing.assert_allclose(loss, -log_z(), rtol=1e-5)
+    mu, z = np.asarray(values["mu"]), np.asarray(values["z"])
+    score = (z - 0.1 - 0.8 * mu[:, None, None]) / 0.9**2
+    np.testing.assert_allclose(gradient["c"], -(w_pair * score).sum(), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(gradient["slope"], -(w_pair * score * mu[:, None, None]).sum(), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(gradient["m"], -(w_mu * (mu - 0.2) / 1.2**2).sum(), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(gradient["s"], -slope_at(lambda s: log_z(s=s), 0.7), rtol=1e-3, atol=1e-4)
+
+
+def test_mixture_phi_of_a_structured_guide(structured):
+    """Trains the denominator, the mixture over all parents' particles."""
+    params, _, log_z, _ = structured
+    loss, gradient = jax.value_and_grad(lambda p: loss_of(RWS(K, phi="mixture"), tilted, structured_guide, p))(params)
+    np.testing.assert_allclose(loss, -log_z(), rtol=1e-5)
+    np.testing.assert_allclose(gradient["c"], slope_at(lambda c: log_z(phi_c=c), 0.1), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(gradient["slope"], slope_at(lambda b: log_z(phi_slope=b), 0.8), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(gradient["s"], -slope_at(lambda s: log_z(s=s), 0.7), rtol=1e-3, atol=1e-4)
+
+
+def test_wake_phi_falls_back_for_guides_it_cannot_split():
+    def guide(y):
+        u = numpyro.sample("u", dist.Normal(numpyro.param("m", 0.0), 1.0), infer={"is_auxiliary": True})
+        numpyro.sample("mu", dist.Normal(u, 1.0))
+        with numpyro.plate("rows", len(y)):
+            numpyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.warns(StructureWarning, match=r"RWS.*'mu' depends on an auxiliary site.*mixture"):
+        gradient = jax.grad(lambda p: loss_of(RWS(K), tilted, guide, p))({"m": 0.0, "s": 0.7})
+    assert all(np.isfinite(g) for g in gradient.values())
+
+
+# -- training through SVI
+
+
+def normal_mean(y):
+    """mu ~ N(0, 1), rows ~ N(mu + b, 1) with b a parameter: the evidence is largest at b = mean(y)."""
+    b = numpyro.param("b", 0.0)
+    mu = numpyro.sample("mu", dist.Normal(0, 1))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("y", dist.Normal(mu + b, 1), obs=y)
+
+
+def train(model, guide, loss, steps, *args, rate=0.05, key=0):
+    """The last states' average parameters: Adam at a constant rate fluctuates."""
+    svi = SVI(model, guide, numpyro.optim.optax_to_numpyro(optax.adam(rate)), loss=loss)
+    state = svi.init(jax.random.key(key), *args)
+
+    @jax.jit
+    def run(state):
+        def step(state, _):
+            state, loss = svi.update(state, *args)
+            return state, (loss, svi.get_params(state))
+
+        return jax.lax.scan(step, state, None, length=steps)[1]
+
+    losses, params = run(state)
+    return losses, jax.tree.map(lambda p: p[-steps // 3 :].mean(0), params)
+
+
+TRAIN_Y = np.array([2.0, 3.0, 2.5])
+
+
+@pytest.mark.parametrize("objective", [VI(10), RWS(10)], ids=["VI", "RWS"])
+def test_one_optimiser_trains_model_and_guide(objective):
+    """Both end at b = mean(y) and the exact posterior N(0, 1/4) of mu, where log Z is exact for any particles."""
+
+    def guide(y):
+        m = numpyro.param("m", 1.0)
+        s = numpyro.param("s", 1.0, constraint=constraints.positive)
+        numpyro.sample("mu", dist.Normal(m, s))
+
+    losses, params = train(normal_mean, guide, objective, 600, TRAIN_Y)
+    np.testing.assert_allclose(params["b"], 2.5, atol=0.2)
+    np.testing.assert_allclose(params["m"], 0.0, atol=0.2)
+    np.testing.assert_allclose(params["s"], 0.5, rtol=0.2)
+    exact = multivariate_normal(np.zeros(3), 1 + np.eye(3)).logpdf(TRAIN_Y - 2.5)
+    assert abs(losses[-100:].mean() + exact) < 0.1
+    assert losses[0] > losses[-100:].mean() + 0.5
+
+
+@pytest.mark.parametrize("objective", [VI(8), RWS(8)], ids=["VI", "RWS"])
+def test_auto_normal(objective):
+    guide = AutoNormal(hierarchy)
+    losses, params = train(hierarchy, guide, objective, 400, COUNTY, Y)
+    np.testing.assert_allclose(params["alpha_auto_loc"], MEAN[1:], atol=0.3)
+    assert abs(losses[-100:].mean() + LOG_EVIDENCE) < 0.4
+    assert losses[-100:].mean() > -LOG_EVIDENCE - 0.02  # E log Z never exceeds the log evidence
+
+
+def test_auto_multivariate_normal():
+    """A joint autoguide is one group; it can represent this posterior exactly."""
+    guide = AutoMultivariateNormal(hierarchy)
+    losses, params = train(hierarchy, guide, VI(5), 600, COUNTY, Y)
+    np.testing.assert_allclose(params["auto_loc"], [*MEAN[1:], MEAN[0]], atol=0.2)
+    assert abs(losses[-100:].mean() + LOG_EVIDENCE) < 0.1
+    found = kayn.Importance(hierarchy, guide, num_particles=50).run(1, params, COUNTY, Y)
+    assert abs(found.log_evidence - LOG_EVIDENCE) < 0.2
+    assert kayn.analyze(hierarchy, COUNTY, Y, guide=guide, params=params).axes[0].latents == ("mu", "alpha")
+
+
+def test_rws_trains_discrete_guide_sites():
+    def guide(y):
+        with numpyro.plate("rows", len(y)):
+            p = numpyro.param("p", jnp.full(len(y), 0.5), constraint=constraints.unit_interval)
+            numpyro.sample("z", dist.Bernoulli(p))
+
+    _, params = train(coins, guide, RWS(10), 800, REALS, rate=0.03)
+    np.testing.assert_allclose(params["p"], exact_coins(REALS), atol=0.1)
+
+
+# -- kayn.fit
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return kayn.fit(hierarchy, (COUNTY, Y), num_particles=20, num_steps=500, progress=False)
+
+
+def test_fit_stops_by_itself(fitted):
+    assert fitted.converged
+    assert 16 <= len(fitted.log_evidence) < 500
+    assert fitted.log_evidence.dtype == np.float64
+    assert isinstance(fitted.guide, FactorisedGuide)
+    assert abs(fitted.log_evidence[-30:].mean() - LOG_EVIDENCE) < 0.3
+
+
+def test_posterior_of_a_fit(fitted):
+    kept = fitted.posterior()
+    assert kept.num_replicates == 32
+    other = fitted.posterior(num_particles=50, num_replicates=6)
+    assert other.particles["mu"].shape == (300,)
+    for found in (kept, other):
+        assert abs(found.log_evidence - LOG_EVIDENCE) < 0.2
+        np.testing.assert_allclose([found.mean("mu"), *found.mean("alpha")], MEAN, atol=0.2)
+        np.testing.assert_allclose([found.std("mu"), *found.std("alpha")], SD, rtol=0.25)
+    again = fitted.posterior()
+    np.testing.assert_array_equal(again.log_evidences, kept.log_evidences)
+    assert fitted.posterior(num_replicates=3, rng_key=9).log_evidences.shape == (3,)
+
+
+@pytest.mark.parametrize("method", ["rws", "vi"])
+def test_fit_by_gradients(method):
+    found = kayn.fit(hierarchy, (COUNTY, Y), method=method, num_particles=8, num_steps=300, learning_rate=0.05, progress=False)
+    assert len(found.log_evidence) <= 300
+    posterior = found.posterior(num_particles=30, num_replicates=10)
+    assert abs(posterior.log_evidence - LOG_EVIDENCE) < 0.2
+    np.testing.assert_allclose(posterior.mean("alpha"), MEAN[1:], atol=0.3)
+
+
+def test_fit_reads_kwargs_and_keys():
+    one = kayn.fit(hierarchy, kwargs={"county": COUNTY, "y": Y}, num_particles=4, num_steps=4, key=3, progress=False)
+    two = kayn.fit(hierarchy, [COUNTY, Y], num_particles=4, num_steps=4, key=jax.random.key(3), progress=False)
+    np.testing.assert_allclose(one.log_evidence, two.log_evidence, rtol=1e-5)
+    assert len(one.log_evidence) == 4
+    assert not one.converged
+
+
+def test_progress_shows_the_log_evidence(capsys):
+    kayn.fit(hierarchy, (COUNTY, Y), num_particles=4, num_steps=4, progress=True)
+    shown = capsys.readouterr()
+    assert "log evidence -" in shown.err
+    kayn.fit(hierarchy, (COUNTY, Y), num_particles=4, num_steps=4, progress=False)
+    shown = capsys.readouterr()
+    assert shown.err == shown.out == ""
+
+
+SCHOOLS_Y = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+SCHOOLS_SIGMA = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+
+
+def vague_schools(sigma, y):
+    mu = numpyro.sample("mu", dist.Normal(0, 30))
+    variance = numpyro.sample("variance", dist.InverseGamma(1e-3, 1e-3))
+    with numpyro.plate("schools", len(y)):
+        theta = numpyro.sample("theta", dist.Normal(mu, jnp.sqrt(variance)))
+        numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+def test_fit_starts_sensibly_from_vague_hyperpriors():
+    """Draws of InverseGamma(1e-3, 1e-3) are 1e-300 or 1e300, beyond float32: the start must not depend on them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", kayn.PoorFitWarning)
+        found = kayn.fit(vague_schools, (SCHOOLS_SIGMA, SCHOOLS_Y), num_particles=30, num_steps=200, progress=False)
+        posterior = found.posterior()
+    assert np.isfinite(found.log_evidence).all()
+    assert found.log_evidence[0] > -500
+    assert all(np.isfinite(v).all() for v in found.params.values())
+    assert abs(posterior.mean("mu") - 8) < 5
+    theta = np.asarray(posterior.mean("theta"))
+    assert (np.abs(theta - 8) < 20).all()
+    assert theta[0] >= theta[2] - 0.5
+
+
+def test_is_flat():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=200)
+    assert is_flat(noise[:96])
+    assert not is_flat(noise[:95])  # too short to tell
+    assert not is_flat(noise[:96] + np.repeat([0.0, 0.0, 3.0], 32))  # still improving
+    assert is_flat(noise[:96] - np.repeat([0.0, 0.0, 3.0], 32))  # worse is no improvement
+    broken = noise[:96].copy()
+    broken[-5] = -np.inf
+    assert not is_flat(broken)
+    # the start does not count
+    assert is_flat(np.concatenate([np.full(50, -1e6), noise[:64]]))
+    # at a plateau two windows differ by more than twice their error, upwards, in about 2 % of runs
+    flat = np.mean([is_flat(rng.normal(size=96)) for _ in range(400)])
+    assert flat > 0.93
+
+
+def test_guide_parameters_have_readable_names():
+    guide = FactorisedGuide.from_model(hierarchy, (COUNTY, Y))
+    assert set(guide.start) == {"mu_loc", "mu_scale", "alpha_loc", "alpha_scale"}
+    assert guide.start["alpha_loc"].shape == (3,)
+    _, params = train(hierarchy, guide, VI(5), 200, COUNTY, Y)
+    np.testing.assert_allclose(params["alpha_loc"], MEAN[1:], atol=0.4)
