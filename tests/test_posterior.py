@@ -201,7 +201,7 @@ def test_exact_structured_guide(x64, key):
 @pytest.mark.parametrize("options", [{"strategy": "global"}, {"groups": [("mu", "alpha")]}], ids=["global", "groups"])
 def test_exact_structured_guide_on_one_axis(x64, options):
     """Joint draws of the exact posterior all have the same weight."""
-    exact = Importance(hierarchy, hierarchy_guide, num_particles=6, **options).run(0, None, jnp.asarray(COUNTY), jnp.asarray(Y))
+    exact = Importance(hierarchy, hierarchy_guide, num_particles=6, **options).run(0, None, COUNTY.copy(), Y.copy())
     np.testing.assert_allclose(exact.log_evidence, LOG_EVIDENCE, rtol=1e-12)
     for name in ("mu", "alpha"):
         np.testing.assert_allclose(exact.ess(name), 6, rtol=1e-10)
@@ -505,7 +505,7 @@ def test_data_as_jit_arguments():
 
 def test_float64(x64):
     found = Importance(hierarchy, mean_field(), num_particles=50, num_replicates=2)
-    found = found.run(0, None, jnp.asarray(COUNTY), jnp.asarray(Y))
+    found = found.run(0, None, COUNTY.copy(), Y.copy())
     assert found.log_evidences.dtype == found.weights("alpha").dtype == found.mean("mu").dtype == jnp.float64
     np.testing.assert_allclose(found.weights("alpha").sum(0), 1, rtol=1e-12)
 
