@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import QUICK
 from scipy.special import logsumexp
 
 from kayn.contraction import execute
 from kayn.contraction.logdot import log_matmul
 from kayn.contraction.plan import Combine, PlateLink, Product, Stuck, Term, plan_contraction
 from kayn.errors import StructureError
+from oracle import QUICK
 
 
 class Problem:

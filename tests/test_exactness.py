@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
-from oracle import QUICK, BruteForce, everything
 from scipy import stats
-from strategies import MAX_COMBINATIONS, Spec, specs
 
 from kayn import evidence, expectation, queries
 from kayn.axes import make_request
 from kayn.errors import StructureError
 from kayn.evidence import Draws, Problem
+from oracle import QUICK, BruteForce, everything
+from strategies import MAX_COMBINATIONS, Spec, specs
 
 pytestmark = pytest.mark.slow
 

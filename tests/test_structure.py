@@ -12,7 +12,6 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
-from oracle import QUICK, BruteForce
 from scipy import stats
 from scipy.special import logsumexp
 
@@ -21,6 +20,7 @@ from kayn import evidence
 from kayn.axes import make_request
 from kayn.errors import ModelError, StructureError
 from kayn.graph.types import MIXED, Link
+from oracle import QUICK, BruteForce
 
 # 32-bit on purpose: JAX 0.10 cannot trace one 64-bit NumPy array first with and then without x64
 COUNTY = np.array([0, 2, 2, 0, 1], np.int32)
@@ -597,7 +597,8 @@ def test_enumerated_latents_are_summed_exactly(x64):
     problem = build(model, guide=lambda: None)
     assert all(a.enumerated for a in problem.layout.axes)
     p = np.array([0.2, 0.6, 0.9])
-    rows = np.log(p[:, None] * stats.norm.pdf(Y[:3], 2) + (1 - p[:, None]) * stats.norm.pdf(Y[:3], 0))
+    y = Y[:3].astype(float)
+    rows = np.log(p[:, None] * stats.norm.pdf(y, 2) + (1 - p[:, None]) * stats.norm.pdf(y, 0))
     expected = logsumexp(np.log([0.2, 0.5, 0.3]) + rows.sum(1))
     np.testing.assert_allclose(_log_z(problem, jax.random.key(0)), expected, rtol=1e-12)
 

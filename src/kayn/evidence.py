@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from kayn import factors, particles
 from kayn.axes import Layout, Request, choose_layout, proposal_name
-from kayn.contraction.execute import Index, log_contract, settled_slot
 from kayn.checks import parameter_values
+from kayn.contraction.execute import Index, log_contract, settled_slot
 from kayn.errors import GuideError
 from kayn.graph.discover import Structure, discover
 from kayn.graph.slices import slice_outputs

@@ -206,31 +206,33 @@ class Gamma(_Elementwise):
         return {"mean": _average(weights, safe), "log": _average(weights, jnp.log(safe))}
 
     def from_moments(self, moments: Moments) -> Params:
-        mean = jnp.maximum(moments["mean"], jnp.finfo(moments["mean"].dtype).tiny)
+        mean = jnp.maximum(moments["mean"], 1e-30)
         gap = jnp.clip(jnp.log(mean) - moments["log"], 1e-6, 1e3)
         a = (3 - gap + jnp.sqrt((gap - 3) ** 2 + 24 * gap)) / (12 * gap)
-        for _ in range(6):
-            # Newton steps in 1/a (Minka, Estimating a gamma distribution, 2002)
+
+        def newton(_: Any, a: Any) -> Any:
+            # a step in 1/a (Minka, Estimating a gamma distribution, 2002)
             slope = a**2 * (1 / a - polygamma(1, a))
-            a = 1 / jnp.maximum(1 / a + (jnp.log(a) - digamma(a) - gap) / slope, 1e-8)
+            return 1 / jnp.maximum(1 / a + (jnp.log(a) - digamma(a) - gap) / slope, 1e-8)
+
+        a = jax.lax.fori_loop(0, 6, newton, a)
         return {"concentration": a, "rate": a / mean}
 
 
 def inverse_digamma(y: Any) -> Any:
     """The x with `digamma(x) = y`, by Newton steps from Minka's starting point (Estimating a Dirichlet distribution, 2000)."""
     x = jnp.where(y >= -2.22, jnp.exp(jnp.minimum(y, 50.0)) + 0.5, -1 / (y - digamma(1.0)))
-    for _ in range(5):
-        x = jnp.maximum(x - (digamma(x) - y) / polygamma(1, x), TINY)
-    return x
+    return jax.lax.fori_loop(0, 5, lambda _, x: jnp.maximum(x - (digamma(x) - y) / polygamma(1, x), TINY), x)
 
 
 def dirichlet_from_log_moments(log_mean: Any) -> Any:
     """The concentration with `digamma(a_i) - digamma(sum a) = log_mean_i`; last dimension is the simplex."""
-    a = jnp.ones_like(log_mean)
-    for _ in range(5):
-        a = inverse_digamma(log_mean + digamma(jnp.sum(a, -1, keepdims=True)))
-    for _ in range(10):
-        # Newton step with the Hessian's diagonal plus constant inverted in closed form, in log space to stay positive
+
+    def fixed_point(_: Any, a: Any) -> Any:
+        return inverse_digamma(log_mean + digamma(jnp.sum(a, -1, keepdims=True)))
+
+    def newton(_: Any, a: Any) -> Any:
+        # the Hessian's diagonal plus constant inverted in closed form; in log space to stay positive
         total = jnp.sum(a, -1, keepdims=True)
         gradient = digamma(total) - digamma(a) + log_mean
         diagonal, constant = -polygamma(1, a), polygamma(1, total)
@@ -238,8 +240,10 @@ def dirichlet_from_log_moments(log_mean: Any) -> Any:
             1 / constant + jnp.sum(1 / diagonal, -1, keepdims=True)
         )
         step = (gradient - shift) / diagonal
-        a = a * jnp.exp(jnp.clip(-step / a, -1.0, 1.0))
-    return jnp.clip(a, 1e-4, 1e7)
+        return a * jnp.exp(jnp.clip(-step / a, -1.0, 1.0))
+
+    a = jax.lax.fori_loop(0, 5, fixed_point, jnp.ones_like(log_mean))
+    return jnp.clip(jax.lax.fori_loop(0, 10, newton, a), 1e-4, 1e7)
 
 
 @dataclass(frozen=True, eq=False)

@@ -107,7 +107,9 @@ def derive(nodes: Nodes, to_inner: Node, to_outer: Node, inner_size: int) -> Nod
     return nodes.apply(f"derive{inner_size}", compute, (to_inner, to_outer))
 
 
-def nested_through(nodes: Nodes, to_inner: Node, to_outer: Node, inner_size: int, used: Sequence[Node] = ()) -> Node | None:
+def nested_through(
+    nodes: Nodes, to_inner: Node, to_outer: Node, inner_size: int, used: Sequence[Node] = ()
+) -> Node | None:
     """The map inner -> outer if rows that share an inner element always share the outer one, else None.
 
     Decided by numbers where they are known, otherwise by the form of the expression (`outer_of_inner[inner]`). A map among
