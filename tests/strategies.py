@@ -6,6 +6,7 @@ index arrays, guide parameters) come from `Spec.seed`.
 
 from __future__ import annotations
 
+import itertools
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -197,7 +198,7 @@ class Spec:
                 index.append(along(vector if mode == "aligned" else vector[::-1], plate))
             else:
                 vector = np.arange(self.plate(mode[0]).size)
-                for a, b in zip(mode, mode[1:], strict=False):
+                for a, b in itertools.pairwise(mode):
                     vector = self.index(a, b)[vector]
                 index.append(along(vector, mode[0]))
         return value[tuple(index)]

@@ -451,7 +451,7 @@ def test_arviz_reads_the_datatree(posterior):
         rest = np.arange(len(Y)) != i
         mean, covariance, _ = gaussian(COUNTY[rest], Y[rest])
         exact += norm(mean[1 + COUNTY[i]], np.sqrt(covariance[1 + COUNTY[i], 1 + COUNTY[i]] + 1)).logpdf(Y[i])
-    np.testing.assert_allclose(loo["elpd_loo"] if "elpd_loo" in loo else loo.elpd, exact, atol=0.6)
+    np.testing.assert_allclose(getattr(loo, "elpd_loo" if "elpd_loo" in loo else "elpd"), exact, atol=0.6)
 
 
 def test_summary(posterior):
@@ -552,7 +552,7 @@ def test_subsampled_plates():
 
 def test_fitted_posterior_agrees():
     """The default guide in unconstrained space gets there too, without a hand-written guide."""
-    fitted = kayn.fit(hierarchy, (COUNTY, Y), num_particles=30, num_steps=100, progress=False)
+    fitted = kayn.fit(hierarchy, (COUNTY, Y), num_particles=30, num_steps=96, progress=False)
     found = fitted.posterior()
     assert abs(found.log_evidence - LOG_EVIDENCE) < 0.15
     np.testing.assert_allclose([found.mean("mu"), *found.mean("alpha")], MEAN, atol=0.12)

@@ -48,17 +48,20 @@ GROUPS_EVIDENCE = stats.multivariate_normal(np.zeros(6), 2 * np.eye(6) + 1).logp
 
 
 def chain():
-    """a -> b -> c with two observed ends; c depends on both a and b."""
+    """a -> b -> c with two observed ends; c depends on both a and b.
+
+    Dependence is weak enough for paired denominators, whose weights q(z | one parent) / q(z | another) have heavy tails.
+    """
     a = numpyro.sample("a", dist.Normal(0, 1))
-    b = numpyro.sample("b", dist.Normal(0.8 * a, 0.6))
-    c = numpyro.sample("c", dist.Normal(0.5 * a - 0.7 * b, 0.8))
+    b = numpyro.sample("b", dist.Normal(0.3 * a, 1))
+    c = numpyro.sample("c", dist.Normal(0.2 * a - 0.3 * b, 1))
     numpyro.sample("y", dist.Normal(c, 1), obs=0.7)
     numpyro.sample("z", dist.Normal(b, 1), obs=-0.4)
 
 
 def _chain_evidence():
-    b = np.array([0.8, 0.6, 0.0])
-    c = np.array([0.5, 0.0, 0.8]) - 0.7 * b
+    b = np.array([0.3, 1.0, 0.0])
+    c = np.array([0.2, 0.0, 1.0]) - 0.3 * b
     both = np.stack([c, b])
     return stats.multivariate_normal(np.zeros(2), both @ both.T + np.eye(2)).logpdf([0.7, -0.4])
 
@@ -95,7 +98,6 @@ def test_prior_as_dependent_proposal(plated, num_particles):
 @pytest.mark.parametrize(
     "options",
     [
-        {"num_particles": 3, "denominator": "paired"},
         {"num_particles": 3, "groups": [["mu", "theta"]]},
         {"num_particles": 3, "strategy": "local"},
         {"num_particles": 10, "strategy": "global"},
@@ -132,7 +134,8 @@ def test_evenly_spread_particles(num_particles):
 # -- exactly
 
 
-TABLE = np.random.default_rng(0).uniform(0.05, 0.95, (2, 2, 2))
+TABLE = np.array([[[0.4, 0.2], [0.15, 0.9]], [[0.7, 0.75], [0.85, 0.1]]])
+"""Strongly interacting, so that a wrong denominator shows."""
 
 
 def _bernoulli(name, p, **options):
@@ -157,6 +160,17 @@ def plated(model):
     b = _bernoulli("b", at[a, 1, 0])
     with numpyro.plate("two", 2):
         c = _bernoulli("c", at[a, b] * jnp.array([1.0, 0.6]))
+        if model:
+            _bernoulli("y", 0.1 + 0.2 * a + 0.5 * b * c, obs=jnp.array([1, 0]))
+
+
+def entangled(model):
+    """b and c in one plate; as a guide, c's elements depend on a and on the first element of b."""
+    at = jnp.asarray(TABLE if model else TABLE[::-1, ::-1])
+    a = _bernoulli("a", at[0, 0, 0])
+    with numpyro.plate("two", 2):
+        b = _bernoulli("b", at[a, 1, 0] * jnp.array([1.0, 0.6]))
+        c = _bernoulli("c", at[a, b if model else b[0], 1])
         if model:
             _bernoulli("y", 0.1 + 0.2 * a + 0.5 * b * c, obs=jnp.array([1, 0]))
 
@@ -213,6 +227,7 @@ SCALARS = {"a": (), "b": (), "c": ()}
         {"num_particles": 2, "groups": [["a", "b"]]},
         {"num_particles": 2, "groups": [["a", "c"]]},
         {"num_particles": 3, "groups": [["a", "c"]]},
+        {"num_particles": 3, "groups": [["a", "c"]], "denominator": "paired"},
         {"num_particles": 3, "groups": [["b", "c"]]},
         {"num_particles": 2, "groups": [["b", "c"]], "denominator": "paired"},
         {"num_particles": {"a": 2, "b": 3, "c": 2}},
@@ -242,6 +257,27 @@ def test_every_outcome_of_a_two_parent_guide(options, x64):
 def test_every_outcome_with_a_plate(options, x64):
     found, expected = expected_evidence(plated, {"a": (), "b": (), "c": (2,)}, **options)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"strategy": "local"}, {"strategy": "local", "denominator": "paired"}], ids=str
+)
+def test_every_outcome_of_a_guide_that_mixes_plate_elements(options, x64):
+    found, expected = expected_evidence(entangled, {"a": (), "b": (2,), "c": (2,)}, 2, **options)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_a_group_around_another_latent_takes_it_in(x64):
+    """a -> b -> c: with a and c on one axis, b's particles descend from it and feed it, so b has to join."""
+    problem = evidence.build_problem(
+        partial(discrete, True), partial(discrete, False), (), {}, {}, make_request(2, groups=[["a", "c"]])
+    )
+    assert [a.latents for a in problem.layout.axes] == [("a", "c", "b")]
+    assert "and back" in str(problem.layout.couplings[0])
+    paired = evidence.build_problem(
+        partial(discrete, True), partial(discrete, False), (), {}, {}, make_request(2, groups=[["a", "c"]]), "paired"
+    )
+    assert len(paired.layout.axes) == 2
 
 
 def test_averaging_each_guide_parent_separately_is_biased(x64):

@@ -139,12 +139,18 @@ class Constraint:
     reason: str
 
 
-def choose_layout(structure: Structure, request: Request, constraints: Sequence[Constraint] = ()) -> Layout:
+def choose_layout(
+    structure: Structure,
+    request: Request,
+    constraints: Sequence[Constraint] = (),
+    guide_parents: Mapping[str, Sequence[str]] | None = None,
+) -> Layout:
     """Choose particle axes and plan the contraction.
 
     Args:
         structure: the model's graph and links.
         constraints: demands of the guide.
+        guide_parents: guide sites that every guide site depends on, where the densities are mixtures over these.
 
     Raises:
         StructureError: a request names an unknown latent or plate, or an enumerated latent would have to be coupled.
@@ -155,7 +161,7 @@ def choose_layout(structure: Structure, request: Request, constraints: Sequence[
     axes = chooser.initial(constraints)
     outputs = graph.factors
     while True:
-        changed = chooser.resolve(axes, outputs)
+        changed = chooser.untangle(axes, guide_parents or {}) or chooser.resolve(axes, outputs)
         if changed is None:
             try:
                 plan = plan_axes(structure, axes, outputs)
@@ -290,6 +296,39 @@ class _Chooser:
         changed = replace(axis, scope=tuple(p for p in axis.scope if p not in plates))
         return [changed if a is axis else a for a in axes]
 
+    def untangle(self, axes: Sequence[Axis], guide_parents: Mapping[str, Sequence[str]]) -> list[Axis] | None:
+        """Two axes on one, if the guide goes from one to the other and back: a -> b -> c with a and c on one axis.
+
+        The mixture over an axis's guide parents is the law of its particles only if no parent descends from the axis.
+        """
+        if all(len(a.latents) == 1 for a in axes):
+            return None
+        node: dict[str, Any] = {n: n for n in guide_parents} | {n: a for a in axes for n in a.latents}
+        parents: dict[Any, set] = {node[n]: set() for n in guide_parents}
+        for name, names in guide_parents.items():
+            parents[node[name]] |= {node[p] for p in names} - {node[name]}
+        while True:
+            # what has no parents, or no children, is on no cycle
+            children = set().union(*parents.values())
+            left = {n: p for n, p in parents.items() if p and n in children}
+            if len(left) == len(parents):
+                break
+            parents = {n: p & left.keys() for n, p in left.items()}
+        for first in (a for a in axes if a in parents):
+            for second in (a for a in axes if a in parents[first]):
+                if self._descends(second, first, parents):
+                    return self._merge(axes, first, second, "the guide goes from one to the other and back")
+        return None
+
+    @staticmethod
+    def _descends(node: Any, ancestor: Any, parents: Mapping[Any, set]) -> bool:
+        seen, todo = {node}, [node]
+        while todo:
+            new = parents[todo.pop()] - seen
+            seen |= new
+            todo.extend(new)
+        return ancestor in seen
+
     def resolve(self, axes: Sequence[Axis], outputs: Sequence[Output]) -> list[Axis] | None:
         """Apply the first coupling that the reads demand; None when there is none."""
         for output in outputs:
@@ -374,7 +413,7 @@ class _Chooser:
     def _merge(self, axes: Sequence[Axis], a: Axis, b: Axis, reason: str) -> list[Axis]:
         names = (*a.latents, *b.latents)
         scope = tuple(p for p in a.scope if p in b.scope)
-        merged = Axis(_axis_name(names), names, scope, a.size)
+        merged = Axis(_axis_name(names), names, scope, min(a.size, b.size))
         self.couplings = [c for c in self.couplings if c.plates or c.axis not in (a.name, b.name)]
         self._report(merged, (), reason)
         return [merged if x is a else x for x in axes if x is not b]
