@@ -267,6 +267,23 @@ def test_every_outcome_of_a_guide_that_mixes_plate_elements(options, x64):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+def test_latents_on_one_axis_depend_on_each_other_within_an_element(x64):
+    def axes(program):
+        problem = evidence.build_problem(
+            partial(program, True), partial(program, False), (), {}, {}, make_request(2, "local")
+        )
+        return [(a.latents, a.scope) for a in problem.layout.axes]
+
+    assert axes(entangled) == [(("a",), ()), (("b", "c"), ())]
+
+    def aligned(model):
+        a = _bernoulli("a", 0.3)
+        with numpyro.plate("two", 2):
+            _bernoulli("c", 0.2 + 0.1 * a + 0.4 * _bernoulli("b", 0.4))
+
+    assert axes(aligned) == [(("a",), ()), (("b", "c"), ("two",))]
+
+
 def test_a_group_around_another_latent_takes_it_in(x64):
     """a -> b -> c: with a and c on one axis, b's particles descend from it and feed it, so b has to join."""
     problem = evidence.build_problem(

@@ -143,14 +143,15 @@ def choose_layout(
     structure: Structure,
     request: Request,
     constraints: Sequence[Constraint] = (),
-    guide_parents: Mapping[str, Sequence[str]] | None = None,
+    guide_parents: Mapping[str, Mapping[str, frozenset[str]]] | None = None,
 ) -> Layout:
     """Choose particle axes and plan the contraction.
 
     Args:
         structure: the model's graph and links.
         constraints: demands of the guide.
-        guide_parents: guide sites that every guide site depends on, where the densities are mixtures over these.
+        guide_parents: where densities are mixtures over guide parents, the parents of every guide site, each with the
+            plates over which element i of the site depends on element i of the parent only.
 
     Raises:
         StructureError: a request names an unknown latent or plate, or an enumerated latent would have to be coupled.
@@ -296,13 +297,24 @@ class _Chooser:
         changed = replace(axis, scope=tuple(p for p in axis.scope if p not in plates))
         return [changed if a is axis else a for a in axes]
 
-    def untangle(self, axes: Sequence[Axis], guide_parents: Mapping[str, Sequence[str]]) -> list[Axis] | None:
-        """Two axes on one, if the guide goes from one to the other and back: a -> b -> c with a and c on one axis.
+    def untangle(
+        self, axes: Sequence[Axis], guide_parents: Mapping[str, Mapping[str, frozenset[str]]]
+    ) -> list[Axis] | None:
+        """Apply the first coupling that a guide with dependent sites demands; None when there is none.
 
-        The mixture over an axis's guide parents is the law of its particles only if no parent descends from the axis.
+        The mixture over an axis's guide parents is the law of its particles only if no parent descends from the axis. So
+        two axes become one if the guide goes from one to the other and back (a -> b -> c with a and c on one axis), and
+        latents that share an axis may depend on each other within one plate element only.
         """
-        if all(len(a.latents) == 1 for a in axes):
+        shared = [a for a in axes if len(a.latents) > 1]
+        if not shared:
             return None
+        for axis in shared:
+            for name in axis.latents:
+                for parent, aligned in guide_parents.get(name, {}).items():
+                    gone = tuple(p for p in axis.scope if parent in axis.latents and p not in aligned)
+                    if gone:
+                        return self._drop(axes, axis, gone, f"the guide draws {name} from several elements of {parent}")
         node: dict[str, Any] = {n: n for n in guide_parents} | {n: a for a in axes for n in a.latents}
         parents: dict[Any, set] = {node[n]: set() for n in guide_parents}
         for name, names in guide_parents.items():

@@ -95,7 +95,7 @@ def build_problem(
     drawn = set(traced_guide.names)
     sites = {n: replace(s, enumerate=False, support_size=None) if n in drawn else s for n, s in sites.items()}
     traced, structure = read_model(model, args, kwargs, params, sites)
-    mixed = traced_guide.parents if denominator == "mixture" else None
+    mixed = particles.parent_plates(traced_guide, structure.graph) if denominator == "mixture" else None
     layout = choose_layout(structure, request, traced_guide.constraints, mixed)
     return Problem(traced, traced_guide, structure, layout, denominator)
 

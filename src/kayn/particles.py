@@ -22,6 +22,7 @@ from kayn.axes import Axis, Constraint, Layout
 from kayn.errors import GuideError
 from kayn.graph.dependence import read_program
 from kayn.graph.nodes import Node
+from kayn.graph.rules import Aligned
 from kayn.graph.slices import slice_outputs
 from kayn.graph.trace import MASK, SUPPORT, Program, Site, inspect_sites, refuse_point_estimates, trace_program
 from kayn.graph.types import Graph, Latent
@@ -112,6 +113,26 @@ def _guide_parents(density: Program, drawn: Mapping[str, Site]) -> dict[str, tup
         others = tuple(n for n in names if n != name)
         # a point mass depends on its source through the guide's own equations, not through its density
         out[name] = others or (_delta_sources(drawn) if site.delta else ())
+    return out
+
+
+def parent_plates(guide: GuideProgram, graph: Graph) -> dict[str, dict[str, frozenset[str]]]:
+    """The guide parents of every guide site, each with the plates over which element i of the site reads element i only."""
+    program = guide.density
+    latents = [graph.latent(n) for n in program.inputs if n in graph.latent_names]
+    found, _ = read_program(program, latents, [None] * (len(program.consts) + len(program.jaxpr.invars)))
+    plates = {z.name: dict(z.plates) for z in latents}
+    out: dict[str, dict[str, frozenset[str]]] = {}
+    for name, parents in guide.parents.items():
+        read, own = found[name], plates.get(name, {})
+        out[name] = {
+            p: frozenset(
+                q
+                for q in plates.get(p, ())
+                if q in own and not isinstance(read, Node) and read.get((p, q)) == Aligned(own[q], None)
+            )
+            for p in parents
+        }
     return out
 
 
