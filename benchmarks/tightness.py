@@ -129,12 +129,14 @@ def gap(case: Case, strategy: str, num_particles: int, repeats: int) -> tuple[fl
 @click.option("--json", "json_path", default=None, help="Also write the table to this file.")
 def main(repeats: int, json_path: str | None) -> None:
     rows = []
+    print(f"{'model':12s} {'strategy':10s} {'K':>4s} {'gap (nats)':>12s} {'s.e.':>7s}")
     for case in (two_level(), three_level()):
         for strategy in ("parallel", "global"):
             measure = partial(gap, case, strategy, repeats=repeats)
             for num_particles in (10, 30):
                 mean, error = measure(num_particles)
                 rows.append({"model": case.name, "strategy": strategy, "K": num_particles, "gap": mean, "error": error})
+                print(f"{case.name:12s} {strategy:10s} {num_particles:4d} {mean:12.2f} {error:7.2f}", flush=True)
     if json_path:
         with open(json_path, "w") as file:
             json.dump(rows, file, indent=1)
