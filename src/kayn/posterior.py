@@ -312,13 +312,17 @@ def warn_if_poor(posterior: Posterior) -> None:
 
 
 def _complaints(posterior: Posterior) -> Iterator[str]:
-    if not np.isfinite(np.asarray(posterior.log_evidences)).any():
+    log_z = np.asarray(posterior.log_evidences)
+    possible = log_z[np.isfinite(log_z)]
+    if not possible.size:
         yield (
             "every combination of particles is impossible (log evidence is -inf): the proposal misses the posterior's "
             "support, or an observed value has zero density. Fit the guide first (kayn.fit), or check the data"
         )
         return
-    spread = float(np.std(np.asarray(posterior.log_evidences)))
+    if possible.size < log_z.size:
+        yield f"{log_z.size - possible.size} of {log_z.size} replicates hold no possible combination of particles. {ADVICE}"
+    spread = float(np.std(possible))
     if not spread < diagnostics.POOR_SPREAD:
         yield f"log evidence varies by {spread:.1f} nats (sd) between replicates, so its error is underestimated. {ADVICE}"
     for axis in posterior.problem.layout.axes:

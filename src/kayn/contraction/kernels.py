@@ -27,28 +27,32 @@ def log_sum_exp(left: Any, right: Any, count: int) -> Any:
     return _log_sum_exp(left, right, count)
 
 
-def _log_sum_exp(left: Any, right: Any, count: int) -> Any:
+def _shifted(left: Any, right: Any, count: int) -> tuple[Any, Any, Any]:
+    """Shares of every summand before normalisation, their sum, and the shift that keeps them in range."""
     total = left + right
     axes = tuple(range(total.ndim - count, total.ndim))
     top = jnp.max(total, axes, keepdims=True)
     safe = jnp.where(jnp.isfinite(top), top, 0.0)
-    summed = jnp.sum(jnp.exp(total - safe), axes)
-    top = jnp.squeeze(safe, axes)
-    return jnp.where(summed > 0, jnp.log(jnp.where(summed > 0, summed, 1.0)) + top, -jnp.inf)
+    share = jnp.exp(total - safe)
+    return share, jnp.sum(share, axes, keepdims=True), safe
 
 
-def _forward(left: Any, right: Any, count: int) -> tuple[Any, tuple[Any, Any, Any]]:
-    out = _log_sum_exp(left, right, count)
-    return out, (left, right, out)
+def _log_sum_exp(left: Any, right: Any, count: int) -> Any:
+    _, summed, top = _shifted(left, right, count)
+    out = jnp.where(summed > 0, jnp.log(jnp.where(summed > 0, summed, 1.0)) + top, -jnp.inf)
+    return jnp.squeeze(out, tuple(range(out.ndim - count, out.ndim)))
 
 
-def _backward(count: int, saved: tuple[Any, Any, Any], cotangent: Any) -> tuple[Any, Any]:
-    left, right, out = saved
-    shape = out.shape + (1,) * count
-    alive = jnp.isfinite(out)
-    shift = jnp.where(alive, out, 0.0).reshape(shape)
-    cotangent = jnp.where(alive, cotangent, 0.0).reshape(shape)
-    share = jnp.exp(left + right - shift) * cotangent
+def _forward(left: Any, right: Any, count: int) -> tuple[Any, tuple[Any, Any]]:
+    return _log_sum_exp(left, right, count), (left, right)
+
+
+def _backward(count: int, saved: tuple[Any, Any], cotangent: Any) -> tuple[Any, Any]:
+    # normalised here and not by the result, whose rounding error is large where log weights are
+    left, right = saved
+    share, summed, _ = _shifted(left, right, count)
+    cotangent = cotangent.reshape(cotangent.shape + (1,) * count)
+    share = share * jnp.where(summed > 0, cotangent / jnp.where(summed > 0, summed, 1.0), 0.0)
     return _unbroadcast(share, left.shape), _unbroadcast(share, right.shape)
 
 

@@ -48,7 +48,7 @@ def _backward(saved: Any, cotangent: Any) -> tuple[Any, Any]:
         on_left = left_scaled * _matmul(ratio, jnp.swapaxes(right_scaled, -1, -2))
         return on_left, right_scaled * _matmul(jnp.swapaxes(left_scaled, -1, -2), ratio)
 
-    return jax.lax.cond(safe, fast, lambda: _exact_gradient(left, right, _finite(out), cotangent))
+    return jax.lax.cond(safe, fast, lambda: _exact_gradient(left, right, cotangent))
 
 
 log_matmul.defvjp(_forward, _backward)
@@ -67,8 +67,8 @@ def _floor(dtype: Any) -> float:
     return float(jnp.finfo(dtype).tiny) * 1e13
 
 
-def _exact(left: Any, right: Any) -> Any:
-    """One k at a time, with a running maximum: temporaries of the size of the result."""
+def _running(left: Any, right: Any) -> tuple[Any, Any]:
+    """Maximum over k and the sum relative to it, one k at a time: temporaries of the size of the result."""
     terms = (jnp.moveaxis(left, -1, 0), jnp.moveaxis(right, -2, 0))
     empty = jnp.full((*left.shape[:-1], right.shape[-1]), -jnp.inf, left.dtype)
 
@@ -79,15 +79,22 @@ def _exact(left: Any, right: Any) -> Any:
         shift = _finite(new)
         return (new, total * jnp.exp(top - shift) + jnp.exp(term - shift)), None
 
-    (top, total), _ = jax.lax.scan(add, (empty, jnp.zeros_like(empty)), terms)
+    return jax.lax.scan(add, (empty, jnp.zeros_like(empty)), terms)[0]
+
+
+def _exact(left: Any, right: Any) -> Any:
+    top, total = _running(left, right)
     return jnp.where(jnp.isneginf(top), -jnp.inf, jnp.log(jnp.where(total > 0, total, 1.0)) + _finite(top))
 
 
-def _exact_gradient(left: Any, right: Any, out: Any, cotangent: Any) -> tuple[Any, Any]:
+def _exact_gradient(left: Any, right: Any, cotangent: Any) -> tuple[Any, Any]:
+    # shares relative to the maximum: the result itself is rounded too coarsely where log weights are large
+    top, total = _running(left, right)
+    shift, scaled = _finite(top), cotangent / jnp.where(total > 0, total, 1.0)
     terms = (jnp.moveaxis(left, -1, 0), jnp.moveaxis(right, -2, 0))
 
     def share(_: None, k: Any) -> tuple[None, Any]:
-        part = jnp.exp(k[0][..., None] + k[1][..., None, :] - out) * cotangent
+        part = jnp.exp(k[0][..., None] + k[1][..., None, :] - shift) * scaled
         return None, (jnp.sum(part, -1), jnp.sum(part, -2))
 
     _, (on_left, on_right) = jax.lax.scan(share, None, terms)

@@ -19,6 +19,7 @@ from jax.extend.core import Jaxpr
 from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.distributions.util import is_identically_one
+from numpyro.infer.autoguide import AutoGuide
 
 from kayn.errors import DataError, GuideError, ModelError
 
@@ -98,6 +99,8 @@ def inspect_sites(
     """
     if not callable(fn):
         raise ModelError(f"model and guide must be NumPyro programs (functions), but one is {type(fn).__name__} {fn!r}")
+    if isinstance(fn, AutoGuide):
+        _set_up_autoguide(fn, args, kwargs)
     found: dict[str, Site] = {}
     given = {n: jnp.zeros(s.shape, s.dtype) for n, s in (substitutions or {}).items()}
 
@@ -118,6 +121,18 @@ def inspect_sites(
     jax.eval_shape(run, given)
     _check_plates(found)
     return found
+
+
+def _set_up_autoguide(guide: AutoGuide, args: tuple, kwargs: Mapping) -> None:
+    """An autoguide reads its model on first use and keeps what it finds, which must happen outside of any tracing."""
+    if guide.prototype_trace is not None:
+        return
+    if isinstance(jnp.zeros(()) + 0, jax.core.Tracer):
+        raise GuideError(
+            f"{type(guide).__name__} is used for the first time inside a JAX transformation such as jax.jit; call it once "
+            "before, as SVI.init does: numpyro.handlers.seed(guide, 0)(*args)"
+        )
+    handlers.block(handlers.seed(guide, jax.random.key(0)))(*args, **kwargs)
 
 
 def _check_plates(sites: Mapping[str, Site]) -> None:
