@@ -132,7 +132,7 @@ def test_pair_expectations_match_enumeration(spec):
         draws, params = some_draws(spec, problem), spec.params()
         replicates = jax.tree.map(lambda x: x[None], draws)
         moments = jax.jit(planned.moments, compiler_options=QUICK)
-        mean, std = moments(problem.numbers, params, replicates)
+        mean, std = moments(problem.numbers, params, replicates, jnp.ones(1))
         probabilities = np.asarray(jax.nn.softmax(everything(oracle, draws, params)[0]))
         close(mean, oracle.expectation(probabilities, draws, product, first, second), 1e-9)
         square = oracle.expectation(probabilities, draws, lambda a, b: product(a, b) ** 2, first, second)

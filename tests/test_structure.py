@@ -587,17 +587,17 @@ def test_subsampled_rows_of_a_global_latent(x64):
 
 def test_enumerated_latents_are_summed_exactly(x64):
     """A mixture with every latent enumerated has no sampling error at all."""
+    y = Y[:3].astype(float)
 
     def model():
         k = numpyro.sample("k", dist.Categorical(jnp.array([0.2, 0.5, 0.3])), infer={"enumerate": "parallel"})
         with numpyro.plate("c", 3):
             z = numpyro.sample("z", dist.Bernoulli(jnp.array([0.2, 0.6, 0.9])[k]), infer={"enumerate": "parallel"})
-            normal("y", 2.0 * z, obs=Y[:3])
+            normal("y", 2.0 * z, obs=y)
 
     problem = build(model, guide=lambda: None)
     assert all(a.enumerated for a in problem.layout.axes)
     p = np.array([0.2, 0.6, 0.9])
-    y = Y[:3].astype(float)
     rows = np.log(p[:, None] * stats.norm.pdf(y, 2) + (1 - p[:, None]) * stats.norm.pdf(y, 0))
     expected = logsumexp(np.log([0.2, 0.5, 0.3]) + rows.sum(1))
     np.testing.assert_allclose(_log_z(problem, jax.random.key(0)), expected, rtol=1e-12)
