@@ -8,16 +8,14 @@ offers the same five functions. Shapes: B the site's batch shape, E its event sh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import digamma, polygamma
 from numpyro.distributions import constraints
-from numpyro.distributions.transforms import ComposeTransform, IdentityTransform, Transform
 
 Moments = Mapping[str, Any]
 Params = Mapping[str, Any]
@@ -60,121 +58,8 @@ class Family:
         return self.from_moments(self.expect(values, flat))
 
 
-def _average(weights: Any, values: Any) -> Any:
+def average(weights: Any, values: Any) -> Any:
     return jnp.sum(jnp.where(weights > 0, weights * values, 0.0), 0)
-
-
-@dataclass(frozen=True, eq=False)
-class Normal(Family):
-    """Normal in unconstrained space: `z = transform(u)`, independent coordinates of u.
-
-    Mean parameters are kept as mean and variance; their blend equals that of E u and E u^2 without the cancellation.
-    """
-
-    transform: Transform = field(default_factory=IdentityTransform)
-
-    parameters: ClassVar[Mapping[str, Any]] = {"loc": constraints.real, "scale": constraints.positive}
-
-    @property
-    def unconstrained_event_dim(self) -> int:
-        return max(self.event_dim, self.transform.domain.event_dim)
-
-    def distribution(self, params: Params) -> dist.Distribution:
-        base = dist.Normal(params["loc"], params["scale"]).to_event(self.event_dim)
-        if isinstance(self.transform, IdentityTransform):
-            return base
-        return dist.TransformedDistribution(base, _parts(self.transform))
-
-    def place(self, noise: Any, params: Params) -> Any:
-        """Particles from standard normal noise: [num, coordinates] to [num, *B, *E]."""
-        u = params["loc"] + params["scale"] * noise.reshape((-1, *jnp.shape(params["loc"])))
-        return u if isinstance(self.transform, IdentityTransform) else self.transform(u)
-
-    def moments(self, params: Params) -> Moments:
-        return {"mean": params["loc"], "variance": params["scale"] ** 2}
-
-    def expect(self, values: Any, weights: Any) -> Moments:
-        u = self.transform._inverse(values) if not isinstance(self.transform, IdentityTransform) else values
-        # a particle at the edge of a constrained support may map to infinity
-        u = jnp.clip(u, -1e6, 1e6)
-        mean = _average(weights, u)
-        return {"mean": mean, "variance": _average(weights, (u - mean) ** 2)}
-
-    def blend(self, old: Moments, new: Moments, rate: Any) -> Moments:
-        step = new["mean"] - old["mean"]
-        return {
-            "mean": old["mean"] + rate * step,
-            "variance": (1 - rate) * old["variance"] + rate * new["variance"] + rate * (1 - rate) * step**2,
-        }
-
-    def from_moments(self, moments: Moments) -> Params:
-        floor = (TINY * (1 + jnp.abs(moments["mean"]))) ** 2
-        return {"loc": moments["mean"], "scale": jnp.sqrt(jnp.maximum(moments["variance"], floor))}
-
-    def start(self, values: Any) -> Params:
-        """Median and interquartile range in unconstrained space, clipped: vague hyperpriors draw values beyond reason."""
-        u = np.asarray(values if isinstance(self.transform, IdentityTransform) else self.transform._inverse(values))
-        u = np.where(np.isfinite(u), u, 0.0)
-        low, middle, high = np.quantile(u, [0.25, 0.5, 0.75], axis=0).astype(u.dtype)
-        return {
-            "loc": jnp.asarray(np.clip(middle, -10.0, 10.0)),
-            "scale": jnp.asarray(np.clip((high - low) / 1.35, 0.1, 3.0)),
-        }
-
-
-def stratified_normal(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-    """Standard normal draws: a Latin hypercube along the first axis, in an order of its own for every coordinate."""
-    order, within = jnp.split(jax.random.uniform(key, (2 * shape[0], *shape[1:]), dtype), 2)
-    place = (_ranks(order) + within) / shape[0]
-    edge = jnp.finfo(dtype).eps
-    return jax.scipy.special.ndtri(jnp.clip(place, edge, 1 - edge))
-
-
-def _ranks(values: Any) -> Any:
-    """Ranks along the first axis. Comparing all pairs is quicker to compile and run than sorting while they are few."""
-    if values.shape[0] ** 2 * values[0].size > 2**22:
-        return jnp.argsort(jnp.argsort(values, axis=0), axis=0)
-    return jnp.sum(values[:, None] > values[None], axis=1)
-
-
-def _parts(transform: Transform) -> list[Transform]:
-    return list(transform.parts) if isinstance(transform, ComposeTransform) else [transform]
-
-
-@dataclass(frozen=True, eq=False)
-class MultivariateNormal(Family):
-    """Normal with a full covariance over one event dimension."""
-
-    event_dim: int = 1
-
-    parameters: ClassVar[Mapping[str, Any]] = {"loc": constraints.real_vector, "scale_tril": constraints.lower_cholesky}
-
-    def distribution(self, params: Params) -> dist.Distribution:
-        return dist.MultivariateNormal(params["loc"], scale_tril=params["scale_tril"])
-
-    def moments(self, params: Params) -> Moments:
-        tril = params["scale_tril"]
-        return {"mean": params["loc"], "covariance": tril @ jnp.swapaxes(tril, -1, -2)}
-
-    def expect(self, values: Any, weights: Any) -> Moments:
-        mean = _average(weights, values)
-        centred = values - mean
-        outer = centred[..., :, None] * centred[..., None, :]
-        return {"mean": mean, "covariance": _average(weights[..., None], outer)}
-
-    def blend(self, old: Moments, new: Moments, rate: Any) -> Moments:
-        step = new["mean"] - old["mean"]
-        outer = step[..., :, None] * step[..., None, :]
-        covariance = (1 - rate) * old["covariance"] + rate * new["covariance"] + rate * (1 - rate) * outer
-        return {"mean": old["mean"] + rate * step, "covariance": covariance}
-
-    def from_moments(self, moments: Moments) -> Params:
-        covariance = moments["covariance"]
-        size = covariance.shape[-1]
-        spread = jnp.trace(covariance, axis1=-2, axis2=-1)[..., None, None] / size
-        # few particles span few directions: the rest keeps a small share of the mean variance
-        guarded = covariance + (1e-4 * spread + TINY**2) * jnp.eye(size)
-        return {"loc": moments["mean"], "scale_tril": jnp.linalg.cholesky(guarded)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +88,7 @@ class Gamma(_Elementwise):
 
     def expect(self, values: Any, weights: Any) -> Moments:
         safe = jnp.clip(values, jnp.finfo(values.dtype).tiny, jnp.finfo(values.dtype).max / 1e8)
-        return {"mean": _average(weights, safe), "log": _average(weights, jnp.log(safe))}
+        return {"mean": average(weights, safe), "log": average(weights, jnp.log(safe))}
 
     def from_moments(self, moments: Moments) -> Params:
         mean = jnp.maximum(moments["mean"], 1e-30)
@@ -262,7 +147,7 @@ class Dirichlet(Family):
         return {"log": digamma(a) - digamma(jnp.sum(a, -1, keepdims=True))}
 
     def expect(self, values: Any, weights: Any) -> Moments:
-        return {"log": _average(weights, jnp.log(jnp.maximum(values, jnp.finfo(values.dtype).tiny)))}
+        return {"log": average(weights, jnp.log(jnp.maximum(values, jnp.finfo(values.dtype).tiny)))}
 
     def from_moments(self, moments: Moments) -> Params:
         return {"concentration": dirichlet_from_log_moments(moments["log"])}
@@ -286,7 +171,7 @@ class Beta(_Elementwise):
 
     def expect(self, values: Any, weights: Any) -> Moments:
         safe = jnp.clip(values, TINY, 1 - TINY)
-        return {"log": _average(weights, jnp.log(safe)), "log1m": _average(weights, jnp.log1p(-safe))}
+        return {"log": average(weights, jnp.log(safe)), "log1m": average(weights, jnp.log1p(-safe))}
 
     def from_moments(self, moments: Moments) -> Params:
         both = dirichlet_from_log_moments(jnp.stack([moments["log"], moments["log1m"]], -1))
@@ -298,7 +183,7 @@ class _Mean(_Elementwise):
     """Families whose only mean parameter is E z."""
 
     def expect(self, values: Any, weights: Any) -> Moments:
-        return {"mean": _average(weights, values * 1.0)}
+        return {"mean": average(weights, values * 1.0)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -364,7 +249,7 @@ class Categorical(Family):
         return {"probs": params["probs"]}
 
     def expect(self, values: Any, weights: Any) -> Moments:
-        return {"probs": _average(weights[..., None], jax.nn.one_hot(values, self.num_values))}
+        return {"probs": average(weights[..., None], jax.nn.one_hot(values, self.num_values))}
 
     def from_moments(self, moments: Moments) -> Params:
         guarded = jnp.maximum(moments["probs"], 1e-3 / self.num_values)

@@ -18,13 +18,15 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.distributions.transforms import ComposeTransform, IdentityTransform, biject_to
 
-from kayn import families
+from kayn import families, normals
 from kayn.errors import GuideError
 from kayn.families import Family
 from kayn.graph.trace import Site, _innermost, _placeholder, inspect_sites
 
 PRIOR_DRAWS = 100
 MANY_LATENTS = 50
+LONGEST_VECTOR = 32
+"""Vectors of up to this length get a full covariance."""
 SUPPORTED = (
     "Normal",
     "transformed Normal",
@@ -78,13 +80,13 @@ class FactorisedGuide:
         """
         by_site = self.split({**self.start, **params})
         noise_key, key = jax.random.split(key)
-        normal = [(s, s.family) for s in self.sites if isinstance(s.family, families.Normal)]
-        others = [s for s in self.sites if not isinstance(s.family, families.Normal)]
+        normal = [(s, s.family) for s in self.sites if isinstance(s.family, normals.Gaussian)]
+        others = [s for s in self.sites if not isinstance(s.family, normals.Gaussian)]
         out = {}
         if normal:
             # one draw for all sites: far less to compile
             sizes = [jnp.size(by_site[s.name]["loc"]) for s, _ in normal]
-            noise = families.stratified_normal(noise_key, (num, sum(sizes)), jnp.result_type(float))
+            noise = normals.stratified_normal(noise_key, (num, sum(sizes)), jnp.result_type(float))
             for (site, family), part in zip(normal, jnp.split(noise, np.cumsum(sizes)[:-1], axis=1), strict=True):
                 out[site.name] = family.place(part, by_site[site.name])
         for site, k in zip(others, jax.random.split(key, len(others)), strict=True) if others else ():
@@ -108,7 +110,7 @@ class FactorisedGuide:
     def from_model(
         model: Callable, args: tuple = (), kwargs: Mapping | None = None, params: Mapping | None = None, key: Any = None
     ) -> FactorisedGuide:
-        """A Normal in unconstrained space for every continuous latent, started from quantiles of the prior.
+        """A Normal in unconstrained space for every continuous latent (vectors: with covariance), started from the prior's quantiles.
 
         Enumerated latents need no guide and get none.
 
@@ -130,8 +132,7 @@ class FactorisedGuide:
         for site in latents:
             event_dim = len(site.shape) - len(site.batch_shape)
             transform = biject_to(supports[site.name])
-            simple = _identity(transform)
-            family = families.Normal(event_dim=event_dim, transform=IdentityTransform() if simple else transform)
+            family = _normal(event_dim, IdentityTransform() if _identity(transform) else transform, prior[site.name])
             chosen.append(GuideSite(site.name, family, family.start(prior[site.name]), _plates(site, sites)))
         return FactorisedGuide(tuple(chosen))
 
@@ -164,6 +165,15 @@ class FactorisedGuide:
         return FactorisedGuide(tuple(chosen))
 
 
+def _normal(event_dim: int, transform: Any, values: Any) -> normals.Gaussian:
+    """A full covariance for vectors of moderate length, independent coordinates for the rest."""
+    independent = normals.Normal(event_dim=event_dim, transform=transform)
+    shape = jax.eval_shape(transform._inverse, values).shape
+    if independent.unconstrained_event_dim == 1 and 1 < shape[-1] <= LONGEST_VECTOR:
+        return normals.MultivariateNormal(event_dim=event_dim, transform=transform)
+    return independent
+
+
 def _batch_rank(family: Family, parameter: str, value: Any) -> int:
     extra = family.parameters[parameter].event_dim
     events = extra if extra else family.event_dim
@@ -172,10 +182,8 @@ def _batch_rank(family: Family, parameter: str, value: Any) -> int:
 
 def _event_dim(site: GuideSite, parameter: str) -> int:
     family = site.family
-    extra = family.parameters[parameter].event_dim
-    if isinstance(family, families.Normal):
-        return family.unconstrained_event_dim
-    return extra if extra else family.event_dim
+    whole = family.unconstrained_event_dim if isinstance(family, normals.Gaussian) else family.event_dim
+    return max(family.parameters[parameter].event_dim, whole)
 
 
 def _plates(site: Site, sites: Mapping[str, Site]) -> tuple[tuple[str, int, int, int], ...]:
@@ -227,13 +235,13 @@ def _family_of(name: str, fn: dist.Distribution, batch_ndim: int, site: Site) ->
         dist.Dirichlet: (families.Dirichlet, ("concentration",)),
         dist.Poisson: (families.Poisson, ("rate",)),
         dist.Exponential: (families.Exponential, ("rate",)),
-        dist.MultivariateNormal: (families.MultivariateNormal, ("loc", "scale_tril")),
+        dist.MultivariateNormal: (normals.MultivariateNormal, ("loc", "scale_tril")),
     }
     if isinstance(base, dist.Normal):
-        return families.Normal(event_dim=event_dim), {"loc": base.loc, "scale": base.scale}
+        return normals.Normal(event_dim=event_dim), {"loc": base.loc, "scale": base.scale}
     if isinstance(base, dist.TransformedDistribution) and isinstance(_innermost(base.base_dist), dist.Normal):
         normal = _innermost(base.base_dist)
-        return families.Normal(event_dim=event_dim, transform=ComposeTransform(list(base.transforms))), {
+        return normals.Normal(event_dim=event_dim, transform=ComposeTransform(list(base.transforms))), {
             "loc": normal.loc,
             "scale": normal.scale,
         }

@@ -1,0 +1,211 @@
+"""Normal families in unconstrained space, with independent coordinates or a full covariance, and even draws from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+from numpyro.distributions.transforms import ComposeTransform, IdentityTransform, Transform
+
+from kayn.families import TINY, Family, Moments, Params, average
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian(Family):
+    """What the Normal families share: `z = transform(u)`, particles placed from standard normal noise.
+
+    Their mean parameters come with `noise`, one over the effective number of particles that have gone into them.
+    """
+
+    transform: Transform = field(default_factory=IdentityTransform)
+
+    @property
+    def unconstrained_event_dim(self) -> int:
+        """Event dimensions of u, which may be fewer than those of z: a Cholesky factor comes from a vector."""
+        return self.event_dim - self.transform.codomain.event_dim + self.transform.domain.event_dim
+
+    def base(self, params: Params) -> dist.Distribution:
+        """The law of u."""
+        raise NotImplementedError
+
+    def distribution(self, params: Params) -> dist.Distribution:
+        if isinstance(self.transform, IdentityTransform):
+            return self.base(params)
+        parts = list(self.transform.parts) if isinstance(self.transform, ComposeTransform) else [self.transform]
+        return dist.TransformedDistribution(self.base(params), parts)
+
+    def place(self, noise: Any, params: Params) -> Any:
+        """Particles from standard normal noise: [num, coordinates] to [num, *B, *E]."""
+        u = params["loc"] + self.spread(noise.reshape((-1, *jnp.shape(params["loc"]))), params)
+        return u if isinstance(self.transform, IdentityTransform) else self.transform(u)
+
+    def spread(self, noise: Any, params: Params) -> Any:
+        """Noise with the covariance of u, mean zero."""
+        raise NotImplementedError
+
+    def expect(self, values: Any, weights: Any) -> Moments:
+        u = values if isinstance(self.transform, IdentityTransform) else self.transform._inverse(values)
+        # a particle at the edge of a constrained support may map to infinity
+        u = jnp.clip(u, -1e6, 1e6)
+        rank = u.ndim - self.unconstrained_event_dim
+        return self.unconstrained_moments(
+            u, weights.reshape((*weights.shape[:rank], *(1,) * self.unconstrained_event_dim))
+        )
+
+    def unconstrained_moments(self, u: Any, weights: Any) -> Moments:
+        """Mean parameters under weighted u [K, *B, *unconstrained event]; weights have ones in the event's places."""
+        raise NotImplementedError
+
+    def quartiles(self, values: Any) -> tuple[Any, Any]:
+        """Median and scale by the interquartile range of u, clipped: vague hyperpriors draw values beyond reason."""
+        u = np.asarray(values if isinstance(self.transform, IdentityTransform) else self.transform._inverse(values))
+        u = np.where(np.isfinite(u), u, 0.0)
+        low, middle, high = np.quantile(u, [0.25, 0.5, 0.75], axis=0).astype(u.dtype)
+        return np.clip(middle, -10.0, 10.0), np.clip((high - low) / 1.35, 0.1, 3.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Normal(Gaussian):
+    """Independent coordinates of u.
+
+    Mean parameters are kept as mean and variance; their blend equals that of E u and E u^2 without the cancellation.
+    """
+
+    parameters: ClassVar[Mapping[str, Any]] = {"loc": constraints.real, "scale": constraints.positive}
+
+    def base(self, params: Params) -> dist.Distribution:
+        return dist.Normal(params["loc"], params["scale"]).to_event(self.unconstrained_event_dim)
+
+    def spread(self, noise: Any, params: Params) -> Any:
+        return params["scale"] * noise
+
+    def moments(self, params: Params) -> Moments:
+        return {"mean": params["loc"], "variance": params["scale"] ** 2, "noise": jnp.zeros_like(params["scale"])}
+
+    def unconstrained_moments(self, u: Any, weights: Any) -> Moments:
+        mean = average(weights, u)
+        return {"mean": mean, "variance": average(weights, (u - mean) ** 2), "noise": _noise(weights, mean)}
+
+    def blend(self, old: Moments, new: Moments, rate: Any) -> Moments:
+        step = new["mean"] - old["mean"]
+        within = new["variance"] * _correction(new["noise"], rate)
+        return {
+            "mean": old["mean"] + rate * step,
+            "variance": (1 - rate) * old["variance"] + rate * within + rate * (1 - rate) * step**2,
+            "noise": _blend_noise(old["noise"], new["noise"], rate),
+        }
+
+    def from_moments(self, moments: Moments) -> Params:
+        floor = (TINY * (1 + jnp.abs(moments["mean"]))) ** 2
+        return {"loc": moments["mean"], "scale": jnp.sqrt(jnp.maximum(moments["variance"], floor))}
+
+    def start(self, values: Any) -> Params:
+        middle, scale = self.quartiles(values)
+        return {"loc": jnp.asarray(middle), "scale": jnp.asarray(scale)}
+
+
+@dataclass(frozen=True, eq=False)
+class MultivariateNormal(Gaussian):
+    """A full covariance of u, which has one event dimension.
+
+    Correlations estimated from few particles are shrunk by what their own noise explains (Schaefer & Strimmer, A shrinkage
+    approach to large-scale covariance matrix estimation, 2005), so that this family falls back to independent coordinates
+    where it cannot do better.
+    """
+
+    event_dim: int = 1
+
+    parameters: ClassVar[Mapping[str, Any]] = {"loc": constraints.real_vector, "scale_tril": constraints.lower_cholesky}
+
+    def base(self, params: Params) -> dist.Distribution:
+        return dist.MultivariateNormal(params["loc"], scale_tril=params["scale_tril"])
+
+    def spread(self, noise: Any, params: Params) -> Any:
+        return jnp.einsum("...ij,k...j->k...i", params["scale_tril"], noise)
+
+    def moments(self, params: Params) -> Moments:
+        tril = params["scale_tril"]
+        exact = jnp.zeros(jnp.shape(params["loc"])[:-1], tril.dtype)
+        return {"mean": params["loc"], "covariance": tril @ jnp.swapaxes(tril, -1, -2), "noise": exact}
+
+    def unconstrained_moments(self, u: Any, weights: Any) -> Moments:
+        mean = average(weights, u)
+        # square roots on both sides: no [K, *B, E, E], and a result that is symmetric to the last bit
+        scaled = jnp.where(weights > 0, jnp.sqrt(weights) * (u - mean), 0.0)
+        covariance = jnp.einsum("k...i,k...j->...ij", scaled, scaled)
+        return {"mean": mean, "covariance": covariance, "noise": _noise(weights[..., 0], mean[..., 0])}
+
+    def blend(self, old: Moments, new: Moments, rate: Any) -> Moments:
+        step = new["mean"] - old["mean"]
+        outer = step[..., :, None] * step[..., None, :]
+        within = new["covariance"] * _correction(new["noise"], rate)[..., None, None]
+        return {
+            "mean": old["mean"] + rate * step,
+            "covariance": (1 - rate) * old["covariance"] + rate * within + rate * (1 - rate) * outer,
+            "noise": _blend_noise(old["noise"], new["noise"], rate),
+        }
+
+    def from_moments(self, moments: Moments) -> Params:
+        covariance = moments["covariance"]
+        variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
+        variance = jnp.maximum(variance, (TINY * (1 + jnp.abs(moments["mean"]))) ** 2)
+        scale = jnp.sqrt(variance)
+        eye = jnp.eye(scale.shape[-1], dtype=scale.dtype)
+        correlation = (covariance / (scale[..., :, None] * scale[..., None, :])) * (1 - eye)
+        squares = jnp.sum(correlation**2, (-2, -1))
+        spurious = moments["noise"] * jnp.sum((1 - jnp.minimum(correlation**2, 1.0)) ** 2 * (1 - eye), (-2, -1))
+        keep = 1 - jnp.clip(spurious / jnp.maximum(squares, jnp.finfo(scale.dtype).tiny), GUARD, 1.0)
+        return {
+            "loc": moments["mean"],
+            "scale_tril": scale[..., :, None] * jnp.linalg.cholesky(keep[..., None, None] * correlation + eye),
+        }
+
+    def start(self, values: Any) -> Params:
+        middle, scale = self.quartiles(values)
+        return {
+            "loc": jnp.asarray(middle),
+            "scale_tril": jnp.asarray(scale[..., None] * np.eye(scale.shape[-1], dtype=scale.dtype)),
+        }
+
+
+GUARD = 1e-4
+"""Least shrinkage of correlations: keeps the covariance of few particles, which span few directions, positive definite."""
+
+
+def _noise(weights: Any, mean: Any) -> Any:
+    return jnp.broadcast_to(jnp.sum(weights**2, 0), mean.shape)
+
+
+def _blend_noise(old: Any, new: Any, rate: Any) -> Any:
+    return (1 - rate) ** 2 * old + rate**2 * new
+
+
+def _correction(noise: Any, rate: Any) -> Any:
+    """Factor on the variance within E = 1 / noise effective particles, so that blending does not shrink it step by step.
+
+    Particles from a guide of variance v, weighed without regard to their values, have on average a variance of v (1 - 1/E)
+    within and a squared step of v / E. Their blend at rate r, v (1 - r^2 / E), becomes v with this factor.
+    """
+    noise = jnp.minimum(noise, 0.5)
+    return (1 - (1 - rate) * noise) / (1 - noise)
+
+
+def stratified_normal(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Standard normal draws: a Latin hypercube along the first axis, in an order of its own for every coordinate."""
+    order, within = jnp.split(jax.random.uniform(key, (2 * shape[0], *shape[1:]), dtype), 2)
+    place = (_ranks(order) + within) / shape[0]
+    edge = jnp.finfo(dtype).eps
+    return jax.scipy.special.ndtri(jnp.clip(place, edge, 1 - edge))
+
+
+def _ranks(values: Any) -> Any:
+    """Ranks along the first axis. Comparing all pairs is quicker to compile and run than sorting while they are few."""
+    if values.shape[0] ** 2 * values[0].size > 2**22:
+        return jnp.argsort(jnp.argsort(values, axis=0), axis=0)
+    return jnp.sum(values[:, None] > values[None], axis=1)
