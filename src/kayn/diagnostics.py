@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-POOR_EFFICIENCY = 0.15
+POOR_EFFICIENCY = 0.25
 """Efficiency of particles, as `efficiency` defines it, below which they are called poor."""
 GOOD_EFFICIENCY = 0.8
 """Efficiency above which weights are so even that the shape of their tail does not matter."""

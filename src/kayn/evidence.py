@@ -126,8 +126,10 @@ def link_index(problem: Problem, inputs: Sequence[Any]) -> Index:
 
 def draw_particles(problem: Problem, numbers: Mapping, key: Any, params: Any) -> Draws:
     """Run the guide and take the particles of every axis."""
-    key, subsample_key = jax.random.split(key)
-    subsample = _draw_subsample(problem, subsample_key)
+    subsample = {}
+    if problem.model.subsamples or problem.guide.density.subsamples:
+        key, subsample_key = jax.random.split(key)
+        subsample = _draw_subsample(problem, subsample_key)
     params = dict(params or {})
     runs = particles.draw_runs(problem.guide, numbers["sampler"], key, problem.num_runs, params, subsample)
     return draws_from_runs(problem, numbers, params, runs, subsample)
@@ -145,10 +147,10 @@ def draws_from_runs(
 def _draw_subsample(problem: Problem, key: Any) -> dict[str, Any]:
     plates = {n: problem.model.sites[n] for n in problem.model.subsamples}
     plates |= {n: problem.guide.density.sites[n] for n in problem.guide.density.subsamples}
-    keys = jax.random.split(key, max(len(plates), 1))
+    keys = jax.random.split(key, len(plates))
     return {
         n: jax.random.choice(k, s.batch_shape[0], s.shape, replace=False).astype(jnp.int32)
-        for k, (n, s) in zip(keys, sorted(plates.items()), strict=False)
+        for k, (n, s) in zip(keys, sorted(plates.items()), strict=True)
     }
 
 

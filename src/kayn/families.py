@@ -52,6 +52,10 @@ class Family:
         """Parameters of the member with these mean parameters; guarded, so that any finite moments give a valid one."""
         raise NotImplementedError
 
+    def widened(self, params: Params, factor: float) -> Params:
+        """Parameters of a proposal with `factor` times the variance; unchanged where a family has no such member."""
+        return params
+
     def start(self, values: Any) -> Params:
         """Parameters to start from, given a few draws of the prior: values [S, *B, *E]."""
         flat = jnp.full((values.shape[0],) + (1,) * (values.ndim - 1), 1.0 / values.shape[0])

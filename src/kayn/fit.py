@@ -37,6 +37,7 @@ class Fit:
     Attributes:
         call: the model and its arguments.
         guide, params: its guide, and the values of their `numpyro.param` sites.
+        proposal: parameters of the guide that `posterior` draws particles from; a little wider after "qem".
         log_evidence: [num_steps] history of the noisy log Z, in nats.
         converged: whether it had stopped improving before `num_steps` ran out.
         options: particle options, as given to `fit`.
@@ -45,6 +46,7 @@ class Fit:
     call: Call
     guide: Callable
     params: dict[str, Any]
+    proposal: dict[str, Any]
     log_evidence: np.ndarray
     converged: bool
     options: dict[str, Any]
@@ -71,9 +73,11 @@ class Fit:
         options = {**self.options, **({} if num_particles is None else {"num_particles": num_particles})}
         request = make_request(**options)
         if request not in self._weighers:
-            problem = build_problem(self.call.model, self.guide, self.call.args, self.call.kwargs, self.params, request)
+            problem = build_problem(
+                self.call.model, self.guide, self.call.args, self.call.kwargs, self.proposal, request
+            )
             self._weighers[request] = Weigher(problem, self.call)
-        return self._weighers[request].run(key, self.params, num_replicates)
+        return self._weighers[request].run(key, self.proposal, num_replicates)
 
 
 def fit(
@@ -165,18 +169,19 @@ class _Setup:
         self,
         guide: Callable,
         params: dict[str, Any],
+        proposal: dict[str, Any],
         history: np.ndarray,
         converged: bool,
         sampler: Sampler | None = None,
     ) -> Fit:
-        return Fit(self.call, guide, params, history, converged, self.options, self.key, sampler)
+        return Fit(self.call, guide, params, proposal, history, converged, self.options, self.key, sampler)
 
 
 def _fit_qem(setup: _Setup) -> Fit:
     qem = QEM(setup.call.model, setup.guide, **setup.options)
     state = qem.init(setup.key, *setup.call.args, params=setup.params, **setup.call.kwargs)
     state, history, converged = _until_flat(qem.advance, state, setup.num_steps, setup.progress)
-    params = qem.get_params(state)
+    proposal = qem.get_proposal(state)
     assert qem.guide is not None
     assert qem.problem is not None
     problem = qem.problem
@@ -186,9 +191,9 @@ def _fit_qem(setup: _Setup) -> Fit:
         if found is None:
             return None
         log_evidences, weights, draws = found
-        return Posterior(problem, call, problem.numbers, params, draws, log_evidences, weights)
+        return Posterior(problem, call, problem.numbers, proposal, draws, log_evidences, weights)
 
-    return setup.result(qem.guide, params, history, converged, sampler)
+    return setup.result(qem.guide, qem.get_params(state), proposal, history, converged, sampler)
 
 
 def _fit_svi(setup: _Setup) -> Fit:
@@ -209,7 +214,8 @@ def _fit_svi(setup: _Setup) -> Fit:
         return state, -losses
 
     state, history, converged = _until_flat(advance, state, setup.num_steps, setup.progress)
-    return setup.result(guide, svi.get_params(state), history, converged)
+    params = svi.get_params(state)
+    return setup.result(guide, params, params, history, converged)
 
 
 def _until_flat(advance: Callable, state: Any, num_steps: int, progress: bool) -> tuple[Any, np.ndarray, bool]:

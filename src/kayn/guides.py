@@ -79,17 +79,18 @@ class FactorisedGuide:
         over particles are far less noisy than with independent draws.
         """
         by_site = self.split({**self.start, **params})
-        noise_key, key = jax.random.split(key)
         normal = [(s, s.family) for s in self.sites if isinstance(s.family, normals.Gaussian)]
         others = [s for s in self.sites if not isinstance(s.family, normals.Gaussian)]
         out = {}
         if normal:
             # one draw for all sites: far less to compile
             sizes = [jnp.size(by_site[s.name]["loc"]) for s, _ in normal]
-            noise = normals.stratified_normal(noise_key, (num, sum(sizes)), jnp.result_type(float))
+            noise = normals.stratified_normal(key, (num, sum(sizes)), jnp.result_type(float))
             for (site, family), part in zip(normal, jnp.split(noise, np.cumsum(sizes)[:-1], axis=1), strict=True):
                 out[site.name] = family.place(part, by_site[site.name])
-        for site, k in zip(others, jax.random.split(key, len(others)), strict=True) if others else ():
+        # the key itself has been used for the Normal sites
+        for number, site in enumerate(others, 1):
+            k = jax.random.fold_in(key, number)
             out[site.name] = site.family.distribution(by_site[site.name]).sample(k, (num,))
         return out
 
@@ -210,13 +211,12 @@ def _prior(
             bounds[name], forms[name] = jax.tree.flatten(trace[name]["fn"].support)
         return {n: trace[n]["value"] for n in names}, bounds
 
-    keys = jax.random.split(key, PRIOR_DRAWS)
     if len(names) > MANY_LATENTS:
         # compilers take minutes over a program of hundreds of dependent draws; one operation at a time takes seconds
-        draws, bounds = jax.vmap(one)(keys)
+        draws, bounds = jax.vmap(one)(jax.random.split(key, PRIOR_DRAWS))
     else:
         # a loop rather than a batch: it runs once, and compiles faster
-        draws, bounds = jax.jit(lambda keys: jax.lax.map(one, keys))(keys)
+        draws, bounds = jax.jit(lambda key: jax.lax.map(one, jax.random.split(key, PRIOR_DRAWS)))(key)
     for name in names:
         if any(np.ptp(np.asarray(b), axis=0).any() for b in bounds[name]):
             raise GuideError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -80,10 +81,13 @@ class Normal(Gaussian):
     parameters: ClassVar[Mapping[str, Any]] = {"loc": constraints.real, "scale": constraints.positive}
 
     def base(self, params: Params) -> dist.Distribution:
-        return dist.Normal(params["loc"], params["scale"]).to_event(self.unconstrained_event_dim)
+        return dist.Normal(params["loc"], params["scale"], validate_args=False).to_event(self.unconstrained_event_dim)
 
     def spread(self, noise: Any, params: Params) -> Any:
         return params["scale"] * noise
+
+    def widened(self, params: Params, factor: float) -> Params:
+        return {**params, "scale": params["scale"] * math.sqrt(factor)}
 
     def moments(self, params: Params) -> Moments:
         return {"mean": params["loc"], "variance": params["scale"] ** 2, "noise": jnp.zeros_like(params["scale"])}
@@ -124,10 +128,13 @@ class MultivariateNormal(Gaussian):
     parameters: ClassVar[Mapping[str, Any]] = {"loc": constraints.real_vector, "scale_tril": constraints.lower_cholesky}
 
     def base(self, params: Params) -> dist.Distribution:
-        return dist.MultivariateNormal(params["loc"], scale_tril=params["scale_tril"])
+        return dist.MultivariateNormal(params["loc"], scale_tril=params["scale_tril"], validate_args=False)
 
     def spread(self, noise: Any, params: Params) -> Any:
         return jnp.einsum("...ij,k...j->k...i", params["scale_tril"], noise)
+
+    def widened(self, params: Params, factor: float) -> Params:
+        return {**params, "scale_tril": params["scale_tril"] * math.sqrt(factor)}
 
     def moments(self, params: Params) -> Moments:
         tril = params["scale_tril"]
@@ -201,7 +208,7 @@ def stratified_normal(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     order, within = jnp.split(jax.random.uniform(key, (2 * shape[0], *shape[1:]), dtype), 2)
     place = (_ranks(order) + within) / shape[0]
     edge = jnp.finfo(dtype).eps
-    return jax.scipy.special.ndtri(jnp.clip(place, edge, 1 - edge))
+    return math.sqrt(2) * jax.lax.erf_inv(2 * jnp.clip(place, edge, 1 - edge) - 1)
 
 
 def _ranks(values: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -77,15 +78,20 @@ class Posterior:
     @property
     def log_evidence(self) -> Any:
         """Estimate of log p(data), in nats: log of the mean of Z over replicates (Z is unbiased, so log Z errs low)."""
-        return jax.nn.logsumexp(self.log_evidences) - jnp.log(float(self.num_replicates))
+        xp = _namespace(self.log_evidences)
+        top = xp.max(self.log_evidences)
+        top = xp.where(xp.isfinite(top), top, 0.0)
+        with np.errstate(divide="ignore"):
+            return top + xp.log(xp.mean(xp.exp(self.log_evidences - top)))
 
     @property
     def log_evidence_error(self) -> Any:
         """Monte Carlo standard error of `log_evidence` (delta method over replicates); NaN with one replicate."""
         if self.num_replicates < 2:
-            return jnp.nan
-        ratio = jnp.exp(self.log_evidences - self.log_evidence)
-        return jnp.std(ratio, ddof=1) / jnp.sqrt(float(self.num_replicates))
+            return np.nan
+        xp = _namespace(self.log_evidences)
+        ratio = xp.exp(self.log_evidences - self.log_evidence)
+        return xp.std(ratio, ddof=1) / math.sqrt(self.num_replicates)
 
     # -- particles and weights
 
@@ -246,8 +252,9 @@ class Posterior:
     @property
     def _shares(self) -> Any:
         """[R], summing to one: equal shares in pooled estimates, but none for replicates whose particles are all impossible."""
-        possible = jnp.isfinite(self.log_evidences)
-        return possible / jnp.maximum(possible.sum(), 1)
+        xp = _namespace(self.log_evidences)
+        possible = xp.isfinite(self.log_evidences)
+        return (possible / xp.maximum(possible.sum(), 1)).astype(self.log_evidences.dtype)
 
     def _weights(self, name: str) -> Any:
         """[R, K, *batch shape]"""
@@ -263,7 +270,7 @@ class Posterior:
             values, weights = self.particles[name], self.weights(name)
             weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
             # weights of zero may meet infinite particles
-            xp = np if isinstance(values, np.ndarray) else jnp
+            xp = _namespace(values)
             mean = xp.sum(xp.where(weights > 0, weights * values, 0), 0)
             variance = xp.sum(xp.where(weights > 0, weights * (values - mean) ** 2, 0), 0)
             return jnp.asarray(mean), jnp.asarray(xp.sqrt(variance))
@@ -304,6 +311,11 @@ jax.tree_util.register_dataclass(
 def _local(array: Any) -> Any:
     """As a NumPy array where the numbers are known: small eager operations need not be compiled one by one."""
     return array if isinstance(array, jax.core.Tracer) else np.asarray(array)
+
+
+def _namespace(array: Any) -> Any:
+    """NumPy for arrays on the host, where small sums need no compilation."""
+    return np if isinstance(array, np.ndarray) else jnp
 
 
 def warn_if_poor(posterior: Posterior) -> None:

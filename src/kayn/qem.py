@@ -72,6 +72,9 @@ class QEM:
             supported families, whose values at the start are taken from it.
         num_particles, strategy, groups, couple, target_elements, max_elements: as in `kayn.Importance`.
         rate: eta in (0, 1], a number or a function of the step.
+        overdispersion: particles are drawn with `1 + overdispersion / sqrt(D)` times the variance of a Normal guide, D the
+            number of coordinates that share a particle. Weights correct for it. A proposal that is no wider than the guide
+            hardly sees the posterior's tails, and so keeps a guide too narrow.
         min_ess: weights of a latent are tempered until their effective sample size is at least this share of K (and at
             least 2). This only acts while the guide is far from the posterior, where otherwise one particle would take
             all the weight and the guide's spread would collapse.
@@ -86,6 +89,7 @@ class QEM:
         *,
         rate: float | Schedule = default_rate,
         min_ess: float = 0.1,
+        overdispersion: float = 0.5,
         groups: Sequence[Sequence[str]] = (),
         couple: Mapping[str, str | Sequence[str]] | None = None,
         target_elements: int = TARGET_ELEMENTS,
@@ -95,10 +99,15 @@ class QEM:
             raise KaynError(f"rate is {rate}; the step towards new moments must be in (0, 1]")
         if not 0 <= min_ess < 1:
             raise KaynError(f"min_ess is {min_ess}; it is a share of the particles, in [0, 1)")
+        if overdispersion < 0:
+            raise KaynError(
+                f"overdispersion is {overdispersion}; proposals cannot be narrower than the guide: use 0 or more"
+            )
         self.model = model
         self.user_guide = guide
         self.rate: Schedule = rate if callable(rate) else lambda step: rate
         self.min_ess = min_ess
+        self.overdispersion = overdispersion
         self.request = make_request(num_particles, strategy, groups, couple, target_elements, max_elements)
         self.guide: FactorisedGuide | None = None
         self.problem: Problem | None = None
@@ -129,6 +138,7 @@ class QEM:
         by_site = self.guide.split(start)
         moments = {s.name: dict(s.family.moments(by_site[s.name])) for s in self.guide.sites}
         self._advance = jax.jit(partial(_advance, self, self._keeps_particles()), static_argnums=3)
+        self._parameters = jax.jit(partial(_parameters, self))
         return QEMState(moments, jnp.zeros((), jnp.int32), key)
 
     def update(self, state: QEMState, *args: Any, **kwargs: Any) -> tuple[QEMState, Any]:
@@ -141,14 +151,27 @@ class QEM:
         if not (args or kwargs) or _same((args, kwargs), self._arguments):
             state, log_z = self.advance(state, 1)
             return state, log_z[0]
-        params = {**self.model_params, **_params(self._guide(), state.moments)}
+        params = self.get_params(state)
         problem = build_problem(self.model, self._guide(), args, kwargs, params, self.request)
         state, (log_z, *_) = _step(self, problem, problem.numbers, state)
         return state, log_z
 
     def get_params(self, state: QEMState) -> dict[str, Any]:
         """Values of the guide's `numpyro.param` sites, and those of the model that were given."""
-        return {**self.model_params, **_params(self._guide(), state.moments)}
+        self._problem()
+        return {**self.model_params, **self._parameters(state.moments)[0]}
+
+    def get_proposal(self, state: QEMState) -> dict[str, Any]:
+        """As `get_params`, of the wider guide that particles are drawn from."""
+        self._problem()
+        return {**self.model_params, **self._parameters(state.moments)[1]}
+
+    def _widening(self, name: str) -> float:
+        graph, layout = self._problem().graph, self._problem().layout
+        axis = layout.axis_of(name)
+        elements = math.prod(p.size for p in graph.plates if p.name in axis.scope)
+        coordinates = sum(math.prod(graph.latent(n).shape) for n in axis.latents) // elements
+        return 1 + self.overdispersion / math.sqrt(coordinates)
 
     def run(
         self,
@@ -216,8 +239,16 @@ def _refuse_dependence(problem: Problem) -> None:
             )
 
 
-def _params(guide: FactorisedGuide, moments: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {f"{s.name}_{p}": v for s in guide.sites for p, v in s.family.from_moments(moments[s.name]).items()}
+def _parameters(qem: QEM, moments: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters of the guide with these moments, and of the wider proposal."""
+    params: dict[str, Any] = {}
+    proposal: dict[str, Any] = {}
+    for site in qem._guide().sites:
+        mine = site.family.from_moments(moments[site.name])
+        wider = site.family.widened(mine, qem._widening(site.name))
+        params |= {f"{site.name}_{p}": v for p, v in mine.items()}
+        proposal |= {f"{site.name}_{p}": v for p, v in wider.items()}
+    return params, proposal
 
 
 def _advance(
@@ -236,7 +267,7 @@ def _step(
     """One E and one M step, its rate multiplied by `strength`: the new state, and the weighed particles of the old guide."""
     guide = qem._guide()
     key, draw_key = jax.random.split(state.rng_key)
-    params = {**qem.model_params, **_params(guide, state.moments)}
+    params = qem.get_proposal(state)
     log_z, by_axis, draws = queries.weighted_draws(problem, numbers, params, draw_key)
     tempered = _temper_all(by_axis, qem.min_ess)
     rate = strength * qem.rate(state.step)

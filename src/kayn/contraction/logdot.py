@@ -3,15 +3,19 @@
 Done as one ordinary batched matrix product of shifted exponentials, whose temporaries are those of its operands and result
 instead of the [b, i, j, k] of a broadcast log-sum-exp. Rows and columns are shifted by their maxima, and the summed index is
 balanced between the operands, so that sharply peaked factors that pull in opposite directions do not underflow. Where an
-entry still comes out too small to be trusted, everything is computed again exactly, one k at a time.
+entry still comes out too small to be trusted, everything is computed again exactly.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+MAX_JOINED = 2**23
+"""Entries of [b, i, j, k] up to which exact sums form them all, which is quicker to compile and run than one k at a time."""
 
 
 @jax.custom_vjp
@@ -27,13 +31,18 @@ def _forward(left: Any, right: Any) -> tuple[Any, Any]:
     balance = jnp.where(possible, (_finite(most_right) - _finite(most_left)) / 2, 0.0)
     left_balanced, right_balanced = left + balance[..., None, :], right - balance[..., :, None]
     row, column = jnp.max(left_balanced, -1, keepdims=True), jnp.max(right_balanced, -2, keepdims=True)
-    left_scaled, right_scaled = jnp.exp(left_balanced - _finite(row)), jnp.exp(right_balanced - _finite(column))
+    lift = _lift(left.dtype, left.shape[-1])
+    left_scaled = _lifted_exp(left_balanced - _finite(row), lift)
+    right_scaled = _lifted_exp(right_balanced - _finite(column), lift)
     product = _matmul(left_scaled, right_scaled)
     impossible = jnp.isneginf(row) | jnp.isneginf(column)
-    safe = jnp.all((product > _floor(product.dtype)) | impossible)
+    safe = jnp.all((product > _floor(left.dtype, left.shape[-1])) | impossible)
 
     def fast() -> Any:
-        return jnp.where(impossible, -jnp.inf, jnp.log(jnp.where(impossible, 1.0, product)) + row + column)
+        # the lift is taken back before the logarithm where it can be, which keeps the digits of results near zero
+        plain = product > 1.0
+        relative = jnp.log(jnp.where(plain, product * math.exp(-2 * lift), product)) - jnp.where(plain, 0.0, 2 * lift)
+        return jnp.where(impossible, -jnp.inf, relative + row + column)
 
     out = jax.lax.cond(safe, fast, lambda: _exact(left, right))
     return out, (left, right, out, left_scaled, right_scaled, product, safe)
@@ -44,9 +53,12 @@ def _backward(saved: Any, cotangent: Any) -> tuple[Any, Any]:
     cotangent = jnp.where(jnp.isneginf(out), 0.0, cotangent)
 
     def fast() -> tuple[Any, Any]:
-        ratio = cotangent / jnp.where(product > 0, product, 1.0)
-        on_left = left_scaled * _matmul(ratio, jnp.swapaxes(right_scaled, -1, -2))
-        return on_left, right_scaled * _matmul(jnp.swapaxes(left_scaled, -1, -2), ratio)
+        # the lift goes where neither the ratio nor its products can leave the range of floats
+        lift = _lift(left.dtype, left.shape[-1])
+        ratio = cotangent * math.exp(lift) / jnp.where(product > 0, product, 1.0)
+        left_plain, right_plain = left_scaled * math.exp(-lift), right_scaled * math.exp(-lift)
+        on_left = left_scaled * _matmul(ratio, jnp.swapaxes(right_plain, -1, -2))
+        return on_left, right_scaled * _matmul(jnp.swapaxes(left_plain, -1, -2), ratio)
 
     return jax.lax.cond(safe, fast, lambda: _exact_gradient(left, right, cotangent))
 
@@ -62,9 +74,21 @@ def _matmul(a: Any, b: Any) -> Any:
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def _floor(dtype: Any) -> float:
-    """Products above this have lost nothing that matters to underflow."""
-    return float(jnp.finfo(dtype).tiny) * 1e13
+def _lift(dtype: Any, count: int) -> float:
+    """Largest log of a scaled operand, so that a sum of `count` products does not overflow: what lies far below it counts too."""
+    return (math.log(float(jnp.finfo(dtype).max)) - math.log(count) - 1) / 2
+
+
+def _lifted_exp(x: Any, lift: float) -> Any:
+    """`exp(x + lift)`, which adds only where the sum is no larger than x: digits lost in an exponent are lost in the result."""
+    low = x < -lift
+    return jnp.exp(jnp.where(low, x + lift, x)) * jnp.where(low, 1.0, math.exp(lift))
+
+
+def _floor(dtype: Any, count: int) -> float:
+    """Products above this have lost nothing that matters to underflow of either operand."""
+    lost = count * float(jnp.finfo(dtype).tiny) * math.exp(_lift(dtype, count))
+    return lost / float(jnp.finfo(dtype).eps)
 
 
 def _running(left: Any, right: Any) -> tuple[Any, Any]:
@@ -83,19 +107,40 @@ def _running(left: Any, right: Any) -> tuple[Any, Any]:
 
 
 def _exact(left: Any, right: Any) -> Any:
-    top, total = _running(left, right)
+    top, total = _sums(left, right)
     return jnp.where(jnp.isneginf(top), -jnp.inf, jnp.log(jnp.where(total > 0, total, 1.0)) + _finite(top))
 
 
 def _exact_gradient(left: Any, right: Any, cotangent: Any) -> tuple[Any, Any]:
     # shares relative to the maximum: the result itself is rounded too coarsely where log weights are large
-    top, total = _running(left, right)
+    top, total = _sums(left, right)
     shift, scaled = _finite(top), cotangent / jnp.where(total > 0, total, 1.0)
+    if _fits(left, right):
+        share = jnp.exp(_joined(left, right) - shift[..., None]) * scaled[..., None]
+        return jnp.sum(share, -2), jnp.swapaxes(jnp.sum(share, -3), -1, -2)
     terms = (jnp.moveaxis(left, -1, 0), jnp.moveaxis(right, -2, 0))
 
-    def share(_: None, k: Any) -> tuple[None, Any]:
+    def share_of(_: None, k: Any) -> tuple[None, Any]:
         part = jnp.exp(k[0][..., None] + k[1][..., None, :] - shift) * scaled
         return None, (jnp.sum(part, -1), jnp.sum(part, -2))
 
-    _, (on_left, on_right) = jax.lax.scan(share, None, terms)
+    _, (on_left, on_right) = jax.lax.scan(share_of, None, terms)
     return jnp.moveaxis(on_left, 0, -1), jnp.moveaxis(on_right, 0, -2)
+
+
+def _fits(left: Any, right: Any) -> bool:
+    return left.size * right.shape[-1] <= MAX_JOINED
+
+
+def _joined(left: Any, right: Any) -> Any:
+    """[b, i, j, k]"""
+    return left[..., :, None, :] + jnp.swapaxes(right, -1, -2)[..., None, :, :]
+
+
+def _sums(left: Any, right: Any) -> tuple[Any, Any]:
+    """Maximum over k, and the sum relative to it."""
+    if not _fits(left, right):
+        return _running(left, right)
+    terms = _joined(left, right)
+    top = jnp.max(terms, -1)
+    return top, jnp.sum(jnp.exp(terms - _finite(top)[..., None]), -1)
