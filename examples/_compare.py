@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,6 @@ class Settings:
     nuts: bool
     kayn: bool
     particles: int
-    posterior_particles: int
     chains: int
     warmup: int
     samples: int
@@ -84,7 +83,7 @@ class Reference(Moments):
             )
 
 
-def options(particles: int, posterior_particles: int, chains: int = 4, warmup: int = 1000, samples: int = 1000):
+def options(particles: int, chains: int = 4, warmup: int = 1000, samples: int = 1000):
     """Click options of every example; the arguments are the defaults for this one."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -92,7 +91,6 @@ def options(particles: int, posterior_particles: int, chains: int = 4, warmup: i
         @click.option("--nuts/--no-nuts", default=True, help="Run NUTS to compare with.")
         @click.option("--kayn/--no-kayn", "use_kayn", default=True, help="Run kayn.")
         @click.option("--particles", default=particles, show_default=True, help="Particles per latent while fitting.")
-        @click.option("--posterior-particles", default=posterior_particles, show_default=True)
         @click.option("--chains", default=chains, show_default=True)
         @click.option("--warmup", default=warmup, show_default=True)
         @click.option("--samples", default=samples, show_default=True)
@@ -108,7 +106,6 @@ def options(particles: int, posterior_particles: int, chains: int = 4, warmup: i
             nuts: bool,
             use_kayn: bool,
             particles: int,
-            posterior_particles: int,
             chains: int,
             warmup: int,
             samples: int,
@@ -117,11 +114,9 @@ def options(particles: int, posterior_particles: int, chains: int = 4, warmup: i
             **extra: Any,
         ) -> None:
             if quick:
-                particles, posterior_particles = min(particles, 5), min(posterior_particles, 10)
+                particles = min(particles, 5)
                 chains, warmup, samples = 2, 50, 50
-            settings = Settings(
-                quick, nuts, use_kayn, particles, posterior_particles, chains, warmup, samples, seed, reference
-            )
+            settings = Settings(quick, nuts, use_kayn, particles, chains, warmup, samples, seed, reference)
             command(settings, **extra)
 
         return run
@@ -154,12 +149,15 @@ def run_nuts(model: Callable[..., None], args: tuple, settings: Settings, target
     )
 
 
-def run_kayn(model: Callable[..., None], args: tuple, sites: Sequence[str], settings: Settings) -> Moments:
+def run_kayn(
+    model: Callable[..., None], args: tuple, sites: Sequence[str], settings: Settings, extra: Mapping[str, Any]
+) -> Moments:
     """Fit with QEM and take the moments; the time includes compilation."""
     import kayn
 
     start = time.perf_counter()
-    fit = kayn.fit(model, args=args, method="qem", num_particles=settings.particles, key=settings.seed, progress=False)
+    options = {"num_particles": settings.particles, **extra}
+    fit = kayn.fit(model, args=args, method="qem", key=settings.seed, progress=False, **options)
     posterior = fit.posterior()
     mean = {site: np.asarray(posterior.mean(site)) for site in sites}
     std = {site: np.asarray(posterior.std(site)) for site in sites}
@@ -177,6 +175,7 @@ def compare(
     settings: Settings,
     target_accept_prob: float = 0.8,
     decentre: Sequence[str] = (),
+    **extra: Any,
 ) -> None:
     """Run both methods as asked and print how they agree.
 
@@ -189,6 +188,7 @@ def compare(
         settings: from the command line.
         target_accept_prob: of NUTS.
         decentre: sites that NUTS samples in non-centred form, for its sake; kayn gets the model as it is.
+        extra: more options of `kayn.fit`.
     """
     click.echo(f"== {title} ==")
     nuts_model = reparam(model, {site: LocScaleReparam(0.0) for site in decentre})
@@ -201,7 +201,7 @@ def compare(
         if reference.r_hat > 1.05 and not settings.quick:
             click.echo("NUTS has not converged (r_hat > 1.05): do not read the comparison as accuracy of kayn.")
     sites = (*population, *groups)
-    estimate = run_kayn(model, args, sites, settings) if settings.kayn else None
+    estimate = run_kayn(model, args, sites, settings, extra) if settings.kayn else None
     if estimate is not None:
         click.echo(f"kayn: {estimate.seconds:.1f} s with compilation, {settings.particles} particles")
     if reference is not None and estimate is not None:

@@ -35,7 +35,7 @@ def prepare() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, int,
 
 
 @click.command()
-@options(particles=15, posterior_particles=15)
+@options(particles=15)
 def main(settings: Settings) -> None:
     """Compare kayn with NUTS on the chimpanzees."""
     population = ("intercept", "coefficients", "sd_actor", "sd_block")

@@ -19,7 +19,7 @@ def model(sigma, y=None):
 
 
 @click.command()
-@options(particles=30, posterior_particles=100)
+@options(particles=30)
 def main(settings: Settings) -> None:
     """Compare kayn with NUTS on the eight schools."""
     data = datasets.eight_schools()

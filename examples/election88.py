@@ -65,7 +65,7 @@ def prepare(quick: bool) -> tuple[np.ndarray, ...]:
 
 
 @click.command()
-@options(particles=5, posterior_particles=5)
+@options(particles=5)
 def main(settings: Settings) -> None:
     """Compare kayn with NUTS on the 1988 polls."""
     scales = ("sd_region", "sd_state", "sd_age", "sd_education", "sd_cell")

@@ -47,13 +47,14 @@ def prepare(quick: bool) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
 
 @click.command()
 @click.option("--slopes", is_flag=True, help="Let the effect of the floor vary by county too.")
-@options(particles=10, posterior_particles=10)
+@options(particles=10)
 def main(settings: Settings, slopes: bool) -> None:
     """Compare kayn with NUTS on the radon data."""
     args = prepare(settings.quick)
     if slopes:
         population = ("mu", "sd", "mu_slope", "sd_slope", "sigma")
-        compare("radon, varying slope", varying_slope, args, population, ("alpha", "slope"), settings)
+        groups = ("alpha", "slope")
+        compare("radon, varying slope", varying_slope, args, population, groups, settings, decentre=("slope",))
     else:
         compare(
             "radon, varying intercept", varying_intercept, args, ("mu", "sd", "beta", "sigma"), ("alpha",), settings

@@ -455,6 +455,10 @@ MATRICES = {
         -50.0 * (np.arange(K) - 2.0) ** 2 + np.zeros((2, K, 1)),
         -50.0 * (np.arange(K)[:, None] - K + 2.0) ** 2 + np.zeros((2, 1, K)),
     ),
+    "eighty nats apart": lambda rng, K: (
+        np.where(np.eye(K) > 0, 0.0, -80.0 + rng.normal(size=(2, K, K))),
+        np.where(np.roll(np.eye(K), 1, 0) > 0, 0.0, -80.0 + rng.normal(size=(2, K, K))),
+    ),
     "sharp kernel": lambda rng, K: tuple(
         -0.5 * ((rng.normal(size=(2, K, 1)) - rng.normal(size=(2, 1, K))) / 0.01) ** 2 for _ in range(2)
     ),

@@ -321,6 +321,87 @@ def test_qem_with_families_of_the_users_guide(name):
         np.testing.assert_allclose(tril @ tril.T, covariance, atol=0.08)
 
 
+def regressions(x, y):
+    """A correlated vector of coefficients for every group."""
+    with numpyro.plate("groups", y.shape[0]):
+        w = numpyro.sample("w", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    with numpyro.plate("rows", y.shape[1]), numpyro.plate("all", y.shape[0], dim=-2):
+        numpyro.sample("y", dist.Normal(w @ x.T, 1.0), obs=y)
+
+
+def test_vectors_get_a_covariance_per_plate_element():
+    """Collinear regressors: the posterior of every group's coefficients is a Normal of correlation -0.95, known exactly."""
+    rng = np.random.default_rng(0)
+    x = np.stack([np.ones(30), 1 + 0.2 * rng.normal(size=30)], 1)
+    y = rng.normal(size=(4, 30)) + x @ np.array([1.0, -0.5])
+    covariance = np.linalg.inv(np.eye(2) + x.T @ x)
+    assert covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]) < -0.9
+    fitted = kayn.fit(regressions, args=(x, y), num_particles=30, num_steps=96, progress=False)
+    tril = fitted.params["w_scale_tril"]
+    assert tril.shape == (4, 2, 2)
+    spread = np.sqrt(np.diag(covariance))
+    np.testing.assert_allclose((fitted.params["w_loc"] - y @ x @ covariance) / spread, 0.0, atol=0.15)
+    relative = tril @ np.swapaxes(tril, -1, -2) / (spread[:, None] * spread)
+    np.testing.assert_allclose(relative, np.broadcast_to(covariance / (spread[:, None] * spread), (4, 2, 2)), atol=0.2)
+
+
+def test_few_particles_shrink_correlations(x64):
+    """With fewer effective particles than dimensions, spurious correlations (here up to 0.8) nearly go; true ones stay."""
+    family, key = normals.MultivariateNormal(), jax.random.key(0)
+
+    def correlation(count, true):
+        values = jax.random.normal(key, (count, 20))
+        values = values + true * 3 * values[:, :1]
+        flat = jnp.full((count, 1), 1 / count)
+        tril = family.from_moments(family.expect(values, flat))["scale_tril"]
+        covariance = tril @ tril.T
+        scale = jnp.sqrt(jnp.diagonal(covariance))
+        return np.asarray(covariance / (scale[:, None] * scale))[np.triu_indices(20, 1)]
+
+    assert np.abs(correlation(10, 0)).max() < 0.25
+    assert correlation(10_000, 1).min() > 0.85
+    assert np.isfinite(correlation(2, 1)).all()
+
+
+def test_moments_of_indifferent_weights_keep_the_variance():
+    """Weights that know nothing must not shrink a guide step by step, however few particles are effective."""
+    family = normals.Normal()
+    moments = {
+        k: jnp.broadcast_to(v, (4000,)) for k, v in family.moments({"loc": 0.0, "scale": jnp.asarray(1.0)}).items()
+    }
+
+    def step(moments, key):
+        draw, weigh = jax.random.split(key)
+        params = family.from_moments(moments)
+        values = family.distribution(params).sample(draw, (6,))
+        weights = jax.nn.softmax(1.5 * jax.random.normal(weigh, values.shape), 0)
+        return family.blend(moments, family.expect(values, weights), 0.3), None
+
+    moments, _ = jax.lax.scan(step, moments, jax.random.split(jax.random.key(1), 20))
+    # 4000 independent runs; without the correction the mean variance falls to about exp(-20 * 0.09 / 3) = 0.5
+    np.testing.assert_allclose(moments["variance"].mean(), 1.0, atol=0.1)
+
+
+def correlated(y):
+    factor = numpyro.sample("factor", dist.LKJCholesky(2, 2.0))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("y", dist.MultivariateNormal(jnp.zeros(2), scale_tril=factor), obs=y)
+
+
+def test_cholesky_factors_have_fewer_coordinates_than_entries():
+    """A correlation under an LKJ prior, against integration over a grid."""
+    y = np.random.default_rng(1).normal(size=(20, 2)) @ np.array([[1.0, 0.6], [0.0, 0.8]])
+    posterior = kayn.fit(correlated, args=(y,), num_particles=30, num_steps=96, progress=False).posterior()
+    r = np.linspace(-0.999, 0.999, 4001)
+    quadratic = (y**2).sum() - 2 * r * (y[:, 0] * y[:, 1]).sum()
+    log_p = np.log1p(-(r**2)) * (1 - len(y) / 2) - quadratic / (2 * (1 - r**2))
+    p = np.exp(log_p - logsumexp(log_p))
+    mean = (p * r).sum()
+    spread = np.sqrt((p * (r - mean) ** 2).sum())
+    assert abs(posterior.mean("factor")[1, 0] - mean) < 0.1 * spread
+    assert abs(posterior.std("factor")[1, 0] / spread - 1) < 0.1
+
+
 # -- objectives: values and gradients
 
 K = 4

@@ -6,7 +6,7 @@ pure in (numbers, key, parameters) and may be jitted, differentiated and vmapped
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from kayn import factors, particles
 from kayn.axes import Layout, Request, choose_layout, proposal_name
 from kayn.checks import parameter_values
 from kayn.contraction.execute import Index, log_contract, settled_slot
-from kayn.errors import GuideError
+from kayn.errors import GuideError, KaynError
 from kayn.graph.discover import Structure, discover
 from kayn.graph.slices import slice_outputs
 from kayn.graph.trace import DATA, VALUE, Program, Site, inspect_sites, trace_program
@@ -85,12 +85,16 @@ def build_problem(
 
     Args:
         params: values (or tracers) of `numpyro.param` sites in model and guide.
+
+    Raises:
+        KaynError: a name in `params` belongs to no param site.
     """
     if denominator not in DENOMINATORS:
         raise GuideError(f"denominator {denominator!r} is unknown; use one of {', '.join(map(repr, DENOMINATORS))}")
     params = parameter_values(params)
     sites = inspect_sites(model, args, kwargs, params)
     traced_guide = particles.trace_guide(guide, args, kwargs, params, sites)
+    _refuse_unknown(params, [*sites.values(), *traced_guide.density.sites.values()])
     # a latent that the guide draws is sampled, even if the model would allow to sum it out
     drawn = set(traced_guide.names)
     sites = {n: replace(s, enumerate=False, support_size=None) if n in drawn else s for n, s in sites.items()}
@@ -98,6 +102,16 @@ def build_problem(
     mixed = particles.parent_plates(traced_guide, structure.graph) if denominator == "mixture" else None
     layout = choose_layout(structure, request, traced_guide.constraints, mixed)
     return Problem(traced, traced_guide, structure, layout, denominator)
+
+
+def _refuse_unknown(params: Mapping, sites: Iterable[Site]) -> None:
+    known = {s.name for s in sites if s.kind == "param"}
+    unknown = [n for n in params if n not in known]
+    if unknown:
+        raise KaynError(
+            f"params has a value for {unknown[0]!r}, but neither model nor guide has such a numpyro.param site; "
+            f"they have {sorted(known)}"
+        )
 
 
 def read_model(

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import jax
@@ -95,8 +96,10 @@ class QEM:
         target_elements: int = TARGET_ELEMENTS,
         max_elements: int = MAX_ELEMENTS,
     ):
-        if not callable(rate) and not 0 < rate <= 1:
-            raise KaynError(f"rate is {rate}; the step towards new moments must be in (0, 1]")
+        if not callable(rate) and not (isinstance(rate, Real) and 0 < rate <= 1):
+            raise KaynError(
+                f"rate is {rate!r}; the step towards new moments is a number in (0, 1], or a function of the step"
+            )
         if not 0 <= min_ess < 1:
             raise KaynError(f"min_ess is {min_ess}; it is a share of the particles, in [0, 1)")
         if overdispersion < 0:

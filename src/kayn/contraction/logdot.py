@@ -53,12 +53,11 @@ def _backward(saved: Any, cotangent: Any) -> tuple[Any, Any]:
     cotangent = jnp.where(jnp.isneginf(out), 0.0, cotangent)
 
     def fast() -> tuple[Any, Any]:
-        # the lift goes where neither the ratio nor its products can leave the range of floats
-        lift = _lift(left.dtype, left.shape[-1])
-        ratio = cotangent * math.exp(lift) / jnp.where(product > 0, product, 1.0)
-        left_plain, right_plain = left_scaled * math.exp(-lift), right_scaled * math.exp(-lift)
-        on_left = left_scaled * _matmul(ratio, jnp.swapaxes(right_plain, -1, -2))
-        return on_left, right_scaled * _matmul(jnp.swapaxes(left_plain, -1, -2), ratio)
+        # half of the lift leaves the operands: neither ratios nor products may leave the range of floats
+        half = math.exp(_lift(left.dtype, left.shape[-1]) / 2)
+        ratio = cotangent * half / jnp.where(product > 0, product, 1.0)
+        on_left = left_scaled * _matmul(ratio, jnp.swapaxes(right_scaled / half, -1, -2))
+        return on_left, right_scaled * _matmul(jnp.swapaxes(left_scaled / half, -1, -2), ratio)
 
     return jax.lax.cond(safe, fast, lambda: _exact_gradient(left, right, cotangent))
 
@@ -86,8 +85,8 @@ def _lifted_exp(x: Any, lift: float) -> Any:
 
 
 def _floor(dtype: Any, count: int) -> float:
-    """Products above this have lost nothing that matters to underflow of either operand."""
-    lost = count * float(jnp.finfo(dtype).tiny) * math.exp(_lift(dtype, count))
+    """Products above this have lost nothing that matters to underflow, neither forward nor backward."""
+    lost = count * float(jnp.finfo(dtype).tiny) * math.exp(1.5 * _lift(dtype, count))
     return lost / float(jnp.finfo(dtype).eps)
 
 

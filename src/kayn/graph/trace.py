@@ -45,7 +45,7 @@ CHECKED_SUPPORTS = (
 
 @dataclass(frozen=True)
 class Site:
-    """A sample, deterministic or plate site as the trace shows it, without numbers."""
+    """A sample, deterministic, plate or param site as the trace shows it, without numbers."""
 
     name: str
     kind: str
@@ -202,13 +202,15 @@ def trace_program(
 
 
 def _is_site(site: Mapping[str, Any]) -> bool:
-    return site["type"] in ("sample", "deterministic", "plate")
+    return site["type"] in ("sample", "deterministic", "plate", "param")
 
 
 def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
     if site["type"] == "plate":
         full, size = site["args"][0], jnp.shape(site["value"])[0]
         return Site(name, "plate", shape=(size,), batch_shape=(full,))
+    if site["type"] == "param":
+        return Site(name, "param")
     value = site["value"]
     if isinstance(value, list | tuple):
         raise DataError(f"observed site {name!r} is a {type(value).__name__}; pass an array, e.g. obs=jnp.asarray(y)")
