@@ -639,7 +639,7 @@ def test_autoguides_need_no_preparation():
 def test_auto_multivariate_normal():
     """A joint autoguide is one group; it can represent this posterior exactly."""
     guide = AutoMultivariateNormal(hierarchy)
-    losses, params = train(hierarchy, guide, VI(5), 600, COUNTY, Y)
+    losses, params = train(hierarchy, guide, VI(5), 1500, COUNTY, Y)
     np.testing.assert_allclose(params["auto_loc"], MEAN, atol=0.3)
     assert abs(losses[-100:].mean() + LOG_EVIDENCE) < 0.1
     found = kayn.Importance(hierarchy, guide, num_particles=50).run(1, params, COUNTY, Y)

