@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kayn import factors, particles
+from kayn import particles, products
 from kayn.axes import Layout, Request, choose_layout, proposal_name
 from kayn.checks import parameter_values
 from kayn.contraction.execute import Index, log_contract, settled_slot
@@ -200,7 +200,7 @@ def model_slots(problem: Problem, numbers: Mapping, draws: Draws, params: Any) -
             continue
         axes = [a for name in term.axes for a in layout.axes if a.name == name]
         steps, settled = settled_slot(plan, slot)
-        slots[settled] = factors.evaluate_reduced(
+        slots[settled] = products.evaluate(
             problem.model, term.name, output, axes, draws.values, inputs, plan, steps, index
         )
     return slots

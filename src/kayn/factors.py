@@ -19,7 +19,7 @@ from kayn.contraction.execute import Index, apply_products
 from kayn.contraction.plan import Plan, Product
 from kayn.graph.slices import slice_outputs
 from kayn.graph.trace import Program
-from kayn.graph.types import Output
+from kayn.graph.types import Kind, Output
 
 CHUNK_ELEMENTS = 2**22
 """Entries of a factor evaluated at a time where rows are summed on the fly (16 MB in float32)."""
@@ -39,7 +39,7 @@ def evaluate(
         axes: its particle axes, in order.
         inputs: the jaxpr's constants and inputs, anything in the places of latents.
     """
-    return _mapped(_single(program, name, output, particles, inputs), axes, particles, ())
+    return on_axes(_single(program, name, output, particles, inputs), axes, particles, ())
 
 
 def evaluate_reduced(
@@ -52,74 +52,121 @@ def evaluate_reduced(
     plan: Plan,
     steps: Sequence[Product],
     index: Index,
+    terms: int = 0,
 ) -> Any:
-    """As `evaluate`, followed by the plate products `steps`, in parts that fit `CHUNK_ELEMENTS`."""
+    """As `evaluate`, followed by the plate products `steps`, in parts that fit `CHUNK_ELEMENTS`.
+
+    Args:
+        terms: entries of the largest array formed on the way, where that is not the factor itself.
+    """
     single = _single(program, name, output, particles, inputs)
-    loops = _loop_axes(plan, steps, axes)
+    elements = math.prod(plan.size[a] for a in plan.axes[steps[0].source]) if steps else 0
+    out = steps[-1].out if steps else None
+    order = plan.axes[out] if out is not None else (*(d for d in output.dims if d), *(a.name for a in axes))
+    return in_parts(single, axes, particles, plan, steps, index, order, max(elements, terms))
+
+
+def in_parts(
+    single: Callable[[Mapping], Any],
+    axes: Sequence[Axis],
+    particles: Particles,
+    plan: Plan,
+    steps: Sequence[Product],
+    index: Index,
+    order: Sequence[str],
+    elements: int,
+    trailing: int = 0,
+) -> Any:
+    """Map a function of one particle over axes, followed by plate products, at most `CHUNK_ELEMENTS` entries at a time.
+
+    Args:
+        single: latent values to [*plates, *trailing].
+        steps: plate products; particle axes that are not among `axes` are left out of them.
+        order: names of the result's plates and axes; again less the axes that are not among `axes`.
+        elements: entries of the whole before the steps.
+        trailing: number of dimensions behind the plates that stay the last ones.
+
+    Returns:
+        [*order, *trailing].
+    """
+    loops = _loop_axes(axes, elements)
+    looped, mine = [a.name for a in loops], [a.name for a in axes]
     inner = [a for a in axes if a not in loops]
-    without = [a.name for a in loops]
+    without = [v for v in plan.scope if v not in mine or v in looped]
 
     def part(fixed: Mapping[str, Any]) -> Any:
-        array = _mapped(lambda z: single({**z, **fixed}), inner, particles, tuple(fixed))
+        array = on_axes(lambda z: single({**z, **fixed}), inner, particles, tuple(fixed), trailing)
         return apply_products(plan, steps, array, index, without)
 
     result = _looped(part, loops, particles, {})
-    if not loops:
-        return result
     # loop axes come out in front; plates and inner axes follow in the order of the plan
-    order = [a for a in plan.axes[steps[-1].out] if a not in without]
-    have = [*without, *order]
-    return jnp.transpose(result, [have.index(a) for a in plan.axes[steps[-1].out]])
+    present = [a for a in order if a not in without or a in looped]
+    have = [*looped, *(a for a in present if a not in looped)]
+    last = range(len(have), len(have) + trailing)
+    return jnp.transpose(result, [*(have.index(a) for a in present), *last])
+
+
+def of_one_particle(
+    program: Program, names: Sequence[str], particles: Particles, inputs: Sequence[Any]
+) -> Callable[[Mapping], list[Any]]:
+    """Some outputs of a program as a function of one particle's latent values."""
+    run, used = slice_outputs(program.jaxpr, [program.outputs.index(name) for name in names])
+    latents = {len(program.consts) + i: n for i, n in enumerate(program.inputs)}
+
+    def single(values: Mapping[str, Any]) -> list[Any]:
+        def argument(i: int) -> Any:
+            if i not in latents:
+                return inputs[i]
+            # a latent that the equations mention but the result does not depend on: any particle will do
+            return values[latents[i]] if latents[i] in values else particles[latents[i]][0]
+
+        return run(*(argument(i) for i in used))
+
+    return single
 
 
 def _single(
     program: Program, name: str, output: Output, particles: Particles, inputs: Sequence[Any]
 ) -> Callable[[Mapping], Any]:
-    position = program.outputs.index(name)
-    run, used = slice_outputs(program.jaxpr, [position])
-    names = {len(program.consts) + i: n for i, n in enumerate(program.inputs)}
-    shape = program.jaxpr.outvars[position].aval.shape
+    aval = program.jaxpr.outvars[program.outputs.index(name)].aval
     squeezed = tuple(d for d, plate in enumerate(output.dims) if not plate)
-    assert len(shape) == len(output.dims), (name, shape, output.dims)
+    assert len(aval.shape) == len(output.dims), (name, aval.shape, output.dims)
+    run = of_one_particle(program, [name], particles, inputs)
+    is_log_factor = jnp.issubdtype(aval.dtype, jnp.floating) and output.kind is not Kind.VALUE
 
     def single(values: Mapping[str, Any]) -> Any:
-        def argument(i: int) -> Any:
-            if i not in names:
-                return inputs[i]
-            # a latent that the equations mention but the result does not depend on: any particle will do
-            return values[names[i]] if names[i] in values else particles[names[i]][0]
+        array = jnp.squeeze(run(values)[0], squeezed)
+        return finite(array) if is_log_factor else array
 
-        return jnp.squeeze(run(*(argument(i) for i in used))[0], squeezed)
-
-    return lambda values: (
-        _finite(single(values))
-        if jnp.issubdtype(program.jaxpr.outvars[position].aval.dtype, jnp.floating) and output.kind.value != "value"
-        else single(values)
-    )
+    return single
 
 
-def _finite(log_factor: Any) -> Any:
+def finite(log_factor: Any) -> Any:
     """Impossible instead of undefined: NaN log densities (overflow at a wild particle) get no weight, poles a finite one."""
     top = jnp.finfo(log_factor.dtype).max / 1e6
     return jnp.where(jnp.isnan(log_factor), -jnp.inf, jnp.minimum(log_factor, top))
 
 
-def _mapped(single: Callable[[Mapping], Any], axes: Sequence[Axis], particles: Particles, fixed: Sequence[str]) -> Any:
+def on_axes(
+    single: Callable[[Mapping], Any],
+    axes: Sequence[Axis],
+    particles: Particles,
+    fixed: Sequence[str],
+    trailing: int = 0,
+) -> Any:
+    """Map a function of one particle over axes, which come out before the last `trailing` dimensions, in order."""
     names = [n for a in axes for n in a.latents if n not in fixed]
 
     def call(*values: Any) -> Any:
         return single(dict(zip(names, values, strict=True)))
 
     for axis in axes:
-        call = jax.vmap(call, in_axes=tuple(0 if n in axis.latents else None for n in names), out_axes=-1)
+        call = jax.vmap(call, in_axes=tuple(0 if n in axis.latents else None for n in names), out_axes=-1 - trailing)
     return call(*(particles[n] for n in names))
 
 
-def _loop_axes(plan: Plan, steps: Sequence[Product], axes: Sequence[Axis]) -> list[Axis]:
+def _loop_axes(axes: Sequence[Axis], elements: int) -> list[Axis]:
     """Axes to loop over instead of batching, so that one part has at most `CHUNK_ELEMENTS` entries."""
-    if not steps:
-        return []
-    elements = math.prod(plan.size[a] for a in plan.axes[steps[0].source])
     loops: list[Axis] = []
     for axis in reversed(axes):
         if elements <= CHUNK_ELEMENTS:

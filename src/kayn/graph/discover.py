@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from kayn.errors import DataError, ModelError
+from kayn.graph.arguments import ARGUMENT
 from kayn.graph.dependence import read_program
 from kayn.graph.nodes import Node, Nodes, evaluate, nested_through
 from kayn.graph.rules import Aligned
 from kayn.graph.trace import DATA, INSIDE, MASK, SUPPORT, VALUE, Program, Site
-from kayn.graph.types import MIXED, Graph, Kind, Latent, Link, Output, Plate, Read
+from kayn.graph.types import MIXED, Argument, Density, Graph, Kind, Latent, Link, Output, Plate, Read
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,8 @@ def discover(program: Program, known: Sequence[Any]) -> Structure:
     builder = _Builder(plates, nodes, {z.name: z for z in latents})
     for name, annotation in found.items():
         builder.add(name, annotation, program)
-    outputs = tuple(builder.finish())
+    densities = _densities(program, found)
+    outputs = tuple(replace(o, density=densities.get(o.name)) for o in builder.finish())
     rename = builder.rename
     kept = {rename(p): plates[rename(p)] for p in (*plates, *builder.plates)}
     priors = {o.name: o.latents for o in outputs if o.kind is Kind.PRIOR}
@@ -133,6 +135,21 @@ def discover_output(
     return adopt(extended, output, nodes, builder.links, inputs)
 
 
+def _densities(program: Program, found: Mapping[str, Any]) -> dict[str, Density]:
+    """The densities of sites that are exponential families, by site."""
+    arguments: dict[str, list[Argument]] = {}
+    for variable, name in zip(program.jaxpr.outvars, program.outputs, strict=True):
+        if name.startswith(ARGUMENT):
+            argument, _, site = name.removeprefix(ARGUMENT).partition(":")
+            latents = () if isinstance(found[name], Node) else dict.fromkeys(latent for latent, _ in found[name])
+            aval = variable.aval
+            arguments.setdefault(site, []).append(Argument(argument, aval.shape, str(aval.dtype), tuple(latents)))
+    return {
+        site: Density(program.sites[site].exponential_family or "", program.sites[site].independent_ndim, tuple(own))
+        for site, own in arguments.items()
+    }
+
+
 def _latent(site: Site, plates: dict[str, Plate]) -> Latent:
     declared = {len(site.batch_shape) + dim: name for name, dim, _ in site.frames}
     runs: list[tuple[str, int]] = []
@@ -166,7 +183,7 @@ class _Builder:
         return plate
 
     def add(self, name: str, annotation: Any, program: Program, kind: Kind | None = None) -> None:
-        if name.startswith((DATA, INSIDE, MASK, SUPPORT)):
+        if name.startswith((ARGUMENT, DATA, INSIDE, MASK, SUPPORT)):
             return
         site = program.sites.get(name.removeprefix(VALUE))
         if kind is None:

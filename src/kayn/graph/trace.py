@@ -22,6 +22,7 @@ from numpyro.distributions.util import is_identically_one
 from numpyro.infer.autoguide import AutoGuide
 
 from kayn.errors import DataError, GuideError, ModelError
+from kayn.graph.arguments import ARGUMENT, density_arguments, family_of
 
 VALUE = "value:"
 DATA = "data:"
@@ -61,6 +62,8 @@ class Site:
     delta: bool = False
     reparameterised: bool = True
     family: str = ""
+    exponential_family: str | None = None
+    independent_ndim: int = 0
 
     @property
     def event_dim(self) -> int:
@@ -178,6 +181,9 @@ def trace_program(
             elif site["type"] == "sample":
                 keep = None if batch_ndims is None else batch_ndims.get(name)
                 out[name] = _log_prob(site, ratios, keep)
+                if keep is None and sites[name].exponential_family is not None:
+                    arguments = _arguments(site, ratios)
+                    out.update({f"{ARGUMENT}{argument}:{name}": array for argument, array in arguments.items()})
                 mask = _mask(site["fn"])
                 if site["is_observed"] and site["value"] is not None:
                     out[DATA + name] = jnp.asarray(site["value"])
@@ -238,6 +244,8 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         delta=isinstance(base, dist.Delta),
         reparameterised=bool(fn.has_rsample),
         family=type(base).__name__,
+        exponential_family=family_of(base),
+        independent_ndim=fn.event_dim - base.event_dim,
     )
 
 
@@ -294,6 +302,13 @@ def _log_prob(site: Mapping[str, Any], ratios: Mapping[str, float], keep: int | 
         log_prob = jnp.broadcast_to(log_prob, jnp.broadcast_shapes(jnp.shape(log_prob), fn.batch_shape))
     scale = _own_scale(site, ratios)
     return log_prob if scale is None else log_prob * scale
+
+
+def _arguments(site: Mapping[str, Any], ratios: Mapping[str, float]) -> dict[str, Any]:
+    fn, value = site["fn"], site["value"]
+    if site["is_observed"] and isinstance(fn, dist.MaskedDistribution):
+        value = _hide_masked(fn, value)
+    return density_arguments(fn, value, _own_scale(site, ratios))
 
 
 def _own_scale(site: Mapping[str, Any], ratios: Mapping[str, float]) -> Any:

@@ -82,16 +82,39 @@ class Read:
 
 
 @dataclass(frozen=True)
+class Argument:
+    """An argument of an exponential-family density: its name, its shape [*outer, *core], and the latents it depends on."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    latents: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Density:
+    """A log probability as a function of a value and parameters that the traced program also gives.
+
+    The last `event_ndim` outer dimensions of its arguments are summed; those before are the output's own.
+    """
+
+    family: str
+    event_ndim: int
+    arguments: tuple[Argument, ...]
+
+
+@dataclass(frozen=True)
 class Output:
     """A traced quantity: a site's log probability over `dims`, or a value (deterministic site, query).
 
-    `dims` are plate names, one for each dimension of the array.
+    `dims` are plate names, one for each dimension of the array. `density` is known for exponential families.
     """
 
     name: str
     kind: Kind
     dims: tuple[str, ...]
     reads: tuple[Read, ...]
+    density: Density | None = None
 
     @property
     def latents(self) -> tuple[str, ...]:

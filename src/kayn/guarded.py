@@ -1,0 +1,72 @@
+"""A fast computation with an exact one in reserve, chosen at run time, in the gradient too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+
+
+@dataclass(frozen=True)
+class _Perturbed:
+    """Which leaves are differentiated, as static data among the residuals."""
+
+    flags: tuple[bool, ...]
+
+
+jax.tree_util.register_dataclass(_Perturbed, [], ["flags"])
+
+
+def guarded(fast: Callable[[Any], tuple[Any, Any]], exact: Callable[[Any], Any], arguments: Any) -> Any:
+    """`fast` where it is safe, else `exact`.
+
+    Both are differentiated by computing them again, so that neither keeps anything for the gradient, and what the path that
+    was not taken would have made of the arguments (NaN, say) never reaches it.
+
+    Args:
+        fast: arguments to (result, whether it can be trusted).
+        exact: arguments to the result.
+    """
+
+    @jax.custom_vjp
+    def compute(arguments: Any) -> Any:
+        return choose(arguments)[0]
+
+    def choose(arguments: Any) -> tuple[Any, Any]:
+        result, safe = fast(arguments)
+        return jax.lax.cond(safe, lambda: result, lambda: exact(arguments)), safe
+
+    def forward(primals: Any) -> tuple[Any, Any]:
+        leaves, tree = jax.tree.flatten(primals, is_leaf=lambda leaf: isinstance(leaf, CustomVJPPrimal))
+        values = jax.tree.unflatten(tree, [leaf.value for leaf in leaves])
+        result, safe = choose(values)
+        return result, (values, safe, _Perturbed(tuple(bool(leaf.perturbed) for leaf in leaves)))
+
+    def backward(saved: Any, cotangent: Any) -> tuple[Any]:
+        values, safe, perturbed = saved
+        leaves, tree = jax.tree.flatten(values)
+        moving = [
+            i
+            for i, (leaf, flag) in enumerate(zip(leaves, perturbed.flags, strict=True))
+            if flag and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        ]
+        if isinstance(cotangent, SymbolicZero) or not moving:
+            return (jax.tree.unflatten(tree, [None] * len(leaves)),)
+
+        def pull(function: Callable[[Any], Any]) -> list[Any]:
+            def of_moving(floats: list[Any]) -> Any:
+                given = dict(zip(moving, floats, strict=True))
+                return function(jax.tree.unflatten(tree, [given.get(i, leaf) for i, leaf in enumerate(leaves)]))
+
+            return jax.vjp(of_moving, [leaves[i] for i in moving])[1](cotangent)[0]
+
+        found = jax.lax.cond(safe, lambda: pull(lambda a: fast(a)[0]), lambda: pull(exact))
+        given = dict(zip(moving, found, strict=True))
+        return (jax.tree.unflatten(tree, [given.get(i) for i in range(len(leaves))]),)
+
+    compute.defvjp(forward, backward, symbolic_zeros=True)
+    return compute(arguments)

@@ -1,0 +1,330 @@
+"""Evaluate factors that are exponential families as matrix products of statistics and naturals, where that pays.
+
+Statistics and naturals are evaluated on the particle axes of their own arguments; one `dot_general` over event dimensions
+makes the factor of them. Rows that the naturals do not depend on are summed in the statistics, before the product. The
+result is that of `kayn.factors.evaluate_reduced`, to which everything else falls back: where no form saves much work, and at
+run time where anything is not finite, outside the support, or would lose too many bits to cancellation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kayn import factors
+from kayn.axes import Axis
+from kayn.contraction.execute import Index
+from kayn.contraction.plan import Plan, Product
+from kayn.expfam import FORMS, LOST_BITS, WEIGHTS, Form, Pieces
+from kayn.factors import Particles
+from kayn.graph.arguments import ARGUMENT
+from kayn.graph.trace import Program
+from kayn.graph.types import Density, Output
+from kayn.guarded import guarded
+
+MIN_WORK = 2**15
+"""Factors with fewer terms are not worth a second program."""
+MATMUL_SPEED = 8
+"""Multiply-adds of a matrix product in the time of one elementwise operation (2 CPU cores; more on accelerators)."""
+MIN_GAIN = 0.01
+"""How much cheaper a product has to look."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A form of a factor's density with the particle axes of either side and the shapes of their pieces."""
+
+    form: Form
+    density: Density
+    left: tuple[Axis, ...]
+    right: tuple[Axis, ...]
+    left_shapes: tuple[Shape, ...]
+    right_shapes: tuple[Shape, ...]
+
+    def __str__(self) -> str:
+        def named(axes: tuple[Axis, ...]) -> str:
+            return ", ".join("+".join(a.latents) for a in axes) or "data"
+
+        return f"{self.form.name}: [{named(self.left)}] x [{named(self.right)}]"
+
+    @property
+    def events(self) -> Shape:
+        """Sizes of the outer dimensions that are summed."""
+        value = next(a for a in self.density.arguments if a.name == "value")
+        outer = self.outer_ndim
+        return value.shape[outer - self.density.event_ndim : outer]
+
+    @property
+    def num_terms(self) -> int:
+        """Terms of the density itself for one combination of particles."""
+        return num_terms(self.density)
+
+    @property
+    def outer_ndim(self) -> int:
+        inside = next(a for a in self.density.arguments if a.name == "inside")
+        return len(inside.shape)
+
+    @property
+    def batch_ndim(self) -> int:
+        return self.outer_ndim - self.density.event_ndim
+
+    @property
+    def features(self) -> Shape:
+        """Terms of the product for one entry of the factor, by pair of pieces: those of dimensions in which both vary."""
+        dims = range(self.batch_ndim, self.outer_ndim)
+        return tuple(
+            math.prod(a[d] for d in dims if a[d] > 1 and b[d] > 1) * max(a[-1], b[-1])
+            for a, b in zip(self.left_shapes, self.right_shapes, strict=True)
+        )
+
+    @property
+    def num_features(self) -> int:
+        return sum(self.features)
+
+    @property
+    def num_cancelling(self) -> int:
+        """Leading features that are large terms of a small square."""
+        return sum(self.features[: self.form.cancels])
+
+
+def choose(output: Output, axes: Sequence[Axis], plan: Plan, steps: Sequence[Product]) -> Split | None:
+    """The cheapest form of a factor by counted operations, None where evaluating it term by term is about as cheap."""
+    density = output.density
+    if density is None:
+        return None
+    entries = math.prod(a.size for a in axes)
+    terms = entries * num_terms(density)
+    if terms < MIN_WORK:
+        return None
+    best, least = None, terms / MIN_GAIN
+    for form in FORMS[density.family]:
+        split = _split(form, density, axes)
+        if not _rows_are_free(split, output, steps):
+            continue
+        summed = {s.plate for s in steps}
+        kept = [plan.size[d] for d in output.dims if d and d not in summed]
+        kept += [plan.size[link.target] for s in steps for link in s.links]
+        features = split.num_features + split.num_cancelling
+        cost = entries * math.prod(kept) * features / MATMUL_SPEED
+        cost += _work(split.left, split.left_shapes) + _work(split.right, split.right_shapes)
+        if cost < least:
+            best, least = split, cost
+    return best
+
+
+def num_terms(density: Density) -> int:
+    """Operations of a density for one combination of particles; a Mahalanobis distance takes the square of its size."""
+    value = next(a for a in density.arguments if a.name == "value")
+    return math.prod(value.shape) * (value.shape[-1] if density.family == "MultivariateNormal" else 1)
+
+
+def _work(axes: Sequence[Axis], shapes: Sequence[Shape]) -> int:
+    return math.prod(a.size for a in axes) * sum(math.prod(s) for s in shapes)
+
+
+def _split(form: Form, density: Density, axes: Sequence[Axis]) -> Split:
+    given = {
+        a.name: jax.ShapeDtypeStruct(a.shape, bool if a.dtype == "bool" else jnp.result_type(float))
+        for a in density.arguments
+    }
+    weights = tuple(a.name for a in density.arguments if a.name in WEIGHTS)
+    referenced = {n: jax.ShapeDtypeStruct((*given[n].shape, 1), given[n].dtype) for n in form.referenced}
+    reference = jax.eval_shape(form.reference, referenced)
+    latents = {a.name: a.latents for a in density.arguments}
+
+    def of(names: Sequence[str]) -> tuple[Axis, ...]:
+        return tuple(a for a in axes if any(z in a.latents for n in names for z in latents[n]))
+
+    return Split(
+        form,
+        density,
+        of((*form.left, *weights)),
+        of(form.right),
+        tuple(p.shape for p in jax.eval_shape(lambda a, r: _weighted(form, a, r), given, reference)),
+        tuple(p.shape for p in jax.eval_shape(form.naturals, given, reference)),
+    )
+
+
+def _rows_are_free(split: Split, output: Output, steps: Sequence[Product]) -> bool:
+    """Whether the naturals do not depend on the rows that are summed, so that these can be summed in the statistics."""
+    rows = [d for d, plate in enumerate(output.dims) if plate in {s.plate for s in steps}]
+    return all(shape[d] == 1 for shape in split.right_shapes for d in rows)
+
+
+def _weighted(form: Form, arguments: Mapping[str, Any], reference: Mapping[str, Any]) -> Pieces:
+    """Statistics times the site's scale, zero where masked, and NaN outside the support."""
+    pieces = form.statistics(arguments, reference)
+    inside = arguments["inside"][..., None]
+    pieces = [jnp.where(inside, p, jnp.nan) for p in pieces]
+    if "mask" in arguments:
+        pieces = [jnp.where(arguments["mask"][..., None], p, 0.0) for p in pieces]
+    if "scale_factor" in arguments:
+        pieces = [p * arguments["scale_factor"][..., None] for p in pieces]
+    return pieces
+
+
+def evaluate(
+    program: Program,
+    name: str,
+    output: Output,
+    axes: Sequence[Axis],
+    particles: Particles,
+    inputs: Sequence[Any],
+    plan: Plan,
+    steps: Sequence[Product],
+    index: Index,
+) -> Any:
+    """As `factors.evaluate_reduced`, by a matrix product where that pays."""
+    links = {link.key: index(link.key) for step in steps for link in step.links}
+    split = choose(output, axes, plan, steps)
+    terms = 0 if split is None else split.num_terms * math.prod(a.size for a in axes)
+
+    def exact(arguments: Any) -> Any:
+        particles, inputs, links = arguments
+        return factors.evaluate_reduced(
+            program, name, output, axes, particles, inputs, plan, steps, links.__getitem__, terms
+        )
+
+    arguments = (dict(particles), list(inputs), links)
+    if split is None:
+        return exact(arguments)
+
+    def fast(arguments: Any) -> tuple[Any, Any]:
+        return _product(program, output, axes, split, plan, steps, *arguments)
+
+    return guarded(fast, exact, arguments)
+
+
+def _product(
+    program: Program,
+    output: Output,
+    axes: Sequence[Axis],
+    split: Split,
+    plan: Plan,
+    steps: Sequence[Product],
+    particles: Particles,
+    inputs: Sequence[Any],
+    links: Mapping[Any, Any],
+) -> tuple[Any, Any]:
+    """The factor, and whether it can be trusted."""
+    form = split.form
+    reference = jax.lax.stop_gradient(_reference(program, output, split, axes, particles, inputs))
+    order = plan.axes[steps[-1].out] if steps else (*(d for d in output.dims if d), *(a.name for a in axes))
+    summed = {s.plate for s in steps}
+    absent = tuple(d for d, plate in enumerate(output.dims) if not plate)
+    rows = tuple(d for d, plate in enumerate(output.dims) if plate in summed)
+    left_arguments = _arguments(program, output, (*form.left, *WEIGHTS), particles, inputs)
+    right_arguments = _arguments(program, output, form.right, particles, inputs)
+
+    def left(values: Mapping[str, Any]) -> Any:
+        pieces = _weighted(form, left_arguments(values), reference)
+        joined = _joined(pieces, split.right_shapes, split, split.events)
+        full = [plan.size[p] if d in rows else joined.shape[d] for d, p in enumerate(output.dims)]
+        return jnp.squeeze(jnp.broadcast_to(joined, (*full, *joined.shape[-2:])), absent)
+
+    def right(values: Mapping[str, Any]) -> Any:
+        joined = _joined(form.naturals(right_arguments(values), reference), split.left_shapes, split, None)
+        return jnp.squeeze(joined, (*absent, *rows))
+
+    elements = _work(split.left, split.left_shapes) if steps else 0
+    statistics = factors.in_parts(left, split.left, particles, plan, steps, links.__getitem__, order, elements, 2)
+    naturals = factors.on_axes(right, split.right, particles, (), 2)
+    mine = {a.name for a in split.left}
+    left_names = [a for a in order if a not in plan.scope or a in mine]
+    right_names = [d for d in output.dims if d and d not in summed] + [a.name for a in split.right]
+    sizes = {a: plan.size[a] for a in order}
+
+    def combined(row: int, start: int, stop: int) -> Any:
+        return _contract(statistics[..., row, start:stop], left_names, naturals[..., row, start:stop], right_names, sizes)
+
+    safe = jnp.all(jnp.isfinite(statistics)) & jnp.all(jnp.isfinite(naturals))
+    cut, end = split.num_cancelling, split.num_features
+    if not cut:
+        return factors.finite(combined(0, 0, end)), safe
+    square = combined(0, 0, cut)
+    expanded, plain = combined(1, 0, cut), jnp.abs(square) + combined(1, cut, end)
+    return factors.finite(square + combined(0, cut, end)), safe & jnp.all(expanded <= 2.0**LOST_BITS * plain)
+
+
+def _arguments(
+    program: Program, output: Output, names: Sequence[str], particles: Particles, inputs: Sequence[Any]
+) -> Callable[[Mapping], dict[str, Any]]:
+    """Some arguments of a density for one particle, numbers as floats."""
+    assert output.density is not None
+    present = [a.name for a in output.density.arguments if a.name in names]
+    run = factors.of_one_particle(program, [f"{ARGUMENT}{n}:{output.name}" for n in present], particles, inputs)
+
+    def single(values: Mapping[str, Any]) -> dict[str, Any]:
+        found = dict(zip(present, run(values), strict=True))
+        return {n: v if v.dtype == bool else v.astype(jnp.result_type(float)) for n, v in found.items()}
+
+    return single
+
+
+def _reference(
+    program: Program,
+    output: Output,
+    split: Split,
+    axes: Sequence[Axis],
+    particles: Particles,
+    inputs: Sequence[Any],
+) -> Mapping[str, Any]:
+    """Where statistics and naturals are measured from: means over the particles of every referenced argument."""
+    found = {}
+    for argument in split.density.arguments:
+        if argument.name in split.form.referenced:
+            own = [a for a in axes if any(z in a.latents for z in argument.latents)]
+            single = _arguments(program, output, (argument.name,), particles, inputs)
+            array = factors.on_axes(lambda z, single=single, n=argument.name: single(z)[n], own, particles, ())
+            found[argument.name] = array.reshape((*argument.shape, -1))
+    return split.form.reference(found)
+
+
+def _joined(pieces: Pieces, others: Sequence[Shape], split: Split, events: Shape | None) -> Any:
+    """Pieces side by side: [*batch, 1 or 2, F], the second row their magnitudes if they are needed.
+
+    Event dimensions in which the other side does not vary are summed here; where neither does, `events` (given for one of
+    the sides) says how many equal terms there are.
+    """
+    first, last = split.batch_ndim, split.outer_ndim
+    columns = []
+    for piece, other in zip(pieces, others, strict=True):
+        rows = jnp.stack([piece, jnp.abs(piece)]) if split.num_cancelling else piece[None]
+        alone = tuple(d + 1 for d in range(first, last) if piece.shape[d] > 1 and other[d] == 1)
+        rows = jnp.sum(rows, alone, keepdims=True)
+        if events is not None:
+            equal = [n for d, n in zip(range(first, last), events, strict=True) if piece.shape[d] == other[d] == 1]
+            rows = rows * math.prod(equal)
+        # a row of ones stands for all features of its pair
+        kept = [piece.shape[d] if piece.shape[d] > 1 and other[d] > 1 else 1 for d in range(first, last)]
+        width = max(piece.shape[-1], other[-1])
+        rows = jnp.broadcast_to(rows, (*rows.shape[: first + 1], *kept, width))
+        columns.append(rows.reshape((*rows.shape[: first + 1], -1)))
+    batch = jnp.broadcast_shapes(*(c.shape[:-1] for c in columns))
+    together = jnp.concatenate([jnp.broadcast_to(c, (*batch, c.shape[-1])) for c in columns], -1)
+    return jnp.moveaxis(together, 0, -2)
+
+
+def _contract(left: Any, left_names: Sequence[str], right: Any, right_names: Sequence[str], sizes: Mapping[str, int]) -> Any:
+    """Sum over the last dimension of both: an array over all of `sizes`, in order."""
+
+    def varying(array: Any, names: Sequence[str]) -> tuple[Any, list[str]]:
+        constant = tuple(i for i, n in enumerate(names) if array.shape[i] == 1)
+        return jnp.squeeze(array, constant), [n for i, n in enumerate(names) if i not in constant]
+
+    left, left_names = varying(left, left_names)
+    right, right_names = varying(right, right_names)
+    letter = {name: chr(ord("a") + i) for i, name in enumerate(sizes)}
+    present = [n for n in sizes if n in left_names or n in right_names]
+    subscripts = [[*(letter[n] for n in names)] for names in (left_names, right_names, present)]
+    equation = "{}Z,{}Z->{}".format(*("".join(s) for s in subscripts))
+    out = jnp.einsum(equation, left, right, precision=jax.lax.Precision.HIGHEST)
+    shape = [n if name in present else 1 for name, n in sizes.items()]
+    return jnp.broadcast_to(out.reshape(shape), tuple(sizes.values()))
