@@ -25,7 +25,7 @@ Pieces = list[Any]
 LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
 LOST_BITS = 6
 """A form may form terms 2^6 times larger than those of the plain density: 8e-6 of relative error in float32."""
-WEIGHTS = ("inside", "mask", "scale_factor")
+WEIGHTS = ("mask", "scale_factor")
 """Arguments that multiply the statistics, whatever the family."""
 
 
@@ -237,6 +237,11 @@ def _counts(successes: Any, trials: Any) -> Pieces:
     return _scalars(successes, trials - successes, combinations)
 
 
+def _indicators(category: Any, categories: Any) -> Pieces:
+    category = category[..., None]
+    return [jnp.where(jnp.isnan(category), jnp.nan, (category == categories).astype(category.dtype))]
+
+
 def _dirichlet(concentration: Any) -> Pieces:
     log_beta = jnp.sum(gammaln(concentration), -1) - gammaln(jnp.sum(concentration, -1))
     return [concentration - 1, *_scalars(-log_beta)]
@@ -303,7 +308,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         ["log_success", "log_failure"], _counts, lambda yes, no: _scalars(yes, no, _one(yes)), "total_count"
     ),
     "Categorical": _natural(
-        ["log_probs"], lambda v, every: [(v[..., None] == every).astype(every.dtype)], lambda log_p: [log_p], "categories"
+        ["log_probs"], _indicators, lambda log_p: [log_p], "categories"
     ),
     "Multinomial": _natural(
         ["log_probs"],

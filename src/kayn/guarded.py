@@ -21,15 +21,16 @@ class _Perturbed:
 jax.tree_util.register_dataclass(_Perturbed, [], ["flags"])
 
 
-def guarded(fast: Callable[[Any], tuple[Any, Any]], exact: Callable[[Any], Any], arguments: Any) -> Any:
-    """`fast` where it is safe, else `exact`.
+def guarded(
+    prepare: Callable[[Any], tuple[Any, Any]], finish: Callable[[Any], Any], exact: Callable[[Any], Any], arguments: Any
+) -> Any:
+    """`finish(prepared)` where that is safe, else `exact(arguments)`.
 
     Both are differentiated by computing them again, so that neither keeps anything for the gradient, and what the path that
     was not taken would have made of the arguments (NaN, say) never reaches it.
 
     Args:
-        fast: arguments to (result, whether it can be trusted).
-        exact: arguments to the result.
+        prepare: arguments to (what `finish` needs, whether it can be trusted).
     """
 
     @jax.custom_vjp
@@ -37,8 +38,8 @@ def guarded(fast: Callable[[Any], tuple[Any, Any]], exact: Callable[[Any], Any],
         return choose(arguments)[0]
 
     def choose(arguments: Any) -> tuple[Any, Any]:
-        result, safe = fast(arguments)
-        return jax.lax.cond(safe, lambda: result, lambda: exact(arguments)), safe
+        prepared, safe = prepare(arguments)
+        return jax.lax.cond(safe, lambda: finish(prepared), lambda: exact(arguments)), safe
 
     def forward(primals: Any) -> tuple[Any, Any]:
         leaves, tree = jax.tree.flatten(primals, is_leaf=lambda leaf: isinstance(leaf, CustomVJPPrimal))
@@ -64,7 +65,7 @@ def guarded(fast: Callable[[Any], tuple[Any, Any]], exact: Callable[[Any], Any],
 
             return jax.vjp(of_moving, [leaves[i] for i in moving])[1](cotangent)[0]
 
-        found = jax.lax.cond(safe, lambda: pull(lambda a: fast(a)[0]), lambda: pull(exact))
+        found = jax.lax.cond(safe, lambda: pull(lambda a: finish(prepare(a)[0])), lambda: pull(exact))
         given = dict(zip(moving, found, strict=True))
         return (jax.tree.unflatten(tree, [given.get(i) for i in range(len(leaves))]),)
 

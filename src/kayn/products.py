@@ -27,11 +27,11 @@ from kayn.graph.trace import Program
 from kayn.graph.types import Density, Output
 from kayn.guarded import guarded
 
-MIN_WORK = 2**15
+MIN_WORK = 2**19
 """Factors with fewer terms are not worth a second program."""
 MATMUL_SPEED = 8
 """Multiply-adds of a matrix product in the time of one elementwise operation (2 CPU cores; more on accelerators)."""
-MIN_GAIN = 0.01
+MIN_GAIN = 1.0
 """How much cheaper a product has to look."""
 
 Shape = tuple[int, ...]
@@ -134,7 +134,7 @@ def _split(form: Form, density: Density, axes: Sequence[Axis]) -> Split:
         a.name: jax.ShapeDtypeStruct(a.shape, bool if a.dtype == "bool" else jnp.result_type(float))
         for a in density.arguments
     }
-    weights = tuple(a.name for a in density.arguments if a.name in WEIGHTS)
+    weights = tuple(a.name for a in density.arguments if a.name in (*WEIGHTS, "inside"))
     referenced = {n: jax.ShapeDtypeStruct((*given[n].shape, 1), given[n].dtype) for n in form.referenced}
     reference = jax.eval_shape(form.reference, referenced)
     latents = {a.name: a.latents for a in density.arguments}
@@ -159,10 +159,8 @@ def _rows_are_free(split: Split, output: Output, steps: Sequence[Product]) -> bo
 
 
 def _weighted(form: Form, arguments: Mapping[str, Any], reference: Mapping[str, Any]) -> Pieces:
-    """Statistics times the site's scale, zero where masked, and NaN outside the support."""
+    """Statistics times the site's scale, zero where masked."""
     pieces = form.statistics(arguments, reference)
-    inside = arguments["inside"][..., None]
-    pieces = [jnp.where(inside, p, jnp.nan) for p in pieces]
     if "mask" in arguments:
         pieces = [jnp.where(arguments["mask"][..., None], p, 0.0) for p in pieces]
     if "scale_factor" in arguments:
@@ -196,61 +194,119 @@ def evaluate(
     if split is None:
         return exact(arguments)
 
-    def fast(arguments: Any) -> tuple[Any, Any]:
-        return _product(program, output, axes, split, plan, steps, *arguments)
-
-    return guarded(fast, exact, arguments)
+    factorisation = _Factorisation(program, output, tuple(axes), split, plan, tuple(steps))
+    return guarded(lambda a: factorisation.prepare(*a), factorisation.finish, exact, arguments)
 
 
-def _product(
-    program: Program,
-    output: Output,
-    axes: Sequence[Axis],
-    split: Split,
-    plan: Plan,
-    steps: Sequence[Product],
-    particles: Particles,
-    inputs: Sequence[Any],
-    links: Mapping[Any, Any],
-) -> tuple[Any, Any]:
-    """The factor, and whether it can be trusted."""
-    form = split.form
-    reference = jax.lax.stop_gradient(_reference(program, output, split, axes, particles, inputs))
-    order = plan.axes[steps[-1].out] if steps else (*(d for d in output.dims if d), *(a.name for a in axes))
-    summed = {s.plate for s in steps}
-    absent = tuple(d for d, plate in enumerate(output.dims) if not plate)
-    rows = tuple(d for d, plate in enumerate(output.dims) if plate in summed)
-    left_arguments = _arguments(program, output, (*form.left, *WEIGHTS), particles, inputs)
-    right_arguments = _arguments(program, output, form.right, particles, inputs)
+@dataclass(frozen=True, eq=False)
+class _Factorisation:
+    """A split factor, from latent values to statistics and naturals, and from these to the factor."""
 
-    def left(values: Mapping[str, Any]) -> Any:
-        pieces = _weighted(form, left_arguments(values), reference)
-        joined = _joined(pieces, split.right_shapes, split, split.events)
-        full = [plan.size[p] if d in rows else joined.shape[d] for d, p in enumerate(output.dims)]
-        return jnp.squeeze(jnp.broadcast_to(joined, (*full, *joined.shape[-2:])), absent)
+    program: Program
+    output: Output
+    axes: tuple[Axis, ...]
+    split: Split
+    plan: Plan
+    steps: tuple[Product, ...]
 
-    def right(values: Mapping[str, Any]) -> Any:
-        joined = _joined(form.naturals(right_arguments(values), reference), split.left_shapes, split, None)
-        return jnp.squeeze(joined, (*absent, *rows))
+    @property
+    def rows(self) -> frozenset[str]:
+        """Plates that are summed in the statistics."""
+        return frozenset(s.plate for s in self.steps)
 
-    elements = _work(split.left, split.left_shapes) if steps else 0
-    statistics = factors.in_parts(left, split.left, particles, plan, steps, links.__getitem__, order, elements, 2)
-    naturals = factors.on_axes(right, split.right, particles, (), 2)
-    mine = {a.name for a in split.left}
-    left_names = [a for a in order if a not in plan.scope or a in mine]
-    right_names = [d for d in output.dims if d and d not in summed] + [a.name for a in split.right]
-    sizes = {a: plan.size[a] for a in order}
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Plates and axes of the result."""
+        if self.steps:
+            return self.plan.axes[self.steps[-1].out]
+        return (*(d for d in self.output.dims if d), *(a.name for a in self.axes))
 
-    def combined(row: int, start: int, stop: int) -> Any:
-        return _contract(statistics[..., row, start:stop], left_names, naturals[..., row, start:stop], right_names, sizes)
+    @property
+    def left_names(self) -> list[str]:
+        mine = {a.name for a in self.split.left}
+        return [a for a in self.order if a not in self.plan.scope or a in mine]
 
-    safe = jnp.all(jnp.isfinite(statistics)) & jnp.all(jnp.isfinite(naturals))
-    cut, end = split.num_cancelling, split.num_features
-    if not cut:
-        return factors.finite(combined(0, 0, end)), safe
-    square = combined(0, 0, cut)
-    expanded, plain = combined(1, 0, cut), jnp.abs(square) + combined(1, cut, end)
-    return factors.finite(square + combined(0, cut, end)), safe & jnp.all(expanded <= 2.0**LOST_BITS * plain)
+    @property
+    def right_names(self) -> list[str]:
+        return [d for d in self.output.dims if d and d not in self.rows] + [a.name for a in self.split.right]
+
+    def prepare(self, particles: Particles, inputs: Sequence[Any], links: Mapping[Any, Any]) -> tuple[Any, Any]:
+        """Statistics [*left_names, rows, F] and naturals [*right_names, rows, F], and whether they can be trusted."""
+        split, dims = self.split, self.output.dims
+        reference = jax.lax.stop_gradient(
+            _reference(self.program, self.output, split, self.axes, particles, inputs)
+        )
+        absent = tuple(d for d, plate in enumerate(dims) if not plate)
+        summed = tuple(d for d, plate in enumerate(dims) if plate in self.rows)
+        names = (*split.form.left, *WEIGHTS, "inside")
+        left_arguments = _arguments(self.program, self.output, names, particles, inputs)
+        right_arguments = _arguments(self.program, self.output, split.form.right, particles, inputs)
+
+        def left(values: Mapping[str, Any]) -> Any:
+            pieces = _weighted(split.form, _supported(left_arguments(values)), reference)
+            joined = _joined(pieces, split.right_shapes, split, split.events)
+            full = [self.plan.size[p] if d in summed else joined.shape[d] for d, p in enumerate(dims)]
+            return jnp.squeeze(jnp.broadcast_to(joined, (*full, *joined.shape[-2:])), absent)
+
+        def right(values: Mapping[str, Any]) -> Any:
+            joined = _joined(split.form.naturals(right_arguments(values), reference), split.left_shapes, split, None)
+            return jnp.squeeze(joined, (*absent, *summed))
+
+        elements = _work(split.left, split.left_shapes) if self.steps else 0
+        index = links.__getitem__
+        statistics = factors.in_parts(
+            left, split.left, particles, self.plan, self.steps, index, self.order, elements, trailing=2
+        )
+        naturals = factors.on_axes(right, split.right, particles, (), trailing=2)
+        return (statistics, naturals), self._safe(*jax.lax.stop_gradient((statistics, naturals)))
+
+    def finish(self, prepared: Any) -> Any:
+        statistics, naturals = prepared
+        return self._contract(statistics[..., 0, :], naturals[..., 0, :])
+
+    def _safe(self, statistics: Any, naturals: Any) -> Any:
+        """Finite, and for forms that expand a square, no term much larger than those of the plain density."""
+        cut, end = self.split.num_cancelling, self.split.num_features
+        largest = jnp.max(jnp.abs(statistics)) * jnp.max(jnp.abs(naturals))
+        finite = largest < jnp.finfo(statistics.dtype).max / 1e6 / end  # false for NaN too
+        if not cut:
+            return finite
+
+        def bits(rows: Any) -> Any:
+            expanded = self._contract(rows[..., 1, :cut], naturals[..., 1, :cut])
+            plain = self._contract(rows[..., 1, cut:], naturals[..., 1, cut:])
+            return expanded, plain
+
+        def bounded() -> Any:
+            # particles apart: the largest terms of all particles on the left against the normaliser's
+            axes = tuple(i for i, a in enumerate(self.left_names) if a in self.plan.scope)
+            expanded, plain = bits(
+                jnp.concatenate(
+                    [
+                        jnp.max(statistics[..., :cut], axes, keepdims=True),
+                        jnp.min(statistics[..., cut:], axes, keepdims=True),
+                    ],
+                    -1,
+                )
+            )
+            return jnp.all(expanded <= 2.0**LOST_BITS * plain)
+
+        def exactly() -> Any:
+            expanded, plain = bits(statistics)
+            square = self._contract(statistics[..., 0, :cut], naturals[..., 0, :cut])
+            return jnp.all(expanded <= 2.0**LOST_BITS * (plain + jnp.abs(square)))
+
+        return finite & jax.lax.cond(bounded(), lambda: jnp.array(True), exactly)
+
+    def _contract(self, left: Any, right: Any) -> Any:
+        return _contract(left, self.left_names, right, self.right_names, {a: self.plan.size[a] for a in self.order})
+
+
+def _supported(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Values outside of the support as NaN, which no product can hide."""
+    value, inside = arguments["value"], arguments["inside"]
+    inside = inside.reshape(inside.shape + (1,) * (value.ndim - inside.ndim))
+    return {**arguments, "value": jnp.where(inside, value, jnp.nan)}
 
 
 def _arguments(
