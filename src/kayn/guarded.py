@@ -39,7 +39,10 @@ def guarded(
 
     def choose(arguments: Any) -> tuple[Any, Any]:
         prepared, safe = prepare(arguments)
-        return jax.lax.cond(safe, lambda: finish(prepared), lambda: exact(arguments)), safe
+        shape = jax.eval_shape(finish, prepared).shape
+        # flat, because both branches must agree on a memory layout and XLA would transpose the fast one's
+        flat = jax.lax.cond(safe, lambda: finish(prepared).ravel(), lambda: exact(arguments).ravel())
+        return flat.reshape(shape), safe
 
     def forward(primals: Any) -> tuple[Any, Any]:
         leaves, tree = jax.tree.flatten(primals, is_leaf=lambda leaf: isinstance(leaf, CustomVJPPrimal))
