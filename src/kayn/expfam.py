@@ -152,7 +152,7 @@ def _solve(tril: Any, vector: Any) -> Any:
 
 
 def _log_determinant(tril: Any) -> Any:
-    return jnp.sum(jnp.log(jnp.abs(jnp.diagonal(tril, axis1=-2, axis2=-1))), -1)
+    return jnp.sum(jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1)), -1)
 
 
 def _multivariate_normal_forms() -> tuple[Form, ...]:
@@ -261,9 +261,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
             ("value",),
             ("scale",),
             lambda a, r: _scalars((a["value"] / r["unit"]) ** 2, _one(r["unit"])),
-            lambda a, r: _scalars(
-                -0.5 * (r["unit"] / a["scale"]) ** 2, _log_normalizer(a["scale"]) + math.log(2.0)
-            ),
+            lambda a, r: _scalars(-0.5 * (r["unit"] / a["scale"]) ** 2, _log_normalizer(a["scale"]) + math.log(2.0)),
             ("scale",),
             _unit_scale,
         ),
@@ -307,9 +305,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
     "Binomial": _natural(
         ["log_success", "log_failure"], _counts, lambda yes, no: _scalars(yes, no, _one(yes)), "total_count"
     ),
-    "Categorical": _natural(
-        ["log_probs"], _indicators, lambda log_p: [log_p], "categories"
-    ),
+    "Categorical": _natural(["log_probs"], _indicators, lambda log_p: [log_p], "categories"),
     "Multinomial": _natural(
         ["log_probs"],
         lambda v, n: [v, *_scalars(gammaln(n + 1.0) - jnp.sum(gammaln(v + 1.0), -1))],

@@ -233,9 +233,7 @@ class _Factorisation:
     def prepare(self, particles: Particles, inputs: Sequence[Any], links: Mapping[Any, Any]) -> tuple[Any, Any]:
         """Statistics [*left_names, rows, F] and naturals [*right_names, rows, F], and whether they can be trusted."""
         split, dims = self.split, self.output.dims
-        reference = jax.lax.stop_gradient(
-            _reference(self.program, self.output, split, self.axes, particles, inputs)
-        )
+        reference = jax.lax.stop_gradient(_reference(self.program, self.output, split, self.axes, particles, inputs))
         absent = tuple(d for d, plate in enumerate(dims) if not plate)
         summed = tuple(d for d, plate in enumerate(dims) if plate in self.rows)
         names = (*split.form.left, *WEIGHTS, "inside")
@@ -368,7 +366,9 @@ def _joined(pieces: Pieces, others: Sequence[Shape], split: Split, events: Shape
     return jnp.moveaxis(together, 0, -2)
 
 
-def _contract(left: Any, left_names: Sequence[str], right: Any, right_names: Sequence[str], sizes: Mapping[str, int]) -> Any:
+def _contract(
+    left: Any, left_names: Sequence[str], right: Any, right_names: Sequence[str], sizes: Mapping[str, int]
+) -> Any:
     """Sum over the last dimension of both: an array over all of `sizes`, in order."""
 
     def varying(array: Any, names: Sequence[str]) -> tuple[Any, list[str]]:
