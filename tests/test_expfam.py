@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from numpyro import handlers
 
 import kayn
-from kayn import evidence, expfam, factors, products
+from kayn import evidence, expfam, factors, products, splits
 from kayn.axes import make_request
 from kayn.contraction.execute import settled_slot
 from oracle import QUICK
@@ -114,8 +114,8 @@ CASES = [(name, form) for name in FAMILIES for form in expfam.FORMS[name.removes
 @pytest.fixture
 def always(monkeypatch):
     """Products wherever a form exists, whatever it costs."""
-    monkeypatch.setattr(products, "MIN_WORK", 0)
-    monkeypatch.setattr(products, "MIN_GAIN", 1e-9)
+    monkeypatch.setattr(splits, "MIN_WORK", 0)
+    monkeypatch.setattr(splits, "MIN_GAIN", 1e-9)
 
 
 def vector(model: Family, value: Any = None, wrap: Callable = lambda fn: fn, rows: int = N) -> None:
@@ -158,11 +158,11 @@ class Factor:
     def plain(self, values: Mapping) -> Any:
         return self._evaluate(factors.evaluate_reduced, values)
 
-    def split(self) -> products.Split | None:
+    def split(self) -> splits.Split | None:
         plan = self.problem.layout.plan
         slot = next(i for i, term in enumerate(plan.terms) if term.name == self.name)
         axes = [a for name in plan.terms[slot].axes for a in self.problem.layout.axes if a.name == name]
-        return products.choose(self.problem.graph.output(self.name), axes, plan, settled_slot(plan, slot)[0])
+        return splits.choose(self.problem.graph.output(self.name), axes, plan, settled_slot(plan, slot)[0])
 
     def is_safe(self, values: Mapping, monkeypatch: pytest.MonkeyPatch) -> bool:
         """Whether the product was kept: the path in reserve gives NaN here."""
@@ -383,10 +383,10 @@ def log_evidence(problem, draws, params):
 def same_evidence(problem, draws, params, monkeypatch):
     """log Z and its gradient in parameters and particles, with products everywhere and with none."""
     with monkeypatch.context() as patch:
-        patch.setattr(products, "MIN_WORK", 0)
-        patch.setattr(products, "MIN_GAIN", 1e-9)
+        patch.setattr(splits, "MIN_WORK", 0)
+        patch.setattr(splits, "MIN_GAIN", 1e-9)
         found = log_evidence(problem, draws, params)
-        patch.setattr(products, "MIN_WORK", np.inf)
+        patch.setattr(splits, "MIN_WORK", np.inf)
         expected = log_evidence(problem, draws, params)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8)

@@ -16,6 +16,7 @@ from kayn.evidence import Problem, build_problem
 from kayn.factors import CHUNK_ELEMENTS
 from kayn.graph.types import Graph, Link, Output
 from kayn.guides import FactorisedGuide
+from kayn.splits import choose
 from kayn.table import format_table
 
 
@@ -77,7 +78,8 @@ class Analysis:
             ),
             "Factors",
             format_table(
-                ("factor", "kind", "plates", "particle axes"), [self._factor_row(o) for o in self.graph.factors]
+                ("factor", "kind", "plates", "particle axes", "evaluated"),
+                [self._factor_row(o) for o in self.graph.factors],
             ),
         ]
         if self.links:
@@ -122,7 +124,21 @@ class Analysis:
 
     def _factor_row(self, output: Output) -> tuple[str, ...]:
         axes = dict.fromkeys("+".join(self.layout.axis_of(n).latents) for n in output.latents)
-        return output.name, output.kind.value, ", ".join(d for d in output.dims if d) or "-", ", ".join(axes) or "-"
+        return (
+            output.name,
+            output.kind.value,
+            ", ".join(d for d in output.dims if d) or "-",
+            ", ".join(axes) or "-",
+            self._way(output),
+        )
+
+    def _way(self, output: Output) -> str:
+        """Term by term, or as a matrix product of statistics and naturals, each with its particle axes."""
+        plan = self.plan
+        slot = next(i for i, term in enumerate(plan.terms) if term.name == output.name)
+        axes = [a for name in plan.terms[slot].axes for a in self.layout.axes if a.name == name]
+        split = choose(output, axes, plan, settled_slot(plan, slot)[0])
+        return "term by term" if split is None else f"product, {split}"
 
     def _linked(self, link: Link) -> list[str]:
         return list(

@@ -314,3 +314,13 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
     ),
 }
 """Forms by family, the one without cancellation first."""
+
+
+def weighted(form: Form, arguments: Mapping[str, Any], reference: Mapping[str, Any]) -> Pieces:
+    """Statistics times the site's scale, zero where masked."""
+    pieces = form.statistics(arguments, reference)
+    if "mask" in arguments:
+        pieces = [jnp.where(arguments["mask"][..., None], p, 0.0) for p in pieces]
+    if "scale_factor" in arguments:
+        pieces = [p * arguments["scale_factor"][..., None] for p in pieces]
+    return pieces
