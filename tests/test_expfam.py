@@ -423,3 +423,28 @@ def test_random_models(spec):
         problem, _ = build(spec)
         with pytest.MonkeyPatch.context() as patch:
             same_evidence(problem, some_draws(spec, problem), spec.params(), patch)
+
+
+def test_large_vector_priors_are_products_by_default():
+    def model():
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0).expand([18]).to_event(1))
+        psi = numpyro.sample("psi", dist.Normal(0.0, 0.5).expand([18]).to_event(1))
+        with numpyro.plate("users", 100):
+            numpyro.sample("z", dist.Normal(mu, jnp.exp(psi)).to_event(1))
+
+    text = str(kayn.analyze(model, num_particles=10))
+    assert "product, residual: [z, mu] x [psi]" in text
+    assert text.count("term by term") == 2
+    assert "product, natural: [z] x [mu+psi]" in str(kayn.analyze(model, num_particles=30, groups=[("mu", "psi")]))
+
+
+def test_vmapped_over_particle_sets(always):
+    """Under vmap both paths run and each set keeps its own choice: one of these sets has an impossible scale."""
+    family = FAMILIES["Normal"]
+    factor = latent_value(family)
+    sets = [particles(family, factor.problem) for _ in range(3)]
+    sets[1]["scale"] = sets[1]["scale"].at[2].set(-1.0)
+    together = jax.tree.map(lambda *v: jnp.stack(v), *sets)
+    found = run(jax.vmap(factor.product), together)
+    for one, values in zip(found, sets, strict=True):
+        np.testing.assert_allclose(one, run(factor.plain, values), rtol=1e-5, atol=1e-5)
