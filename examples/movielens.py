@@ -37,7 +37,7 @@ def prepare(quick: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, np.nd
 
 
 @click.command()
-@options(particles=30, chains=2, warmup=500, samples=500)
+@options(particles=300, chains=2, warmup=500, samples=500)
 def main(settings: Settings) -> None:
     """Compare kayn with NUTS on MovieLens."""
     compare("MovieLens 100K", model, prepare(settings.quick), ("mu", "psi"), ("z",), settings)

@@ -386,7 +386,7 @@ OPTIONS = [
         for n in (0, 1.5, True)
     ),
     *(case(f"rate is {r}", lambda r=r: QEM(flat, rate=r), KaynError, f"rate is {r}", "(0, 1]") for r in (0, -0.1, 1.5, float("nan"))),
-    *(case(f"min_ess is {m}", lambda m=m: QEM(flat, min_ess=m), KaynError, f"min_ess is {m}", "[0, 1)") for m in (-0.1, 1, float("nan"))),
+    *(case(f"min_ess is {m}", lambda m=m: QEM(flat, min_ess=m), KaynError, f"min_ess is {m}", "1 (no tempering)") for m in (-0.1, 0.5, float("nan"))),
     case("method", lambda: kayn.fit(flat, (Y,), method="nuts"), KaynError, "'nuts'", "'qem', 'rws', 'vi'"),
     case("args is an array", lambda: kayn.fit(flat, Y), KaynError, "args is ndarray", "tuple", "args=(x, y)"),
     case("kwargs is a list", lambda: kayn.fit(flat, (), [Y]), KaynError, "kwargs is list", "mapping"),

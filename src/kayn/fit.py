@@ -231,9 +231,13 @@ def _until_flat(advance: Callable, state: Any, num_steps: int, progress: bool) -
     return state, history, converged
 
 
-def is_flat(history: np.ndarray, window: int = 2 * CHUNK) -> bool:
-    """Whether the last `window` steps are no better than the `window` before, beyond twice the standard error."""
-    if len(history) < 3 * window:
+def is_flat(history: np.ndarray, shortest: int = 2 * CHUNK) -> bool:
+    """Whether the last quarter of the steps is no better than the quarter before, beyond twice the standard error.
+
+    Quarters, and not windows of one length: the noisier the history, the longer it takes to see that it still rises.
+    """
+    window = max(shortest, len(history) // 4)
+    if len(history) < max(3 * shortest, 2 * window):
         return False
     before, last = history[-2 * window : -window], history[-window:]
     if not (np.isfinite(before).all() and np.isfinite(last).all()):

@@ -5,6 +5,7 @@ A `FactorisedGuide` is an ordinary NumPyro guide: it works with `numpyro.infer.S
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.distributions.transforms import ComposeTransform, IdentityTransform, biject_to
 
-from kayn import families, normals
+from kayn import even, families, normals
 from kayn.errors import GuideError
 from kayn.families import Family
 from kayn.graph.trace import Site, _innermost, _placeholder, inspect_sites
@@ -84,9 +85,11 @@ class FactorisedGuide:
         out = {}
         if normal:
             # one draw for all sites: far less to compile
-            sizes = [jnp.size(by_site[s.name]["loc"]) for s, _ in normal]
-            noise = normals.stratified_normal(key, (num, sum(sizes)), jnp.result_type(float))
-            for (site, family), part in zip(normal, jnp.split(noise, np.cumsum(sizes)[:-1], axis=1), strict=True):
+            locs = [jnp.shape(by_site[s.name]["loc"]) for s, _ in normal]
+            shapes = [_vectors(shape, family) for shape, (_, family) in zip(locs, normal, strict=True)]
+            noise = even.even_normal(key, num, shapes, jnp.result_type(float))
+            ends = np.cumsum([math.prod(shape) for shape in locs])
+            for (site, family), part in zip(normal, jnp.split(noise, ends[:-1], axis=1), strict=True):
                 out[site.name] = family.place(part, by_site[site.name])
         # the key itself has been used for the Normal sites
         for number, site in enumerate(others, 1):
@@ -164,6 +167,12 @@ class FactorisedGuide:
             }
             chosen.append(GuideSite(name, family, start, _plates(model_sites[name], {**model_sites, **sites})))
         return FactorisedGuide(tuple(chosen))
+
+
+def _vectors(shape: tuple[int, ...], family: normals.Gaussian) -> tuple[int, int]:
+    """How many vectors a site draws, and their length."""
+    batch = len(shape) - family.unconstrained_event_dim
+    return math.prod(shape[:batch]), math.prod(shape[batch:])
 
 
 def _normal(event_dim: int, transform: Any, values: Any) -> normals.Gaussian:

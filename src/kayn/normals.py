@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -201,36 +200,3 @@ def _correction(noise: Any, rate: Any) -> Any:
     """
     noise = jnp.minimum(noise, 0.5)
     return (1 - (1 - rate) * noise) / (1 - noise)
-
-
-def stratified_normal(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-    """Standard normal draws: a Latin hypercube along the first axis, in an order of its own for every coordinate."""
-    # one call for all random numbers is quicker to compile
-    numbers = jax.random.bits(key, (shape[0] + 2 * SHUFFLE_ROUNDS + 1, *shape[1:]), jnp.uint32)
-    within = (numbers[: shape[0]].astype(dtype) + 0.5) * 2.0**-32
-    place = (_shuffled(numbers[shape[0] :], shape[0]) + within) / shape[0]
-    edge = jnp.finfo(dtype).eps
-    return math.sqrt(2) * jax.lax.erf_inv(2 * jnp.clip(place, edge, 1 - edge) - 1)
-
-
-SHUFFLE_ROUNDS = 24
-
-
-def _shuffled(numbers: Any, count: int) -> Any:
-    """0 to `count - 1` along a new first axis, shuffled for each of the other entries by random bits [1 + 2 rounds, ...].
-
-    A random rotation, then rounds of swap-or-not (Hoang, Morris & Rogaway, An enciphering scheme based on a card shuffle,
-    2012): in every round random partners trade places or not. Every place is exactly uniform, and this is far quicker than
-    sorting random numbers.
-    """
-    rounds = (len(numbers) - 1) // 2
-    start = jnp.arange(count, dtype=numbers.dtype).reshape((-1, *(1,) * (numbers.ndim - 1)))
-
-    def trade(places: Any, drawn: tuple[Any, Any]) -> tuple[Any, None]:
-        pair, coin = drawn
-        partner = (pair % count + count - places) % count
-        mixed = (jnp.maximum(places, partner) * jnp.uint32(0x9E3779B1) ^ coin) * jnp.uint32(0x85EBCA77)
-        return jnp.where((mixed >> 16) & 1 == 1, partner, places), None
-
-    rotated = (start + numbers[0] % count) % count
-    return jax.lax.scan(trade, rotated, (numbers[1 : rounds + 1], numbers[rounds + 1 :]))[0]

@@ -76,9 +76,9 @@ class QEM:
         overdispersion: particles are drawn with `1 + overdispersion / sqrt(D)` times the variance of a Normal guide, D the
             number of coordinates that share a particle. Weights correct for it. A proposal that is no wider than the guide
             hardly sees the posterior's tails, and so keeps a guide too narrow.
-        min_ess: weights of a latent are tempered until their effective sample size is at least this share of K (and at
-            least 2). This only acts while the guide is far from the posterior, where otherwise one particle would take
-            all the weight and the guide's spread would collapse.
+        min_ess: weights of a latent are tempered until their effective sample size is at least this number. This only
+            acts while the guide is far from the posterior, where otherwise one particle would take all the weight and the
+            guide's spread would collapse; the larger the number, the more steps the guide takes to get there.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class QEM:
         strategy: str = "parallel",
         *,
         rate: float | Schedule = default_rate,
-        min_ess: float = 0.1,
+        min_ess: float = 2.0,
         overdispersion: float = 0.5,
         groups: Sequence[Sequence[str]] = (),
         couple: Mapping[str, str | Sequence[str]] | None = None,
@@ -100,8 +100,8 @@ class QEM:
             raise KaynError(
                 f"rate is {rate!r}; the step towards new moments is a number in (0, 1], or a function of the step"
             )
-        if not 0 <= min_ess < 1:
-            raise KaynError(f"min_ess is {min_ess}; it is a share of the particles, in [0, 1)")
+        if not min_ess >= 1:
+            raise KaynError(f"min_ess is {min_ess}; it is a number of particles, 1 (no tempering) or more")
         if overdispersion < 0:
             raise KaynError(
                 f"overdispersion is {overdispersion}; proposals cannot be narrower than the guide: use 0 or more"
@@ -303,7 +303,7 @@ def _temper_all(by_axis: Mapping[str, Any], min_ess: float) -> dict[str, Any]:
     for size in {w.shape[-1] for w in by_axis.values()}:
         mine = {n: w for n, w in by_axis.items() if w.shape[-1] == size}
         rows = jnp.concatenate([w.reshape(-1, size) for w in mine.values()])
-        tempered = temper(rows, max(2.0, min_ess * size))
+        tempered = temper(rows, min_ess)
         ends = np.cumsum([w.size // size for w in mine.values()])
         for (name, w), part in zip(mine.items(), jnp.split(tempered, ends[:-1]), strict=True):
             out[name] = part.reshape(w.shape)
