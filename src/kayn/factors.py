@@ -39,7 +39,8 @@ def evaluate(
         axes: its particle axes, in order.
         inputs: the jaxpr's constants and inputs, anything in the places of latents.
     """
-    return on_axes(_single(program, name, output, particles, inputs), axes, particles, ())
+    array = on_axes(_single(program, name, output, particles, inputs), axes, particles, ())
+    return finite(array) if _is_log_factor(program, name, output) else array
 
 
 def evaluate_reduced(
@@ -63,7 +64,9 @@ def evaluate_reduced(
     elements = math.prod(plan.size[a] for a in plan.axes[steps[0].source]) if steps else 0
     out = steps[-1].out if steps else None
     order = plan.axes[out] if out is not None else (*(d for d in output.dims if d), *(a.name for a in axes))
-    return in_parts(single, axes, particles, plan, steps, index, order, max(elements, terms))
+    reduced = in_parts(single, axes, particles, plan, steps, index, order, max(elements, terms))
+    # after the products: a selection inside a chain of arithmetic keeps XLA from vectorising it
+    return finite(reduced) if _is_log_factor(program, name, output) else reduced
 
 
 def in_parts(
@@ -132,19 +135,21 @@ def _single(
     squeezed = tuple(d for d, plate in enumerate(output.dims) if not plate)
     assert len(aval.shape) == len(output.dims), (name, aval.shape, output.dims)
     run = of_one_particle(program, [name], particles, inputs)
-    is_log_factor = jnp.issubdtype(aval.dtype, jnp.floating) and output.kind is not Kind.VALUE
+    return lambda values: jnp.squeeze(run(values)[0], squeezed)
 
-    def single(values: Mapping[str, Any]) -> Any:
-        array = jnp.squeeze(run(values)[0], squeezed)
-        return finite(array) if is_log_factor else array
 
-    return single
+def _is_log_factor(program: Program, name: str, output: Output) -> bool:
+    dtype = program.jaxpr.outvars[program.outputs.index(name)].aval.dtype
+    return jnp.issubdtype(dtype, jnp.floating) and output.kind is not Kind.VALUE
 
 
 def finite(log_factor: Any) -> Any:
-    """Impossible instead of undefined: NaN log densities (overflow at a wild particle) get no weight, poles a finite one."""
+    """Impossible instead of undefined: NaN log densities (overflow at a wild particle) get no weight, poles a finite one.
+
+    Densities below any that floats could tell from zero, the result of a clipped argument, are zero.
+    """
     top = jnp.finfo(log_factor.dtype).max / 1e6
-    return jnp.where(jnp.isnan(log_factor), -jnp.inf, jnp.minimum(log_factor, top))
+    return jnp.where(log_factor >= -top, jnp.minimum(log_factor, top), -jnp.inf)
 
 
 def on_axes(

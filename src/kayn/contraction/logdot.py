@@ -39,23 +39,23 @@ def _forward(left: Any, right: Any) -> tuple[Any, Any]:
     safe = jnp.all((product > _floor(left.dtype, left.shape[-1])) | impossible)
 
     def fast() -> Any:
-        # the lift is taken back before the logarithm where it can be, which keeps the digits of results near zero
-        plain = product > 1.0
-        relative = jnp.log(jnp.where(plain, product * math.exp(-2 * lift), product)) - jnp.where(plain, 0.0, 2 * lift)
-        return jnp.where(impossible, -jnp.inf, relative + row + column)
+        # the lift is taken back before the logarithm where it can be, which keeps the digits of results near zero;
+        # impossible entries are log 0, without a selection, for which XLA has no vectorised kernel on CPUs
+        relative = jnp.log(jnp.maximum(product, 1.0) * math.exp(-2 * lift)) + jnp.log(jnp.minimum(product, 1.0))
+        return relative + row + column
 
     out = jax.lax.cond(safe, fast, lambda: _exact(left, right))
-    return out, (left, right, out, left_scaled, right_scaled, product, safe)
+    return out, (left, right, left_scaled, right_scaled, product, safe)
 
 
 def _backward(saved: Any, cotangent: Any) -> tuple[Any, Any]:
-    left, right, out, left_scaled, right_scaled, product, safe = saved
-    cotangent = jnp.where(jnp.isneginf(out), 0.0, cotangent)
+    left, right, left_scaled, right_scaled, product, safe = saved
 
     def fast() -> tuple[Any, Any]:
         # half of the lift leaves the operands: neither ratios nor products may leave the range of floats
         half = math.exp(_lift(left.dtype, left.shape[-1]) / 2)
-        ratio = cotangent * half / jnp.where(product > 0, product, 1.0)
+        # products below the floor are zeros of impossible entries, which meet zeros in the operands
+        ratio = cotangent * half / jnp.maximum(product, _floor(left.dtype, left.shape[-1]))
         on_left = left_scaled * _matmul(ratio, jnp.swapaxes(right_scaled / half, -1, -2))
         return on_left, right_scaled * _matmul(jnp.swapaxes(left_scaled / half, -1, -2), ratio)
 
@@ -80,8 +80,7 @@ def _lift(dtype: Any, count: int) -> float:
 
 def _lifted_exp(x: Any, lift: float) -> Any:
     """`exp(x + lift)`, which adds only where the sum is no larger than x: digits lost in an exponent are lost in the result."""
-    low = x < -lift
-    return jnp.exp(jnp.where(low, x + lift, x)) * jnp.where(low, 1.0, math.exp(lift))
+    return jnp.exp(jnp.maximum(x, -lift)) * math.exp(lift) * jnp.exp(jnp.minimum(x + lift, 0.0))
 
 
 def _floor(dtype: Any, count: int) -> float:
@@ -115,8 +114,8 @@ def _exact_gradient(left: Any, right: Any, cotangent: Any) -> tuple[Any, Any]:
     top, total = _sums(left, right)
     shift, scaled = _finite(top), cotangent / jnp.where(total > 0, total, 1.0)
     if _fits(left, right):
-        share = jnp.exp(_joined(left, right) - shift[..., None]) * scaled[..., None]
-        return jnp.sum(share, -2), jnp.swapaxes(jnp.sum(share, -3), -1, -2)
+        on_right = _share(_swapped(right), _swapped(left), _swapped(shift), _swapped(scaled))
+        return _share(left, right, shift, scaled), _swapped(on_right)
     terms = (jnp.moveaxis(left, -1, 0), jnp.moveaxis(right, -2, 0))
 
     def share_of(_: None, k: Any) -> tuple[None, Any]:
@@ -125,6 +124,16 @@ def _exact_gradient(left: Any, right: Any, cotangent: Any) -> tuple[Any, Any]:
 
     _, (on_left, on_right) = jax.lax.scan(share_of, None, terms)
     return jnp.moveaxis(on_left, 0, -1), jnp.moveaxis(on_right, 0, -2)
+
+
+def _share(left: Any, right: Any, shift: Any, scaled: Any) -> Any:
+    """`sum_j exp(left[b, i, k] + right[b, k, j] - shift[b, i, j]) scaled[b, i, j]`: the last axis is the quickest to sum."""
+    terms = left[..., :, :, None] + right[..., None, :, :] - shift[..., :, None, :]
+    return jnp.sum(jnp.exp(terms) * scaled[..., :, None, :], -1)
+
+
+def _swapped(array: Any) -> Any:
+    return jnp.swapaxes(array, -1, -2)
 
 
 def _fits(left: Any, right: Any) -> bool:

@@ -23,6 +23,7 @@ from numpyro.infer.autoguide import AutoGuide
 
 from kayn.errors import DataError, GuideError, ModelError
 from kayn.graph.arguments import ARGUMENT, density_arguments, family_of
+from kayn.graph.densities import vectorisable
 
 VALUE = "value:"
 DATA = "data:"
@@ -295,7 +296,7 @@ def _log_prob(site: Mapping[str, Any], ratios: Mapping[str, float], keep: int | 
     else:
         if site["is_observed"] and isinstance(fn, dist.MaskedDistribution):
             value = _hide_masked(fn, value)
-        log_prob = fn.log_prob(value)
+        log_prob = vectorisable(fn, site["value"]).log_prob(value)
     if keep is not None and jnp.ndim(log_prob) > keep:
         log_prob = log_prob.sum(tuple(range(keep, jnp.ndim(log_prob))))
     if keep is None:
