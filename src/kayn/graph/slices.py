@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+from kayn.graph.squeezed import run_squeezed
 
 
 def equation_as_function(eqn: JaxprEqn, jaxpr: Jaxpr) -> Callable[..., list[Any]]:
     """An equation of `jaxpr` as a function of all its operands (literals included)."""
 
     def compute(*values: Any) -> list[Any]:
-        variables = [v for v in eqn.invars if not isinstance(v, Literal)]
-        unique = list(dict.fromkeys(variables))
         given = {v: x for v, x in zip(eqn.invars, values, strict=True) if not isinstance(v, Literal)}
-        return _run(unique, list(eqn.outvars), [eqn], [given[v] for v in unique], jaxpr.debug_info)
+        return run_squeezed([eqn], given, eqn.outvars, jaxpr.debug_info)
 
     return compute
 
@@ -38,22 +38,12 @@ def slice_outputs(jaxpr: Jaxpr, positions: Sequence[int]) -> tuple[Callable[...,
     used = tuple(i for i, v in enumerate(variables) if v in needed)
 
     def run(*values: Any) -> list[Any]:
-        return _run([variables[i] for i in used], outvars, eqns, values, jaxpr.debug_info)
+        return run_squeezed(
+            eqns, {variables[i]: x for i, x in zip(used, values, strict=True)}, outvars, jaxpr.debug_info
+        )
 
     return run, used
 
 
 def _ordered(eqn: JaxprEqn) -> bool:
     return eqn.primitive.name in ("debug_callback", "io_callback")
-
-
-def _run(
-    invars: Sequence[Var],
-    outvars: Sequence[Any],
-    eqns: Sequence[JaxprEqn],
-    values: Sequence[Any],
-    debug_info: Any,
-) -> list[Any]:
-    effects = set().union(*(eqn.effects for eqn in eqns)) if eqns else set()
-    jaxpr = Jaxpr([], list(invars), list(outvars), list(eqns), effects, debug_info)
-    return jaxpr_as_fun(ClosedJaxpr(jaxpr, []))(*values)
