@@ -146,7 +146,17 @@ def draw_particles(problem: Problem, numbers: Mapping, key: Any, params: Any) ->
         subsample = _draw_subsample(problem, subsample_key)
     params = dict(params or {})
     runs = particles.draw_runs(problem.guide, numbers["sampler"], key, problem.num_runs, params, subsample)
-    return draws_from_runs(problem, numbers, params, runs, subsample)
+    return draws_from_runs(problem, numbers, params, _stored(runs, key), subsample)
+
+
+def _stored(runs: dict[str, Any], key: Any) -> dict[str, Any]:
+    """The same values, divided by a one that compilers cannot see through.
+
+    They fuse cheap arithmetic into whatever uses it, and would compute a draw anew for every combination of particles it
+    appears in (XLA drops optimisation barriers before it fuses, on CPUs). Divisions count as dear and are computed once.
+    """
+    one = 1.0 + 0.0 * jnp.sum(jax.random.key_data(key)).astype(float)
+    return {n: v / one.astype(v.dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v for n, v in runs.items()}
 
 
 def draws_from_runs(

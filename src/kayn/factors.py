@@ -143,13 +143,24 @@ def _is_log_factor(program: Program, name: str, output: Output) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) and output.kind is not Kind.VALUE
 
 
+@jax.custom_jvp
 def finite(log_factor: Any) -> Any:
     """Impossible instead of undefined: NaN log densities (overflow at a wild particle) get no weight, poles a finite one.
 
     Densities below any that floats could tell from zero, the result of a clipped argument, are zero.
     """
-    top = jnp.finfo(log_factor.dtype).max / 1e6
+    top = _top(log_factor)
     return jnp.where(log_factor >= -top, jnp.minimum(log_factor, top), -jnp.inf)
+
+
+@finite.defjvp
+def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    log_factor, tangent = primals[0], tangents[0]
+    return finite(log_factor), jnp.where(jnp.abs(log_factor) <= _top(log_factor), tangent, 0.0)
+
+
+def _top(log_factor: Any) -> float:
+    return float(jnp.finfo(log_factor.dtype).max) / 1e6
 
 
 def on_axes(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from numpyro.distributions import constraints
 
 
 def vectorisable(fn: dist.Distribution, value: Any) -> dist.Distribution:
@@ -30,6 +31,11 @@ def vectorisable(fn: dist.Distribution, value: Any) -> dist.Distribution:
         return outer
     if type(fn) is dist.BernoulliLogits:
         return (_Binary if _is_binary(value) else _Fractional)(fn.logits, validate_args=False)
+    if fn._validate_args and fn.support in (constraints.real, constraints.real_vector):
+        # NumPyro replaces log densities outside of the support; here that is at infinity and NaN, which have none anyway
+        inner = copy.copy(fn)
+        inner._validate_args = False
+        return inner
     return fn
 
 
