@@ -65,7 +65,15 @@ def _as_it_stands(eqn: JaxprEqn, operands: Sequence[Any], debug_info: Any) -> li
 
 
 def _elementwise(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
-    return [eqn.primitive.bind(*operands, **eqn.params)]
+    out = eqn.outvars[0].aval.shape
+
+    def fitted(value: Any, shape: Sequence[int]) -> Any:
+        # a dimension of size one that is broadcast stays
+        wanted = tuple(n for n, m in zip(shape, out, strict=True) if m != 1) if len(shape) == len(out) else shape
+        return value if jnp.shape(value) == wanted else jnp.reshape(value, wanted)
+
+    fits = [fitted(x, v.aval.shape) for x, v in zip(operands, eqn.invars, strict=True)]
+    return [eqn.primitive.bind(*fits, **eqn.params)]
 
 
 def _broadcast_in_dim(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any] | None:
