@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
-
-from kayn.axes import MAX_ELEMENTS, TARGET_ELEMENTS, Coupling, Layout, make_request
+from kayn.axes import TARGET_ELEMENTS, Coupling, Layout, make_request
 from kayn.contraction.execute import settled_slot
 from kayn.contraction.plan import Plan
 from kayn.evidence import Problem, build_problem
-from kayn.factors import CHUNK_ELEMENTS
 from kayn.graph.types import Graph, Link, Output
 from kayn.guides import FactorisedGuide
+from kayn.memory import format_bytes, step_bytes
 from kayn.splits import choose
 from kayn.table import format_table
 
@@ -63,11 +60,8 @@ class Analysis:
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes of the largest array that evaluation and contraction form (rows are reduced in parts)."""
-        plan = self.plan
-        whole = [math.prod(plan.size[a] for a in t.axes) for t in plan.terms]
-        shown = [min(n, CHUNK_ELEMENTS) if settled_slot(plan, i)[0] else n for i, n in enumerate(whole)]
-        return max([*shown, plan.peak_elements]) * jnp.zeros(()).dtype.itemsize
+        """An upper estimate of the temporary memory of one step, its gradient included."""
+        return step_bytes(self.plan)
 
     def __str__(self) -> str:
         sections = [
@@ -94,7 +88,7 @@ class Analysis:
             sections += ["Couplings: none"]
         sections.append(
             f"10^{self.log10_combinations:.1f} combinations of particles; contraction: {self.flops:.3g} multiply-adds, "
-            f"largest array {_bytes(self.peak_bytes)}"
+            f"at most {format_bytes(self.peak_bytes)} of temporary memory"
         )
         return "\n".join(sections)
 
@@ -155,7 +149,7 @@ def analyze(
     groups: Sequence[Sequence[str]] = (),
     couple: Mapping[str, str | Sequence[str]] | None = None,
     target_elements: int = TARGET_ELEMENTS,
-    max_elements: int = MAX_ELEMENTS,
+    memory: int | str | None = None,
     params: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Analysis:
@@ -164,11 +158,11 @@ def analyze(
     Args:
         model: an ordinary NumPyro model; `args` and `kwargs` are its arguments.
         guide: its guide; None means a factorised one.
-        num_particles, strategy, groups, couple, target_elements, max_elements: as in `kayn.Importance`.
+        num_particles, strategy, groups, couple, target_elements, memory: as in `kayn.Importance`.
         params: values of `numpyro.param` sites.
     """
     guide = FactorisedGuide.from_model(model, args, kwargs, params) if guide is None else guide
-    request = make_request(num_particles, strategy, groups, couple, target_elements, max_elements)
+    request = make_request(num_particles, strategy, groups, couple, target_elements, memory)
     return analysis_of(build_problem(model, guide, args, kwargs, params, request))
 
 
@@ -178,11 +172,3 @@ def analysis_of(problem: Problem) -> Analysis:
         problem.layout,
         tuple((n, p) for n, p in problem.guide.parents.items() if n in problem.graph.latent_names),
     )
-
-
-def _bytes(count: int) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000  # type: ignore[assignment]
-    return f"{count:.3g} TB"

@@ -7,22 +7,18 @@ combinations of particles) and is reported.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from kayn.checks import whole_number
-from kayn.contraction.plan import Plan, PlateLink, Stuck, Term, plan_contraction
+from kayn.contraction.plan import Plan, PlateLink, Term, plan_contraction
 from kayn.errors import StructureError
 from kayn.graph.discover import Structure
-from kayn.graph.types import MIXED, Graph, Link, Output
+from kayn.graph.types import Link, Output
+from kayn.memory import memory_budget
 
-MAX_MERGED_COORDINATES = 8
-"""Latents without plates are merged for the sake of speed only up to so many scalars on one axis."""
 STRATEGIES = ("parallel", "global", "local")
-MAX_ELEMENTS = 2**28
-"""Default limit on the entries of one array (1 GB in float32), beyond which axes are merged at any price."""
 TARGET_ELEMENTS = 2**20
 """Default number of entries above which latents without plates are put on one axis, which costs little accuracy."""
 
@@ -62,7 +58,7 @@ class Request:
         groups: latents that share an axis, on top of the strategy.
         couple: plates over which a latent gives up its own index; replaces the automatic choice where groups are crossed.
         target_elements: where a factor or an intermediate array has more entries, latents without plates share an axis.
-        max_elements: where an array that must be held has more entries, any axes are merged.
+        memory: bytes that a step may take; where it would take more, any axes are merged.
     """
 
     num_particles: int | tuple[tuple[str, int], ...] = 30
@@ -70,7 +66,7 @@ class Request:
     groups: tuple[tuple[str, ...], ...] = ()
     couple: tuple[tuple[str, tuple[str, ...]], ...] = ()
     target_elements: int = TARGET_ELEMENTS
-    max_elements: int = MAX_ELEMENTS
+    memory: int = 2**32
 
     def particles_of(self, latent: str) -> int:
         if isinstance(self.num_particles, int):
@@ -85,7 +81,7 @@ def make_request(
     groups: Sequence[Sequence[str]] = (),
     couple: Mapping[str, str | Sequence[str]] | None = None,
     target_elements: int = TARGET_ELEMENTS,
-    max_elements: int = MAX_ELEMENTS,
+    memory: int | str | None = None,
 ) -> Request:
     """Check and freeze what the user asks for.
 
@@ -111,7 +107,7 @@ def make_request(
         tuple(tuple(g) for g in groups),
         frozen,
         target_elements,
-        max_elements,
+        memory_budget(memory),
     )
 
 
@@ -139,312 +135,6 @@ class Constraint:
     reason: str
 
 
-def choose_layout(
-    structure: Structure,
-    request: Request,
-    constraints: Sequence[Constraint] = (),
-    guide_parents: Mapping[str, Mapping[str, frozenset[str]]] | None = None,
-) -> Layout:
-    """Choose particle axes and plan the contraction.
-
-    Args:
-        structure: the model's graph and links.
-        constraints: demands of the guide.
-        guide_parents: where densities are mixtures over guide parents, the parents of every guide site, each with the
-            plates over which element i of the site depends on element i of the parent only.
-
-    Raises:
-        StructureError: a request names an unknown latent or plate, or an enumerated latent would have to be coupled.
-    """
-    graph = structure.graph
-    _check_names(graph, request)
-    chooser = _Chooser(structure, request)
-    axes = chooser.initial(constraints)
-    outputs = graph.factors
-    while True:
-        changed = chooser.untangle(axes, guide_parents or {}) or chooser.resolve(axes, outputs)
-        if changed is None:
-            try:
-                plan = plan_axes(structure, axes, outputs)
-            except Stuck as stuck:
-                changed = chooser.unblock(axes, stuck)
-            else:
-                changed = chooser.merge_for_plan(axes, plan)
-                if changed is None:
-                    return Layout(tuple(axes), tuple(chooser.couplings), plan)
-        axes = changed
-
-
-def _check_names(graph: Graph, request: Request) -> None:
-    known = set(graph.latent_names)
-    counts = () if isinstance(request.num_particles, int) else tuple(n for n, _ in request.num_particles if n)
-    for argument, names in (
-        ("num_particles", counts),
-        ("groups", tuple(n for g in request.groups for n in g)),
-        ("couple", tuple(n for n, _ in request.couple)),
-    ):
-        unknown = [n for n in names if n not in known]
-        if unknown:
-            raise StructureError(
-                f"{argument}= names {unknown}, which are no latents of the model; latents: {sorted(known)}"
-            )
-    twice = [n for n in known if sum(n in g for g in request.groups) > 1]
-    if twice:
-        raise StructureError(f"groups= puts {twice} in two groups; a latent has one particle axis")
-    for name, wanted in request.couple:
-        runs = list(graph.latent(name).plate_names)
-        unknown = [p for p in wanted if p not in runs]
-        if unknown:
-            raise StructureError(
-                f"couple= asks {name!r} to give up plates {unknown}; it can give up those that it runs over: {runs}"
-            )
-
-
-class _Chooser:
-    def __init__(self, structure: Structure, request: Request):
-        self.structure, self.graph, self.request = structure, structure.graph, request
-        self.sizes = {p.name: p.size for p in self.graph.plates}
-        self.couplings: list[Coupling] = []
-
-    # -- strategies
-
-    def initial(self, constraints: Sequence[Constraint]) -> list[Axis]:
-        groups = self._join([*self._strategy_groups(), *self.request.groups, *(c.latents for c in constraints)])
-        axes = [self._axis(g) for g in groups]
-        for constraint in constraints:
-            if len(constraint.latents) > 1:
-                self._report(next(a for a in axes if constraint.latents[0] in a.latents), (), constraint.reason)
-        for latents, plates, reason in (
-            *((c.latents, self._plates_at(c.joint_dims), c.reason) for c in constraints),
-            *(((name,), plates, "asked for") for name, plates in self.request.couple),
-        ):
-            axis = next(a for a in axes if latents[0] in a.latents)
-            gone = tuple(p for p in plates if p in axis.scope)
-            if gone:
-                axes = self._drop(axes, axis, gone, reason)
-        return axes
-
-    def _plates_at(self, dims: Sequence[tuple[str, int]]) -> tuple[str, ...]:
-        found = {p: None for name, dim in dims for p, d in self.graph.latent(name).plates if d == dim}
-        return tuple(found)
-
-    def _strategy_groups(self) -> list[tuple[str, ...]]:
-        latents = [z for z in self.graph.latents if not z.enumerated]
-        if self.request.strategy == "global":
-            return [tuple(z.name for z in latents)] if latents else []
-        if self.request.strategy == "local":
-            outer: dict[str, list[str]] = {}
-            for z in latents:
-                runs = [p for p in z.plate_names if self.sizes[p] > 1]
-                outer.setdefault(runs[0] if runs else "", []).append(z.name)
-            return [tuple(names) for names in outer.values()]
-        return []
-
-    def _join(self, groups: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-        """Merge overlapping groups; every other latent is a group of its own. Model order is kept."""
-        joined: list[set[str]] = []
-        for group in (
-            ({n} for n in self.graph.latent_names)
-            if not groups
-            else [*map(set, groups), *({n} for n in self.graph.latent_names)]
-        ):
-            mine = set(group)
-            rest = []
-            for other in joined:
-                if other & mine:
-                    mine |= other
-                else:
-                    rest.append(other)
-            joined = [*rest, mine]
-        order = {n: i for i, n in enumerate(self.graph.latent_names)}
-        return sorted((tuple(sorted(g, key=order.__getitem__)) for g in joined), key=lambda g: order[g[0]])
-
-    def _axis(self, names: Sequence[str]) -> Axis:
-        latents = [self.graph.latent(n) for n in names]
-        if len(latents) > 1 and any(z.enumerated for z in latents):
-            which = next(z.name for z in latents if z.enumerated)
-            raise StructureError(
-                f"latent {which!r} is enumerated, so it cannot share an axis with {[n for n in names if n != which]}; "
-                "its axis is its support. Leave it out of the group, or sample it from the guide"
-            )
-        if self.request.strategy == "global" and not latents[0].enumerated:
-            shared: set[str] = set()
-        else:
-            shared = set.intersection(*(set(z.plate_names) for z in latents))
-        scope = tuple(p for p in latents[0].plate_names if p in shared and self.sizes[p] > 1)
-        enumerated = latents[0].support_size
-        counts = {self.request.particles_of(n) for n in names}
-        if enumerated is None and len(counts) > 1:
-            raise StructureError(
-                f"latents {list(names)} share a particle axis but ask for {sorted(counts)} particles; give them one number"
-            )
-        size = enumerated if enumerated is not None else counts.pop()
-        return Axis(_axis_name(names), tuple(names), scope, size, enumerated is not None)
-
-    # -- couplings
-
-    def _report(self, axis: Axis, plates: Sequence[str], reason: str) -> None:
-        self.couplings.append(Coupling(axis.name, axis.latents, tuple(plates), reason))
-
-    def _drop(self, axes: Sequence[Axis], axis: Axis, plates: Sequence[str], reason: str) -> list[Axis]:
-        if axis.enumerated:
-            raise StructureError(
-                f"latent {axis.latents[0]!r} is enumerated, but it cannot keep an index of its own over plate "
-                f"{', '.join(map(repr, plates))}: {reason}. Sample it from the guide instead (drop infer={{'enumerate': "
-                "'parallel'}), or couple the other latents with couple="
-            )
-        self._report(axis, plates, reason)
-        changed = replace(axis, scope=tuple(p for p in axis.scope if p not in plates))
-        return [changed if a is axis else a for a in axes]
-
-    def untangle(
-        self, axes: Sequence[Axis], guide_parents: Mapping[str, Mapping[str, frozenset[str]]]
-    ) -> list[Axis] | None:
-        """Apply the first coupling that a guide with dependent sites demands; None when there is none.
-
-        The mixture over an axis's guide parents is the law of its particles only if no parent descends from the axis. So
-        two axes become one if the guide goes from one to the other and back (a -> b -> c with a and c on one axis), and
-        latents that share an axis may depend on each other within one plate element only.
-        """
-        shared = [a for a in axes if len(a.latents) > 1]
-        if not shared:
-            return None
-        for axis in shared:
-            for name in axis.latents:
-                for parent, aligned in guide_parents.get(name, {}).items():
-                    gone = tuple(p for p in axis.scope if parent in axis.latents and p not in aligned)
-                    if gone:
-                        return self._drop(axes, axis, gone, f"the guide draws {name} from several elements of {parent}")
-        node: dict[str, Any] = {n: n for n in guide_parents} | {n: a for a in axes for n in a.latents}
-        parents: dict[Any, set] = {node[n]: set() for n in guide_parents}
-        for name, names in guide_parents.items():
-            parents[node[name]] |= {node[p] for p in names} - {node[name]}
-        while True:
-            # what has no parents, or no children, is on no cycle
-            children = set().union(*parents.values())
-            left = {n: p for n, p in parents.items() if p and n in children}
-            if len(left) == len(parents):
-                break
-            parents = {n: p & left.keys() for n, p in left.items()}
-        for first in (a for a in axes if a in parents):
-            for second in (a for a in axes if a in parents[first]):
-                if self._descends(second, first, parents):
-                    return self._merge(axes, first, second, "the guide goes from one to the other and back")
-        return None
-
-    @staticmethod
-    def _descends(node: Any, ancestor: Any, parents: Mapping[Any, set]) -> bool:
-        seen, todo = {node}, [node]
-        while todo:
-            new = parents[todo.pop()] - seen
-            seen |= new
-            todo.extend(new)
-        return ancestor in seen
-
-    def resolve(self, axes: Sequence[Axis], outputs: Sequence[Output]) -> list[Axis] | None:
-        """Apply the first coupling that the reads demand; None when there is none."""
-        for output in outputs:
-            links: dict[str, tuple[str, str | Link]] = {}
-            for read in output.reads:
-                axis = _axis_of(axes, read.latent)
-                for plate in axis.scope:
-                    how = read.of(plate)
-                    if how == MIXED:
-                        return self._drop(
-                            axes, axis, (plate,), f"{output.name} reads several elements of {read.latent} at once"
-                        )
-                    first, known = links.setdefault(plate, (read.latent, how))
-                    if known != how:
-                        reason = f"{output.name} reads {first} and {read.latent} through different indices into {plate}"
-                        rivals = [_axis_of(axes, first), axis]
-                        return self._drop(axes, min(rivals, key=lambda a: self._loss(a, (plate,))), (plate,), reason)
-            merged = self._merge_if_large(axes, output)
-            if merged is not None:
-                return merged
-        return None
-
-    def _loss(self, axis: Axis, plates: Sequence[str]) -> float:
-        """log of the number of combinations given up by dropping plates from an axis."""
-        if axis.enumerated:
-            return math.inf
-        before = math.prod(self.sizes[p] for p in axis.scope)
-        after = math.prod(self.sizes[p] for p in axis.scope if p not in plates)
-        return (before - after) * math.log(max(axis.size, 2))
-
-    def _merge_if_large(self, axes: Sequence[Axis], output: Output) -> list[Axis] | None:
-        """Two axes of a factor on one, if it is too much work (those without plates) or too large to hold (any)."""
-        mine = list(dict.fromkeys(_axis_of(axes, n) for n in output.latents))
-        combinations = math.prod(a.size for a in mine)
-        work = combinations * math.prod(self.sizes[d] for d in output.dims if d)
-        if work > self.request.target_elements:
-            pair = self._pair(mine, plates=False)
-            if pair is not None:
-                return self._merge(axes, *pair, f"{output.name} would have {work:.2g} entries")
-        held = combinations * math.prod(self.sizes[d] for d in self._kept_dims(output, mine))
-        if held <= self.request.max_elements:
-            return None
-        pair = self._pair(mine, plates=True)
-        if pair is None:
-            raise StructureError(
-                f"factor {output.name!r} would have {held:.3g} entries, over the limit of {self.request.max_elements:.3g}; "
-                "use fewer particles (num_particles=), or raise max_elements="
-            )
-        return self._merge(axes, *pair, f"{output.name} would have {held:.2g} entries")
-
-    def merge_for_plan(self, axes: Sequence[Axis], plan: Plan) -> list[Axis] | None:
-        """Two axes on one, if the contraction forms too large an array; None when it does not, or nothing can be merged."""
-        entries = plan.peak_elements
-        if entries <= self.request.target_elements:
-            return None
-        mine = [a for a in axes if a.name in plan.peak_axes]
-        pair = self._pair(mine, plates=False)
-        if pair is None and entries > self.request.max_elements:
-            pair = self._pair(mine, plates=True)
-        return None if pair is None else self._merge(axes, *pair, f"the contraction would form {entries:.2g} entries")
-
-    def _coordinates(self, axis: Axis) -> int:
-        return sum(math.prod(self.graph.latent(n).shape) for n in axis.latents)
-
-    def _pair(self, axes: Sequence[Axis], plates: bool) -> tuple[Axis, Axis] | None:
-        """The two axes that lose least when merged: equal and small scopes, few latents.
-
-        Args:
-            plates: also consider axes with an index of their own over plates, which loses far more combinations.
-        """
-        free = [a for a in axes if not a.enumerated and a.size > 1 and (plates or not a.scope)]
-        pairs = [(a, b) for i, a in enumerate(free) for b in free[i + 1 :] if a.size == b.size]
-        if not plates:
-            # the particles of a long vector are poor enough without a second one
-            pairs = [p for p in pairs if sum(self._coordinates(a) for a in p) <= MAX_MERGED_COORDINATES]
-        if not pairs:
-            return None
-        return min(
-            pairs, key=lambda p: (p[0].scope != p[1].scope, len(p[0].scope), len(p[0].latents) + len(p[1].latents))
-        )
-
-    def _merge(self, axes: Sequence[Axis], a: Axis, b: Axis, reason: str) -> list[Axis]:
-        names = (*a.latents, *b.latents)
-        scope = tuple(p for p in a.scope if p in b.scope)
-        merged = Axis(_axis_name(names), names, scope, min(a.size, b.size))
-        self.couplings = [c for c in self.couplings if c.plates or c.axis not in (a.name, b.name)]
-        self._report(merged, (), reason)
-        return [merged if x is a else x for x in axes if x is not b]
-
-    def _kept_dims(self, output: Output, axes: Sequence[Axis]) -> list[str]:
-        """Plates left after rows that no axis needs have been multiplied out (rows are never all held at once)."""
-        scopes = {p for a in axes for p in a.scope}
-        links = {how.source: how.target for r in output.reads for _, how in r.through if isinstance(how, Link)}
-        return [d if d in scopes else links[d] for d in output.dims if d and (d in scopes or links.get(d) in scopes)]
-
-    def unblock(self, axes: Sequence[Axis], stuck: Stuck) -> list[Axis]:
-        by_name = {a.name: a for a in axes}
-        options = [(by_name[v], tuple(sorted(p))) for v, p in stuck.blocked]
-        axis, plates = min(options, key=lambda o: (self._loss(*o), o[0].name))
-        rivals = ", ".join(dict.fromkeys(n for a, _ in options if a is not axis for n in a.latents))
-        reason = f"its groups cross those of {rivals}" if rivals else "its plates leave no elimination order"
-        return self._drop(axes, axis, plates, reason)
-
-
 def plan_axes(structure: Structure, axes: Sequence[Axis], outputs: Sequence[Output]) -> Plan:
     """Plan the contraction of some outputs over fixed particle axes.
 
@@ -469,7 +159,7 @@ def plan_axes(structure: Structure, axes: Sequence[Axis], outputs: Sequence[Outp
     )
 
 
-def _axis_name(latents: Sequence[str]) -> str:
+def axis_name(latents: Sequence[str]) -> str:
     """Brackets keep axis names apart from plate names, which may equal a latent's."""
     return f"K[{'+'.join(latents)}]"
 
@@ -481,15 +171,15 @@ def proposal_name(axis: Axis) -> str:
 
 def output_term(axes: Sequence[Axis], output: Output) -> Term:
     """The contraction term of an output: its plates, then the particle axes it depends on."""
-    mine = list(dict.fromkeys(_axis_of(axes, n) for n in output.latents))
+    mine = list(dict.fromkeys(axis_of(axes, n) for n in output.latents))
     links = []
     for read in output.reads:
-        for plate in _axis_of(axes, read.latent).scope:
+        for plate in axis_of(axes, read.latent).scope:
             how = read.of(plate)
             if isinstance(how, Link):
                 links.append(PlateLink(how.source, how.target, how.key))
     return Term(output.name, (*(d for d in output.dims if d), *(a.name for a in mine)), tuple(dict.fromkeys(links)))
 
 
-def _axis_of(axes: Sequence[Axis], latent: str) -> Axis:
+def axis_of(axes: Sequence[Axis], latent: str) -> Axis:
     return next(a for a in axes if latent in a.latents)

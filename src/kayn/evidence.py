@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from kayn import particles, products
-from kayn.axes import Layout, Request, choose_layout, proposal_name
+from kayn.axes import Layout, Request, proposal_name
 from kayn.checks import parameter_values
 from kayn.contraction.execute import Index, log_contract, settled_slot
 from kayn.errors import GuideError, KaynError
@@ -22,6 +22,7 @@ from kayn.graph.discover import Structure, discover
 from kayn.graph.slices import slice_outputs
 from kayn.graph.trace import DATA, VALUE, Program, Site, inspect_sites, trace_program
 from kayn.graph.types import Graph, Kind
+from kayn.layout import choose_layout
 from kayn.particles import DENOMINATORS, GuideProgram
 
 

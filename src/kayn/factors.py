@@ -20,9 +20,7 @@ from kayn.contraction.plan import Plan, Product
 from kayn.graph.slices import slice_outputs
 from kayn.graph.trace import Program
 from kayn.graph.types import Kind, Output
-
-CHUNK_ELEMENTS = 2**22
-"""Entries of a factor evaluated at a time where rows are summed on the fly (16 MB in float32)."""
+from kayn.memory import CHUNK_ELEMENTS
 
 Particles = Mapping[str, Any]
 """[K, *shape] for every latent, K that of the latent's axis."""

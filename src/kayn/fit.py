@@ -14,7 +14,7 @@ import numpyro
 import optax
 from numpyro.infer import SVI
 
-from kayn.axes import MAX_ELEMENTS, TARGET_ELEMENTS, make_request
+from kayn.axes import TARGET_ELEMENTS, make_request
 from kayn.checks import parameter_values, whole_number
 from kayn.errors import KaynError
 from kayn.evidence import build_problem
@@ -96,7 +96,7 @@ def fit(
     groups: Sequence[Sequence[str]] = (),
     couple: Mapping[str, str | Sequence[str]] | None = None,
     target_elements: int = TARGET_ELEMENTS,
-    max_elements: int = MAX_ELEMENTS,
+    memory: int | str | None = None,
     params: Mapping[str, Any] | None = None,
 ) -> Fit:
     """Fit a guide to a model's posterior.
@@ -132,7 +132,7 @@ def fit(
         "groups": groups,
         "couple": couple,
         "target_elements": target_elements,
-        "max_elements": max_elements,
+        "memory": memory,
     }
     runner = _fit_qem if method == "qem" else _fit_svi
     setup = _Setup(

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from kayn.axes import MAX_ELEMENTS, TARGET_ELEMENTS, make_request
+from kayn.axes import TARGET_ELEMENTS, make_request
 from kayn.checks import parameter_values, whole_number
 from kayn.evidence import Problem, build_problem
 from kayn.guides import FactorisedGuide
@@ -30,7 +30,8 @@ class Importance:
         couple: plates over which a latent gives up its own particle index.
         denominator: "mixture" or "paired", for guides whose sites depend on each other.
         target_elements: where an array would have more entries, latents without plates are put on one axis.
-        max_elements: where it would have more, any axes are merged.
+        memory: bytes that a step may take, or a text such as "2GB"; by default half of the device's. Factors over many rows
+            are always evaluated in parts; what would take more is made smaller by putting any latents on one axis.
     """
 
     def __init__(
@@ -45,13 +46,13 @@ class Importance:
         couple: Mapping[str, str | Sequence[str]] | None = None,
         denominator: str = "mixture",
         target_elements: int = TARGET_ELEMENTS,
-        max_elements: int = MAX_ELEMENTS,
+        memory: int | str | None = None,
     ):
         self.model = model
         self.guide = guide
         self.num_replicates = whole_number("num_replicates", num_replicates)
         self.denominator = denominator
-        self.request = make_request(num_particles, strategy, groups, couple, target_elements, max_elements)
+        self.request = make_request(num_particles, strategy, groups, couple, target_elements, memory)
 
     def run(self, rng_key: Any, params: Mapping[str, Any] | None, *args: Any, **kwargs: Any) -> Posterior:
         """Draw particles and weigh them.

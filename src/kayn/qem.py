@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kayn import queries
-from kayn.axes import MAX_ELEMENTS, TARGET_ELEMENTS, make_request
+from kayn.axes import TARGET_ELEMENTS, make_request
 from kayn.checks import parameter_values, whole_number
 from kayn.errors import GuideError, KaynError
 from kayn.evidence import Draws, Problem, build_problem
@@ -71,7 +71,7 @@ class QEM:
         model: an ordinary NumPyro model.
         guide: None for a Normal in unconstrained space on every latent; or a NumPyro guide with independent sites of
             supported families, whose values at the start are taken from it.
-        num_particles, strategy, groups, couple, target_elements, max_elements: as in `kayn.Importance`.
+        num_particles, strategy, groups, couple, target_elements, memory: as in `kayn.Importance`.
         rate: eta in (0, 1], a number or a function of the step.
         overdispersion: particles are drawn with `1 + overdispersion / sqrt(D)` times the variance of a Normal guide, D the
             number of coordinates that share a particle. Weights correct for it. A proposal that is no wider than the guide
@@ -94,7 +94,7 @@ class QEM:
         groups: Sequence[Sequence[str]] = (),
         couple: Mapping[str, str | Sequence[str]] | None = None,
         target_elements: int = TARGET_ELEMENTS,
-        max_elements: int = MAX_ELEMENTS,
+        memory: int | str | None = None,
     ):
         if not callable(rate) and not (isinstance(rate, Real) and 0 < rate <= 1):
             raise KaynError(
@@ -111,7 +111,7 @@ class QEM:
         self.rate: Schedule = rate if callable(rate) else lambda step: rate
         self.min_ess = min_ess
         self.overdispersion = overdispersion
-        self.request = make_request(num_particles, strategy, groups, couple, target_elements, max_elements)
+        self.request = make_request(num_particles, strategy, groups, couple, target_elements, memory)
         self.guide: FactorisedGuide | None = None
         self.problem: Problem | None = None
         self.model_params: dict[str, Any] = {}

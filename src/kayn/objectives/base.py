@@ -7,7 +7,7 @@ from typing import Any
 
 from numpyro.infer import ELBO
 
-from kayn.axes import MAX_ELEMENTS, TARGET_ELEMENTS, make_request
+from kayn.axes import TARGET_ELEMENTS, make_request
 from kayn.evidence import Problem, build_problem
 
 
@@ -17,7 +17,7 @@ class MassivelyParallelELBO(ELBO):
     Args:
         num_particles: K, one number or a mapping from latent name (and "" for the rest).
         strategy: "parallel", "global" or "local".
-        groups, couple, denominator, target_elements, max_elements: as in `kayn.Importance`.
+        groups, couple, denominator, target_elements, memory: as in `kayn.Importance`.
     """
 
     can_infer_discrete = True
@@ -31,9 +31,9 @@ class MassivelyParallelELBO(ELBO):
         couple: Mapping[str, str | Sequence[str]] | None = None,
         denominator: str = "mixture",
         target_elements: int = TARGET_ELEMENTS,
-        max_elements: int = MAX_ELEMENTS,
+        memory: int | str | None = None,
     ):
-        self.request = make_request(num_particles, strategy, groups, couple, target_elements, max_elements)
+        self.request = make_request(num_particles, strategy, groups, couple, target_elements, memory)
         self.denominator = denominator
         super().__init__(num_particles=num_particles)
 
