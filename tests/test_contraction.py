@@ -15,7 +15,8 @@ from scipy.special import logsumexp
 
 from kayn.contraction import execute
 from kayn.contraction.logdot import log_matmul
-from kayn.contraction.plan import Combine, PlateLink, Product, Stuck, Term, plan_contraction
+from kayn.contraction.plan import Combine, PlateLink, Product, Stuck, Term
+from kayn.contraction.planner import plan_contraction
 from kayn.errors import StructureError
 from oracle import QUICK
 

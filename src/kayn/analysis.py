@@ -130,7 +130,7 @@ class Analysis:
         """Term by term, or as a matrix product of statistics and naturals, each with its particle axes."""
         plan = self.plan
         slot = next(i for i, term in enumerate(plan.terms) if term.name == output.name)
-        axes = [a for name in plan.terms[slot].axes for a in self.layout.axes if a.name == name]
+        axes = self.layout.axes_of(plan.terms[slot])
         split = choose(output, axes, plan, settled_slot(plan, slot)[0])
         return "term by term" if split is None else f"product, {split}"
 

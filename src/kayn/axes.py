@@ -8,14 +8,15 @@ combinations of particles) and is reported.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kayn.checks import whole_number
-from kayn.contraction.plan import Plan, PlateLink, Term, plan_contraction
+from kayn.contraction.plan import Chained, Plan, PlateLink, Term
+from kayn.contraction.planner import plan_contraction
 from kayn.errors import StructureError
 from kayn.graph.discover import Structure
-from kayn.graph.types import Link, Output
+from kayn.graph.types import Graph, Link, Output
 from kayn.memory import memory_budget
 
 STRATEGIES = ("parallel", "global", "local")
@@ -32,6 +33,8 @@ class Axis:
     scope: tuple[str, ...]
     size: int
     enumerated: bool = False
+    alias_of: str = ""
+    """The axis whose particles these are, at other steps of a chain."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,15 @@ class Layout:
     axes: tuple[Axis, ...]
     couplings: tuple[Coupling, ...]
     plan: Plan
+    batched: tuple[Axis, ...]
+    """The axes again with chains' latents at other steps, followed by the axes of those steps."""
 
     def axis_of(self, latent: str) -> Axis:
-        return next(a for a in self.axes if latent in a.latents)
+        return axis_of(self.batched, latent)
+
+    def axes_of(self, term: Term) -> list[Axis]:
+        """The particle axes of a term, in order."""
+        return [a for name in term.axes for a in self.batched if a.name == name]
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,8 @@ def plan_axes(structure: Structure, axes: Sequence[Axis], outputs: Sequence[Outp
         Stuck: no elimination order exists.
     """
     sizes = {p.name: p.size for p in structure.graph.plates}
-    terms = [output_term(axes, o) for o in outputs]
+    batched = with_aliases(structure.graph, axes)
+    terms = [output_term(batched, o) for o in outputs]
     terms += [Term(proposal_name(a), (*a.scope, a.name)) for a in axes]
 
     def nest(inner: Any, outer: Any, plate: str) -> Any:
@@ -150,13 +160,52 @@ def plan_axes(structure: Structure, axes: Sequence[Axis], outputs: Sequence[Outp
 
     return plan_contraction(
         terms,
-        {a.name: a.size for a in axes},
-        {a.name: frozenset(a.scope) for a in axes},
+        {a.name: a.size for a in batched},
+        {a.name: frozenset(a.scope) for a in batched},
         sizes,
         scales={p.name: p.scale for p in structure.graph.plates},
-        exact=frozenset(a.name for a in axes if a.enumerated),
+        exact=frozenset(a.name for a in batched if a.enumerated),
         nest=nest,
+        chains=_chains(structure.graph, axes),
     )
+
+
+def with_aliases(graph: Graph, axes: Sequence[Axis]) -> list[Axis]:
+    """The axes, and behind them one for each other step at which chained axes are read.
+
+    Where an axis has no index of its own over the steps, its particles are whole paths, and so are their earlier states: these
+    join the axis itself.
+    """
+    extended = list(axes)
+    for position, axis in enumerate(axes):
+        for alias in graph.aliases:
+            if alias.base in axis.latents and alias.time not in axis.scope:
+                grown = extended[position]
+                extended[position] = replace(grown, latents=(*grown.latents, alias.latent.name))
+    for axis in axes:
+        groups: dict[tuple[int, bool, str], list[str]] = {}
+        for alias in graph.aliases:
+            if alias.base in axis.latents and alias.time in axis.scope:
+                groups.setdefault((alias.lag, alias.end, alias.time), []).append(alias.latent.name)
+        for (_, end, time), names in groups.items():
+            scope = tuple(p for p in axis.scope if p != time or not end)
+            extended.append(Axis(axis_name(names), tuple(names), scope, axis.size, axis.enumerated, axis.name))
+    return extended
+
+
+def _chains(graph: Graph, axes: Sequence[Axis]) -> dict[str, Chained]:
+    batched = with_aliases(graph, axes)
+    out = {}
+    for axis in axes:
+        mine = [a for a in graph.aliases if a.base in axis.latents and a.time in axis.scope]
+        if mine:
+
+            def names(end: bool, mine: Sequence[Any] = mine) -> tuple[str, ...]:
+                ordered = sorted((a for a in mine if a.end == end), key=lambda a: a.lag)
+                return tuple(dict.fromkeys(axis_of(batched, a.latent.name).name for a in ordered))
+
+            out[axis.name] = Chained(mine[0].time, names(False), names(True))
+    return out
 
 
 def axis_name(latents: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ pure in (numbers, key, parameters) and may be jitted, differentiated and vmapped
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from kayn import particles, products
 from kayn.axes import Layout, Request, proposal_name
 from kayn.checks import parameter_values
 from kayn.contraction.execute import Index, log_contract, settled_slot
-from kayn.errors import GuideError, KaynError
+from kayn.errors import GuideError, KaynError, StructureWarning
 from kayn.graph.discover import Structure, discover
 from kayn.graph.slices import slice_outputs
 from kayn.graph.trace import DATA, VALUE, Program, Site, inspect_sites, trace_program
@@ -120,6 +121,8 @@ def read_model(
 ) -> tuple[Program, Structure]:
     """Trace a model and find its structure, which refuses data and indices that are out of range."""
     traced = trace_program(model, args, kwargs, params, sites)
+    for why in traced.not_markov:
+        warnings.warn(f"{why}; its particles are whole paths", StructureWarning, stacklevel=2)
     latents, subsamples = [None] * len(traced.inputs), [None] * len(traced.subsamples)
     return traced, discover(traced, [*traced.consts, *latents, *jax.tree.leaves(params), *subsamples])
 
@@ -166,7 +169,10 @@ def draws_from_runs(
     inputs = model_inputs(problem, numbers, params, subsample)
     enumerated = [n for a in problem.layout.axes if a.enumerated for n in a.latents]
     supports = particles.supports(problem.model, enumerated, inputs)
-    return Draws(particles.axis_particles(problem.layout, runs, supports), runs, subsample)
+    values = particles.axis_particles(problem.layout, runs, supports)
+    return Draws(
+        problem.model.with_aliases(values, leading=1), problem.guide.density.with_aliases(runs, leading=1), subsample
+    )
 
 
 def _draw_subsample(problem: Problem, key: Any) -> dict[str, Any]:
@@ -209,7 +215,7 @@ def model_slots(problem: Problem, numbers: Mapping, draws: Draws, params: Any) -
         if output.kind is Kind.VALUE:
             slots[slot] = jnp.zeros([plan.size[a] for a in term.axes], _float_dtype())
             continue
-        axes = [a for name in term.axes for a in layout.axes if a.name == name]
+        axes = layout.axes_of(term)
         steps, settled = settled_slot(plan, slot)
         slots[settled] = products.evaluate(
             problem.model, term.name, output, axes, draws.values, inputs, plan, steps, index
@@ -247,7 +253,7 @@ def deterministic_values(problem: Problem, latents: Mapping[str, Any], inputs: S
     def one(values: Mapping[str, Any]) -> list[Any]:
         return run(*(values[position[i]] if i in position else inputs[i] for i in used))
 
-    return dict(zip(names, jax.vmap(one)(dict(latents)), strict=True))
+    return dict(zip(names, jax.vmap(one)(program.with_aliases(latents, leading=1)), strict=True))
 
 
 def observed_values(problem: Problem, numbers: Mapping, params: Any) -> dict[str, Any]:

@@ -197,7 +197,9 @@ def _event_dim(site: GuideSite, parameter: str) -> int:
 
 
 def _plates(site: Site, sites: Mapping[str, Site]) -> tuple[tuple[str, int, int, int], ...]:
-    return tuple((name, dim, sites[name].batch_shape[0], size) for name, dim, size in site.frames)
+    return tuple(
+        (name, dim, sites[name].batch_shape[0] if name in sites else size, size) for name, dim, size in site.frames
+    )
 
 
 def _identity(transform: Any) -> bool:

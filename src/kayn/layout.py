@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from kayn.axes import Axis, Constraint, Coupling, Layout, Request, axis_name, axis_of, plan_axes
+from kayn.axes import Axis, Constraint, Coupling, Layout, Request, axis_name, axis_of, plan_axes, with_aliases
 from kayn.contraction.plan import Plan, Stuck
 from kayn.errors import StructureError
 from kayn.graph.discover import Structure
@@ -97,7 +97,7 @@ def _choose(
             else:
                 changed = chooser.merge_for_plan(axes, plan)
                 if changed is None:
-                    return Layout(tuple(axes), tuple(chooser.couplings), plan)
+                    return Layout(tuple(axes), tuple(chooser.couplings), plan, tuple(with_aliases(graph, axes)))
         axes = changed
 
 
@@ -124,6 +124,12 @@ def _check_names(graph: Graph, request: Request) -> None:
             raise StructureError(
                 f"couple= asks {name!r} to give up plates {unknown}; it can give up those that it runs over: {runs}"
             )
+
+
+def _real(axes: Sequence[Axis], axis: Axis) -> Axis:
+    """The axis that a read axis stands for, without latents at other steps."""
+    name = axis.alias_of or axis.name
+    return next(a for a in axes if a.name == name)
 
 
 class _Chooser:
@@ -270,11 +276,12 @@ class _Chooser:
 
     def resolve(self, axes: Sequence[Axis], outputs: Sequence[Output]) -> list[Axis] | None:
         """Apply the first coupling that the reads demand; None when there is none."""
+        batched = with_aliases(self.graph, axes)
         for output in outputs:
             links: dict[str, tuple[str, str | Link]] = {}
             for read in output.reads:
-                axis = axis_of(axes, read.latent)
-                for plate in axis.scope:
+                axis = _real(axes, axis_of(batched, read.latent))
+                for plate in axis_of(batched, read.latent).scope:
                     how = read.of(plate)
                     if how == MIXED:
                         return self._drop(
@@ -283,7 +290,7 @@ class _Chooser:
                     first, known = links.setdefault(plate, (read.latent, how))
                     if known != how:
                         reason = f"{output.name} reads {first} and {read.latent} through different indices into {plate}"
-                        rivals = [axis_of(axes, first), axis]
+                        rivals = [_real(axes, axis_of(batched, first)), axis]
                         return self._drop(axes, min(rivals, key=lambda a: self._loss(a, (plate,))), (plate,), reason)
             merged = self._merge_if_large(axes, output)
             if merged is not None:
@@ -300,8 +307,10 @@ class _Chooser:
 
     def _merge_if_large(self, axes: Sequence[Axis], output: Output) -> list[Axis] | None:
         """Two axes of a factor on one, if it is too much work (those without plates) or too large to hold (any)."""
-        mine = list(dict.fromkeys(axis_of(axes, n) for n in output.latents))
-        combinations = math.prod(a.size for a in mine)
+        batched = with_aliases(self.graph, axes)
+        read = list(dict.fromkeys(axis_of(batched, n) for n in output.latents))
+        combinations = math.prod(a.size for a in read)
+        mine = list(dict.fromkeys(_real(axes, a) for a in read))
         work = combinations * math.prod(self.sizes[d] for d in output.dims if d)
         if work > self.request.target_elements:
             pair = self._pair(mine, plates=False)
@@ -366,7 +375,7 @@ class _Chooser:
         return [d if d in scopes else links[d] for d in output.dims if d and (d in scopes or links.get(d) in scopes)]
 
     def unblock(self, axes: Sequence[Axis], stuck: Stuck) -> list[Axis]:
-        by_name = {a.name: a for a in axes}
+        by_name = {a.name: _real(axes, a) for a in with_aliases(self.graph, axes)}
         options = [(by_name[v], tuple(sorted(p))) for v, p in stuck.blocked]
         axis, plates = min(options, key=lambda o: (self._loss(*o), o[0].name))
         rivals = ", ".join(dict.fromkeys(n for a, _ in options if a is not axis for n in a.latents))

@@ -45,7 +45,7 @@ class GuideProgram:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return self.density.inputs
+        return self.density.latents
 
 
 def trace_guide(
@@ -104,6 +104,7 @@ def _check_match(drawn: Mapping[str, Site], model_sites: Mapping[str, Site]) -> 
 
 def _guide_parents(density: Program, drawn: Mapping[str, Site]) -> dict[str, tuple[str, ...]]:
     whole = [Latent(n, s.shape, s.dtype, len(s.batch_shape), (), s.discrete) for n, s in drawn.items()]
+    whole += [Latent(a.name, (), "", 0, (), False) for a in density.aliases]
     unknown = [None] * (len(density.consts) + len(density.jaxpr.invars))
     found, _ = read_program(density, whole, unknown)
     out = {}
@@ -123,7 +124,10 @@ def parent_plates(guide: GuideProgram, graph: Graph) -> dict[str, dict[str, froz
     found, _ = read_program(program, latents, [None] * (len(program.consts) + len(program.jaxpr.invars)))
     plates = {z.name: dict(z.plates) for z in latents}
     out: dict[str, dict[str, frozenset[str]]] = {}
-    for name, parents in guide.parents.items():
+    bases = {a.name: a.base for a in program.aliases}
+    for name, sources in guide.parents.items():
+        # a latent may follow its own earlier steps; those of another count as that latent, whole
+        parents = dict.fromkeys(bases.get(p, p) for p in sources if bases.get(p, p) != name)
         read, own = found[name], plates.get(name, {})
         out[name] = {
             p: frozenset(
@@ -171,7 +175,7 @@ def _trace_sampler(
     def run(key: Any, params: Any, indices: dict) -> list[Any]:
         program = handlers.seed(handlers.substitute(guide, data={**(params or {}), **indices}), key)
         trace = handlers.trace(program).get_trace(*args, **kwargs)
-        return [jnp.asarray(trace[n]["value"]) for n in density.inputs]
+        return [jnp.asarray(trace[n]["value"]) for n in density.latents]
 
     closed = jax.make_jaxpr(run)(jax.random.key(0), params, indices)
     return closed.jaxpr, tuple(closed.consts)
@@ -214,8 +218,9 @@ def log_density(
         denominator: "mixture" over the guide parents' particles, or "paired" with the k-th parent alone.
     """
     internal = (*axis.latents, *_joint_sources(guide, axis))
-    external = sorted({p for n in internal for p in guide.parents[n] if p not in internal})
-    mine = {n: runs[n][: axis.size] for n in internal}
+    own_path = _own_path(guide, graph, axis)
+    external = sorted({p for n in internal for p in guide.parents[n] if p not in (*internal, *own_path)})
+    mine = {n: runs[n][: axis.size] for n in (*internal, *own_path)}
     theirs = {n: runs[n][: axis.size] for n in external}
 
     def single(own: Mapping[str, Any], outside: Mapping[str, Any]) -> Any:
@@ -231,27 +236,14 @@ def log_density(
     return jax.nn.logsumexp(both, -1) - jnp.log(float(axis.size))
 
 
-def conditional_log_density(
-    guide: GuideProgram,
-    graph: Graph,
-    name: str,
-    axes: Sequence[Axis],
-    particles: Mapping[str, Any],
-    inputs: Sequence[Any],
-    masks: Mapping[str, Any],
-) -> Any:
-    """log q(z_i | parents) on the particle axes of the latent and of its guide parents: `[*scope, *(K of every axis)]`.
+def _own_path(guide: GuideProgram, graph: Graph, axis: Axis) -> tuple[str, ...]:
+    """The axis's own latents at other steps, where its particles are whole paths."""
 
-    The first of `axes` is the latent's own.
-    """
-    involved = [name, *guide.parents[name]]
+    def whole(base: str) -> bool:
+        steps = {dim: name for name, dim in graph.latent(base).plates}.get(0)
+        return base in axis.latents and steps not in axis.scope
 
-    def call(*values: Any) -> Any:
-        return _site_density(guide, graph, axes[0], name, dict(zip(involved, values, strict=True)), inputs, masks)
-
-    for axis in axes:
-        call = jax.vmap(call, in_axes=tuple(0 if n in axis.latents else None for n in involved), out_axes=-1)
-    return call(*(particles[n] for n in involved))
+    return tuple(a.name for a in guide.density.aliases if whole(a.base))
 
 
 def _joint_sources(guide: GuideProgram, axis: Axis) -> tuple[str, ...]:
@@ -273,8 +265,8 @@ def _site_density(
     program = guide.density
     run, used = slice_outputs(program.jaxpr, [program.outputs.index(name)])
     names = {len(program.consts) + i: n for i, n in enumerate(program.inputs)}
-    missing = {n: jnp.zeros(program.sites[n].shape, program.sites[n].dtype) for n in program.inputs if n not in values}
-    given = {**missing, **values}
+    missing = {n: jnp.zeros(program.sites[n].shape, program.sites[n].dtype) for n in program.latents if n not in values}
+    given = {**program.with_aliases(missing), **values}
     log_q = run(*(given[names[i]] if i in names else inputs[i] for i in used))[0]
     if name not in graph.latent_names:
         return log_q.sum()

@@ -15,7 +15,7 @@ from numpyro.primitives import Messenger
 from kayn.checks import whole_number
 from kayn.errors import QueryError
 from kayn.evidence import read_model
-from kayn.graph.trace import inspect_sites
+from kayn.graph.trace import Site, inspect_sites
 from kayn.keys import as_key
 
 if TYPE_CHECKING:
@@ -57,12 +57,13 @@ class _Condition(Messenger):
         self.values, self.new_plates, self.observe = values, new_plates, observe
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        if (
-            msg["type"] == "sample"
-            and msg["is_observed"]
-            and not self.observe
-            and not isinstance(_base(msg["fn"]), dist.Unit)
-        ):
+        if self.observe:
+            return
+        if msg["type"] == "control_flow":
+            # a loop tells of its sites only when it is over
+            body, *rest = msg["args"]
+            msg["args"] = (_Condition(body, {}, (), observe=False), *rest)
+        elif msg["type"] == "sample" and msg["is_observed"] and not isinstance(_base(msg["fn"]), dist.Unit):
             msg["is_observed"], msg["value"] = False, None
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
@@ -113,7 +114,7 @@ def predictive(
     """
     new_plates = _known_plates(posterior, new_plates)
     if args or kwargs:
-        _check_arguments(posterior, args, kwargs, observe=False)
+        _check_arguments(posterior, args, kwargs, new_plates, observe=False)
     else:
         args, kwargs = posterior.call.args, posterior.call.kwargs
 
@@ -140,7 +141,7 @@ def log_predictive(
             "log_predictive needs the model's arguments with the held-out data; for the training data use log_likelihood"
         )
     new_plates = _known_plates(posterior, new_plates)
-    _check_arguments(posterior, args, kwargs, observe=True)
+    _check_arguments(posterior, args, kwargs, new_plates, observe=True)
     pointwise = _pointwise(posterior, rng_key, num_samples, args, kwargs, new_plates)
     joint = sum(v.reshape((v.shape[0], -1)).sum(1) for v in pointwise.values())
     count = jnp.log(float(num_samples))
@@ -182,10 +183,28 @@ def _known_plates(posterior: Posterior, new_plates: str | tuple[str, ...]) -> tu
     return named
 
 
-def _check_arguments(posterior: Posterior, args: tuple, kwargs: Mapping, observe: bool) -> None:
+def _check_arguments(
+    posterior: Posterior, args: tuple, kwargs: Mapping, new_plates: tuple[str, ...], observe: bool
+) -> None:
     """Refuse new arguments with indices out of range and, where data are scored, NaN or impossible data."""
     model = _Condition(posterior.call.model, {}, (), observe)
-    read_model(model, args, kwargs, posterior.params, inspect_sites(model, args, kwargs, posterior.params))
+    sites = inspect_sites(model, args, kwargs, posterior.params)
+    read_model(model, args, kwargs, posterior.params, sites)
+    for name, old in _in_loops(posterior).items():
+        if name not in sites or {f[0] for f in old.frames} & set(new_plates):
+            continue
+        new = sites[name]
+        if new.shape[0] < old.shape[0] or new.shape[1:] != old.shape[1:]:
+            raise QueryError(
+                f"latent {name!r} in a scan has shape {old.shape} in the posterior but {new.shape} under the new arguments; it may "
+                "get more steps, after those of the training data, but no new elements of other plates, unless all are new "
+                "(new_plates=)"
+            )
+
+
+def _in_loops(posterior: Posterior) -> dict[str, Site]:
+    sites = posterior.problem.model.sites
+    return {n: sites[n] for n in posterior.latent_names if sites[n].steps is not None}
 
 
 def _run(
@@ -197,9 +216,12 @@ def _run(
     new_plates: tuple[str, ...],
     observe: bool,
 ) -> dict[str, Any]:
-    known = {n: v for n, v in values.items() if n in posterior.latent_names}
+    loops = _in_loops(posterior)
+    known = {n: v for n, v in values.items() if n in posterior.latent_names and n not in loops}
+    # NumPyro itself carries on a path where the draw ends
+    paths = {n: values[n] for n, s in loops.items() if not {f[0] for f in s.frames} & set(new_plates)}
     # inside the conditioning, so that it records the draw's values
-    program = handlers.trace(handlers.substitute(posterior.call.model, data=dict(posterior.params)))
+    program = handlers.trace(handlers.substitute(posterior.call.model, data={**posterior.params, **paths}))
     handlers.seed(_Condition(program, known, new_plates, observe), key)(*args, **kwargs)
     for site in program.trace.values():
         site["is_observed_unit"] = site["type"] == "sample" and isinstance(_base(site["fn"]), dist.Unit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 
 from kayn.contraction.kernels import expand, log_sum_exp, segment_sum
 from kayn.contraction.logdot import log_matmul
-from kayn.contraction.plan import Combine, LinkKey, Plan, Product
+from kayn.contraction.plan import Chain, Combine, LinkKey, Plan, Product
 
 Index = Callable[[LinkKey], Any]
 """Looks up the index vector of a link."""
@@ -65,10 +66,10 @@ def draw(plan: Plan, arrays: Slots, index: Index, rng_keys: Any) -> dict[str, An
     slots = _forward(plan, arrays, index, _sum_rule)
 
     def one(key: Any) -> dict[str, Any]:
-        def pick(logits: Any, position: int) -> Any:
-            return jax.random.categorical(jax.random.fold_in(key, position), logits)
+        def pick(logits: Any, *position: Any) -> Any:
+            return jax.random.categorical(reduce(jax.random.fold_in, position, key), logits)
 
-        return _walk_back(plan, slots, index, pick)
+        return _walk_back(plan, slots, index, _sum_rule, pick)
 
     return jax.vmap(one)(rng_keys)
 
@@ -76,7 +77,7 @@ def draw(plan: Plan, arrays: Slots, index: Index, rng_keys: Any) -> dict[str, An
 def best(plan: Plan, arrays: Slots, index: Index) -> dict[str, Any]:
     """The combination of particles with the largest weight: int [*scope plates] for every variable."""
     slots = _forward(plan, arrays, index, _max_rule)
-    return _walk_back(plan, slots, index, lambda logits, position: jnp.argmax(logits, -1))
+    return _walk_back(plan, slots, index, _max_rule, lambda logits, *position: jnp.argmax(logits, -1))
 
 
 def _sum_rule(left: Any, right: Any, count: int) -> Any:
@@ -95,6 +96,8 @@ def _forward(plan: Plan, arrays: Slots, index: Index, rule: Callable) -> dict[in
             continue
         if isinstance(step, Combine):
             slots[step.out] = _combine(plan, step, slots, rule)
+        elif isinstance(step, Chain):
+            slots[step.out] = _along_chain(plan, step, slots, index, rule)[1]
         elif step.source in slots:
             slots[step.out] = _product(plan, step, slots[step.source], plan.axes[step.source], index)
     return slots
@@ -153,10 +156,85 @@ def _product(plan: Plan, step: Product, array: Any, axes: Sequence[str], index: 
     return array if step.scale == 1.0 else array * step.scale
 
 
-def _walk_back(plan: Plan, slots: Slots, index: Index, pick: Callable[[Any, int], Any]) -> dict[str, Any]:
-    chosen: dict[str, Any] = {}
+def _along_chain(plan: Plan, step: Chain, slots: Slots, index: Index, rule: Callable) -> tuple[Any, Any]:
+    """The array over states before every step, [T, ...], and after the last."""
+    before = step.body.axes[0]
+    after = [step.renamed.get(a, a) for a in step.body.axes[step.body.results[0]]]
+
+    def forward(alpha: Any, factors: Sequence[Any]) -> tuple[Any, Any]:
+        found = _forward(step.body, dict(enumerate((alpha, *factors))), index, rule)[step.body.results[0]]
+        return jnp.transpose(found, [after.index(a) for a in before]), alpha
+
+    factors = _by_step(plan, step, slots)
+    start = jnp.full([step.body.size[a] for a in before], step.start, factors[0].dtype)
+    last, alphas = jax.lax.scan(forward, start, factors)
+    return alphas, last
+
+
+def _by_step(plan: Plan, step: Chain, slots: Slots) -> list[Any]:
+    """Factors of a chain, steps first."""
+    return [jnp.moveaxis(slots[s], plan.axes[s].index(step.plate), 0) for s in step.sources]
+
+
+def _back_along_chain(
+    plan: Plan,
+    step: Chain,
+    slots: Slots,
+    index: Index,
+    rule: Callable,
+    pick: Callable[..., Any],
+    chosen: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Choose the states at all steps given those at the end: int [*scope] for chained variables and their earlier states."""
+    alphas, _ = _along_chain(plan, step, slots, index, rule)
+    order = {new: old for old, new in step.renamed.items()}
+    kept = {v: c for v, c in chosen.items() if v in step.body.scope}
+
+    def back(states: dict[str, Any], item: tuple[Any, Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        time, alpha, factors = item
+        own = {order[lag]: state for lag, state in states.items()}
+        inner = _forward(step.body, dict(enumerate((alpha, *factors))), index, rule)
+
+        def pick_now(logits: Any, *position: Any) -> Any:
+            return pick(logits, time, *position)
+
+        found = _walk_back(step.body, inner, index, rule, pick_now, {**kept, **own})
+        return {lag: found[lag] for lag in states}, {names[0]: found[names[0]] for names in step.states}
+
+    last = {
+        lag: chosen[end]
+        for names, ends in zip(step.states, step.ends, strict=True)
+        for lag, end in zip(names[1:], ends, strict=True)
+    }
+    times = jnp.arange(plan.size[step.plate])
+    _, paths = jax.lax.scan(back, last, (times, alphas, _by_step(plan, step, slots)), reverse=True)
+    out = {}
+    for names in step.states:
+        for lag, name in enumerate(names):
+            path = paths[names[0]][jnp.maximum(times - lag, 0)]
+            out[name] = jnp.moveaxis(path, 0, plan.scope[names[0]].index(step.plate))
+    return out
+
+
+def _walk_back(
+    plan: Plan,
+    slots: Slots,
+    index: Index,
+    rule: Callable,
+    pick: Callable[..., Any],
+    chosen: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Choose every summed variable given those chosen already, last step first."""
+    chosen = dict(chosen or {})
     for position in reversed(range(len(plan.steps))):
         step = plan.steps[position]
+        if isinstance(step, Chain):
+
+            def pick_step(logits: Any, *where: Any, position: int = position) -> Any:
+                return pick(logits, position, *where)
+
+            chosen |= _back_along_chain(plan, step, slots, index, rule, pick_step, chosen)
+            continue
         if not isinstance(step, Combine) or not step.eliminated:
             continue
         dims = [a for a in plan.axes[step.out] if a not in plan.scope]

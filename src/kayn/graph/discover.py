@@ -10,11 +10,12 @@ import numpy as np
 
 from kayn.errors import DataError, ModelError
 from kayn.graph.arguments import ARGUMENT
+from kayn.graph.chains import Alias
 from kayn.graph.dependence import read_program
 from kayn.graph.nodes import Node, Nodes, evaluate, nested_through
 from kayn.graph.rules import Aligned
 from kayn.graph.trace import DATA, INSIDE, MASK, SUPPORT, VALUE, Program, Site
-from kayn.graph.types import MIXED, Argument, Density, Graph, Kind, Latent, Link, Output, Plate, Read
+from kayn.graph.types import MIXED, AliasOf, Argument, Density, Graph, Kind, Latent, Link, Output, Plate, Read
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,15 +85,20 @@ def discover(program: Program, known: Sequence[Any]) -> Structure:
         ModelError: the program has no latent.
     """
     plates = {n: Plate(n, s.shape[0], s.batch_shape[0]) for n, s in program.sites.items() if s.kind == "plate"}
+    for site in program.sites.values():
+        for name, _, size in site.frames:  # plates inside loops, and the loops' steps
+            plates.setdefault(name, Plate(name, size, size))
     latents = [_latent(s, plates) for s in program.sites.values() if s.kind == "sample" and not s.observed]
+    aliases = [_alias(a, program, latents) for a in program.aliases]
     if not latents:
         raise ModelError(
             "the model has no latent sample site, so there is nothing to infer; check that obs= is not given everywhere"
         )
-    found, nodes = read_program(program, latents, known)
+    inputs = [*latents, *(a.latent for a in aliases)]
+    found, nodes = read_program(program, inputs, known)
     _check_data(program, found, nodes)
 
-    builder = _Builder(plates, nodes, {z.name: z for z in latents})
+    builder = _Builder(plates, nodes, {z.name: z for z in inputs})
     for name, annotation in found.items():
         builder.add(name, annotation, program)
     densities = _densities(program, found)
@@ -100,15 +106,18 @@ def discover(program: Program, known: Sequence[Any]) -> Structure:
     rename = builder.rename
     kept = {rename(p): plates[rename(p)] for p in (*plates, *builder.plates)}
     priors = {o.name: o.latents for o in outputs if o.kind is Kind.PRIOR}
-    renamed = tuple(
-        replace(
-            z,
-            plates=tuple((rename(p), d) for p, d in z.plates),
-            parents=tuple(p for p in priors.get(z.name, ()) if p != z.name),
-        )
-        for z in latents
+
+    def renamed(z: Latent) -> Latent:
+        parents = tuple(p for p in priors.get(z.name, ()) if p != z.name)
+        return replace(z, plates=tuple((rename(p), d) for p, d in z.plates), parents=parents)
+
+    graph = Graph(
+        tuple(kept.values()),
+        tuple(renamed(z) for z in latents),
+        outputs,
+        tuple(replace(a, latent=renamed(a.latent), time=rename(a.time)) for a in aliases),
     )
-    return Structure(Graph(tuple(kept.values()), renamed, outputs), nodes, builder.links)
+    return Structure(graph, nodes, builder.links)
 
 
 def discover_output(
@@ -126,7 +135,8 @@ def discover_output(
     """
     graph = structure.graph
     plates = {p.name: p for p in graph.plates}
-    latents = [graph.latent(n) for n in program.inputs if n in graph.latent_names]
+    names = (*graph.latent_names, *(a.latent.name for a in graph.aliases))
+    latents = [graph.latent(n) for n in program.inputs if n in names]
     found, nodes = read_program(program, latents, known)
     builder = _Builder(plates, nodes, {z.name: z for z in latents})
     builder.add(name, found[name], program, kind)
@@ -148,6 +158,16 @@ def _densities(program: Program, found: Mapping[str, Any]) -> dict[str, Density]
         site: Density(program.sites[site].exponential_family or "", program.sites[site].independent_ndim, tuple(own))
         for site, own in arguments.items()
     }
+
+
+def _alias(alias: Alias, program: Program, latents: Sequence[Latent]) -> AliasOf:
+    base = next(z for z in latents if z.name == alias.base)
+    time = next(name for name, dim in base.plates if dim == 0)
+    latent = replace(base, name=alias.name)
+    if alias.end:
+        plates = tuple((name, dim - 1) for name, dim in base.plates if dim > 0)
+        latent = replace(latent, shape=base.shape[1:], batch_ndim=base.batch_ndim - 1, plates=plates)
+    return AliasOf(latent, alias.base, alias.lag, alias.end, time)
 
 
 def _latent(site: Site, plates: dict[str, Plate]) -> Latent:

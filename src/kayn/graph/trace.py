@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from numpyro.infer.autoguide import AutoGuide
 
 from kayn.errors import DataError, GuideError, ModelError
 from kayn.graph.arguments import ARGUMENT, density_arguments, family_of
+from kayn.graph.chains import Alias, Chains, aliases
 from kayn.graph.densities import vectorisable
 
 VALUE = "value:"
@@ -65,6 +66,8 @@ class Site:
     family: str = ""
     exponential_family: str | None = None
     independent_ndim: int = 0
+    steps: int | None = None
+    """Number of steps of the `scan` that the site is in; its leading dimension."""
 
     @property
     def event_dim(self) -> int:
@@ -86,6 +89,23 @@ class Program:
     sites: Mapping[str, Site]
     subsamples: tuple[str, ...]
     params_tree: Any
+    aliases: tuple[Alias, ...] = ()
+    """Inputs that are a chain's latents at other steps."""
+    not_markov: tuple[str, ...] = ()
+    """Why loops were left as they are."""
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """Latents of the program itself."""
+        return tuple(n for n in self.inputs if n not in {a.name for a in self.aliases})
+
+    def with_aliases(self, values: Mapping[str, Any], leading: int = 0) -> dict[str, Any]:
+        """Values of latents, completed by those of the aliases.
+
+        Args:
+            leading: dimensions in front of the site's own.
+        """
+        return {**values, **{a.name: a.move(values[a.base], leading) for a in self.aliases if a.base in values}}
 
     def leaves(self, values: Mapping[str, Any], params: Any, subsample: Mapping[str, Any]) -> tuple[Any, ...]:
         """The jaxpr's inputs after its constants, in order."""
@@ -123,8 +143,24 @@ def inspect_sites(
         return 0
 
     jax.eval_shape(run, given)
+    found = _name_steps(found)
     _check_plates(found)
     return found
+
+
+def _name_steps(sites: Mapping[str, Site]) -> dict[str, Site]:
+    """Sites in loops with the loop's steps as a plate: "time", or "time_<length>" where there are several lengths."""
+    lengths = {s.steps for s in sites.values() if s.steps is not None}
+    taken = {f[0] for s in sites.values() for f in s.frames}
+    base = "time" if "time" not in taken else "scan_time"
+
+    def named(site: Site) -> Site:
+        if site.steps is None:
+            return site
+        name = base if len(lengths) == 1 else f"{base}_{site.steps}"
+        return replace(site, frames=(*site.frames, (name, -len(site.batch_shape), site.steps)))
+
+    return {n: named(s) for n, s in sites.items()}
 
 
 def _set_up_autoguide(guide: AutoGuide, args: tuple, kwargs: Mapping) -> None:
@@ -169,12 +205,21 @@ def trace_program(
     inputs = tuple(n for n, s in sites.items() if s.kind == "sample" and not s.observed)
     subsamples = tuple(n for n, s in sites.items() if s.kind == "plate" and s.shape != s.batch_shape)
     ratios = {n: s.batch_shape[0] / s.shape[0] for n, s in sites.items() if s.kind == "plate"}
+    lengths = {n: s.steps for n in inputs if (s := sites[n]).steps is not None}
     values = {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in inputs}
     indices = {n: jax.ShapeDtypeStruct(sites[n].shape, "int32") for n in subsamples}
 
+    orders: dict[str, int] = {}
+    broken: list[str] = []
+
     def run(values: dict, params: Any, indices: dict) -> dict[str, Any]:
-        program = handlers.substitute(fn, data={**(params or {}), **values, **indices})
-        trace = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(*args, **kwargs)
+        own = {n: v for n, v in values.items() if n in inputs}
+        program = handlers.substitute(fn, data={**(params or {}), **own, **indices})
+        chains = Chains(values, lengths)
+        with chains:
+            trace = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(*args, **kwargs)
+        orders.update(chains.orders)
+        broken[:] = chains.broken
         out: dict[str, Any] = {}
         for name, site in trace.items():
             if site["type"] == "deterministic":
@@ -199,13 +244,29 @@ def trace_program(
                     out[MASK + name] = jnp.broadcast_to(mask, site["fn"].batch_shape)
         return out
 
+    if lengths:
+        # how many steps back a loop reads is known once its body has been read
+        jax.eval_shape(run, values, params, indices)
+        values |= {a.name: _alias_shape(a, sites[a.base]) for a in aliases(orders)}
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(values, params, indices)
     names = tuple(jax.tree.leaves({n: n for n in shapes}))
     # `make_jaxpr` flattens dictionaries by sorted key
-    order = tuple(sorted(inputs))
+    order = tuple(sorted(values))
     return Program(
-        closed.jaxpr, tuple(closed.consts), order, names, sites, tuple(sorted(subsamples)), jax.tree.structure(params)
+        closed.jaxpr,
+        tuple(closed.consts),
+        order,
+        names,
+        sites,
+        tuple(sorted(subsamples)),
+        jax.tree.structure(params),
+        aliases(orders),
+        tuple(broken),
     )
+
+
+def _alias_shape(alias: Alias, site: Site) -> Any:
+    return jax.ShapeDtypeStruct(site.shape[1:] if alias.end else site.shape, site.dtype)
 
 
 def _is_site(site: Mapping[str, Any]) -> bool:
@@ -227,6 +288,7 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         return Site(name, "deterministic", shape, dtype, shape, frames)
     fn = site["fn"]
     infer = site["infer"]
+    steps = shape[0] if "_scan_current_index" in infer and shape else None
     base = _innermost(fn)
     discrete = bool(getattr(fn.support, "is_discrete", False)) if not isinstance(base, dist.Unit) else False
     enumerate_ = infer.get("enumerate") == "parallel"
@@ -247,6 +309,7 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         family=type(base).__name__,
         exponential_family=family_of(base),
         independent_ndim=fn.event_dim - base.event_dim,
+        steps=steps,
     )
 
 

@@ -61,6 +61,20 @@ class Latent:
 
 
 @dataclass(frozen=True)
+class AliasOf:
+    """A chain latent at another step, as an input of its own: `lag` steps earlier, or (`end`) before the last step.
+
+    `time` is the plate of the steps.
+    """
+
+    latent: Latent
+    base: str
+    lag: int
+    end: bool
+    time: str
+
+
+@dataclass(frozen=True)
 class Link:
     """Row i of plate `source` reads element `index[i]` of plate `target`; `key` finds the index vector."""
 
@@ -128,12 +142,17 @@ class Graph:
     plates: tuple[Plate, ...]
     latents: tuple[Latent, ...]
     outputs: tuple[Output, ...]
+    aliases: tuple[AliasOf, ...] = ()
 
     def plate(self, name: str) -> Plate:
         return next(p for p in self.plates if p.name == name)
 
     def latent(self, name: str) -> Latent:
-        return next(z for z in self.latents if z.name == name)
+        return next(z for z in (*self.latents, *(a.latent for a in self.aliases)) if z.name == name)
+
+    def alias(self, name: str) -> AliasOf | None:
+        """What a name stands for, if it is a chain latent at another step."""
+        return next((a for a in self.aliases if a.latent.name == name), None)
 
     def output(self, name: str) -> Output:
         return next(o for o in self.outputs if o.name == name)

@@ -104,7 +104,7 @@ def _with_conditionals(
     arrays = {}
     for output in outputs:
         slot = names.index(output.name)
-        own = [a for name in plan.terms[slot].axes for a in problem.layout.axes if a.name == name]
+        own = problem.layout.axes_of(plan.terms[slot])
         log_q = factors.evaluate(guide.density, output.name.removeprefix(PREFIX), output, own, draws.values, inputs)
         arrays[slot] = log_q - jax.lax.stop_gradient(log_q)
     return extended, arrays
