@@ -1,26 +1,40 @@
-"""Time and memory of one QEM step: compile time, time of a compiled step, and temporary memory of the compiled program.
+"""Time and memory of one step of every task: compile time, time of a compiled step, temporary memory, share of the limit.
 
-Run: python benchmarks/steps.py [--particles K ...] [--models NAME ...] [--json FILE]
+Run: python benchmarks/steps.py [--tasks NAME ...] [--particles K ...] [--models NAME ...] [--json FILE] [--plot FILE]
 
-A step is draws, weights, contraction, marginals and moments. Beside it stands the time of one iteration of a published PyTorch
-implementation at K = 10, where it is known (median on two quiet CPU cores of the same kind).
+Tasks: `qem`, `vi` and `rws` are one step of a fit (draws, weights, contraction and what follows from them); `moments` weighs one set of particles and
+gives the means of all latents; `draws` draws 1,000 combinations from one set. Beside a QEM step stands the time of one iteration of a published PyTorch
+implementation at K = 10, where it is known (median on two quiet CPU cores of the same kind). The limit is the time that the operations and bytes of the
+compiled program, counted by XLA, would take at the rates of a large matrix product and a large copy on this machine.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
 import jax
-from models import MODELS
+import numpyro
+from _machine import counted, limit_seconds, rates, seconds
+from models import HELD_BACK, MODELS
+from numpyro.infer import SVI
 
-from kayn import QEM
+import kayn
+from kayn import QEM, evidence, queries
+from kayn.axes import make_request
+from kayn.evidence import Problem, build_problem
+from kayn.guides import FactorisedGuide
 
 STEPS = 8
 WARM = 64
 """Steps before any is timed: the first ones, far from the posterior, need exact sums more often."""
+DRAWS = 1000
+TOO_MUCH = 8e9
+"""Bytes above which a case is left out."""
 REFERENCE = {
     "bus": 0.018,
     "radon, 4 states": 0.320,
@@ -30,57 +44,161 @@ REFERENCE = {
 }
 
 
-def measure(name: str, particles: int, repeats: int = 9) -> dict[str, Any]:
-    """Seconds to trace and compile, best and median seconds per step, bytes of temporaries, and the particle axes."""
-    model, args = MODELS[name]()
-    start = time.perf_counter()
+def fitted(model: Callable, args: tuple, particles: int) -> tuple[Problem, dict[str, Any]]:
+    """A problem and the parameters of its guide after a short fit."""
+    qem = QEM(model, num_particles=min(particles, 10))
+    state = qem.init(0, *args)
+    state, _ = qem.advance(state, WARM)
+    guide = FactorisedGuide.from_model(model, args)
+    problem = build_problem(model, guide, args, {}, qem.get_params(state), make_request(particles))
+    return problem, qem.get_params(state)
+
+
+def qem_step(model: Callable, args: tuple, particles: int) -> tuple[Any, Callable, int]:
     qem = QEM(model, num_particles=particles)
     state = qem.init(0, *args)
-    advance = qem._advance.lower(qem._problem().numbers, state, 1.0, STEPS).compile()
+    compiled = qem._advance.lower(qem._problem().numbers, state, 1.0, STEPS).compile()
+    numbers = qem._problem().numbers
+
+    def warmed() -> Callable:
+        now = state
+        for _ in range(WARM // STEPS):
+            now, _ = compiled(numbers, now, 1.0)
+        return partial(compiled, numbers, now, 1.0)
+
+    return compiled, warmed, STEPS
+
+
+def svi_step(loss: type, model: Callable, args: tuple, particles: int) -> tuple[Any, Callable, int]:
+    guide = FactorisedGuide.from_model(model, args)
+    svi = SVI(model, guide, numpyro.optim.Adam(1e-2), loss(particles))
+    state = svi.init(jax.random.key(0), *args)
+
+    def steps(state: Any) -> Any:
+        return jax.lax.scan(lambda s, _: svi.update(s, *args), state, None, length=STEPS)
+
+    compiled = jax.jit(steps).lower(state).compile()
+
+    def warmed() -> Callable:
+        now = state
+        for _ in range(WARM // STEPS):
+            now, _ = compiled(now)
+        return partial(compiled, now)
+
+    return compiled, warmed, STEPS
+
+
+def posterior_step(what: str, model: Callable, args: tuple, particles: int) -> tuple[Any, Callable, int]:
+    problem, params = fitted(model, args, particles)
+
+    def moments(numbers: Any, key: Any) -> Any:
+        _, weights, draws = queries.weighted_draws(problem, numbers, params, key)
+        out = {}
+        for z in problem.graph.latents:
+            own = queries.latent_weights(problem, weights, z.name)
+            out[z.name] = (
+                own.reshape((*own.shape, *(1,) * (draws.values[z.name].ndim - own.ndim))) * draws.values[z.name]
+            ).sum(0)
+        return out
+
+    def sample(numbers: Any, key: Any) -> Any:
+        draws = evidence.draw_particles(problem, numbers, key, params)
+        slots = evidence.weigh(problem, numbers, draws, params)
+        index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, params, draws.subsample))
+        return queries.draw_indices(problem.layout.plan, slots, index, jax.random.split(key, DRAWS))
+
+    key = jax.random.key(1)
+    compiled = jax.jit(moments if what == "moments" else sample).lower(problem.numbers, key).compile()
+    return compiled, lambda: partial(compiled, problem.numbers, key), 1
+
+
+TASKS: dict[str, Callable[..., tuple[Any, Callable, int]]] = {
+    "qem": qem_step,
+    "vi": partial(svi_step, kayn.VI),
+    "rws": partial(svi_step, kayn.RWS),
+    "moments": partial(posterior_step, "moments"),
+    "draws": partial(posterior_step, "draws"),
+}
+
+
+def measure(task: str, name: str, particles: int) -> dict[str, Any]:
+    """Seconds of the first step, best and median seconds of a compiled one, bytes of temporaries, share of the limit."""
+    model, args = (MODELS | HELD_BACK)[name]()
+    row: dict[str, Any] = {"task": task, "model": name, "particles": particles}
+    peak = kayn.analyze(model, *args, num_particles=particles).peak_bytes
+    if peak > TOO_MUCH:
+        return {**row, "left_out": f"a step would take {peak / 1e9:.1f} GB"}
+    start = time.perf_counter()
+    compiled, warmed, steps = TASKS[task](model, args, particles)
     first = time.perf_counter() - start
-    for _ in range(WARM // STEPS):
-        state, _ = advance(qem._problem().numbers, state, 1.0)
-    seconds = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        state, kept = jax.block_until_ready(advance(qem._problem().numbers, state, 1.0))
-        seconds.append((time.perf_counter() - begin) / STEPS)
-    memory = advance.memory_analysis()
+    best, median = seconds(warmed())
+    memory = compiled.memory_analysis()
+    flops, moved = counted(compiled)
     return {
-        "model": name,
-        "particles": particles,
+        **row,
         "first_step_seconds": first,
-        "step_seconds": sorted(seconds)[len(seconds) // 2],
-        "best_step_seconds": min(seconds),
+        "step_seconds": median / steps,
+        "best_step_seconds": best / steps,
         "temporary_bytes": int(memory.temp_size_in_bytes) if memory is not None else None,
-        "log_evidence": float(kept[0][-1]),
-        "axes": [[a.name, list(a.scope)] for a in qem._problem().layout.axes],
-        "reference_seconds": REFERENCE.get(name) if particles == 10 else None,
+        # XLA counts the body of the loop over steps once
+        "share_of_limit": limit_seconds(flops, moved) / (best / steps),
+        "reference_seconds": REFERENCE.get(name) if particles == 10 and task == "qem" else None,
     }
 
 
 @click.command()
+@click.option("--tasks", multiple=True, type=click.Choice(list(TASKS)), default=("qem",), show_default=True)
 @click.option("--particles", multiple=True, default=(3, 10, 30), show_default=True)
-@click.option("--models", multiple=True, type=click.Choice(list(MODELS)), help="All by default.")
+@click.option("--models", multiple=True, type=click.Choice([*MODELS, *HELD_BACK]), help="All by default.")
 @click.option("--json", "path", type=click.Path(dir_okay=False), help="Write the figures there too.")
-def main(particles: tuple[int, ...], models: tuple[str, ...], path: str | None) -> None:
-    """Print one line for every model and K."""
-    click.echo(f"{'model':<22}{'K':>5}{'first step s':>14}{'step ms':>10}{'best ms':>10}{'temp MB':>10}{'ratio':>8}")
+@click.option("--plot", type=click.Path(dir_okay=False), help="Draw step times against K there.")
+def main(
+    tasks: tuple[str, ...], particles: tuple[int, ...], models: tuple[str, ...], path: str | None, plot: str | None
+) -> None:
+    """Print one line for every task, model and K."""
+    flops, moved = rates()
+    click.echo(f"matrix product {flops / 1e9:.0f} GFLOP/s, copy {moved / 1e9:.1f} GB/s")
+    click.echo(
+        f"{'task':<9}{'model':<22}{'K':>5}{'first step s':>14}{'step ms':>10}{'best ms':>10}{'temp MB':>10}{'of limit':>10}{'ratio':>8}"
+    )
     rows = []
-    for name in models or MODELS:
-        for count in particles:
-            row = measure(name, count)
-            rows.append(row)
-            known = row["reference_seconds"]
-            ratio = f"{known / row['step_seconds']:.0f}x" if known else ""
-            click.echo(
-                f"{name:<22}{count:>5}{row['first_step_seconds']:>14.1f}{1e3 * row['step_seconds']:>10.2f}"
-                f"{1e3 * row['best_step_seconds']:>10.2f}{row['temporary_bytes'] / 1e6:>10.1f}{ratio:>8}"
-            )
-            jax.clear_caches()
+    for name in models or (*MODELS, *HELD_BACK):
+        for task in tasks:
+            for count in particles:
+                row = measure(task, name, count)
+                rows.append(row)
+                if "left_out" in row:
+                    click.echo(f"{task:<9}{name:<22}{count:>5}  left out: {row['left_out']}")
+                    continue
+                known = row["reference_seconds"]
+                ratio = f"{known / row['step_seconds']:.0f}x" if known else ""
+                click.echo(
+                    f"{task:<9}{name:<22}{count:>5}{row['first_step_seconds']:>14.1f}{1e3 * row['step_seconds']:>10.2f}"
+                    f"{1e3 * row['best_step_seconds']:>10.2f}{row['temporary_bytes'] / 1e6:>10.1f}{row['share_of_limit']:>9.0%} {ratio:>8}"
+                )
+                jax.clear_caches()
     if path:
         with open(path, "w", encoding="utf-8") as file:
-            json.dump({"device": jax.devices()[0].device_kind, "rows": rows}, file, indent=1)
+            machine = {"device": jax.devices()[0].device_kind, "matmul_flops": flops, "copy_bytes": moved}
+            json.dump({**machine, "rows": rows}, file, indent=1)
+    if plot:
+        draw([r for r in rows if "left_out" not in r], plot)
+
+
+def draw(rows: list[dict[str, Any]], path: str) -> None:
+    import matplotlib.pyplot as plt
+
+    tasks = list(dict.fromkeys(r["task"] for r in rows))
+    figure, panels = plt.subplots(1, len(tasks), figsize=(4.5 * len(tasks), 4), squeeze=False, sharey=True)
+    for panel, task in zip(panels[0], tasks, strict=True):
+        for name in dict.fromkeys(r["model"] for r in rows):
+            mine = [r for r in rows if r["task"] == task and r["model"] == name]
+            panel.loglog([r["particles"] for r in mine], [1e3 * r["step_seconds"] for r in mine], "o-", label=name)
+        panel.set(title=task, xlabel="particles K")
+    panels[0][0].set_ylabel("milliseconds per step")
+    panels[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

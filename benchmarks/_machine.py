@@ -1,0 +1,48 @@
+"""What the machine can do: rates of a large matrix product and of a large copy, measured, and a step's share of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def seconds(call: Callable[[], Any], repeats: int = 7) -> tuple[float, float]:
+    """Best and median seconds of a call, after one that is not counted."""
+    jax.block_until_ready(call())
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        taken.append(time.perf_counter() - start)
+    taken.sort()
+    return taken[0], taken[len(taken) // 2]
+
+
+@cache
+def rates() -> tuple[float, float]:
+    """Floating point operations a second of a float32 matrix product, bytes a second of a scaled copy (read and write)."""
+    size = 1024 if jax.default_backend() == "cpu" else 8192
+    matrix = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(lambda a: jnp.matmul(a, a, precision=jax.lax.Precision.HIGHEST))
+    flops = 2 * size**3 / seconds(lambda: product(matrix))[0]
+    vector = jnp.ones(2**26 if jax.default_backend() == "cpu" else 2**28, jnp.float32)
+    scale = jax.jit(lambda a: 1.5 * a)
+    return flops, 2 * vector.nbytes / seconds(lambda: scale(vector))[0]
+
+
+def limit_seconds(flops: float, moved: float) -> float:
+    """The least time in which the machine could do so many operations and move so many bytes."""
+    most_flops, most_bytes = rates()
+    return max(flops / most_flops, moved / most_bytes)
+
+
+def counted(compiled: Any) -> tuple[float, float]:
+    """Operations and bytes of a compiled program by XLA's own analysis; loops count once."""
+    analysis = compiled.cost_analysis() or {}
+    analysis = analysis[0] if isinstance(analysis, list) else analysis
+    return float(analysis.get("flops", 0.0)), float(analysis.get("bytes accessed", 0.0))
