@@ -24,10 +24,10 @@ import numpyro.distributions as dist
 from _machine import seconds
 from models import Case, three_level, two_level
 from numpyro.contrib.control_flow import scan
+from steps import operations
 
 import kayn
 from kayn import QEM
-from kayn.analysis import Analysis
 
 STEPS = 4
 MILLION = 10**6
@@ -74,12 +74,6 @@ CURVES: dict[str, tuple[Callable[[int], Case], Callable[[int], int], tuple[int, 
     "steps of a chain": (chain, lambda n: 10, (10, 100, 1000, 10_000)),
 }
 """Model, number of particles, and sizes."""
-
-
-def operations(analysis: Analysis) -> float:
-    """The planner's count: the contraction, and every entry of every factor before rows are multiplied out."""
-    plan = analysis.plan
-    return analysis.flops + sum(plan.elements(slot) for slot in range(len(plan.terms)))
 
 
 def point(case: Case, particles: int) -> dict[str, float]:
