@@ -15,8 +15,11 @@ from kayn.errors import (
 from kayn.fit import Fit, fit
 from kayn.guides import FactorisedGuide
 from kayn.importance import Importance
+from kayn.objectives.relax import RELAX
+from kayn.objectives.relaxed import Concrete, ConcreteHardPrior, lookup
 from kayn.objectives.rws import RWS
-from kayn.objectives.vi import VI
+from kayn.objectives.score import VIMCO, Reinforce
+from kayn.objectives.vi import STL, VI, DReG
 from kayn.posterior import Posterior
 from kayn.qem import QEM
 
@@ -24,9 +27,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "QEM",
+    "RELAX",
     "RWS",
+    "STL",
     "VI",
+    "VIMCO",
     "Analysis",
+    "Concrete",
+    "ConcreteHardPrior",
+    "DReG",
     "DataError",
     "FactorisedGuide",
     "Fit",
@@ -38,8 +47,10 @@ __all__ = [
     "PoorFitWarning",
     "Posterior",
     "QueryError",
+    "Reinforce",
     "StructureError",
     "StructureWarning",
     "analyze",
     "fit",
+    "lookup",
 ]

@@ -136,6 +136,8 @@ class _Chooser:
     def __init__(self, structure: Structure, request: Request):
         self.structure, self.graph, self.request = structure, structure.graph, request
         self.sizes = {p.name: p.size for p in self.graph.plates}
+        # a plate of one element is none, unless the element stands for others: then its log-sum counts several times
+        self.real = {p.name for p in self.graph.plates if p.size > 1 or p.full_size > p.size}
         self.couplings: list[Coupling] = []
         self.itemsize = jnp.zeros(()).dtype.itemsize
 
@@ -168,7 +170,7 @@ class _Chooser:
         if self.request.strategy == "local":
             outer: dict[str, list[str]] = {}
             for z in latents:
-                runs = [p for p in z.plate_names if self.sizes[p] > 1]
+                runs = [p for p in z.plate_names if p in self.real]
                 outer.setdefault(runs[0] if runs else "", []).append(z.name)
             return [tuple(names) for names in outer.values()]
         return []
@@ -204,7 +206,7 @@ class _Chooser:
             shared: set[str] = set()
         else:
             shared = set.intersection(*(set(z.plate_names) for z in latents))
-        scope = tuple(p for p in latents[0].plate_names if p in shared and self.sizes[p] > 1)
+        scope = tuple(p for p in latents[0].plate_names if p in shared and p in self.real)
         enumerated = latents[0].support_size
         counts = {self.request.particles_of(n) for n in names}
         if enumerated is None and len(counts) > 1:

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from numpyro import handlers
+from numpyro.distributions import discrete
+from numpyro.primitives import Messenger
 
 from kayn.axes import Axis, Constraint, Layout
 from kayn.errors import GuideError
@@ -173,12 +175,32 @@ def _trace_sampler(
     indices = {n: jax.ShapeDtypeStruct(density.sites[n].shape, "int32") for n in density.subsamples}
 
     def run(key: Any, params: Any, indices: dict) -> list[Any]:
-        program = handlers.seed(handlers.substitute(guide, data={**(params or {}), **indices}), key)
+        program = handlers.seed(_Inverted(handlers.substitute(guide, data={**(params or {}), **indices})), key)
         trace = handlers.trace(program).get_trace(*args, **kwargs)
         return [jnp.asarray(trace[n]["value"]) for n in density.latents]
 
     closed = jax.make_jaxpr(run)(jax.random.key(0), params, indices)
     return closed.jaxpr, tuple(closed.consts)
+
+
+class _Inverted(Messenger):
+    """Draws categorical sites by inverting their distribution function: one random number a draw instead of one a category."""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and not msg["is_observed"]:
+            fn = msg["fn"]
+            if isinstance(fn, discrete.CategoricalLogits):
+                msg["fn"] = _InvertedCategorical(jax.nn.softmax(fn.logits, -1))
+            elif isinstance(fn, discrete.CategoricalProbs):
+                msg["fn"] = _InvertedCategorical(fn.probs)
+
+
+class _InvertedCategorical(discrete.CategoricalProbs):
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+        ends = jnp.cumsum(self.probs, -1)
+        u = jax.random.uniform(key, (*sample_shape, *self.batch_shape), ends.dtype)
+        # scaled by the last end, which rounding keeps from one; the last category takes what is left
+        return jnp.sum(u[..., None] * ends[..., -1:] >= ends[..., :-1], -1)
 
 
 def draw_runs(

@@ -54,6 +54,40 @@ def log_contract(plan: Plan, arrays: Slots, index: Index) -> Any:
     return _total(plan, _forward(plan, arrays, index, _sum_rule))
 
 
+def by_element(plan: Plan, arrays: Slots, index: Index, plate: str) -> Any:
+    """The summands of `log_contract` by the elements of a plate that all variables have an index over: [plate].
+
+    Factors without variables are left out.
+    """
+    slots = _forward(plan, arrays, index, _sum_rule)
+    scales = {s.plate: s.scale for s in plan.steps if isinstance(s, Product)}
+    total = jnp.zeros(plan.size[plate], jax.tree.leaves(dict(arrays))[0].dtype)
+    depends = _with_variables(plan)
+    for step in plan.steps:
+        if isinstance(step, Product) and step.plate == plate and step.source in depends:
+            axes = plan.axes[step.source]
+            rest = [a for a in axes if a != plate]
+            part = jnp.sum(slots[step.source], tuple(axes.index(a) for a in rest))
+            total = total + part * math.prod(scales[a] for a in rest)
+    return total
+
+
+def _with_variables(plan: Plan) -> set[int]:
+    """Slots that hold what is left of a factor of some variable, but no variable any more."""
+    seen = {i for i, term in enumerate(plan.terms) if any(a in plan.scope for a in term.axes)}
+    for step in plan.steps:
+        sources = (
+            {step.source}
+            if isinstance(step, Product)
+            else set(step.sources)
+            if isinstance(step, Chain)
+            else {step.left, step.right}
+        )
+        if sources & seen:
+            seen.add(step.out)
+    return {s for s in seen if not any(a in plan.scope for a in plan.axes[s])}
+
+
 def draw(plan: Plan, arrays: Slots, index: Index, rng_keys: Any) -> dict[str, Any]:
     """Exact joint draws of all particle indices.
 

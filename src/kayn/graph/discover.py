@@ -265,6 +265,8 @@ class _Builder:
         )
 
     def _through(self, dims: Sequence[str], plate: str, value: Any) -> str | Link:
+        if self.plates[plate].size == 1 and self.rename(plate) in map(self.rename, dims):
+            return self.rename(plate)  # there is no other element to read
         if value is MIXED or not dims[value.dim]:
             return MIXED
         source, target = self.rename(dims[value.dim]), self.rename(plate)

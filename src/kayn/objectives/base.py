@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import jax
 from numpyro.infer import ELBO
 
-from kayn.axes import TARGET_ELEMENTS, make_request
-from kayn.evidence import Problem, build_problem
+from kayn import evidence
+from kayn.axes import TARGET_ELEMENTS, Axis, make_request
+from kayn.errors import GuideError
+from kayn.evidence import Draws, Problem, build_problem
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What SVI passes to a loss."""
+
+    model: Callable
+    guide: Callable
+    args: tuple
+    kwargs: Mapping[str, Any]
 
 
 class MassivelyParallelELBO(ELBO):
@@ -41,9 +55,49 @@ class MassivelyParallelELBO(ELBO):
         self, rng_key: Any, param_map: Mapping[str, Any], model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         """Loss for SVI: a scalar in nats, whose gradient is that of the estimator."""
-        params = dict(param_map)
-        problem = build_problem(model, guide, args, kwargs, params, self.request, self.denominator)
-        return {"loss": self.objective(problem, rng_key, params), "mutable_state": None}
+        call = Call(model, guide, args, kwargs)
+        return {"loss": self.objective(call, rng_key, dict(param_map)), "mutable_state": None}
 
-    def objective(self, problem: Problem, rng_key: Any, params: dict[str, Any]) -> Any:
+    def problem(self, call: Call, params: Mapping[str, Any]) -> Problem:
+        """Structure, particle axes and plan for SVI's arguments."""
+        return build_problem(call.model, call.guide, call.args, call.kwargs, params, self.request, self.denominator)
+
+    def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
         raise NotImplementedError
+
+
+def only_gradient(surrogate: Any) -> Any:
+    """Zero, with the gradient of `surrogate`."""
+    return surrogate - jax.lax.stop_gradient(surrogate)
+
+
+def log_evidence_of(problem: Problem, draws: Draws, params: Mapping[str, Any], terms: Mapping[str, Any]) -> Any:
+    """log Z for given particles and given (minus) log proposal densities, differentiable in the parameters."""
+    numbers = problem.numbers
+    slots = evidence.model_slots(problem, numbers, draws, params) | evidence.proposal_slots(problem, terms)
+    return evidence.log_evidence(problem, numbers, slots, params, draws.subsample)
+
+
+def sampled_axes(problem: Problem) -> list[Axis]:
+    """The particle axes that are drawn from the guide."""
+    return [a for a in problem.layout.axes if not a.enumerated]
+
+
+def refuse_dependent_axes(problem: Problem, who: str, remedy: str) -> None:
+    """Raise where the guide draws the particles of one axis given those of another.
+
+    Raises:
+        GuideError: it does.
+    """
+    for axis in sampled_axes(problem):
+        for name in axis.latents:
+            others = [
+                p
+                for p in problem.guide.parents.get(name, ())
+                if p not in axis.latents and p not in problem.guide.auxiliary
+            ]
+            if others:
+                raise GuideError(
+                    f"kayn.{who} needs particle axes that the guide draws independently, but it draws {name!r} given {others[0]!r}, whose "
+                    f"particles are indexed apart. {remedy}"
+                )

@@ -1,4 +1,4 @@
-"""Massively parallel reweighted wake-sleep: wake-phase updates of model and guide in one loss."""
+"""Massively parallel reweighted wake-sleep: the updates of model and guide in one loss."""
 
 from __future__ import annotations
 
@@ -13,27 +13,39 @@ from kayn import evidence, factors
 from kayn.axes import Axis, plan_axes
 from kayn.contraction.execute import log_contract, settled_slot
 from kayn.contraction.plan import Stuck
-from kayn.errors import KaynError, StructureWarning
+from kayn.errors import GuideError, KaynError, StructureWarning
 from kayn.evidence import Draws, Problem
 from kayn.graph.discover import discover_output
 from kayn.graph.types import MIXED, Kind, Output
-from kayn.objectives.base import MassivelyParallelELBO
+from kayn.objectives.base import Call, MassivelyParallelELBO, only_gradient, sampled_axes
+from kayn.objectives.defensive import Defensive
+from kayn.objectives.sleep import Replace, sleep_loss
 
 PREFIX = "guide:"
 
 
 class RWS(MassivelyParallelELBO):
-    """Reweighted wake-sleep over all combinations of particles (Heap, Leech & Aitchison, UAI 2023).
+    """Reweighted wake-sleep over all combinations of particles (Bornschein & Bengio, 2015; Heap, Leech & Aitchison, UAI 2023).
 
-    The value is minus log Z. Its gradient in model parameters is that of -log Z with the particles fixed (wake-theta); in
-    guide parameters it is minus the posterior-weighted score of the guide, `- E_W sum_i grad log q_i(z_i)` (wake-phi). Both
-    are right for one minimiser, so one optimiser serves all parameters. Particles are never differentiated, so discrete
-    latents need nothing special. The gradient is that of a self-normalised estimate: its bias is O(1/K).
+    The value is minus log Z. Its gradient in model parameters is that of -log Z with the particles fixed (wake-theta). In
+    guide parameters it is a mixture of two: minus the posterior-weighted score of the guide, `- E_W sum_i grad log q_i(z_i)` (wake-phi), and minus
+    the score of the guide on dreams, latents and data drawn from the model (sleep-phi). All are right for one minimiser, so one
+    optimiser serves all parameters. Particles are never differentiated, so discrete latents need nothing special.
+
+    WW is the default; WS is `wake_phi=0, sleep_phi=1`, with K = 1 the classical wake-sleep algorithm; both weights give WSW. Wake gradients are those of a
+    self-normalised estimate, with a bias of order 1/K; the sleep gradient is unbiased, for data that the model makes.
 
     Args:
-        phi: how guide sites with guide parents are trained. "conditional" (default) weighs `log q_i(z_i | parents)` with the
-            joint weights of the latent and its parents; "mixture" trains the denominator, the mixture over all parents'
-            particles, which learns marginals well but dependence slowly. The same for factorised guides.
+        phi: how guide sites with guide parents are trained in the wake phase. "conditional" (default) weighs
+            `log q_i(z_i | parents)` with the joint weights of the latent and its parents; "mixture" trains the denominator, the mixture over all
+            parents' particles, which learns marginals well but dependence slowly. The same for factorised guides.
+        wake_phi, sleep_phi: weights of the two phases for the guide; at least one positive.
+        defensive: delta in [0, 1): particles are drawn from `(1 - delta) q + delta base` and weighed accordingly, so that values that the guide
+            has given up still come up (Le et al., UAI 2019). For Bernoulli and categorical sites.
+        base: probabilities of `base` by site; uniform for the others.
+        sleep_particles: dreams per step; K by default.
+        replace: `(dream, *args, **kwargs) -> (args, kwargs)` puts dreamt data, a dictionary by observed site, in the place of the real. By default the
+            argument that an observed site was given is found and replaced.
     """
 
     def __init__(
@@ -42,22 +54,58 @@ class RWS(MassivelyParallelELBO):
         strategy: str = "parallel",
         *,
         phi: str = "conditional",
+        wake_phi: float = 1.0,
+        sleep_phi: float = 0.0,
+        defensive: float = 0.0,
+        base: Mapping[str, Any] | None = None,
+        sleep_particles: int | None = None,
+        replace: Replace | None = None,
         **options: Any,
     ):
         if phi not in ("conditional", "mixture"):
             raise KaynError(f"phi is {phi!r}; it must be 'conditional' or 'mixture'")
+        if min(wake_phi, sleep_phi) < 0 or wake_phi + sleep_phi == 0:
+            raise KaynError(
+                f"wake_phi={wake_phi} and sleep_phi={sleep_phi} are the weights of the guide's two phases; give at least one a positive weight"
+            )
+        if not 0 <= defensive < 1:
+            raise KaynError(f"defensive is {defensive}; it is the base's share of the proposal, at least 0 and below 1")
         super().__init__(num_particles, strategy, **options)
-        self.phi = phi
+        self.phi, self.wake_phi, self.sleep_phi = phi, wake_phi, sleep_phi
+        self.defensive, self.base = defensive, dict(base or {})
+        most = self.request.num_particles
+        self.sleep_particles = sleep_particles or (most if isinstance(most, int) else max(k for _, k in most))
+        self.replace = replace
 
-    def objective(self, problem: Problem, rng_key: Any, params: dict[str, Any]) -> Any:
+    def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+        wake_key, sleep_key = jax.random.split(rng_key) if self.sleep_phi else (rng_key, None)
+        problem = proposal = self.problem(call, params)
+        if self.defensive:
+            guide = Defensive(call.guide, self.defensive, self.base)
+            proposal = self.problem(replace(call, guide=guide), params)
+            if not guide.mixed:
+                raise GuideError(
+                    "defensive= is given, but the guide has no Bernoulli or categorical site to mix with a base; leave it out"
+                )
+        loss = self._wake(problem, proposal, wake_key, params)
+        if self.sleep_phi:
+            dreams = sleep_loss(call, params, sleep_key, self.sleep_particles, self.replace)
+            loss = loss + self.sleep_phi * only_gradient(dreams)
+        return loss
+
+    def _wake(self, problem: Problem, proposal: Problem, rng_key: Any, params: dict[str, Any]) -> Any:
+        """Minus log Z with particles of `proposal`, trained as those of `problem`."""
         numbers = problem.numbers
-        draws = jax.lax.stop_gradient(evidence.draw_particles(problem, numbers, rng_key, params))
+        draws = jax.lax.stop_gradient(evidence.draw_particles(proposal, proposal.numbers, rng_key, params))
         terms = evidence.proposal_terms(problem, numbers, draws, params)
-        conditional = [a for a in problem.layout.axes if self.phi == "conditional" and _external_parents(problem, a)]
-        extended, added = _with_conditionals(problem, numbers, draws, params, conditional)
-        done = {a.name for a in conditional} if added is not None else set()
+        drawn = terms if proposal is problem else evidence.proposal_terms(proposal, proposal.numbers, draws, params)
+        dependent = [a for a in sampled_axes(problem) if self.phi == "conditional" and _external_parents(problem, a)]
+        extended, added = _with_conditionals(problem, numbers, draws, params, dependent, self.wake_phi)
+        done = {a.name for a in dependent} if added is not None else set()
+        # minus a log density, which wake-phi wants to increase: its derivative is negated
         flipped = {
-            name: jax.lax.stop_gradient(t) if name.removeprefix("proposal:") in done else _flip(t)
+            name: jax.lax.stop_gradient(drawn[name])
+            - (0.0 if name.removeprefix("proposal:") in done else self.wake_phi * only_gradient(t))
             for name, t in terms.items()
         }
         slots = evidence.model_slots(problem, numbers, draws, params)
@@ -68,19 +116,14 @@ class RWS(MassivelyParallelELBO):
         return -log_contract(extended.layout.plan, slots, index)
 
 
-def _flip(term: Any) -> Any:
-    """The same value with the derivative negated: `term` is minus a log density, which wake-phi wants to increase."""
-    return 2 * jax.lax.stop_gradient(term) - term
-
-
 def _external_parents(problem: Problem, axis: Axis) -> list[str]:
     return [p for n in axis.latents for p in problem.guide.parents[n] if p not in axis.latents]
 
 
 def _with_conditionals(
-    problem: Problem, numbers: Mapping, draws: Draws, params: Mapping, axes: list[Axis]
+    problem: Problem, numbers: Mapping, draws: Draws, params: Mapping, axes: list[Axis], weight: float
 ) -> tuple[Problem, dict[int, Any] | None]:
-    """The problem with zero-valued terms `log q_i(z_i | parents) - stop_gradient(same)`, and their arrays by slot."""
+    """The problem with zero-valued terms, the gradients of `log q_i(z_i | parents)`, and their arrays by slot."""
     if not axes:
         return problem, None
     guide, structure = problem.guide, problem.structure
@@ -106,7 +149,7 @@ def _with_conditionals(
         slot = names.index(output.name)
         own = problem.layout.axes_of(plan.terms[slot])
         log_q = factors.evaluate(guide.density, output.name.removeprefix(PREFIX), output, own, draws.values, inputs)
-        arrays[slot] = log_q - jax.lax.stop_gradient(log_q)
+        arrays[slot] = weight * only_gradient(log_q)
     return extended, arrays
 
 

@@ -1,0 +1,177 @@
+"""RELAX and REBAR: score-function gradients with a learned, reparameterised control variate (Grathwohl et al., ICLR 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro import handlers
+from numpyro.distributions import discrete
+
+from kayn import evidence
+from kayn.axes import proposal_name
+from kayn.contraction.execute import by_element
+from kayn.errors import GuideError, KaynError
+from kayn.evidence import Draws, Problem
+from kayn.objectives.base import Call, MassivelyParallelELBO, log_evidence_of, only_gradient, sampled_axes
+from kayn.objectives.relaxed import discrete_logits
+from kayn.objectives.score import along, outer_plate
+
+
+class RELAX(MassivelyParallelELBO):
+    """Minus log Z, with the gradient `[f(b) - c(z~)] grad log q(b) + grad c(z) - grad c(z~)`, f = log Z, unbiased for any c.
+
+    z are logits plus Gumbel (Logistic) noise, b what they round to, and z~ the same noise drawn again given b. The control variate's parameters are
+    trained on the squared gradient, one draw of which is an unbiased estimate of its variance up to a constant.
+
+    Args:
+        control: c, a function `(params, z, *args, **kwargs)` of the model's arguments; z is a dictionary by site of noisy logits
+            [K, *shape] (Bernoulli) or [K, *shape, C] (categorical). Returns one number for every element of the outer plate if
+            every latent has one, else a scalar.
+        control_params: names of the parameters that `control` uses; register them with `numpyro.param` in the guide.
+
+    Raises (from `loss`):
+        GuideError: a guide site is not Bernoulli or categorical, or depends on another latent.
+    """
+
+    def __init__(
+        self,
+        num_particles: int | Mapping[str, int] = 10,
+        strategy: str = "parallel",
+        *,
+        control: Callable[..., Any],
+        control_params: Sequence[str],
+        **options: Any,
+    ):
+        super().__init__(num_particles, strategy, **options)
+        self.control, self.control_params = control, tuple(control_params)
+
+    def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+        missing = [n for n in self.control_params if n not in params]
+        if missing:
+            raise KaynError(
+                f"control_params names {missing}, which are no parameters of model or guide ({sorted(params)}); register them with "
+                "numpyro.param in the guide"
+            )
+        problem = self.problem(call, params)
+        _check(problem)
+        rho = {n: params[n] for n in self.control_params}
+        guide = {n: v for n, v in params.items() if n not in rho}
+        fixed, still, held = jax.lax.stop_gradient((params, guide, rho))
+        noise = {n: x.noise(key, problem.num_runs) for (n, x), key in _keyed(_logits(call, fixed), rng_key)}
+        rounded = {n: x.rounded(x.noisy(noise[n][0])) for n, x in _logits(call, fixed).items()}
+        runs = {n: b.astype(problem.guide.density.sites[n].dtype) for n, b in rounded.items()}
+        draws = evidence.draws_from_runs(problem, problem.numbers, fixed, runs, {})
+        plate = outer_plate(problem)
+        scale = problem.graph.plate(plate).scale if plate else 1.0
+        log_z, value = _by_plate(problem, draws, fixed, plate)
+
+        def controls(params: Mapping[str, Any]) -> tuple[Any, Any]:
+            logits = _logits(call, params)
+            z = {n: x.noisy(noise[n][0]) for n, x in logits.items()}
+            again = {n: x.again(noise[n][1], rounded[n]) for n, x in logits.items()}
+            return tuple(self.control(params, v, *call.args, **call.kwargs) for v in (z, again))
+
+        def surrogate(guide: Mapping[str, Any], rho: Mapping[str, Any]) -> Any:
+            """Its gradient in the first argument is the estimate of that of log Z."""
+            every = {**guide, **held}
+            terms = evidence.proposal_terms(problem, problem.numbers, draws, every)
+            score = sum(along(-terms[proposal_name(a)], a, plate) for a in sampled_axes(problem))
+            on_z, on_again = controls({**guide, **rho})
+            coefficient = value - controls({**still, **rho})[1]
+            steered = scale * jnp.sum(coefficient * score + on_z - on_again)
+            return steered + log_evidence_of(problem, draws, every, terms)
+
+        def squared(rho: Mapping[str, Any]) -> Any:
+            gradient = jax.grad(surrogate)(still, rho)
+            return sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient))
+
+        return -log_z - only_gradient(surrogate(guide, held)) + only_gradient(squared(rho))
+
+
+def _check(problem: Problem) -> None:
+    for name, site in problem.guide.density.sites.items():
+        if site.kind != "sample" or site.observed:
+            continue
+        if not site.family.startswith(("Bernoulli", "Categorical")):
+            raise GuideError(
+                f"kayn.RELAX needs Bernoulli and categorical guide sites, but {name!r} is a {site.family}; use kayn.VIMCO or kayn.RWS"
+            )
+        if problem.guide.parents[name]:
+            raise GuideError(
+                f"kayn.RELAX needs guide sites that do not depend on each other, but {name!r} is drawn given "
+                f"{problem.guide.parents[name][0]!r}; use kayn.VIMCO or kayn.RWS"
+            )
+
+
+def _by_plate(problem: Problem, draws: Draws, params: Mapping[str, Any], plate: str | None) -> tuple[Any, Any]:
+    """log Z, and its summands by the elements of a plate (log Z itself without one)."""
+    numbers = problem.numbers
+    slots = evidence.weigh(problem, numbers, draws, params)
+    index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, params, {}))
+    log_z = evidence.log_evidence(problem, numbers, slots, params, {})
+    return log_z, by_element(problem.layout.plan, slots, index, plate) if plate else log_z
+
+
+@dataclass(frozen=True)
+class _Logits:
+    """Logits of one site: [*shape] of a Bernoulli, [*shape, C] and normalised of a categorical one.
+
+    Formulas: Grathwohl et al. (2018), appendix; Tucker et al. (REBAR, 2017).
+    """
+
+    values: Any
+    categorical: bool
+
+    def noise(self, key: Any, count: int) -> tuple[Any, Any]:
+        """Two sets of uniform numbers for K particles, never zero or one."""
+        x = self.values
+        low, high = float(jnp.finfo(x.dtype).tiny), 1 - float(jnp.finfo(x.dtype).eps)
+        first, second = (jax.random.uniform(k, (count, *x.shape), x.dtype, low, high) for k in jax.random.split(key))
+        return first, second
+
+    def noisy(self, u: Any) -> Any:
+        """z: logits and Gumbel (categorical) or Logistic (Bernoulli) noise."""
+        return self.values + (-jnp.log(-jnp.log(u)) if self.categorical else jnp.log(u) - jnp.log1p(-u))
+
+    def rounded(self, z: Any) -> Any:
+        """b: what z stands for, integers without the dimension of categories."""
+        return jnp.argmax(z, -1) if self.categorical else (z > 0).astype(int)
+
+    def again(self, v: Any, b: Any) -> Any:
+        """z~: drawn from the law of z given b."""
+        if not self.categorical:
+            off, tiny = jax.nn.sigmoid(-self.values), float(jnp.finfo(v.dtype).tiny)
+            u = jnp.where(b == 1, off + v * (1 - off), v * off)
+            u = jnp.clip(u, tiny, 1 - float(jnp.finfo(v.dtype).eps))
+            return self.values + jnp.log(u) - jnp.log1p(-u)
+        chosen = jax.nn.one_hot(b, v.shape[-1], dtype=bool)
+        top = -jnp.log(jnp.sum(jnp.where(chosen, v, 0), -1, keepdims=True))
+        others = -jnp.log(-jnp.log(v) / jnp.exp(self.values) + top)
+        return jnp.where(chosen, -jnp.log(top), others)
+
+
+def _keyed(logits: Mapping[str, _Logits], key: Any) -> list[tuple[tuple[str, _Logits], Any]]:
+    return list(zip(sorted(logits.items()), jax.random.split(key, len(logits)), strict=True))
+
+
+def _logits(call: Call, params: Mapping[str, Any]) -> dict[str, _Logits]:
+    """Logits of every guide site under given parameters."""
+    guide = handlers.seed(handlers.substitute(call.guide, data=dict(params)), jax.random.key(0))
+    out = {}
+    for name, site in handlers.trace(guide).get_trace(*call.args, **call.kwargs).items():
+        if site["type"] == "sample" and not site["is_observed"]:
+            fn, shape = site["fn"], jnp.shape(site["value"])
+            while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+                fn = fn.base_dist
+            values = discrete_logits(fn)
+            if isinstance(fn, discrete.CategoricalProbs | discrete.CategoricalLogits):
+                values = jnp.broadcast_to(values, (*shape, values.shape[-1]))
+                out[name] = _Logits(jax.nn.log_softmax(values, -1), True)
+            else:
+                out[name] = _Logits(jnp.broadcast_to(values, shape), False)
+    return out

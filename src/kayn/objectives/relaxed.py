@@ -1,0 +1,182 @@
+"""Continuous relaxations of discrete latents: Concrete (Gumbel-softmax) bounds with pathwise gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro.distributions import constraints, discrete
+from numpyro.distributions.util import validate_sample
+from numpyro.primitives import Messenger
+
+from kayn.errors import KaynError
+from kayn.objectives.base import Call
+from kayn.objectives.vi import VI
+
+
+def lookup(table: Any, z: Any) -> Any:
+    """`table[z]` for an integer z; for a relaxed z, a vector of shares, the mixture of the table's rows with those shares.
+
+    With it one model serves exact, score-function and relaxed estimators.
+
+    Args:
+        table: [C, ...].
+        z: integers [...], or floats [..., C].
+    """
+    table, z = jnp.asarray(table), jnp.asarray(z)
+    return table[z] if jnp.issubdtype(z.dtype, jnp.integer) else jnp.tensordot(z, table, 1)
+
+
+class RelaxedOneHot(dist.Distribution):
+    """The Concrete distribution on the simplex (Maddison, Mnih & Teh; Jang, Gu & Poole, ICLR 2017).
+
+    Args:
+        temperature: lambda > 0.
+        logits: [..., C].
+    """
+
+    arg_constraints = {"temperature": constraints.positive, "logits": constraints.real_vector}  # noqa: RUF012
+    support = constraints.simplex
+    reparametrized_params = ["temperature", "logits"]  # noqa: RUF012
+
+    def __init__(self, temperature: Any, logits: Any, *, validate_args: bool | None = None):
+        self.temperature, self.logits = jnp.asarray(temperature), jnp.asarray(logits)
+        shape = self.logits.shape
+        super().__init__(batch_shape=shape[:-1], event_shape=shape[-1:], validate_args=validate_args)
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+        noise = jax.random.gumbel(key, (*sample_shape, *self.logits.shape), self.logits.dtype)
+        return jax.nn.softmax((self.logits + noise) / self.temperature[..., None], -1)
+
+    @validate_sample
+    def log_prob(self, value: Any) -> Any:
+        count = self.logits.shape[-1]
+        logs = jnp.log(jnp.maximum(value, float(jnp.finfo(value.dtype).tiny)))
+        tilted = self.logits - self.temperature[..., None] * logs
+        constant = jax.scipy.special.gammaln(float(count)) + (count - 1) * jnp.log(self.temperature)
+        return constant + jnp.sum(tilted - logs, -1) - count * jax.nn.logsumexp(tilted, -1)
+
+
+class SharesOfOneHot(dist.Distribution):
+    """The log density of a Categorical, taken linearly at relaxed values: no distribution, as it does not integrate to one."""
+
+    arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012
+    support = constraints.simplex
+
+    def __init__(self, logits: Any, *, validate_args: bool | None = None):
+        self.logits = jax.nn.log_softmax(jnp.asarray(logits), -1)
+        shape = self.logits.shape
+        super().__init__(batch_shape=shape[:-1], event_shape=shape[-1:], validate_args=validate_args)
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+        return jax.nn.one_hot(
+            jax.random.categorical(key, self.logits, shape=sample_shape + self.batch_shape), self.logits.shape[-1]
+        )
+
+    def log_prob(self, value: Any) -> Any:
+        return jnp.sum(value * self.logits, -1)
+
+
+class SharesOfBernoulli(dist.Distribution):
+    """The same for a Bernoulli."""
+
+    arg_constraints = {"logits": constraints.real}  # noqa: RUF012
+    support = constraints.unit_interval
+
+    def __init__(self, logits: Any, *, validate_args: bool | None = None):
+        self.logits = jnp.asarray(logits)
+        super().__init__(batch_shape=self.logits.shape, validate_args=validate_args)
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+        return jax.random.bernoulli(key, jax.nn.sigmoid(self.logits), sample_shape + self.batch_shape).astype(float)
+
+    def log_prob(self, value: Any) -> Any:
+        return value * jax.nn.log_sigmoid(self.logits) + (1 - value) * jax.nn.log_sigmoid(-self.logits)
+
+
+class Concrete(VI):
+    """Minus log Z of the *relaxed* model, with pathwise gradients: Bernoulli and categorical latents become continuous in model and guide.
+
+    E log Z is a lower bound on the relaxed model's log evidence, because the prior is relaxed too (Maddison, Mnih & Teh, ICLR 2017). It
+    is not a bound on the discrete model's, and its gradient is biased for that by an amount that grows with the temperature.
+
+    Categorical latents become vectors of shares; write `kayn.lookup(table, z)` in the model instead of `table[z]`.
+
+    Args:
+        temperature: of the guide, and of the prior unless `prior_temperature` is given. May be traced, for schedules.
+    """
+
+    hard_prior = False
+
+    def __init__(
+        self,
+        num_particles: int | Mapping[str, int] = 10,
+        strategy: str = "parallel",
+        *,
+        temperature: Any = 0.5,
+        prior_temperature: Any = None,
+        **options: Any,
+    ):
+        super().__init__(num_particles, strategy, **options)
+        if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
+            raise KaynError(f"temperature is {temperature}; it must be positive")
+        self.temperature = temperature
+        self.prior_temperature = temperature if prior_temperature is None else prior_temperature
+
+    def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+        relaxed = replace(
+            call,
+            model=_Relax(call.model, self.prior_temperature, self.hard_prior),
+            guide=_Relax(call.guide, self.temperature, False),
+        )
+        return super().objective(relaxed, rng_key, params)
+
+
+class ConcreteHardPrior(Concrete):
+    """As `kayn.Concrete`, but the prior's discrete density is taken at relaxed values, as in much published code.
+
+    This is not a bound on anything: the two densities belong to different spaces.
+    """
+
+    hard_prior = True
+
+
+class _Relax(Messenger):
+    """Discrete latents of a program as relaxed ones."""
+
+    def __init__(self, fn: Callable, temperature: Any, hard: bool):
+        super().__init__(fn)
+        self.temperature, self.hard = temperature, hard
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and not msg["is_observed"] and msg["infer"].get("enumerate") != "parallel":
+            relaxed = self._relaxed(msg["fn"])
+            if relaxed is not None:
+                msg["fn"] = relaxed
+
+    def _relaxed(self, fn: dist.Distribution) -> dist.Distribution | None:
+        if isinstance(fn, dist.Independent):
+            inner = self._relaxed(fn.base_dist)
+            return None if inner is None else inner.to_event(fn.reinterpreted_batch_ndims)
+        if isinstance(fn, dist.ExpandedDistribution):
+            inner = self._relaxed(fn.base_dist)
+            return None if inner is None else inner.expand(fn.batch_shape)
+        logits = discrete_logits(fn)
+        if logits is None:
+            return None
+        if isinstance(fn, discrete.BernoulliProbs | discrete.BernoulliLogits):
+            return SharesOfBernoulli(logits) if self.hard else dist.RelaxedBernoulliLogits(self.temperature, logits)
+        return SharesOfOneHot(logits) if self.hard else RelaxedOneHot(self.temperature, logits)
+
+
+def discrete_logits(fn: dist.Distribution) -> Any:
+    """Logits of a Bernoulli [...] or Categorical [..., C]; None for others."""
+    if isinstance(fn, discrete.BernoulliLogits | discrete.CategoricalLogits):
+        return fn.logits
+    if isinstance(fn, discrete.BernoulliProbs):
+        return jnp.log(fn.probs) - jnp.log1p(-fn.probs)
+    return jnp.log(fn.probs) if isinstance(fn, discrete.CategoricalProbs) else None

@@ -1,0 +1,159 @@
+"""Score-function estimators: gradients of E log Z for guides that cannot be reparameterised, discrete ones above all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kayn import evidence, particles, queries
+from kayn.axes import Axis, proposal_name
+from kayn.contraction.execute import by_element
+from kayn.errors import KaynError
+from kayn.evidence import Draws, Problem
+from kayn.objectives.base import (
+    Call,
+    MassivelyParallelELBO,
+    log_evidence_of,
+    only_gradient,
+    refuse_dependent_axes,
+    sampled_axes,
+)
+from kayn.objectives.vi import independent
+
+BASELINES = ("arithmetic", "geometric")
+
+
+class Reinforce(MassivelyParallelELBO):
+    """Minus log Z, with the score-function gradient in the guide's parameters; unbiased, noisy.
+
+    The gradient is `(log Z - b) grad log q(particles)` plus that of log Z with the particles fixed. Where every latent runs over one outer plate,
+    log Z is a sum over its elements, and each element's particles are judged by their own summand.
+
+    Args:
+        baseline: b, a function of (params, *args, **kwargs) of the model that returns a scalar or one number for every element of the outer
+            plate. Parameters it uses (register them with `numpyro.param` in the guide) are fitted to log Z by least squares.
+    """
+
+    def __init__(
+        self,
+        num_particles: int | Mapping[str, int] = 10,
+        strategy: str = "parallel",
+        *,
+        baseline: Callable[..., Any] | None = None,
+        **options: Any,
+    ):
+        super().__init__(num_particles, strategy, **options)
+        self.baseline = baseline
+
+    def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+        problem = independent(self.problem(call, params))
+        numbers = problem.numbers
+        draws = jax.lax.stop_gradient(evidence.draw_particles(problem, numbers, rng_key, params))
+        terms = evidence.proposal_terms(problem, numbers, draws, params)
+        slots = evidence.model_slots(problem, numbers, draws, params) | evidence.proposal_slots(problem, terms)
+        index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, params, draws.subsample))
+        log_z = evidence.log_evidence(problem, numbers, slots, params, draws.subsample)
+        plate = outer_plate(problem)
+        scale = problem.graph.plate(plate).scale if plate else 1.0
+        signal = jax.lax.stop_gradient(by_element(problem.layout.plan, slots, index, plate) if plate else log_z)
+        fitted = 0.0
+        if self.baseline is not None:
+            expected = self.baseline(params, *call.args, **call.kwargs)
+            fitted = only_gradient(jnp.sum((signal - expected) ** 2))
+            signal = signal - jax.lax.stop_gradient(expected)
+        scores = [along(_score(problem, numbers, a, draws, params, terms), a, plate) for a in sampled_axes(problem)]
+        return -log_z - only_gradient(scale * jnp.sum(signal * sum(scores))) + fitted
+
+
+class VIMCO(MassivelyParallelELBO):
+    """Minus log Z, with the score-function gradient and the evidence without a particle as its baseline (Mnih & Rezende, ICML 2016).
+
+    Unbiased, without a learned baseline. For particles of every latent on an axis of its own, deleting particle k of latent i leaves
+    `Z (1 - w_ik) K / (K - 1)`, w its marginal weight, so that all baselines come from one backward pass; see the documentation.
+
+    Args:
+        num_particles: at least 2.
+        baseline: "arithmetic" deletes the particle; "geometric" replaces its share by the geometric mean of the others', as in the original.
+    """
+
+    def __init__(
+        self,
+        num_particles: int | Mapping[str, int] = 10,
+        strategy: str = "parallel",
+        *,
+        baseline: str = "arithmetic",
+        **options: Any,
+    ):
+        super().__init__(num_particles, strategy, **options)
+        if baseline not in BASELINES:
+            raise KaynError(f"baseline is {baseline!r}; it must be one of {', '.join(map(repr, BASELINES))}")
+        self.baseline = baseline
+
+    def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+        problem = independent(self.problem(call, params))
+        refuse_dependent_axes(
+            problem,
+            "VIMCO",
+            "Put both on one axis (strategy='local' or groups=), or use kayn.RWS or kayn.Reinforce",
+        )
+        for axis in sampled_axes(problem):
+            if axis.size < 2:
+                raise KaynError(
+                    f"kayn.VIMCO compares particles with each other, but {axis.latents[0]!r} has one; use at least 2"
+                )
+        numbers = problem.numbers
+        draws = jax.lax.stop_gradient(evidence.draw_particles(problem, numbers, rng_key, params))
+        terms = evidence.proposal_terms(problem, numbers, draws, params)
+        slots = evidence.model_slots(problem, numbers, draws, params) | evidence.proposal_slots(problem, terms)
+        index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, params, draws.subsample))
+        _, weights = queries.marginals(problem, jax.lax.stop_gradient(slots), index)
+        surrogate = 0.0
+        for axis in sampled_axes(problem):
+            gain = jax.lax.stop_gradient(_gain(weights[axis.name], self.baseline))
+            scale = math.prod(problem.graph.plate(p).scale for p in axis.scope)
+            surrogate = surrogate + scale * jnp.sum(gain * -terms[proposal_name(axis)])
+        return -log_evidence_of(problem, draws, params, terms) - only_gradient(surrogate)
+
+
+def _gain(weights: Any, baseline: str) -> Any:
+    """log Z minus its value without each particle, from marginal weights [*scope, K]."""
+    count = weights.shape[-1]
+    others = 1.0 - jnp.eye(count, dtype=weights.dtype)
+    tiny = float(jnp.finfo(weights.dtype).tiny)
+    # summed over the others, never 1 - w, which has lost all digits where w is near one
+    rest = jnp.matmul(weights, others, precision=jax.lax.Precision.HIGHEST)
+    if baseline == "arithmetic":
+        return -jnp.log(jnp.maximum(rest, tiny)) - math.log(count / (count - 1))
+    logs = jnp.log(jnp.maximum(weights, tiny))
+    mean = jnp.matmul(logs, others, precision=jax.lax.Precision.HIGHEST) / (count - 1)
+    return -jnp.log(rest + jnp.exp(mean))
+
+
+def outer_plate(problem: Problem) -> str | None:
+    """A plate that every drawn or enumerated latent has an index of its own over, so that log Z is a sum over its elements."""
+    axes = problem.layout.axes
+    shared = [p for p in axes[0].scope if all(p in a.scope for a in axes)]
+    return shared[0] if shared else None
+
+
+def _score(
+    problem: Problem, numbers: Mapping, axis: Axis, draws: Draws, params: Mapping, terms: Mapping[str, Any]
+) -> Any:
+    """Log density of drawing every particle, given the particles it was drawn from: [*scope, K]."""
+    if not any(p not in axis.latents for n in axis.latents for p in problem.guide.parents[n]):
+        return -terms[proposal_name(axis)]
+    inputs = evidence.guide_inputs(problem, numbers, params, draws.subsample)
+    masks = particles.latent_masks(problem.model, evidence.model_inputs(problem, numbers, params, draws.subsample))
+    return particles.log_density(problem.guide, problem.graph, axis, draws.runs, inputs, masks, "paired")
+
+
+def along(score: Any, axis: Axis, plate: str | None) -> Any:
+    """Summed over everything but one plate: [plate], or a scalar."""
+    if plate is None:
+        return jnp.sum(score)
+    keep = axis.scope.index(plate)
+    return jnp.sum(score, tuple(d for d in range(score.ndim) if d != keep))

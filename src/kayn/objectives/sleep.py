@@ -1,0 +1,72 @@
+"""The sleep phase: train a guide on latents and data drawn from the model (Hinton et al., 1995; Bornschein & Bengio, 2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro import handlers
+from numpyro.primitives import Messenger
+
+from kayn.errors import KaynError
+from kayn.objectives.base import Call
+
+Replace = Callable[..., tuple[tuple, Mapping[str, Any]]]
+
+
+class _Dream(Messenger):
+    """Draws observed sites too, and remembers the data they were given."""
+
+    def __init__(self, fn: Callable):
+        super().__init__(fn)
+        self.given: dict[str, Any] = {}
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and msg["is_observed"]:
+            self.given[msg["name"]] = msg["value"]
+            msg["is_observed"], msg["value"] = False, None
+
+
+def sleep_loss(call: Call, params: Mapping[str, Any], rng_key: Any, count: int, replace: Replace | None) -> Any:
+    """`- mean over dreams of log q(z | x)`, (z, x) drawn from the model; the gradient is in the guide's parameters only.
+
+    Raises:
+        KaynError: an observed site's data are not among the arguments, so that the guide could not be shown the dream.
+    """
+    fixed = jax.lax.stop_gradient(dict(params))
+
+    def one(key: Any) -> Any:
+        dreaming = _Dream(handlers.substitute(call.model, data=fixed))
+        trace = handlers.trace(handlers.seed(dreaming, key)).get_trace(*call.args, **call.kwargs)
+        dream = {n: jax.lax.stop_gradient(s["value"]) for n, s in trace.items() if s["type"] == "sample"}
+        shown = {n: v for n, v in dream.items() if n in dreaming.given}
+        args, kwargs = (
+            replace(shown, *call.args, **call.kwargs) if replace is not None else _replaced(call, dreaming.given, shown)
+        )
+        guide = handlers.substitute(call.guide, data={**params, **dream})
+        asleep = handlers.trace(handlers.seed(guide, key)).get_trace(*args, **kwargs)
+        total = jnp.zeros(())
+        for site in asleep.values():
+            if site["type"] == "sample" and not site["is_observed"]:
+                log_q = jnp.sum(site["fn"].log_prob(site["value"]))
+                total = total + (log_q if site["scale"] is None else site["scale"] * log_q)
+        return total
+
+    return -jnp.mean(jax.vmap(one)(jax.random.split(rng_key, count)))
+
+
+def _replaced(call: Call, given: Mapping[str, Any], shown: Mapping[str, Any]) -> tuple[tuple, Mapping[str, Any]]:
+    leaves, tree = jax.tree.flatten((call.args, dict(call.kwargs)))
+    for name, data in given.items():
+        places = [i for i, leaf in enumerate(leaves) if leaf is data]
+        if not places:
+            raise KaynError(
+                f"sleep phase: the data of observed site {name!r} are not an argument of the model as they are, so the guide cannot be shown "
+                "dreams in their place; pass the data as they are observed, or replace=lambda dream, *args: (new_args, {})"
+            )
+        for place in places:
+            leaves[place] = shown[name].astype(jnp.result_type(data)).reshape(jnp.shape(data))
+    args, kwargs = jax.tree.unflatten(tree, leaves)
+    return args, kwargs
