@@ -524,3 +524,13 @@ def test_enumerated_latents_need_no_particles(make):
     ).sum()
     assert abs(value + exact) < 0.05
     assert np.isfinite(mean["shift"])
+
+
+@pytest.mark.parametrize("baseline", ["arithmetic", "geometric"])
+def test_one_particle_may_take_all_the_weight(baseline):
+    params = parameters(mixture, mixture_guide, X)
+    far = jnp.array([-300.0, 400.0])
+    loss = kayn.VIMCO(2, "local", baseline=baseline)
+    for seed in range(20):
+        gradient = jax.grad(lambda p, s=seed: loss.loss(jax.random.key(s), p, mixture, mixture_guide, far))(params)
+        assert all(np.isfinite(g).all() for g in gradient.values())

@@ -1,6 +1,7 @@
 """kayn ("K to the n"): massively parallel Bayesian inference for NumPyro models."""
 
 from kayn.analysis import Analysis, analyze
+from kayn.compilation import cache_compilation
 from kayn.errors import (
     DataError,
     GuideError,
@@ -51,6 +52,7 @@ __all__ = [
     "StructureError",
     "StructureWarning",
     "analyze",
+    "cache_compilation",
     "fit",
     "lookup",
 ]

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from kayn import factors
 from kayn.axes import Axis
+from kayn.compilation import matmul_precision
 from kayn.contraction.execute import Index
 from kayn.contraction.plan import Plan, Product
 from kayn.expfam import LOST_BITS, WEIGHTS, Pieces, weighted
@@ -242,6 +243,6 @@ def _contract(
     present = [n for n in sizes if n in left_names or n in right_names]
     subscripts = [[*(letter[n] for n in names)] for names in (left_names, right_names, present)]
     equation = "{}Z,{}Z->{}".format(*("".join(s) for s in subscripts))
-    out = jnp.einsum(equation, left, right, precision=jax.lax.Precision.HIGHEST)
+    out = jnp.einsum(equation, left, right, precision=matmul_precision())
     shape = [n if name in present else 1 for name, n in sizes.items()]
     return jnp.broadcast_to(out.reshape(shape), tuple(sizes.values()))

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kayn.compilation import matmul_precision
+
 MAX_JOINED = 2**23
 """Entries of [b, i, j, k] up to which exact sums form them all, which is quicker to compile and run than one k at a time."""
 
@@ -70,7 +72,7 @@ def _finite(shift: Any) -> Any:
 
 
 def _matmul(a: Any, b: Any) -> Any:
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    return jnp.matmul(a, b, precision=matmul_precision())
 
 
 def _lift(dtype: Any, count: int) -> float:

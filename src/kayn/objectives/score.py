@@ -130,7 +130,7 @@ def _gain(weights: Any, baseline: str) -> Any:
         return -jnp.log(jnp.maximum(rest, tiny)) - math.log(count / (count - 1))
     logs = jnp.log(jnp.maximum(weights, tiny))
     mean = jnp.matmul(logs, others, precision=jax.lax.Precision.HIGHEST) / (count - 1)
-    return -jnp.log(rest + jnp.exp(mean))
+    return -jnp.log(jnp.maximum(rest + jnp.exp(mean), tiny))
 
 
 def outer_plate(problem: Problem) -> str | None:
