@@ -534,3 +534,26 @@ def test_one_particle_may_take_all_the_weight(baseline):
     for seed in range(20):
         gradient = jax.grad(lambda p, s=seed: loss.loss(jax.random.key(s), p, mixture, mixture_guide, far))(params)
         assert all(np.isfinite(g).all() for g in gradient.values())
+
+
+def test_categorical_particles_have_their_probabilities():
+    """Inverted distribution functions: zero and tiny probabilities, and one for every datum."""
+    probs = np.array([[0.0, 0.2, 0.8, 0.0], [1e-4, 0.0, 0.5, 0.4999]])
+
+    def model(x):
+        with numpyro.plate("data", 2):
+            z = numpyro.sample("z", dist.Categorical(probs=jnp.full(4, 0.25)))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with numpyro.plate("data", 2):
+            numpyro.sample("z", dist.Categorical(probs=jnp.asarray(probs)))
+
+    importance = kayn.Importance(model, guide, num_particles=100_000, strategy="local")
+    with pytest.warns(kayn.PoorFitWarning):
+        drawn = np.asarray(importance.run(0, None, X).particles["z"])
+    for datum in range(2):
+        counts = np.bincount(drawn[:, datum], minlength=4)
+        assert np.all(counts[probs[datum] == 0] == 0)
+        spread = np.sqrt(len(drawn) * probs[datum] * (1 - probs[datum]))
+        assert np.all(np.abs(counts - len(drawn) * probs[datum]) <= 5 * spread)

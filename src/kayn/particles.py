@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from numpyro import handlers
 from numpyro.distributions import discrete
@@ -175,7 +176,7 @@ def _trace_sampler(
     indices = {n: jax.ShapeDtypeStruct(density.sites[n].shape, "int32") for n in density.subsamples}
 
     def run(key: Any, params: Any, indices: dict) -> list[Any]:
-        program = handlers.seed(_Inverted(handlers.substitute(guide, data={**(params or {}), **indices})), key)
+        program = handlers.seed(InvertedDraws(handlers.substitute(guide, data={**(params or {}), **indices})), key)
         trace = handlers.trace(program).get_trace(*args, **kwargs)
         return [jnp.asarray(trace[n]["value"]) for n in density.latents]
 
@@ -183,16 +184,17 @@ def _trace_sampler(
     return closed.jaxpr, tuple(closed.consts)
 
 
-class _Inverted(Messenger):
-    """Draws categorical sites by inverting their distribution function: one random number a draw instead of one a category."""
+class InvertedDraws(Messenger):
+    """A program that draws categorical sites by inverting their distribution function: one random number a draw instead of one a category."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "sample" and not msg["is_observed"]:
-            fn = msg["fn"]
-            if isinstance(fn, discrete.CategoricalLogits):
-                msg["fn"] = _InvertedCategorical(jax.nn.softmax(fn.logits, -1))
-            elif isinstance(fn, discrete.CategoricalProbs):
-                msg["fn"] = _InvertedCategorical(fn.probs)
+            fn, shape = msg["fn"], msg["fn"].batch_shape
+            if isinstance(fn, dist.ExpandedDistribution):
+                fn = fn.base_dist
+            if isinstance(fn, discrete.CategoricalLogits | discrete.CategoricalProbs):
+                probs = jax.nn.softmax(fn.logits, -1) if isinstance(fn, discrete.CategoricalLogits) else fn.probs
+                msg["fn"] = _InvertedCategorical(jnp.broadcast_to(probs, (*shape, probs.shape[-1])))
 
 
 class _InvertedCategorical(discrete.CategoricalProbs):
