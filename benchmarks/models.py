@@ -82,7 +82,7 @@ def chimpanzees() -> Case:
             actor = numpyro.sample("alpha_actor", dist.Normal(0.0, jnp.exp(log_sd_actor)))
             with numpyro.plate("blocks", 6, dim=-2):
                 block = numpyro.sample("alpha_block", dist.Normal(0.0, jnp.exp(log_sd_block)))
-                with numpyro.plate("repeats", 10, dim=-1):
+                with numpyro.plate("repeats", condition.shape[-1], dim=-1):
                     logits = alpha + actor + block + (beta_p + beta_pc * condition) * prosocial
                     numpyro.sample("pulled", dist.Bernoulli(logits=logits), obs=pulled)
 
