@@ -135,6 +135,21 @@ def nested(y=Y[4, 3]):
     scan(step, jnp.zeros(3), y)
 
 
+def handed_on(y=Y[3, 2]):
+    """A latent of every region travels along in the carry."""
+    with numpyro.plate("regions", 2):
+        level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+
+    def step(carry, now):
+        previous, level = carry
+        with numpyro.plate("regions", 2):
+            z = numpyro.sample("z", dist.Normal(0.5 * previous + level, 0.4))
+            numpyro.sample("y", dist.Normal(z, 1.0), obs=now)
+        return (z, level), None
+
+    scan(step, (jnp.zeros(2), level), y)
+
+
 def national(y=Y[3, 2]):
     """A chain for the nation inside those of its regions: no elimination order, so one of them has whole paths."""
 
@@ -184,6 +199,7 @@ MODELS = [
     (switching, 2, {}),
     (local, 2, {}),
     (nested, 2, {}),
+    (handed_on, 2, {}),
     (national, 2, {}),
     (paths_outside, 3, {}),
     (walk, 4, {"strategy": "global"}),
@@ -227,7 +243,18 @@ def chains_of(problem):
 
 def test_chains_are_contracted_as_chains():
     """Exactness would also hold for whole paths as particles; the point is that none of these need them."""
-    for model in (walk, regions, second_order, two_chains, hidden_markov, switching, local, nested, paths_outside):
+    for model in (
+        walk,
+        regions,
+        second_order,
+        two_chains,
+        hidden_markov,
+        switching,
+        local,
+        nested,
+        handed_on,
+        paths_outside,
+    ):
         problem, _, _ = build(model, 2, {})
         assert len(chains_of(problem)) == 1, model.__name__
         assert all("time" not in c.plates for c in problem.layout.couplings), model.__name__

@@ -102,20 +102,17 @@ class Chains(Messenger):
         body = _Body(f, init, xs, given, steps, rng_key, substitute_stack)
         inside = [n for n in given if n in body.latents]
         trouble = "it runs backwards (reverse=True)" if reverse else body.not_markov()
-        if trouble and inside:
+        known = inside and not trouble
+        if known:
+            self.orders.update(dict.fromkeys(inside, body.order()))
+        elif inside:
             self.broken.append(
                 f"the scan over {', '.join(map(repr, inside))} is not a Markov chain of fixed order: {trouble}"
             )
-        if trouble or not inside:
-            return original(
-                f, init, xs, length, reverse, rng_key=rng_key, substitute_stack=list(substitute_stack), **options
-            )
-        order = body.order()
-        self.orders.update(dict.fromkeys(inside, order))
-        if order and not all(a.name in self.values for a in aliases(dict.fromkeys(inside, order))):
-            return original(
-                f, init, xs, length, reverse, rng_key=rng_key, substitute_stack=list(substitute_stack), **options
-            )
+        # on a first look, which finds the order, the aliases are not there yet
+        if not known or any(a.name not in self.values for a in aliases(dict.fromkeys(inside, body.order()))):
+            stack = list(substitute_stack)
+            return original(f, init, xs, length, reverse, rng_key=rng_key, substitute_stack=stack, **options)
         last, (trace, ys) = body.run(self.values)
         for site in trace.trace.values():
             if site["type"] == "sample":
@@ -300,10 +297,14 @@ class _Body:
 
     def _free_carries(self, leaves: Sequence[int]) -> dict[int, Any]:
         """Carry leaves that do not depend on the loop's latents, as they enter every step: [T, ...]."""
+        jaxpr = self.closed.jaxpr
+        handed_on = [j for j in leaves if jaxpr.outvars[j] is jaxpr.invars[j]]
+        constant = {j: jnp.broadcast_to(self.init[j], (self.steps, *self.init[j].shape)) for j in handed_on}
+        leaves = [j for j in leaves if j not in constant]
         if not leaves:
-            return {}
-        run, used = slice_outputs(self.closed.jaxpr, list(leaves))
-        consts = len(self.closed.jaxpr.constvars)
+            return constant
+        run, used = slice_outputs(jaxpr, leaves)
+        consts = len(jaxpr.constvars)
         xs = [jnp.asarray(x) for x in jax.tree.leaves(self.xs)]
 
         def step(carry: list[Any], item: tuple[Any, list[Any]]) -> tuple[list[Any], list[Any]]:
@@ -316,4 +317,4 @@ class _Body:
 
         start = [self.init[j] for j in leaves]
         _, kept = jax.lax.scan(step, start, (jnp.arange(self.steps), xs))
-        return dict(zip(leaves, kept, strict=True))
+        return constant | dict(zip(leaves, kept, strict=True))
