@@ -433,3 +433,64 @@ def test_losses_train_guides_of_chains(loss):
     result = svi.run(jax.random.key(0), 300, progress_bar=False)
     assert np.isfinite(result.losses).all()
     assert np.mean(result.losses[-50:]) < np.mean(result.losses[:20])
+
+
+def test_padded_sequences_leave_the_evidence_as_it_is(x64):
+    """The first model of NumPyro's hmm_enum example: sequences of unequal length, tones, masks; against the forward algorithm."""
+    states, tones, lengths = 3, 4, np.array([5, 2, 4])
+    rng = np.random.default_rng(5)
+    table, tone = rng.dirichlet(np.ones(states), states), rng.uniform(0.1, 0.9, (states, tones))
+    y = rng.integers(0, 2, (3, 5, tones))
+
+    def model(y, lengths):
+        def transition(carry, y):
+            previous, t = carry
+            with numpyro.plate("sequences", 3, dim=-2), numpyro.handlers.mask(mask=(t < lengths)[..., None]):
+                x = numpyro.sample("x", dist.Categorical(jnp.asarray(table)[previous]), infer=ENUMERATE)
+                with numpyro.plate("tones", tones, dim=-1):
+                    numpyro.sample("y", dist.Bernoulli(jnp.asarray(tone)[x.squeeze(-1)]), obs=y)
+            return (x, t + 1), None
+
+        scan(transition, (jnp.zeros((3, 1), int), 0), jnp.swapaxes(y, 0, 1))
+
+    posterior = kayn.Importance(model, num_particles=1).run(0, None, jnp.asarray(y), jnp.asarray(lengths))
+    assert len(chains_of(posterior.problem)) == 1
+    total = 0.0
+    for s in range(3):
+        alpha = table[0]
+        for t in range(lengths[s]):
+            if t:
+                alpha = alpha @ table
+            alpha = alpha * np.prod(np.where(y[s, t], tone, 1 - tone), -1)
+        total += np.log(alpha.sum())
+    np.testing.assert_allclose(float(posterior.log_evidence), total, rtol=1e-9)
+
+
+def test_autoregression_on_observed_data(x64):
+    """NumPyro's ar2 example: the loop has no latent, its carry is the conditioned data."""
+    y = np.random.default_rng(6).normal(size=12).cumsum()
+
+    def ar2(steps):
+        constant = numpyro.sample("constant", dist.Normal(0.0, 1.0))
+        one = numpyro.sample("one", dist.Normal(0.0, 1.0))
+        two = numpyro.sample("two", dist.Normal(0.0, 1.0))
+
+        def transition(carry, _):
+            previous, before = carry
+            now = numpyro.sample("y", dist.Normal(constant + one * previous + two * before, 1.0))
+            return (now, previous), None
+
+        with numpyro.handlers.condition(data={"y": jnp.asarray(y[2:])}):
+            scan(transition, (y[1], y[0]), jnp.arange(steps))
+
+    guide = FactorisedGuide.from_model(ar2, (10,))
+    problem = evidence.build_problem(ar2, guide, (10,), {}, guide.start, make_request(6))
+    oracle = BruteForce(problem, ar2, guide, (10,))
+    draws = evidence.draw_particles(problem, problem.numbers, jax.random.key(1), guide.start)
+    _, expected, _ = everything(oracle, draws, guide.start)
+    close(estimates(problem, draws, guide.start)[0], expected, 1e-9)
+    posterior = kayn.fit(ar2, args=(10,), num_particles=20, progress=False).posterior()
+    design = np.stack([np.ones(10), y[1:-1], y[:-2]], 1)
+    exact = np.linalg.solve(design.T @ design + np.eye(3), design.T @ y[2:])
+    found = [float(posterior.mean(n)) for n in ("constant", "one", "two")]
+    np.testing.assert_allclose(found, exact, atol=0.15)

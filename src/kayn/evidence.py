@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from kayn import particles, products
-from kayn.axes import Layout, Request, proposal_name
+from kayn.axes import Axis, Layout, Request, proposal_name
 from kayn.checks import parameter_values
 from kayn.contraction.execute import Index, log_contract, settled_slot
 from kayn.errors import GuideError, KaynError, StructureWarning
@@ -193,12 +193,28 @@ def proposal_terms(problem: Problem, numbers: Mapping, draws: Draws, params: Any
     out = {}
     for axis in problem.layout.axes:
         if axis.enumerated:
-            out[proposal_name(axis)] = jnp.zeros([*(plan.size[p] for p in axis.scope), axis.size], _float_dtype())
+            shape = [*(plan.size[p] for p in axis.scope), axis.size]
+            out[proposal_name(axis)] = jnp.broadcast_to(_unmasked(problem, axis, masks), shape)
         else:
             out[proposal_name(axis)] = -particles.log_density(
                 problem.guide, problem.graph, axis, draws.runs, inputs, masks, problem.denominator
             )
     return out
+
+
+def _unmasked(problem: Problem, axis: Axis, masks: Mapping[str, Any]) -> Any:
+    """For the support of an enumerated latent, zero where it is in the model; where a mask takes it out, its values are averaged, not summed.
+
+    So padded steps of a hidden Markov model leave the evidence as it is.
+    """
+    mask = masks.get(axis.latents[0])
+    if mask is None:
+        return jnp.zeros((), _float_dtype())
+    dims = dict(problem.graph.latent(axis.latents[0]).plates)
+    kept = [dims[p] for p in axis.scope]
+    inside = jnp.all(mask, tuple(d for d in range(mask.ndim) if d not in kept))
+    inside = jnp.transpose(inside, [sorted(kept).index(d) for d in kept])
+    return jnp.where(inside[..., None], 0.0, -jnp.log(float(axis.size))).astype(_float_dtype())
 
 
 def model_slots(problem: Problem, numbers: Mapping, draws: Draws, params: Any) -> dict[int, Any]:
