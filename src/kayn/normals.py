@@ -67,7 +67,10 @@ class Gaussian(Family):
         u = np.asarray(values if isinstance(self.transform, IdentityTransform) else self.transform._inverse(values))
         u = np.where(np.isfinite(u), u, 0.0)
         low, middle, high = np.quantile(u, [0.25, 0.5, 0.75], axis=0).astype(u.dtype)
-        return np.clip(middle, -10.0, 10.0), np.clip((high - low) / 1.35, 0.1, 3.0)
+        spread = (high - low) / 1.35
+        # a latent on the whole real line has units of its own, in which its prior may be narrow
+        least = np.where(spread > 0, 0.0, 0.1) if isinstance(self.transform, IdentityTransform) else 0.1
+        return np.clip(middle, -10.0, 10.0), np.clip(spread, least, 3.0).astype(u.dtype)
 
 
 @dataclass(frozen=True, eq=False)
