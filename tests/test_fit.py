@@ -766,3 +766,24 @@ def test_guide_parameters_have_readable_names():
     _, params = train(hierarchy, guide, VI(5), 600, COUNTY, Y)
     np.testing.assert_allclose(params["alpha_loc"], MEAN[1:], atol=0.3)
     np.testing.assert_allclose(params["alpha_scale"], SD[1:], rtol=0.4)
+
+
+def test_qem_does_not_depend_on_the_units_of_latents(x64):
+    """A latent in units 1,000 times smaller or 10 times larger: the same iterates, to rounding (Heap, Bowyer & Aitchison, 2025)."""
+    y = np.random.default_rng(0).normal(size=(6, 20)) + np.arange(6.0)[:, None]
+
+    def model(units):
+        mu = units * numpyro.sample("mu", dist.Normal(0.0, 2.0 / units))
+        with numpyro.plate("groups", 6, dim=-2):
+            theta = units * numpyro.sample("theta", dist.Normal(mu / units, 1.0 / units))
+            with numpyro.plate("rows", 20, dim=-1):
+                numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    histories = []
+    for units in (1.0, 1000.0, 0.5):
+        qem = QEM(model, num_particles=10)
+        _, history = qem.advance(qem.init(0, units), 40)
+        histories.append(np.asarray(history))
+    np.testing.assert_allclose(histories[1], histories[0], atol=1e-3)
+    # a prior wider than the widest start takes a few steps more
+    np.testing.assert_allclose(histories[2][-8:].mean(), histories[0][-8:].mean(), atol=0.1)
