@@ -170,7 +170,9 @@ class Rescaled(Reparam):
 
 
 def _end(model: Callable, args: tuple, particles: int, params: dict, guide: Any) -> float:
-    """Mean log evidence of 200 sets of particles from a fitted guide."""
+    """Mean log evidence of 200 sets of particles from a fitted guide; NaN where the fit diverged."""
+    if not all(np.isfinite(p).all() for p in params.values()):
+        return float("nan")
     importance = kayn.Importance(model, guide, num_particles=particles, num_replicates=200)
     return float(np.mean(np.asarray(importance.run(0, params, *args).log_evidences)))
 

@@ -1,0 +1,131 @@
+"""Meters for training: log evidence with very many particles, noise of gradients, active units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.infer import ELBO
+
+from kayn import evidence
+from kayn.axes import make_request
+from kayn.checks import parameter_values, whole_number
+from kayn.contraction.execute import by_element
+from kayn.keys import as_key
+from kayn.objectives.score import outer_plate
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Log evidence under a trained model and guide, in nats.
+
+    Attributes:
+        total: over all data, with all particles.
+        by_element: its summands by the elements of the outer plate, e.g. one for each image; None where there is none.
+        curve: the mean total that fewer particles would give, by their number: disjoint sets of the same particles.
+    """
+
+    total: float
+    by_element: Any
+    curve: Mapping[int, float]
+
+
+def log_evidence(
+    model: Callable,
+    guide: Callable,
+    params: Mapping[str, Any],
+    *args: Any,
+    num_particles: int = 1000,
+    chunk: int = 100,
+    rng_key: Any = 0,
+    strategy: str = "local",
+    **kwargs: Any,
+) -> Evidence:
+    """Log evidence of (held-out) data by importance weighting with many particles, a chunk at a time.
+
+    Args:
+        params: values of `numpyro.param` sites of model and guide.
+        args, kwargs: arguments of the model.
+        num_particles: K in all, rounded up to whole chunks; memory grows with `chunk` only.
+        strategy: as in `kayn.Importance`; "local" gives every element of the outer plate weights of its own.
+
+    The estimate of each summand is a lower bound on average, which tightens with K (Burda, Grosse & Salakhutdinov, 2016).
+    """
+    count = -(-whole_number("num_particles", num_particles) // whole_number("chunk", chunk))
+    params = parameter_values(params)
+    problem = evidence.build_problem(model, guide, args, kwargs, params, make_request(chunk, strategy))
+    plate = outer_plate(problem)
+
+    def one(numbers: Any, params: Any, key: Any) -> Any:
+        draws = evidence.draw_particles(problem, numbers, key, params)
+        slots = evidence.weigh(problem, numbers, draws, params)
+        index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, params, draws.subsample))
+        if plate is None:
+            return evidence.log_evidence(problem, numbers, slots, params, draws.subsample)[None]
+        return by_element(problem.layout.plan, slots, index, plate)
+
+    keys = jax.random.split(as_key(rng_key), count)
+    run = jax.jit(lambda numbers, params, keys: jax.lax.map(lambda k: one(numbers, params, k), keys))
+    logs = np.asarray(run(problem.numbers, params, keys), np.float64)
+    scale = problem.graph.plate(plate).scale if plate else 1.0
+    # 1, 2, 4, ... chunks at a time, and all of them
+    groups = [*(2**i for i in range(count.bit_length()) if 2**i < count), count]
+    curve = {g * chunk: scale * float(_pooled(logs, g).sum(1).mean()) for g in groups}
+    whole = _pooled(logs, count)[0]
+    return Evidence(scale * float(whole.sum()), whole if plate else None, curve)
+
+
+def _pooled(logs: np.ndarray, group: int) -> np.ndarray:
+    """Log means over disjoint groups of chunks: [groups, elements]."""
+    count = logs.shape[0] // group
+    parts = logs[: count * group].reshape(count, group, -1)
+    return np.logaddexp.reduce(parts, axis=1) - np.log(group)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Mean and standard deviation of a gradient estimate, and the mean over parameters of |mean| / sd."""
+
+    mean: Mapping[str, Any]
+    sd: Mapping[str, Any]
+    signal_to_noise: Mapping[str, float]
+
+
+def gradient_noise(
+    loss: ELBO,
+    model: Callable,
+    guide: Callable,
+    params: Mapping[str, Any],
+    *args: Any,
+    num_draws: int = 100,
+    rng_key: Any = 0,
+    **kwargs: Any,
+) -> Noise:
+    """How noisy a loss's gradient is at given parameters, from independent draws on the same data.
+
+    The signal-to-noise ratio is that of Rainforth et al., Tighter variational bounds are not necessarily better (ICML 2018), by parameter.
+    """
+    params = parameter_values(params)
+
+    def gradient(params: Any, key: Any) -> Any:
+        return jax.grad(lambda p: loss.loss_with_mutable_state(key, p, model, guide, *args, **kwargs)["loss"])(params)
+
+    keys = jax.random.split(as_key(rng_key), whole_number("num_draws", num_draws))
+    found = jax.jit(lambda params, keys: jax.lax.map(lambda k: gradient(params, k), keys))(params, keys)
+    mean = {n: jnp.mean(g, 0) for n, g in found.items()}
+    sd = {n: jnp.std(g, 0, ddof=1) for n, g in found.items()}
+    ratio = {n: float(jnp.mean(jnp.abs(mean[n]) / jnp.maximum(sd[n], jnp.finfo(sd[n].dtype).tiny))) for n in mean}
+    return Noise(mean, sd, ratio)
+
+
+def active_units(means: Any, threshold: float = 0.01) -> int:
+    """How many coordinates of an amortised posterior depend on the data: variance of E_q[z | x] over x above a threshold.
+
+    Args:
+        means: [N, D], posterior means of the D coordinates for N data (Burda, Grosse & Salakhutdinov, 2016).
+    """
+    return int(np.sum(np.var(np.asarray(means), axis=0) > threshold))
