@@ -74,7 +74,7 @@ def test_the_chain_experiment_knows_its_evidence(tmp_path, monkeypatch):
 def test_the_prior_experiment_runs(tmp_path, monkeypatch):
     module = load("hierarchical/run.py")
     model, args = module.MODELS["bus"]()
-    few = module._one_run(module.kayn.Importance(model, module.prior_of(model), num_particles=3), args)
+    few = module._one_run(module.kayn.Importance(model, module.prior_of(model), num_particles=3), args, {})
     log_z, means = few(jax.random.key(0))
     assert np.isfinite(log_z)
     assert means["phi"].shape == args[0].shape[-1:]
