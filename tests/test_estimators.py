@@ -464,6 +464,22 @@ def test_bad_use_is_refused(loss, guide, pieces):
         assert piece in str(error.value)
 
 
+def test_relax_refuses_subsampled_plates():
+    def model(x):
+        with numpyro.plate("data", 2, subsample_size=1) as rows:
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+    def guide(x):
+        numpyro.param("control", jnp.zeros(4))
+        with numpyro.plate("data", 2, subsample_size=1):
+            numpyro.sample("z", dist.Bernoulli(0.5))
+
+    loss = kayn.RELAX(2, "local", control=control, control_params=["control"])
+    with pytest.raises(KaynError, match="plate 'data' is subsampled"):
+        loss.loss(jax.random.key(0), {"control": jnp.zeros(4)}, model, guide, jnp.asarray(X))
+
+
 def test_defensive_needs_a_discrete_site():
     params = parameters(gaussian, gaussian_guide, X)
     with pytest.raises(GuideError, match="no Bernoulli or categorical site"):

@@ -94,6 +94,12 @@ class RELAX(MassivelyParallelELBO):
 
 
 def _check(problem: Problem) -> None:
+    subsampled = [*problem.model.subsamples, *problem.guide.density.subsamples]
+    if subsampled:
+        raise KaynError(
+            f"kayn.RELAX does not draw minibatches itself, but plate {subsampled[0]!r} is subsampled; pass a minibatch as data, with "
+            "numpyro.handlers.scale around its plate"
+        )
     for name, site in problem.guide.density.sites.items():
         if site.kind != "sample" or site.observed:
             continue

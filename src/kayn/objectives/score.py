@@ -17,7 +17,6 @@ from kayn.evidence import Draws, Problem
 from kayn.objectives.base import (
     Call,
     MassivelyParallelELBO,
-    log_evidence_of,
     only_gradient,
     refuse_dependent_axes,
     sampled_axes,
@@ -116,7 +115,8 @@ class VIMCO(MassivelyParallelELBO):
             gain = jax.lax.stop_gradient(_gain(weights[axis.name], self.baseline))
             scale = math.prod(problem.graph.plate(p).scale for p in axis.scope)
             surrogate = surrogate + scale * jnp.sum(gain * -terms[proposal_name(axis)])
-        return -log_evidence_of(problem, draws, params, terms) - only_gradient(surrogate)
+        log_z = evidence.log_evidence(problem, numbers, slots, params, draws.subsample)
+        return -log_z - only_gradient(surrogate)
 
 
 def _gain(weights: Any, baseline: str) -> Any:
