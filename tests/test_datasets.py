@@ -126,11 +126,20 @@ def publish_movielens_100k(arrays):
     )
 
 
+def publish_mnist_10k(arrays):
+    buffer = io.BytesIO()
+    np.savez(
+        buffer, x_train=arrays["images"], x_test=arrays["images"], y_train=arrays["labels"], y_test=arrays["labels"]
+    )
+    return buffer.getvalue()
+
+
 PUBLISH = {
     "radon_homes": publish_radon_homes,
     "election88": publish_election88,
     "chimpanzees": publish_chimpanzees,
     "movielens_100k": publish_movielens_100k,
+    "mnist_10k": publish_mnist_10k,
 }
 
 
@@ -148,6 +157,8 @@ def small(name):
         groups = {key: np.array([0, 3, 1], np.uint8) for key in ("age", "age_edu", "edu", "region_full", "state")}
         indicators = {key: np.array([1, 0, 1], np.uint8) for key in ("black", "female", "y")}
         return {**groups, **indicators, "v_prev_full": np.array([0.5, 0.25, 0.51], np.float32)}
+    if name == "mnist_10k":
+        return {"images": rng.integers(0, 256, (3, 28, 28)).astype(np.uint8), "labels": np.array([7, 2, 1], np.uint8)}
     if name == "chimpanzees":
         columns = ("actor", "condition", "block", "trial", "prosoc_left", "chose_prosoc", "pulled_left")
         arrays = {f"table_{key}": rng.integers(0, 2, 504).astype(np.uint8) for key in columns}

@@ -20,9 +20,11 @@ from kayn.objectives.relax import RELAX
 from kayn.objectives.relaxed import Concrete, ConcreteHardPrior, lookup
 from kayn.objectives.rws import RWS
 from kayn.objectives.score import VIMCO, Reinforce
+from kayn.objectives.sleep import Sleep
 from kayn.objectives.vi import STL, VI, DReG
 from kayn.posterior import Posterior
 from kayn.qem import QEM
+from kayn.training import Phase, Training, by_parameter, train
 
 __version__ = "0.1.0"
 
@@ -45,14 +47,19 @@ __all__ = [
     "KaynError",
     "KaynWarning",
     "ModelError",
+    "Phase",
     "PoorFitWarning",
     "Posterior",
     "QueryError",
     "Reinforce",
+    "Sleep",
     "StructureError",
     "StructureWarning",
+    "Training",
     "analyze",
+    "by_parameter",
     "cache_compilation",
     "fit",
     "lookup",
+    "train",
 ]

@@ -203,6 +203,11 @@ def _movielens_100k(archive: bytes) -> Arrays:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def _mnist_10k(archive: bytes) -> Arrays:
+    with np.load(io.BytesIO(archive), allow_pickle=False) as file:
+        return {"images": file["x_test"].astype(np.uint8), "labels": file["y_test"].astype(np.uint8)}
+
+
 @dataclass(frozen=True)
 class Source:
     """A public origin: where to fetch, how to convert, and how to know that the result is right."""
@@ -259,6 +264,15 @@ DATASETS: Mapping[str, Dataset] = {
             "https://raw.githubusercontent.com/rmcelreath/rethinking/master/data/chimpanzees.csv",
             _chimpanzees,
             "04d4ad0d338140c4264d1cb99ca0274e8de8bc7503752fc18e45dc8104dd1f9b",
+        ),
+    ),
+    "mnist_10k": Dataset(
+        "10,000 images of handwritten digits, 28 x 28: the published test set",
+        "LeCun, Cortes and Burges (MNIST), as distributed with Keras",
+        Source(
+            "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz",
+            _mnist_10k,
+            "e66e8e4ab7dd13db1f7cc16dfcacb6990594da143aad240917ebe812f0bf766d",
         ),
     ),
     "bus_breakdown": Dataset("delays of New York school buses", "NYC Open Data, Bus Breakdown and Delays, via alan"),

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro import handlers
 from numpyro.infer import ELBO
 
 from kayn import evidence
@@ -55,10 +56,34 @@ def log_evidence(
 
     The estimate of each summand is a lower bound on average, which tightens with K (Burda, Grosse & Salakhutdinov, 2016).
     """
-    count = -(-whole_number("num_particles", num_particles) // whole_number("chunk", chunk))
-    params = parameter_values(params)
-    problem = evidence.build_problem(model, guide, args, kwargs, params, make_request(chunk, strategy))
+    meter = evidence_meter(
+        model, guide, params, *args, num_particles=num_particles, chunk=chunk, strategy=strategy, **kwargs
+    )
+    return meter(params, rng_key)
+
+
+def evidence_meter(
+    model: Callable,
+    guide: Callable,
+    params: Mapping[str, Any],
+    *args: Any,
+    num_particles: int = 1000,
+    chunk: int = 100,
+    strategy: str = "local",
+    **kwargs: Any,
+) -> Callable[[Mapping[str, Any], Any], Evidence]:
+    """`log_evidence` to be called many times, `(params, rng_key) -> Evidence`, compiled once; the arguments are the same.
+
+    Args:
+        params: any values of the parameters; the meter takes others of the same shapes.
+    """
+    chunk = min(whole_number("chunk", chunk), whole_number("num_particles", num_particles))
+    count = -(-num_particles // chunk)
+    problem = evidence.build_problem(
+        model, guide, args, kwargs, parameter_values(params), make_request(chunk, strategy)
+    )
     plate = outer_plate(problem)
+    scale = problem.graph.plate(plate).scale if plate else 1.0
 
     def one(numbers: Any, params: Any, key: Any) -> Any:
         draws = evidence.draw_particles(problem, numbers, key, params)
@@ -68,15 +93,18 @@ def log_evidence(
             return evidence.log_evidence(problem, numbers, slots, params, draws.subsample)[None]
         return by_element(problem.layout.plan, slots, index, plate)
 
-    keys = jax.random.split(as_key(rng_key), count)
     run = jax.jit(lambda numbers, params, keys: jax.lax.map(lambda k: one(numbers, params, k), keys))
-    logs = np.asarray(run(problem.numbers, params, keys), np.float64)
-    scale = problem.graph.plate(plate).scale if plate else 1.0
-    # 1, 2, 4, ... chunks at a time, and all of them
-    groups = [*(2**i for i in range(count.bit_length()) if 2**i < count), count]
-    curve = {g * chunk: scale * float(_pooled(logs, g).sum(1).mean()) for g in groups}
-    whole = _pooled(logs, count)[0]
-    return Evidence(scale * float(whole.sum()), whole if plate else None, curve)
+
+    def meter(params: Mapping[str, Any], rng_key: Any) -> Evidence:
+        keys = jax.random.split(as_key(rng_key), count)
+        logs = np.asarray(run(problem.numbers, parameter_values(params), keys), np.float64)
+        # 1, 2, 4, ... chunks at a time, and all of them
+        groups = [*(2**i for i in range(count.bit_length()) if 2**i < count), count]
+        curve = {g * chunk: scale * float(_pooled(logs, g).sum(1).mean()) for g in groups}
+        whole = _pooled(logs, count)[0]
+        return Evidence(scale * float(whole.sum()), whole if plate else None, curve)
+
+    return meter
 
 
 def _pooled(logs: np.ndarray, group: int) -> np.ndarray:
@@ -129,3 +157,69 @@ def active_units(means: Any, threshold: float = 0.01) -> int:
         means: [N, D], posterior means of the D coordinates for N data (Burda, Grosse & Salakhutdinov, 2016).
     """
     return int(np.sum(np.var(np.asarray(means), axis=0) > threshold))
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Entropy of the guide and its divergence from the model by latent, in nats, averaged over draws from the guide.
+
+    Attributes:
+        entropy: `-E log q(z_i | its guide parents)`, by latent.
+        divergence: `E log q(z_i | ...) - log p(z_i | its model parents)`, by latent: what it costs to say which z_i.
+        likelihood: `E log p(x | z)` of all observed sites.
+    """
+
+    entropy: Mapping[str, float]
+    divergence: Mapping[str, float]
+    likelihood: float
+
+    @property
+    def elbo(self) -> float:
+        """The bound with one particle: the likelihood less all divergences."""
+        return self.likelihood - sum(self.divergence.values())
+
+    def gap(self, log_evidence: float) -> float:
+        """KL(q, p(z | x)), given a log evidence; a lower bound on it where that was estimated with few particles."""
+        return log_evidence - self.elbo
+
+
+def layers(
+    model: Callable,
+    guide: Callable,
+    params: Mapping[str, Any],
+    *args: Any,
+    num_draws: int = 100,
+    rng_key: Any = 0,
+    **kwargs: Any,
+) -> Layers:
+    """Where a guide spends its nats, latent by latent, over all data (plate scales included).
+
+    Args:
+        params: values of `numpyro.param` sites of model and guide.
+        args, kwargs: arguments of the model.
+    """
+    params = parameter_values(params)
+
+    def one(key: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        known = {"data": params}
+        inner, outer = jax.random.split(key)
+        drawn = handlers.trace(handlers.seed(handlers.substitute(guide, **known), inner)).get_trace(*args, **kwargs)
+        followed = handlers.replay(handlers.substitute(model, **known), drawn)
+        weighed = handlers.trace(handlers.seed(followed, outer)).get_trace(*args, **kwargs)
+        return _site_densities(drawn, weighed), _site_densities(weighed, weighed)
+
+    keys = jax.random.split(as_key(rng_key), whole_number("num_draws", num_draws))
+    q, p = jax.tree.map(lambda x: float(jnp.mean(x)), jax.jit(lambda keys: jax.lax.map(one, keys))(keys))
+    return Layers(
+        {n: -v for n, v in q.items()}, {n: v - p[n] for n, v in q.items()}, sum(p[n] for n in p if n not in q)
+    )
+
+
+def _site_densities(trace: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """Log densities by site, of those that the model has."""
+    found = {}
+    for name, site in trace.items():
+        if site["type"] == "sample" and name in model:
+            total = jnp.sum(site["fn"].log_prob(site["value"]))
+            found[name] = total if site["scale"] is None else site["scale"] * total
+    return found

@@ -8,13 +8,42 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from numpyro import handlers
+from numpyro.infer import ELBO
 from numpyro.primitives import Messenger
 
+from kayn.checks import whole_number
 from kayn.errors import KaynError
 from kayn.objectives.base import Call
 from kayn.particles import InvertedDraws
 
 Replace = Callable[..., tuple[tuple, Mapping[str, Any]]]
+
+
+class Sleep(ELBO):
+    """The sleep phase alone: minus the guide's log density of dreams, latents and data drawn from the model; no gradient for the model.
+
+    For a phase of its own beside `kayn.RWS`, with its own optimiser and rhythm (see `kayn.train`); with `RWS(sleep_phi=1)` both share one.
+
+    Args:
+        num_particles: dreams per datum.
+        replace: as in `kayn.RWS`.
+    """
+
+    can_infer_discrete = True
+
+    def __init__(self, num_particles: int = 1, *, replace: Replace | None = None):
+        super().__init__(num_particles=whole_number("num_particles", num_particles))
+        self.replace = replace
+
+    def loss_with_mutable_state(
+        self, rng_key: Any, param_map: Mapping[str, Any], model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Loss for SVI: a scalar in nats."""
+        call = Call(model, guide, args, kwargs)
+        return {
+            "loss": sleep_loss(call, param_map, rng_key, self.num_particles, self.replace),
+            "mutable_state": None,
+        }
 
 
 class _Dream(Messenger):

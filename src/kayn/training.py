@@ -1,0 +1,291 @@
+"""Train models and guides on minibatches: several losses in turn, early stopping on held-out data, checkpoints that resume bit for bit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from numpyro.infer import ELBO, SVI
+
+from kayn import checkpoints
+from kayn.checks import parameter_values, whole_number
+from kayn.errors import DataError, KaynError
+from kayn.keys import as_key
+from kayn.meters import evidence_meter
+from kayn.progress import progress_bar
+
+HELD_OUT = "held-out log evidence"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A loss with an optimiser of its own, taken every so many steps.
+
+    Attributes:
+        loss: one of kayn's losses, or any NumPyro `ELBO`.
+        optimizer: an optax transformation; `by_parameter` gives groups of parameters rates of their own.
+        every: 2 for every other step.
+    """
+
+    loss: ELBO
+    optimizer: optax.GradientTransformation
+    every: int = 1
+
+
+@dataclass(frozen=True)
+class Training:
+    """What `train` returns.
+
+    Attributes:
+        params: values of the `numpyro.param` sites at the best look at held-out data; the last ones where there are none.
+        last: the last values.
+        losses: [steps], of the first phase, per datum, in nats.
+        looks: by name, [(step, value), ...]: the held-out log evidence per datum and what `look` returned.
+        stopped_early: whether the held-out log evidence had stopped improving.
+    """
+
+    params: dict[str, Any]
+    last: dict[str, Any]
+    losses: np.ndarray
+    looks: dict[str, list[tuple[int, Any]]]
+    stopped_early: bool
+
+
+def by_parameter(rules: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+    """An optimiser that treats parameters by name: `by_parameter({"encoder*": optax.adam(3e-4), "*": optax.adam(1e-3)})`.
+
+    Args:
+        rules: optimisers by shell pattern; the first pattern that a name matches counts. `optax.set_to_zero()` freezes.
+    """
+
+    def labels(params: Mapping[str, Any]) -> dict[str, Any]:
+        found = {}
+        for name, value in params.items():
+            fitting = [p for p in rules if fnmatchcase(name, p)]
+            if not fitting:
+                raise KaynError(
+                    f"by_parameter: {name!r} matches none of the patterns {', '.join(rules)}; add one, e.g. '*'"
+                )
+            found[name] = jax.tree.map(lambda _, p=fitting[0]: p, value)
+        return found
+
+    return optax.multi_transform(dict(rules), labels)
+
+
+def train(
+    model: Callable,
+    guide: Callable,
+    phases: Phase | Sequence[Phase],
+    data: Any,
+    *args: Any,
+    batch_size: int,
+    num_steps: int,
+    rng_key: Any = 0,
+    params: Mapping[str, Any] | None = None,
+    augment: Callable[[Any, tuple], tuple] | None = None,
+    held_out: Any = None,
+    held_out_particles: int = 100,
+    strategy: str = "local",
+    look: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    look_every: int | None = None,
+    patience: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Training:
+    """Fit the `numpyro.param` sites of a model and its guide to data in minibatches.
+
+    The model is called with a minibatch of every array of `data`, then `args`. Where it has latents outside the plate over data, let the plate know how
+    many data there are, `numpyro.plate("data", N, subsample_size=len(x))`, and minibatches are scaled to the whole.
+
+    Args:
+        phases: losses with their optimisers, taken one after the other in every step in which they are due.
+        data: an array, or a tuple of arrays with the same leading dimension. Every epoch is a fresh permutation, the same for the same key.
+        batch_size: rows of a minibatch; what is left of an epoch is dropped.
+        augment: `(key, batch) -> batch` on tuples, e.g. to binarise images afresh at every step.
+        held_out: data whose log evidence, estimated with `held_out_particles` particles and the given strategy, tells when to stop and which parameters are best.
+        look: `params -> figures` taken down at every look.
+        look_every: steps between looks; an epoch by default.
+        patience: stop after so many looks without a better held-out log evidence; None never stops early.
+        checkpoint: a file written at every look. Where it is there already, training goes on from it, to the same bits as without a break.
+
+    Raises:
+        KaynError: arguments that do not fit together, named; a loss that is no longer finite, with its step.
+    """
+    phases = (phases,) if isinstance(phases, Phase) else tuple(phases)
+    arrays, held = _arrays("data", data), None if held_out is None else _arrays("held_out", held_out)
+    rows = arrays[0].shape[0]
+    batch_size, num_steps = whole_number("batch_size", batch_size), whole_number("num_steps", num_steps)
+    if not phases:
+        raise KaynError("phases is empty; pass at least one kayn.training.Phase(loss, optimizer)")
+    if batch_size > rows:
+        raise DataError(f"batch_size is {batch_size}, but data has {rows} rows; use at most that many")
+    if patience is not None and held is None:
+        raise KaynError("patience is given, but no held_out data to tell when to stop; pass held_out=")
+    look_every = whole_number("look_every", look_every or rows // batch_size)
+    key = as_key(rng_key)
+
+    loop = _Loop(model, guide, phases, args, augment, key)
+    first = tuple(a[:batch_size] for a in arrays)
+    state = loop.start(first, parameter_values(params))
+    values = loop.constrained(state["params"])
+    meter = held and evidence_meter(
+        model, guide, values, *held, *args, num_particles=held_out_particles, strategy=strategy
+    )
+    epochs = _Epochs(rows, batch_size, int(jax.random.bits(key)))
+
+    record: dict[str, Any] = {"step": jnp.asarray(0), "best": state["params"], "best_step": jnp.asarray(-1)}
+    losses: list[float] = []
+    looks: dict[str, list[tuple[int, Any]]] = {}
+
+    def look_at(step: int) -> None:
+        values = loop.constrained(state["params"])
+        found = dict(look(values)) if look else {}
+        if meter:
+            assert held is not None
+            found[HELD_OUT] = float(meter(values, jax.random.fold_in(key, 1)).total) / held[0].shape[0]
+            if found[HELD_OUT] > max((v for _, v in looks.get(HELD_OUT, ())), default=-np.inf):
+                record.update(best=state["params"], best_step=jnp.asarray(step))
+        for name, value in found.items():
+            looks.setdefault(name, []).append((step, value))
+        record["step"] = jnp.asarray(step)
+
+    path = Path(checkpoint) if checkpoint is not None else None
+    if path and path.exists():
+        state, record, losses, looks = _resume(path, state, record)
+    else:
+        look_at(0)
+    stale = False
+    with progress_bar(num_steps, progress) as show:
+        while (step := int(record["step"])) < num_steps and not stale:
+            count = min(look_every, num_steps - step)
+            state, found = loop.advance(state, arrays, epochs.rows(step, count), step)
+            found = np.asarray(found, np.float64) / batch_size
+            if not np.isfinite(found).all():
+                raise KaynError(
+                    f"the loss is {found[~np.isfinite(found)][0]} at step {step + int((~np.isfinite(found)).argmax())}; lower the learning rate, or clip gradients with optax"
+                )
+            losses.extend(found.tolist())
+            look_at(step + count)
+            if path:
+                _keep(path, state, record, losses, looks)
+            show(step + count, -float(found.mean()))
+            behind = sum(s > int(record["best_step"]) for s, _ in looks.get(HELD_OUT, ()))
+            stale = patience is not None and behind >= patience
+    last = loop.constrained(state["params"])
+    best = loop.constrained(record["best"]) if meter else last
+    return Training(best, last, np.asarray(losses), looks, stale)
+
+
+class _Loop:
+    """The compiled loop over steps, and the way between parameters and what the optimisers see of them."""
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        phases: tuple[Phase, ...],
+        args: tuple,
+        augment: Callable | None,
+        key: Any,
+    ):
+        self.model, self.guide, self.phases, self.args, self.augment, self.key = (
+            model,
+            guide,
+            phases,
+            args,
+            augment,
+            key,
+        )
+        self.constrain: Callable = dict
+
+    def start(self, batch: tuple, params: dict[str, Any]) -> dict[str, Any]:
+        if self.augment:
+            batch = self.augment(self.key, batch)
+        svi = SVI(self.model, self.guide, self.phases[0].optimizer, self.phases[0].loss)
+        begun = svi.init(self.key, *batch, *self.args, init_params=params or None)
+        free = svi.optim.get_params(begun.optim_state)
+        self.constrain = svi.constrain_fn
+        return {"params": free, "optimizers": [phase.optimizer.init(free) for phase in self.phases]}
+
+    def constrained(self, free: Any) -> dict[str, Any]:
+        return dict(self.constrain(free))
+
+    @partial(jax.jit, static_argnums=0)
+    def advance(self, state: Any, arrays: tuple, rows: Any, first: Any) -> tuple[Any, Any]:
+        def body(state: Any, now: tuple[Any, Any]) -> tuple[Any, Any]:
+            number, chosen = now
+            key = jax.random.fold_in(self.key, number)
+            batch = tuple(a[chosen] for a in arrays)
+            if self.augment:
+                batch = self.augment(jax.random.fold_in(key, len(self.phases)), batch)
+            loss = None
+            for i, phase in enumerate(self.phases):
+                take = partial(self.step, i, jax.random.fold_in(key, i), batch)
+                due = phase.every == 1 or number % phase.every == 0
+                state, found = take(state) if due is True else jax.lax.cond(due, take, _skip, state)
+                loss = found if loss is None else loss
+            return state, loss
+
+        return jax.lax.scan(body, state, (first + jnp.arange(rows.shape[0]), rows))
+
+    def step(self, index: int, key: Any, batch: tuple, state: Any) -> tuple[Any, Any]:
+        phase = self.phases[index]
+
+        def loss(free: Any) -> Any:
+            return phase.loss.loss(key, self.constrain(free), self.model, self.guide, *batch, *self.args)
+
+        value, gradient = jax.value_and_grad(loss)(state["params"])
+        updates, own = phase.optimizer.update(gradient, state["optimizers"][index], state["params"])
+        optimizers = [own if i == index else o for i, o in enumerate(state["optimizers"])]
+        return {"params": optax.apply_updates(state["params"], updates), "optimizers": optimizers}, jnp.asarray(value)
+
+
+def _skip(state: Any) -> tuple[Any, Any]:
+    return state, jnp.zeros(())
+
+
+@dataclass(frozen=True)
+class _Epochs:
+    """Which rows make the minibatch of a step."""
+
+    total: int
+    batch: int
+    seed: int
+
+    def rows(self, step: int, count: int) -> np.ndarray:
+        """[count, batch]."""
+        length = self.total // self.batch
+        epochs = range(step // length, (step + count - 1) // length + 1)
+        orders = [np.random.default_rng([self.seed, e]).permutation(self.total)[: length * self.batch] for e in epochs]
+        start = step - epochs.start * length
+        return np.concatenate(orders).reshape(-1, self.batch)[start : start + count]
+
+
+def _arrays(name: str, data: Any) -> tuple[Any, ...]:
+    arrays = tuple(jnp.asarray(a) for a in (data if isinstance(data, tuple) else (data,)))
+    sizes = {a.shape[0] if a.ndim else None for a in arrays}
+    if len(sizes) != 1 or sizes & {None, 0}:
+        raise DataError(
+            f"{name} has shapes {', '.join(str(a.shape) for a in arrays)}; pass an array, or a tuple of arrays with the same leading dimension"
+        )
+    return arrays
+
+
+def _keep(path: Path, state: Any, record: Any, losses: list[float], looks: dict[str, list]) -> None:
+    plain = {n: [(step, np.asarray(value).tolist()) for step, value in found] for n, found in looks.items()}
+    checkpoints.save(path, {"state": state, "record": record}, {"losses": losses, "looks": plain})
+
+
+def _resume(path: Path, state: Any, record: Any) -> tuple[Any, Any, list[float], dict[str, list]]:
+    tree, notes = checkpoints.load(path, {"state": state, "record": record})
+    looks = {n: [(step, value) for step, value in found] for n, found in notes["looks"].items()}
+    return tree["state"], tree["record"], notes["losses"], looks
