@@ -11,6 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from kayn.datasets import load
+from kayn.meters import log_evidence
+
 
 def save_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,3 +53,27 @@ def train_seeds(
         seconds.append((time.perf_counter() - start) / chunk / keys.shape[0])
         history.append({"step": first + chunk, **look(states)})
     return states, history, min(seconds)
+
+
+def digits() -> tuple[Any, Any]:
+    """Intensities in [0, 1] of 8,000 training images of MNIST's published test set, and its other 2,000 as binary images: [N, 784]."""
+    images = load("mnist_10k")["images"].reshape(-1, 784).astype(np.float32) / 255
+    test = np.random.default_rng(0).random((2000, 784)) < images[8000:]
+    return images[:8000], test.astype(np.int32)
+
+
+def binarise(key: Any, batch: tuple) -> tuple:
+    """Images drawn with the pixels' intensities as probabilities."""
+    return tuple(jax.random.bernoulli(key, x).astype(jax.numpy.int32) for x in batch)
+
+
+def test_log_evidence(
+    model: Callable, guide: Callable, params: Any, test: Any, particles: int, chunk: int = 50, piece: int = 500
+) -> tuple[np.ndarray, dict[int, float]]:
+    """Log evidence of each test datum, and the mean by number of particles; some data at a time."""
+    found = [
+        log_evidence(model, guide, params, test[i : i + piece], num_particles=particles, chunk=min(chunk, particles), rng_key=i)
+        for i in range(0, len(test), piece)
+    ]
+    per_datum = np.concatenate([np.asarray(f.by_element) for f in found])
+    return per_datum, {k: sum(f.curve[k] for f in found) / len(test) for k in found[0].curve}

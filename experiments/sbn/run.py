@@ -25,12 +25,10 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
-from _common import save_json
+from _common import binarise, digits, save_json, test_log_evidence
 from layers import LAYERS, top
 
 import kayn
-from kayn.datasets import load
-from kayn.meters import log_evidence
 from kayn.training import HELD_OUT, Phase, train
 
 BARS = 4
@@ -108,17 +106,6 @@ def entropy_of_bars() -> float:
     return float(-(p * np.log(p)).sum())
 
 
-def digits() -> tuple[Any, Any]:
-    """Intensities in [0, 1] of 8,000 training images, and 2,000 binary test images: [N, 784]."""
-    images = load("mnist_10k")["images"].reshape(-1, 784).astype(np.float32) / 255
-    test = np.random.default_rng(0).random((2000, 784)) < images[8000:]
-    return images[:8000], test.astype(np.int32)
-
-
-def binarise(key: Any, batch: tuple) -> tuple:
-    return tuple(jax.random.bernoulli(key, x).astype(jnp.int32) for x in batch)
-
-
 # -- runs
 
 
@@ -142,15 +129,7 @@ def run(case: Case, steps: int, seed: int, test_particles: int, rate: float = 1e
         look_every=max(steps // looks, 1),
         progress=False,
     )
-    pieces = [test[i : i + 500] for i in range(0, len(test), 500)]
-    found = [
-        log_evidence(
-            model, guide, result.last, x, num_particles=test_particles, chunk=min(50, test_particles), rng_key=i
-        )
-        for i, x in enumerate(pieces)
-    ]
-    per_image = np.concatenate([np.asarray(f.by_element) for f in found])
-    curve = {k: sum(f.curve[k] for f in found) / len(test) for k in found[0].curve}
+    per_image, curve = test_log_evidence(model, guide, result.last, test, test_particles)
     return {
         **asdict(case),
         "seed": seed,

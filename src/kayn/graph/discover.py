@@ -140,7 +140,7 @@ def discover_output(
     found, nodes = read_program(program, latents, known)
     builder = _Builder(plates, nodes, {z.name: z for z in latents})
     builder.add(name, found[name], program, kind)
-    output = builder.finish()[0]
+    output = replace(builder.finish()[0], density=_densities(program, found).get(name))
     extended = replace(structure, graph=replace(graph, plates=tuple(plates.values())))
     return adopt(extended, output, nodes, builder.links, inputs)
 

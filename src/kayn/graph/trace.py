@@ -227,7 +227,7 @@ def trace_program(
             elif site["type"] == "sample":
                 keep = None if batch_ndims is None else batch_ndims.get(name)
                 out[name] = _log_prob(site, ratios, keep)
-                if keep is None and sites[name].exponential_family is not None:
+                if keep in (None, len(site["fn"].batch_shape)) and sites[name].exponential_family is not None:
                     arguments = _arguments(site, ratios)
                     out.update({f"{ARGUMENT}{argument}:{name}": array for argument, array in arguments.items()})
                 mask = _mask(site["fn"])
@@ -355,7 +355,7 @@ def _log_prob(site: Mapping[str, Any], ratios: Mapping[str, float], keep: int | 
         # a joint autoguide's deterministic transform: equality with a recomputed float is not a test worth making
         log_prob = _delta_density(fn)
     elif keep is not None:
-        log_prob = with_batch_ndim(fn, keep).log_prob(value)
+        log_prob = vectorisable(with_batch_ndim(fn, keep), site["value"]).log_prob(value)
     else:
         if site["is_observed"] and isinstance(fn, dist.MaskedDistribution):
             value = _hide_masked(fn, value)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from kayn import evidence, factors
+from kayn import evidence, products
 from kayn.axes import Axis, plan_axes
 from kayn.contraction.execute import log_contract, settled_slot
 from kayn.contraction.plan import Stuck
@@ -145,10 +145,12 @@ def _with_conditionals(
     extended = replace(problem, structure=structure, layout=replace(problem.layout, plan=plan))
     names = [t.name for t in plan.terms]
     arrays = {}
+    index = evidence.link_index(extended, evidence.model_inputs(extended, numbers, params, draws.subsample))
     for output in outputs:
         slot = names.index(output.name)
         own = problem.layout.axes_of(plan.terms[slot])
-        log_q = factors.evaluate(guide.density, output.name.removeprefix(PREFIX), output, own, draws.values, inputs)
+        site = replace(output, name=output.name.removeprefix(PREFIX))
+        log_q = products.evaluate(guide.density, site.name, site, own, draws.values, inputs, plan, (), index)
         arrays[slot] = weight * only_gradient(log_q)
     return extended, arrays
 
