@@ -197,6 +197,58 @@ def test_local_particles_of_dependent_guides_are_unbiased(make):
     agree(gradients(make(2, "local"), network, upward_guide, BITS, params), negative(expected))
 
 
+def branching(x):
+    with numpyro.plate("data", x.shape[0]):
+        b = numpyro.sample("b", dist.Bernoulli(logits=numpyro.param("top", 0.4)))
+        c = numpyro.sample("c", dist.Normal(2.0 * b - 1.0, 1.0))
+        d = numpyro.sample("d", dist.Bernoulli(logits=numpyro.param("down", 0.8) * c))
+        numpyro.sample("x", dist.Normal(c + 1.5 * d, 0.7), obs=x)
+
+
+def branching_guide(x):
+    first, middle, last = (numpyro.param(n, jnp.array(v)) for n, v in INITIAL.items())
+    with numpyro.plate("data", x.shape[0]):
+        b = numpyro.sample("b", dist.Bernoulli(logits=first[0] + first[1] * x))
+        c = numpyro.sample("c", dist.Normal(middle[0] * x + middle[1] * b, jnp.exp(middle[2])))
+        numpyro.sample("d", dist.Bernoulli(logits=last[0] + last[1] * c))
+
+
+INITIAL = {"first": [0.2, 0.3], "middle": [0.5, 0.4, -0.2], "last": [-0.3, 0.6]}
+
+
+def expected_branching_log_z(params, x):
+    """E log Z of two joint draws of `branching`: discrete values enumerated, noise of the continuous latent by quadrature."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    log_weight = jnp.log(weights / weights.sum())
+    b, d, noise = (v.ravel() for v in jnp.meshgrid(jnp.arange(2.0), jnp.arange(2.0), nodes, indexing="ij"))
+
+    def bernoulli(logits, value):
+        return jax.nn.log_sigmoid(logits * (2 * value - 1))
+
+    def normal(value, loc, scale):
+        return jax.scipy.stats.norm.logpdf(value, loc, scale)
+
+    first, middle, last = params["first"], params["middle"], params["last"]
+    x = x[:, None]
+    loc, scale = middle[0] * x + middle[1] * b, jnp.exp(middle[2])
+    c = loc + scale * noise
+    log_b, log_d = bernoulli(first[0] + first[1] * x, b), bernoulli(last[0] + last[1] * c, d)
+    log_p = bernoulli(params["top"], b) + normal(c, 2 * b - 1, 1.0) + bernoulli(params["down"] * c, d)
+    log_w = log_p + normal(x, c + 1.5 * d, 0.7) - log_b - log_d - normal(c, loc, scale)
+    log_q = log_b + log_d + jnp.tile(log_weight, 4)
+    pair = jnp.logaddexp(log_w[:, :, None], log_w[:, None, :]) - jnp.log(2.0)
+    return jnp.sum(jnp.exp(log_q[:, :, None] + log_q[:, None, :]) * pair)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [kayn.Reinforce, kayn.VIMCO], ids=lambda m: m.__name__)
+def test_score_estimators_are_unbiased_for_mixed_latents(make):
+    """VIMCO differentiates through the continuous latent, also on its way into a discrete latent's density."""
+    params = parameters(branching, branching_guide, X)
+    expected = jax.grad(expected_branching_log_z)(params, X)
+    agree(gradients(make(2, "local"), branching, branching_guide, X, params), negative(expected))
+
+
 @pytest.mark.slow
 def test_control_variate_and_baseline_are_trained():
     """The variance of RELAX has the gradient that its parameters follow; the baseline's is that of least squares."""
