@@ -67,12 +67,14 @@ def binarise(key: Any, batch: tuple) -> tuple:
     return tuple(jax.random.bernoulli(key, x).astype(jax.numpy.int32) for x in batch)
 
 
-def test_log_evidence(
+def evidence_by_datum(
     model: Callable, guide: Callable, params: Any, test: Any, particles: int, chunk: int = 50, piece: int = 500
 ) -> tuple[np.ndarray, dict[int, float]]:
     """Log evidence of each test datum, and the mean by number of particles; some data at a time."""
     found = [
-        log_evidence(model, guide, params, test[i : i + piece], num_particles=particles, chunk=min(chunk, particles), rng_key=i)
+        log_evidence(
+            model, guide, params, test[i : i + piece], num_particles=particles, chunk=min(chunk, particles), rng_key=i
+        )
         for i in range(0, len(test), piece)
     ]
     per_datum = np.concatenate([np.asarray(f.by_element) for f in found])

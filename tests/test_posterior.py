@@ -400,6 +400,15 @@ def test_log_predictive_density(posterior):
     np.testing.assert_allclose(held_out.total, single.sum(), atol=0.25)
 
 
+@pytest.mark.parametrize("count", [30, 200, 250])
+def test_log_predictive_density_is_the_same_in_batches(posterior, monkeypatch, count):
+    whole = posterior.log_predictive(4, count, NEW_COUNTY, NEW_Y)
+    monkeypatch.setattr("kayn.predictive.BATCH", 60)
+    parts = posterior.log_predictive(4, count, NEW_COUNTY, NEW_Y)
+    np.testing.assert_allclose(parts.joint, whole.joint, rtol=1e-5)
+    np.testing.assert_allclose(parts.pointwise["y"], whole.pointwise["y"], rtol=1e-5)
+
+
 def test_log_predictive_density_of_new_elements(posterior):
     new = posterior.log_predictive(4, 4000, np.array([0, 0, 1]), NEW_Y, groups=2, new_plates=("counties",))
     same = np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]])

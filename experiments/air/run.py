@@ -23,7 +23,7 @@ import optax
 from numpyro import handlers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _common import binarise, save_json, test_log_evidence
+from _common import binarise, save_json, evidence_by_datum
 
 import kayn
 from kayn import meters
@@ -159,7 +159,7 @@ def run(name: str, particles: int, steps: int, batch: int, rate: float, test_par
         progress=False,
     )
     params = result.last
-    per_image, curve = test_log_evidence(model, guide, params, test, test_particles, chunk=20, piece=100)
+    per_image, curve = evidence_by_datum(model, guide, params, test, test_particles, chunk=20, piece=100)
     spent = meters.layers(model, guide, params, test, num_draws=5)
     return {
         "loss": name,
@@ -180,12 +180,16 @@ def run(name: str, particles: int, steps: int, batch: int, rate: float, test_par
 
 def reconstruct(params: Any, x: Any) -> Any:
     drawn = handlers.trace(handlers.seed(handlers.substitute(guide, data=params), 0)).get_trace(x)
-    shown = handlers.trace(handlers.seed(handlers.replay(handlers.substitute(model, data=params), drawn), 2)).get_trace(x)
+    shown = handlers.trace(handlers.seed(handlers.replay(handlers.substitute(model, data=params), drawn), 2)).get_trace(
+        x
+    )
     return np.round(np.asarray(jax.nn.sigmoid(shown["x"]["fn"].base_dist.logits)), 2)
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    lines = [f"{'loss':<7}{'K':>4}{'steps':>8}{'right counts':>14}{'test log evidence':>20}{'error':>7}{'KL(q, p)':>10}"]
+    lines = [
+        f"{'loss':<7}{'K':>4}{'steps':>8}{'right counts':>14}{'test log evidence':>20}{'error':>7}{'KL(q, p)':>10}"
+    ]
     for r in results:
         lines.append(
             f"{r['loss']:<7}{r['particles']:>4}{r['steps']:>8}{float(r['accuracy']):>14.3f}{r['test']:>20.2f}{r['test_error']:>7.2f}{r['gap']:>10.2f}"

@@ -63,6 +63,10 @@ def test_arguments(name: str, args: tuple) -> tuple | None:
     if name == "chimpanzees":
         data = datasets.load("chimpanzees")
         return tuple(data[f"{k}_test"].astype(np.float32) for k in ("condition", "prosoc_left", "pulled_left"))
+    if name == "movielens, 300 x 5":
+        data = datasets.load("movielens_100k")
+        rows = np.stack([np.flatnonzero(data["user"] == user)[5:10] for user in range(300)])
+        return data["genres"][data["item"][rows], 1:].astype(np.float32), (data["rating"][rows] >= 4).astype(np.float32)
     return None
 
 
@@ -76,10 +80,10 @@ def run_qem(
 
 
 def run_svi(
-    loss: type, rate: float, model: Callable, args: tuple, particles: int, steps: int, seed: int
+    loss: type, rate: float, model: Callable, args: tuple, particles: int, steps: int, seed: int, **options: Any
 ) -> tuple[Any, dict, Any]:
     guide = FactorisedGuide.from_model(model, args)
-    svi = SVI(model, guide, numpyro.optim.Adam(rate), loss(particles))
+    svi = SVI(model, guide, numpyro.optim.Adam(rate), loss(particles, **options))
     state = svi.init(jax.random.key(seed), *args)
     state, losses = jax.jit(lambda s: jax.lax.scan(lambda s, _: svi.update(s, *args), s, None, length=steps))(state)
     return -np.asarray(losses), svi.get_params(state), guide
@@ -156,6 +160,47 @@ def methods(full: bool, models: tuple[str, ...], particles: tuple[int, ...], ste
                 )
                 jax.clear_caches()
     save_json(OUT / "methods.json", {"steps": steps, "rows": rows})
+
+
+@main.command()
+@click.option("--full", is_flag=True, help="K = 3, 10, 30 and up to 30,000 joint particles, five seeds.")
+@click.option("--models", multiple=True, default=("movielens, 300 x 5", "bus"), show_default=True)
+@click.option("--many", multiple=True, type=int, default=(1000,), show_default=True, help="Numbers of joint particles.")
+@click.option("--steps", default=250, show_default=True)
+def held_out(full: bool, models: tuple[str, ...], many: tuple[int, ...], steps: int) -> None:
+    """All combinations of few particles against many joint particles, fitted and tested alike: log density of the test half."""
+    few = (3, 10, 30) if full else (30,)
+    many = (100, 1000, 10_000, 30_000) if full else many
+    rows = []
+    click.echo(
+        f"{'model':<20}{'strategy':<10}{'K':>7} {'method':<8}{'log evidence':>20}{'test, joint':>20}{'test, pointwise':>20}{'s a step':>10}"
+    )
+    for name in models:
+        model, args = MODELS[name]()
+        test = test_arguments(name, args)
+        assert test is not None
+        for strategy, counts in (("parallel", few), ("global", many)):
+            for count, method in ((c, m) for c in counts for m in ("qem", "rws")):
+                # the rate that is best for all combinations of ten particles serves both
+                run = run_qem if method == "qem" else partial(run_svi, kayn.RWS, 0.03)
+                found: dict[str, list[float]] = {"log_evidence": [], "joint": [], "pointwise": []}
+                for seed in range(5 if full else 1):
+                    start = time.perf_counter()
+                    history, params, guide = run(model, args, count, steps, seed, strategy=strategy)
+                    seconds = (time.perf_counter() - start) / steps
+                    importance = kayn.Importance(model, guide, num_particles=count, strategy=strategy)
+                    scores = importance.run(seed, params, *args).log_predictive(1, 1000, *test)
+                    found["log_evidence"].append(float(np.mean(history[-LAST:])))
+                    found["joint"].append(float(scores.joint))
+                    found["pointwise"].append(float(sum(jnp.sum(v) for v in scores.pointwise.values())))
+                rows.append(
+                    {"model": name, "strategy": strategy, "particles": count, "method": method, "step_seconds": seconds}
+                    | found
+                )
+                shown = "".join(f"{np.mean(v):>12.1f} ±{np.std(v):<6.1f}" for v in found.values())
+                click.echo(f"{name:<20}{strategy:<10}{count:>7} {method:<8}{shown}{seconds:>10.3f}")
+                save_json(OUT / "held_out.json", {"steps": steps, "rows": rows})
+                jax.clear_caches()
 
 
 class Rescaled(Reparam):

@@ -23,7 +23,7 @@ import numpyro.distributions as dist
 import optax
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _common import save_json, test_log_evidence
+from _common import save_json, evidence_by_datum
 
 import kayn
 from kayn.training import HELD_OUT, Phase, train
@@ -131,7 +131,10 @@ def guide(words: Any) -> None:
             stack, height, _ = state
             places = height[..., None] - 1 - jnp.arange(3)
             tops = jnp.where(places >= 0, jnp.take_along_axis(stack, jnp.maximum(places, 0), -1), NOTHING)
-            seen = [coming.reshape(*coming.shape[:-2], -1), jax.nn.one_hot(tops, NOTHING + 1).reshape(*tops.shape[:-1], -1)]
+            seen = [
+                coming.reshape(*coming.shape[:-2], -1),
+                jax.nn.one_hot(tops, NOTHING + 1).reshape(*tops.shape[:-1], -1),
+            ]
             hidden = jnp.tanh(dense("q2", jnp.tanh(dense("q1", jnp.concatenate(seen, -1), HIDDEN)), HIDDEN))
             scores = dense("q3", hidden, len(RULES))
             rule = numpyro.sample(f"rule{step}", dist.Categorical(logits=rule_logits(scores, state)))
@@ -172,7 +175,9 @@ def inside(words: Any, probability: Any) -> float:
     for width in range(2, n + 1):
         for i in range(n - width + 1):
             for rule in np.flatnonzero(BRANCHES):
-                split = sum(table[i, m, FIRST[rule]] * table[m, i + width, SECOND[rule]] for m in range(i + 1, i + width))
+                split = sum(
+                    table[i, m, FIRST[rule]] * table[m, i + width, SECOND[rule]] for m in range(i + 1, i + width)
+                )
                 table[i, i + width, LEFT[rule]] += probability[rule] * split
     return float(np.log(table[0, n, 0]))
 
@@ -208,7 +213,7 @@ def run(method: str, particles: int, steps: int, seed: int) -> dict[str, Any]:
     )
     learnt = probabilities(result.last["weights"])
     exact = np.array([inside(x, learnt) for x in test])
-    estimated, _ = test_log_evidence(model, guide, result.last, test, particles, particles)
+    estimated, _ = evidence_by_datum(model, guide, result.last, test, particles, particles)
     return {
         "method": method,
         "particles": particles,

@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro
 import optax
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
-from _common import binarise, digits, save_json, test_log_evidence
+from _common import binarise, digits, save_json, evidence_by_datum
 from layers import LAYERS, top
 
 import kayn
@@ -129,7 +127,7 @@ def run(case: Case, steps: int, seed: int, test_particles: int, rate: float = 1e
         look_every=max(steps // looks, 1),
         progress=False,
     )
-    per_image, curve = test_log_evidence(model, guide, result.last, test, test_particles)
+    per_image, curve = evidence_by_datum(model, guide, result.last, test, test_particles)
     return {
         **asdict(case),
         "seed": seed,

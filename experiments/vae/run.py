@@ -22,7 +22,7 @@ import optax
 from numpyro import handlers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _common import binarise, digits, save_json, test_log_evidence
+from _common import binarise, digits, save_json, evidence_by_datum
 
 import kayn
 from kayn import meters
@@ -89,9 +89,13 @@ def run(name: str, particles: int, steps: int, batch: int, rate: float, test_par
         progress=False,
     )
     params = result.last
-    per_image, curve = test_log_evidence(model, guide, params, test, test_particles)
+    per_image, curve = evidence_by_datum(model, guide, params, test, test_particles)
     spent = meters.layers(model, guide, params, test, num_draws=20)
-    means = handlers.trace(handlers.seed(handlers.substitute(guide, data=params), 0)).get_trace(test)["z"]["fn"].base_dist.loc
+    means = (
+        handlers.trace(handlers.seed(handlers.substitute(guide, data=params), 0))
+        .get_trace(test)["z"]["fn"]
+        .base_dist.loc
+    )
     return {
         "loss": name,
         "particles": particles,
@@ -109,7 +113,9 @@ def run(name: str, particles: int, steps: int, batch: int, rate: float, test_par
 
 def reconstruct(params: Any, x: Any) -> Any:
     drawn = handlers.trace(handlers.seed(handlers.substitute(guide, data=params), 1)).get_trace(x)
-    shown = handlers.trace(handlers.seed(handlers.replay(handlers.substitute(model, data=params), drawn), 2)).get_trace(x)
+    shown = handlers.trace(handlers.seed(handlers.replay(handlers.substitute(model, data=params), drawn), 2)).get_trace(
+        x
+    )
     return np.round(np.asarray(jax.nn.sigmoid(shown["x"]["fn"].base_dist.logits)), 3)
 
 
@@ -143,7 +149,10 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
     figure.savefig(out / "vae.png", dpi=110)
     plt.close(figure)
     test = digits()[1][:10]
-    rows = [("data", test), *((f"{r['loss']}\nK = {r['particles']}", np.asarray(r["reconstructions"])) for r in results)]
+    rows = [
+        ("data", test),
+        *((f"{r['loss']}\nK = {r['particles']}", np.asarray(r["reconstructions"])) for r in results),
+    ]
     figure, panels = plt.subplots(len(rows), 10, figsize=(8, 0.85 * len(rows)))
     for line, (label, pictures) in zip(panels, rows, strict=True):
         for panel, picture in zip(line, pictures, strict=True):

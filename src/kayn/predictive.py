@@ -126,7 +126,7 @@ def predictive(
             if s["type"] in ("sample", "deterministic") and not s["is_observed_unit"]
         }
 
-    return _over_draws(posterior, rng_key, num_samples, one)
+    return _over_draws(_draws(posterior, rng_key, num_samples), one)
 
 
 def log_predictive(
@@ -142,36 +142,55 @@ def log_predictive(
         )
     new_plates = _known_plates(posterior, new_plates)
     _check_arguments(posterior, args, kwargs, new_plates, observe=True)
-    pointwise = _pointwise(posterior, rng_key, num_samples, args, kwargs, new_plates)
-    joint = sum(v.reshape((v.shape[0], -1)).sum(1) for v in pointwise.values())
-    count = jnp.log(float(num_samples))
-    return LogPredictive(
-        jax.nn.logsumexp(joint) - count, {n: jax.nn.logsumexp(v, axis=0) - count for n, v in pointwise.items()}
-    )
+    items, one = _scored_draws(posterior, rng_key, num_samples, args, kwargs, new_plates)
+
+    def batch(items: Any) -> tuple[Any, Any]:
+        scores = jax.vmap(lambda item: one(*item))(items)
+        joint = sum(v.reshape((v.shape[0], -1)).sum(1) for v in scores.values())
+        return jax.nn.logsumexp(joint), {n: jax.nn.logsumexp(v, axis=0) for n, v in scores.items()}
+
+    @jax.jit
+    def total(items: Any) -> tuple[Any, Any]:
+        # batch by batch: the scores of all draws at once would be as large as draws times rows
+        whole, rest = num_samples // BATCH * BATCH, num_samples % BATCH
+        parts = [batch(jax.tree.map(lambda v: v[whole:], items))] if rest else []
+        if whole:
+            batches = jax.tree.map(lambda v: v[:whole].reshape(-1, BATCH, *v.shape[1:]), items)
+            first, others = jax.tree.map(lambda v: v[0], batches), jax.tree.map(lambda v: v[1:], batches)
+
+            def add(sums: Any, items: Any) -> tuple[Any, None]:
+                return jax.tree.map(jnp.logaddexp, sums, batch(items)), None
+
+            parts.append(jax.lax.scan(add, batch(first), others)[0])
+        return jax.tree.map(lambda *v: jax.nn.logsumexp(jnp.stack(v), 0) - jnp.log(float(num_samples)), *parts)
+
+    return LogPredictive(*total(items))
 
 
 def log_likelihood(posterior: Posterior, rng_key: Any, num_samples: int) -> dict[str, Any]:
     """Pointwise log likelihood of the training data: [num_samples, *rows] for every observed site."""
-    return _pointwise(posterior, rng_key, num_samples, posterior.call.args, posterior.call.kwargs, ())
+    return _over_draws(*_scored_draws(posterior, rng_key, num_samples, posterior.call.args, posterior.call.kwargs, ()))
 
 
-def _pointwise(
+def _scored_draws(
     posterior: Posterior, rng_key: Any, num_samples: int, args: tuple, kwargs: Mapping, new_plates: tuple[str, ...]
-) -> dict[str, Any]:
+) -> tuple[Any, Callable[[Any, Mapping], dict[str, Any]]]:
+    """Keys and posterior draws, and what gives the log density of every datum under one of them."""
+
     def one(key: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         trace = _run(posterior, key, values, args, kwargs, new_plates, observe=True)
-        return {
+        scores = {
             n: s["fn"].log_prob(s["value"])
             for n, s in trace.items()
             if s["type"] == "sample" and s["is_observed"] and not s["is_observed_unit"]
         }
+        if not scores:
+            raise QueryError(
+                "the model has no observed site under these arguments; pass the data (e.g. y=...) as when fitting"
+            )
+        return scores
 
-    out = _over_draws(posterior, rng_key, num_samples, one)
-    if not out:
-        raise QueryError(
-            "the model has no observed site under these arguments; pass the data (e.g. y=...) as when fitting"
-        )
-    return out
+    return _draws(posterior, rng_key, num_samples), one
 
 
 def _known_plates(posterior: Posterior, new_plates: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -228,16 +247,13 @@ def _run(
     return program.trace
 
 
-def _over_draws(
-    posterior: Posterior,
-    rng_key: Any,
-    num_samples: int,
-    one: Callable[[Any, Mapping], dict[str, Any]],
-) -> dict[str, Any]:
+def _draws(posterior: Posterior, rng_key: Any, num_samples: int) -> tuple[Any, Any]:
+    """Keys and posterior draws, one each a sample."""
     num_samples = whole_number("num_samples", num_samples, QueryError)
     draw_key, run_key = jax.random.split(as_key(rng_key))
-    draws = posterior.sample(draw_key, num_samples)
-    keys = jax.random.split(run_key, num_samples)
-    return jax.jit(lambda items: jax.lax.map(lambda item: one(*item), items, batch_size=min(BATCH, num_samples)))(
-        (keys, draws)
-    )
+    return jax.random.split(run_key, num_samples), posterior.sample(draw_key, num_samples)
+
+
+def _over_draws(items: tuple[Any, Any], one: Callable[[Any, Mapping], dict[str, Any]]) -> dict[str, Any]:
+    size = min(BATCH, items[0].shape[0])
+    return jax.jit(lambda items: jax.lax.map(lambda item: one(*item), items, batch_size=size))(items)
