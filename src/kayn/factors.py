@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import jax
@@ -62,7 +63,13 @@ def evaluate_reduced(
     elements = math.prod(plan.size[a] for a in plan.axes[steps[0].source]) if steps else 0
     out = steps[-1].out if steps else None
     order = plan.axes[out] if out is not None else (*(d for d in output.dims if d), *(a.name for a in axes))
-    reduced = in_parts(single, axes, particles, plan, steps, index, order, max(elements, terms))
+    # whole plates are summed for one particle, before its axes are moved behind: XLA would transpose the rows on the way back
+    first = list(takewhile(lambda s: not s.links, steps))
+
+    def summed(values: Mapping[str, Any]) -> Any:
+        return apply_products(plan, first, single(values), index, tuple(plan.scope))
+
+    reduced = in_parts(summed, axes, particles, plan, steps[len(first) :], index, order, max(elements, terms))
     # after the products: a selection inside a chain of arithmetic keeps XLA from vectorising it
     return finite(reduced) if _is_log_factor(program, name, output) else reduced
 
