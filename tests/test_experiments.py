@@ -1,18 +1,23 @@
 """The experiments run, on cuts of their problems, and the covid model agrees with enumeration."""
 
 import importlib.util
+import itertools
 import os
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 from click.testing import CliRunner
+from numpyro.infer import SVI
+from scipy import stats
 
 from kayn import evidence
 from kayn.axes import make_request
 from kayn.guides import FactorisedGuide
+from kayn.meters import log_evidence
 from oracle import BruteForce, everything
 from test_exactness import close, estimates
 
@@ -78,3 +83,98 @@ def test_the_prior_experiment_runs(tmp_path, monkeypatch):
     log_z, means = few(jax.random.key(0))
     assert np.isfinite(log_z)
     assert means["phi"].shape == args[0].shape[-1:]
+
+
+@pytest.mark.parametrize("kind", ["darn", "nade"])
+def test_autoregressive_layers_are_distributions(kind):
+    """Probabilities of all states sum to one, and 20,000 draws have them (chi-square of 16 states, false-alarm rate 1e-4)."""
+    load("sbn/run.py")
+    layers = importlib.import_module("layers")
+    rng = np.random.default_rng(0)
+    size, hidden = 4, 3
+    if kind == "darn":
+        fn = layers.Darn(rng.normal(size=size), rng.normal(size=(size, size)))
+    else:
+        start, offset = rng.normal(size=hidden), rng.normal(size=size)
+        fn = layers.Nade(start, offset, 2 * rng.normal(size=(size, hidden)), 2 * rng.normal(size=(size, hidden)))
+    states = np.array(list(itertools.product((0, 1), repeat=size)))
+    p = np.exp(np.asarray(fn.log_prob(states), np.float64))
+    np.testing.assert_allclose(p.sum(), 1.0, rtol=1e-5)
+    draws = np.asarray(fn.sample(jax.random.key(1), (20_000,)))
+    counts = np.bincount(draws @ (2 ** np.arange(size)[::-1]), minlength=len(states))
+    assert stats.chisquare(counts, p / p.sum() * len(draws)).pvalue > 1e-4
+
+
+def test_the_entropy_of_bars_is_that_of_its_images():
+    """Plug-in entropy of 200,000 images: bias and noise below 0.02 nats."""
+    module = load("sbn/run.py")
+    _, counts = np.unique(module.bars(200_000, 3), axis=0, return_counts=True)
+    p = counts / counts.sum()
+    np.testing.assert_allclose(module.entropy_of_bars(), -(p * np.log(p)).sum(), atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("method", "strategy", "p", "q"),
+    [("ww+s", "parallel", "sbn", "sbn"), ("ww", "local", "dsbn", "nade"), ("ws", "local", "darn", "sbn")],
+)
+def test_belief_networks_learn_bars(method, strategy, p, q):
+    module = load("sbn/run.py")
+    result = module.run(module.Case("bars", (6, 3), method, 4, strategy, p, q), 150, 0, 40, rate=1e-2)
+    held_out = [value for _, value in result["held_out"]]
+    assert held_out[-1] > held_out[0] + 0.3
+    assert sorted(result["curve"]) == [40]
+    assert method in module.table([result])
+
+
+def test_the_grammar_experiment_agrees_with_the_inside_algorithm():
+    """Log evidence of short sentences by 40,000 particles of an untrained guide, whose derivations are few."""
+    module = load("pcfg/run.py")
+    data = module.sentences(60, 0)
+    words = data[(data < module.END).sum(1) == 3][:4]
+    svi = SVI(module.model, module.guide, optax.adam(1e-3), module.METHODS["ww"](5))
+    params = svi.get_params(svi.init(jax.random.key(0), words))
+    params["weights"] = np.log(module.TRUE).astype(np.float32)
+    found = log_evidence(module.model, module.guide, params, words, num_particles=40_000, chunk=4000)
+    exact = [module.inside(w, module.TRUE) for w in words]
+    np.testing.assert_allclose(found.by_element, exact, atol=0.15)
+    np.testing.assert_allclose(module.probabilities(params["weights"]), module.TRUE, rtol=1e-5)
+
+
+def test_pictures_are_pasted_where_they_are_cut():
+    module = load("air/run.py")
+    where = np.array([np.log(0.5), 0.2, -0.3], np.float32)
+    x, y = np.meshgrid(np.linspace(-1, 1, module.GLIMPSE), np.linspace(-1, 1, module.GLIMPSE))
+    smooth = np.exp(-2 * ((x - 0.3) ** 2 + (y + 0.2) ** 2)).ravel().astype(np.float32)
+    canvas = module.paste(smooth, where)
+    np.testing.assert_allclose(module.cut(canvas.reshape(-1), where), smooth, atol=0.06)
+    # the brightest pixel is at where + scale * (0.3, -0.2)
+    row, column = np.unravel_index(np.argmax(canvas), canvas.shape)
+    grid = np.linspace(-1, 1, module.CANVAS)
+    np.testing.assert_allclose([grid[column], grid[row]], [0.35, -0.4], atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["ww", "vimco"])
+def test_gradients_of_the_scene_model_are_finite(name):
+    module = load("air/run.py")
+    x = (np.random.default_rng(0).random((3, module.CANVAS**2)) < 0.1).astype(np.int32)
+    svi = SVI(module.model, module.guide, optax.adam(1e-4), module.LOSSES[name](3))
+    state = svi.init(jax.random.key(0), x)
+    before = svi.get_params(state)
+    after, loss = svi.update(state, x)
+    assert np.isfinite(loss)
+    for n, value in svi.get_params(after).items():
+        assert np.isfinite(value).all(), n
+    # every part is trained: the digits' decoder, the bits, the places and the codes
+    assert all(
+        (np.asarray(svi.get_params(after)[n]) != np.asarray(before[n])).any()
+        for n in ("p_what_w", "p_another", "q_present_w", "q_place_w", "q_code_w")
+    )
+
+
+@needs_data
+def test_the_autoencoder_experiment_trains():
+    module = load("vae/run.py")
+    result = module.run("ww", 3, 20, 20, 1e-3, 10)
+    assert result["held_out"][-1][1] > result["held_out"][0][1]
+    assert np.asarray(result["reconstructions"]).shape == (10, 784)
+    assert "ww" in module.table([result])

@@ -23,7 +23,7 @@ import optax
 from numpyro import handlers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _common import binarise, save_json, evidence_by_datum
+from _common import binarise, evidence_by_datum, save_json
 
 import kayn
 from kayn import meters

@@ -23,7 +23,7 @@ import numpyro.distributions as dist
 import optax
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _common import save_json, evidence_by_datum
+from _common import evidence_by_datum, save_json
 
 import kayn
 from kayn.training import HELD_OUT, Phase, train

@@ -22,7 +22,7 @@ import optax
 from numpyro import handlers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _common import binarise, digits, save_json, evidence_by_datum
+from _common import binarise, digits, evidence_by_datum, save_json
 
 import kayn
 from kayn import meters
