@@ -1,0 +1,150 @@
+"""The published models in their right form on the right data: ragged MovieLens with its labels, houses in counties, actors crossed with blocks.
+
+Run: python experiments/hierarchical/right.py [--models NAME ...] [--particles K ...] [--nuts]
+
+Every method gets the same training rows and is tested on the same held-out rows: MovieLens on the published `ua` split, radon on every tenth house, chimpanzees on
+every tenth trial. With `--nuts` also the distance of posterior means from those of a NUTS run, in its standard deviations, and NUTS's own score (MovieLens takes
+very long). Writes `right.json` into `experiments/hierarchical/results`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.infer import MCMC, NUTS, log_likelihood
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+sys.path.insert(0, str(Path(__file__).parent))
+from _common import save_json
+from run import LAST, OUT, run_qem, run_svi
+
+import chimpanzees
+import kayn
+import movielens
+import radon
+
+Case = tuple[Callable, tuple, tuple, tuple[str, ...]]
+"""Model, training arguments, arguments with the held-out rows, and population-level latents."""
+
+
+def split(args: tuple, rows: int) -> tuple[tuple, tuple]:
+    """Arguments without and with only every tenth row; those that are no rows stay."""
+    test = np.arange(rows) % 10 == 9
+
+    def of(chosen: Any) -> tuple:
+        return tuple(a[chosen] if np.ndim(a) and len(a) == rows else a for a in args)
+
+    return of(~test), of(test)
+
+
+def movielens_case() -> Case:
+    train = movielens.prepare(False)
+    data = kayn.datasets.load("movielens_100k")
+    rows = np.flatnonzero(data["test"] == 1)
+    test = (
+        data["user"][rows].astype(np.int32),
+        data["item"][rows].astype(np.int32),
+        train[2],
+        train[3],
+        (data["rating"][rows] >= 4).astype(np.float32),
+    )
+    return movielens.model, train, test, ("mu", "psi")
+
+
+def radon_case() -> Case:
+    args = radon.prepare(False)
+    return radon.varying_intercept, *split(args, len(args[0])), ("mu", "sd", "beta", "sigma")
+
+
+def chimpanzees_case() -> Case:
+    args = chimpanzees.prepare()
+    return chimpanzees.model, *split(args, len(args[0])), ("intercept", "coefficients", "sd_actor", "sd_block")
+
+
+CASES = {"movielens": movielens_case, "radon": radon_case, "chimpanzees": chimpanzees_case}
+
+
+def score_of(posterior: kayn.Posterior, test: tuple) -> tuple[float, float]:
+    """Pointwise log predictive density per held-out row and the joint one of all."""
+    found = posterior.log_predictive(1, 1000, *test)
+    (pointwise,) = found.pointwise.values()
+    return float(jnp.mean(pointwise)), float(found.joint)
+
+
+def run_nuts(model: Callable, train: tuple, test: tuple) -> tuple[Mapping[str, Any], float, float]:
+    """Draws, the score per held-out row, and seconds."""
+    start = time.perf_counter()
+    mcmc = MCMC(NUTS(model), num_warmup=500, num_samples=1000, progress_bar=False)
+    mcmc.run(jax.random.key(0), *train)
+    draws = jax.block_until_ready(mcmc.get_samples())
+    seconds = time.perf_counter() - start
+    (pointwise,) = log_likelihood(model, draws, *test).values()
+    return draws, float(np.mean(jax.nn.logsumexp(pointwise, 0) - np.log(len(pointwise)))), seconds
+
+
+@click.command()
+@click.option("--models", multiple=True, type=click.Choice(list(CASES)))
+@click.option("--particles", multiple=True, type=int, default=(10, 30), show_default=True)
+@click.option("--steps", default=250, show_default=True)
+@click.option("--nuts", is_flag=True, help="Compare with NUTS.")
+def main(models: tuple[str, ...], particles: tuple[int, ...], steps: int, nuts: bool) -> None:
+    """Evidence, held-out density and distance from NUTS."""
+    warnings.simplefilter("ignore", kayn.PoorFitWarning)
+    rows: list[dict[str, Any]] = []
+    click.echo(
+        f"{'model':<13}{'method':<7}{'K':>4}{'log evidence':>14}{'test, per row':>15}{'joint':>10}{'seconds':>9}{'worst mean, sd of NUTS':>24}"
+    )
+    for name in models or CASES:
+        model, train, test, population = CASES[name]()
+        reference = run_nuts(model, train, test) if nuts and name != "movielens" else None
+        if reference:
+            rows.append({"model": name, "method": "nuts", "test": reference[1], "seconds": reference[2]})
+            click.echo(f"{name:<13}{'nuts':<7}{'':>18}{reference[1]:>15.4f}{'':>10}{reference[2]:>9.1f}")
+        for count in particles:
+            for method in ("qem", "rws", "vi"):
+                losses = {"rws": kayn.RWS, "vi": kayn.VI}
+                run = run_qem if method == "qem" else partial(run_svi, losses[method], 0.03)
+                start = time.perf_counter()
+                history, params, guide = run(model, train, count, steps, 0)
+                posterior = kayn.Importance(model, guide, num_particles=count, num_replicates=16).run(0, params, *train)
+                seconds = time.perf_counter() - start
+                pointwise, joint = score_of(posterior, test)
+                distance = None
+                if reference:
+                    distance = max(
+                        float(np.max(np.abs(posterior.mean(n) - reference[0][n].mean(0)) / reference[0][n].std(0)))
+                        for n in population
+                    )
+                rows.append(
+                    {
+                        "model": name,
+                        "method": method,
+                        "particles": count,
+                        "log_evidence": float(np.mean(history[-LAST:])),
+                        "test": pointwise,
+                        "joint": joint,
+                        "seconds": seconds,
+                        "distance": distance,
+                    }
+                )
+                click.echo(
+                    f"{name:<13}{method:<7}{count:>4}{rows[-1]['log_evidence']:>14.1f}{pointwise:>15.4f}{joint:>10.1f}{seconds:>9.1f}"
+                    f"{'' if distance is None else f'{distance:.3f}':>24}"
+                )
+                save_json(OUT / "right.json", {"steps": steps, "rows": rows})
+                jax.clear_caches()
+
+
+if __name__ == "__main__":
+    main()
