@@ -107,14 +107,13 @@ def movielens_300() -> Case:
 
 
 def occupancy() -> Case:
-    """Bird counts with an unseen presence: 6 years x 12 species x 200 visits x 5 stops, presence summed out exactly."""
+    """Bird counts with an unseen presence: 6 years x 12 species x 200 visits x 5 stops, presence summed out exactly; weather in degrees."""
     data = datasets.load("occupancy")
     # visits first in their own dimension, species outermost: years are nested in species
     birds = np.swapaxes(data["birds_train_0"], 0, 1).astype(np.float32)
     weather, quality = (
         np.swapaxes(data[f"{k}_train_0"], 0, 1).astype(np.float32)[..., None] for k in ("weather", "quality")
     )
-    weather = (weather - weather.mean()) / weather.std()
 
     def model(weather: Any, quality: Any, birds: Any) -> None:
         names = ("bird", "alpha", "beta")

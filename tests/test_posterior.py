@@ -409,6 +409,23 @@ def test_log_predictive_density_is_the_same_in_batches(posterior, monkeypatch, c
     np.testing.assert_allclose(parts.pointwise["y"], whole.pointwise["y"], rtol=1e-5)
 
 
+def test_joint_densities_that_rest_on_few_draws_are_reported():
+    """Independent latents, x ~ N(z, 0.3): the joint density of 300 new data is off with 500 draws, that of one is not."""
+
+    def model(x):
+        with numpyro.plate("rows", 300):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z, 0.3), obs=x)
+
+    x = np.random.default_rng(0).normal(size=300)
+    found = kayn.fit(model, args=(x,), num_particles=10, progress=False).posterior()
+    with pytest.warns(PoorFitWarning, match=r"joint log predictive density rests on [\d.]+ of 500 draws"):
+        poor = found.log_predictive(0, 500, x + 0.1)
+    assert poor.joint_ess < 10
+    # the truth factorises over rows, so the sum of pointwise densities is right where the joint one is too low
+    assert poor.joint < poor.total - 1.0
+
+
 def test_log_predictive_density_of_new_elements(posterior):
     new = posterior.log_predictive(4, 4000, np.array([0, 0, 1]), NEW_Y, groups=2, new_plates=("counties",))
     same = np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]])

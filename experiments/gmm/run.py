@@ -134,6 +134,11 @@ def data(key: Any, count: int) -> Any:
     return CENTRES[z] + SD * jax.random.normal(second, (count,))
 
 
+def posterior(params: Any) -> Any:
+    """q(z | x) with data at the clusters' centres: [20, 20]."""
+    return jax.nn.softmax(network(CENTRES, lambda name, *_: (params[f"{name}_w"], params[f"{name}_b"])), -1)
+
+
 def errors(params: Any) -> dict[str, Any]:
     """L2 distance of p(z), and the mean one of q(z | x) from the posterior under the true p."""
     x = data(jax.random.key(123), 100)
@@ -180,8 +185,16 @@ def run(method: str, particles: int, init: str, steps: int, seeds: int) -> dict[
         params = jax.vmap(base.get_params)(states)
         return {**jax.vmap(errors)(params), "gradient_sd": jax.vmap(spread)(params)}
 
-    _, history, seconds = train_seeds(step, states, keys, steps, max(steps // 20, 1), look)
-    return {"method": method, "particles": particles, "init": init, "history": history, "step_seconds": seconds}
+    states, history, seconds = train_seeds(step, states, keys, steps, max(steps // 20, 1), look)
+    learnt = jax.vmap(lambda state: posterior(base.get_params(state)))(states)[0]
+    return {
+        "method": method,
+        "particles": particles,
+        "init": init,
+        "history": history,
+        "step_seconds": seconds,
+        "posterior": np.round(np.asarray(learnt), 4),
+    }
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -200,7 +213,8 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(results: list[dict[str, Any]], path: Path) -> None:
+def draw(results: list[dict[str, Any]], out: Path) -> None:
+    """Errors and gradient noise over the iterations, and posteriors at the end."""
     import matplotlib.pyplot as plt
 
     cases = list(dict.fromkeys((r["init"], r["particles"]) for r in results))
@@ -221,7 +235,34 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         panels[row, 0].set_ylabel(label)
     panels[0, 0].legend(fontsize=7)
     figure.tight_layout()
+    figure.savefig(out / "gmm.png", dpi=110)
+    plt.close(figure)
+    draw_posteriors([r for r in results if "posterior" in r], out / "posteriors.png")
+
+
+def draw_posteriors(results: list[dict[str, Any]], path: Path) -> None:
+    """Hinton diagrams of q(z | x), a column for every datum at a cluster's centre, beside the true posterior."""
+    import matplotlib.pyplot as plt
+
+    cases = list(dict.fromkeys((r["init"], r["particles"]) for r in results))
+    methods = list(dict.fromkeys(r["method"] for r in results))
+    figure, panels = plt.subplots(
+        len(cases), len(methods) + 1, figsize=(2.1 * (len(methods) + 1), 2.3 * len(cases)), squeeze=False
+    )
+    for line, case in zip(panels, cases, strict=True):
+        found = {r["method"]: r["posterior"] for r in results if (r["init"], r["particles"]) == case}
+        for panel, name in zip(line, ("true", *methods), strict=True):
+            panel.set(xticks=[], yticks=[], aspect="equal", xlim=(-1, CLUSTERS), ylim=(-1, CLUSTERS), title=name)
+            shares = np.asarray(true_posterior(CENTRES) if name == "true" else found.get(name, np.zeros((20, 20))))
+            for (datum, cluster), share in np.ndenumerate(shares):
+                side = share**0.5
+                if side > 0.05:
+                    corner = (datum - side / 2, cluster - side / 2)
+                    panel.add_patch(plt.Rectangle(corner, side, side, color="black"))
+        line[0].set_ylabel(f"{case[0]}, K = {case[1]}")
+    figure.tight_layout()
     figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 @click.command()
@@ -252,7 +293,7 @@ def main(
                 click.echo(table(results[-1:]).splitlines()[-1] if len(results) > 1 else table(results))
     save_json(out / "results.json", {"steps": steps, "seeds": seeds, "results": results})
     (out / "table.txt").write_text(table(results) + "\n", encoding="utf-8")
-    draw(results, out / "gmm.png")
+    draw(results, out)
     click.echo(f"written to {out}")
 
 

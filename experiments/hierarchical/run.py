@@ -108,7 +108,8 @@ def best_rate(loss: type, model: Callable, args: tuple, particles: int, steps: i
 @click.option("--models", multiple=True, type=click.Choice(list(MODELS)))
 @click.option("--particles", multiple=True, type=int)
 @click.option("--steps", default=250, show_default=True)
-def methods(full: bool, models: tuple[str, ...], particles: tuple[int, ...], steps: int) -> None:
+@click.option("--name", "file", default="methods", help="Of the file written.")
+def methods(full: bool, models: tuple[str, ...], particles: tuple[int, ...], steps: int, file: str) -> None:
     """QEM, RWS and VI on the published arrays: log evidence after 250 iterations, and of the test half."""
     names = models or (
         "bus",
@@ -159,7 +160,7 @@ def methods(full: bool, models: tuple[str, ...], particles: tuple[int, ...], ste
                     f"{name:<20}{count:>4} {method:<8}{np.mean(ends):>14.1f} ±{np.std(ends):<6.2f}{known[0] or '':>10}{test:>18}{known[1] or '':>9}{seconds:>10.3f}"
                 )
                 jax.clear_caches()
-    save_json(OUT / "methods.json", {"steps": steps, "rows": rows})
+    save_json(OUT / f"{file}.json", {"steps": steps, "rows": rows})
 
 
 @main.command()

@@ -185,7 +185,7 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(results: list[dict[str, Any]], path: Path) -> None:
+def draw(results: list[dict[str, Any]], out: Path, name: str = "results") -> None:
     import matplotlib.pyplot as plt
 
     sets = list(dict.fromkeys(r["data"] for r in results))
@@ -207,7 +207,8 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         panels[1, column].set(xlabel="particles of the test", ylabel="test log evidence")
     panels[0, 0].legend(fontsize=6)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(out / f"{name}.png", dpi=110)
+    plt.close(figure)
 
 
 SIZES = {"bars": (16, 8), "mnist": (200, 200, 10)}
@@ -262,7 +263,7 @@ def main(
         )
         save_json(out / f"{name}.json", {"results": results})
     (out / f"{name}.txt").write_text(table(results) + "\n", encoding="utf-8")
-    draw(results, out / f"{name}.png")
+    draw(results, out, name)
     click.echo(f"written to {out}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from kayn.checks import whole_number
-from kayn.errors import QueryError
+from kayn.errors import PoorFitWarning, QueryError
 from kayn.evidence import read_model
 from kayn.graph.trace import Site, inspect_sites
 from kayn.keys import as_key
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 BATCH = 100
 """Draws handled at a time."""
+FEW = 10
+"""Draws that a joint density has to rest on at least."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,13 @@ class LogPredictive:
     Attributes:
         joint: `log mean_s p(all data | draw s)`, a scalar.
         pointwise: `log mean_s p(row | draw s)` for every observed site: [*rows].
+        joint_ess: how many of the draws the joint density effectively rests on. All rows at once single out few draws when there are many
+            latents; below 10 the joint density is too low on average, and a warning says so.
     """
 
     joint: Any
     pointwise: dict[str, Any]
+    joint_ess: Any
 
     @property
     def total(self) -> Any:
@@ -144,13 +150,14 @@ def log_predictive(
     _check_arguments(posterior, args, kwargs, new_plates, observe=True)
     items, one = _scored_draws(posterior, rng_key, num_samples, args, kwargs, new_plates)
 
-    def batch(items: Any) -> tuple[Any, Any]:
+    def batch(items: Any) -> tuple[Any, Any, Any]:
         scores = jax.vmap(lambda item: one(*item))(items)
         joint = sum(v.reshape((v.shape[0], -1)).sum(1) for v in scores.values())
-        return jax.nn.logsumexp(joint), {n: jax.nn.logsumexp(v, axis=0) for n, v in scores.items()}
+        pointwise = {n: jax.nn.logsumexp(v, axis=0) for n, v in scores.items()}
+        return jax.nn.logsumexp(joint), jax.nn.logsumexp(2 * joint), pointwise
 
     @jax.jit
-    def total(items: Any) -> tuple[Any, Any]:
+    def total(items: Any) -> tuple[Any, Any, Any]:
         # batch by batch: the scores of all draws at once would be as large as draws times rows
         whole, rest = num_samples // BATCH * BATCH, num_samples % BATCH
         parts = [batch(jax.tree.map(lambda v: v[whole:], items))] if rest else []
@@ -162,9 +169,19 @@ def log_predictive(
                 return jax.tree.map(jnp.logaddexp, sums, batch(items)), None
 
             parts.append(jax.lax.scan(add, batch(first), others)[0])
-        return jax.tree.map(lambda *v: jax.nn.logsumexp(jnp.stack(v), 0) - jnp.log(float(num_samples)), *parts)
+        return jax.tree.map(lambda *v: jax.nn.logsumexp(jnp.stack(v), 0), *parts)
 
-    return LogPredictive(*total(items))
+    joint, squares, pointwise = total(items)
+    ess = jnp.exp(2 * joint - squares)
+    if num_samples >= FEW and ess < FEW:
+        warnings.warn(
+            f"the joint log predictive density rests on {float(ess):.1f} of {num_samples} draws and is too low on average; take more draws, or "
+            "compare by the pointwise densities",
+            PoorFitWarning,
+            stacklevel=3,
+        )
+    count = jnp.log(float(num_samples))
+    return LogPredictive(joint - count, {n: v - count for n, v in pointwise.items()}, ess)
 
 
 def log_likelihood(posterior: Posterior, rng_key: Any, num_samples: int) -> dict[str, Any]:
