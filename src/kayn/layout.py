@@ -50,6 +50,21 @@ def choose_layout(
         ) from None
 
 
+def kept_layout(structure: Structure, axes: Sequence[Axis], request: Request) -> Layout | None:
+    """A plan for given axes and further factors; None where these would need other axes."""
+    chooser = _Chooser(structure, request)
+    outputs = structure.graph.factors
+    try:
+        if chooser.resolve(axes, outputs) is not None:
+            return None
+        plan = plan_axes(structure, axes, outputs)
+    except (Stuck, _TooLarge):
+        return None
+    if step_bytes(plan) > request.memory:
+        return None
+    return Layout(tuple(axes), (), plan, tuple(with_aliases(structure.graph, axes)))
+
+
 class _TooLarge(Exception):
     """No axes are left to merge, and a step would still take too much memory."""
 

@@ -17,6 +17,7 @@ from kayn.checks import whole_number
 from kayn.errors import PoorFitWarning, QueryError
 from kayn.evidence import read_model
 from kayn.graph.trace import Site, inspect_sites
+from kayn.heldout import contracted_joint
 from kayn.keys import as_key
 
 if TYPE_CHECKING:
@@ -33,10 +34,11 @@ class LogPredictive:
     """Log predictive density of held-out data, in nats.
 
     Attributes:
-        joint: `log mean_s p(all data | draw s)`, a scalar.
+        joint: `log p(all data | training data)`, a scalar: summed over all combinations of particles where one more contraction does that, else
+            `log mean_s p(all data | draw s)`.
         pointwise: `log mean_s p(row | draw s)` for every observed site: [*rows].
-        joint_ess: how many of the draws the joint density effectively rests on. All rows at once single out few draws when there are many
-            latents; below 10 the joint density is too low on average, and a warning says so.
+        joint_ess: how many of the draws the joint density effectively rests on, None where it needs none. All rows at once single out few
+            draws when there are many latents; below 10 the joint density is too low on average, and a warning says so.
     """
 
     joint: Any
@@ -172,6 +174,11 @@ def log_predictive(
         return jax.tree.map(lambda *v: jax.nn.logsumexp(jnp.stack(v), 0), *parts)
 
     joint, squares, pointwise = total(items)
+    count = jnp.log(float(num_samples))
+    pointwise = {n: v - count for n, v in pointwise.items()}
+    contracted = None if new_plates else contracted_joint(posterior, args, kwargs)
+    if contracted is not None:
+        return LogPredictive(contracted, pointwise, None)
     ess = jnp.exp(2 * joint - squares)
     if num_samples >= FEW and ess < FEW:
         warnings.warn(
@@ -180,8 +187,7 @@ def log_predictive(
             PoorFitWarning,
             stacklevel=3,
         )
-    count = jnp.log(float(num_samples))
-    return LogPredictive(joint - count, {n: v - count for n, v in pointwise.items()}, ess)
+    return LogPredictive(joint - count, pointwise, ess)
 
 
 def log_likelihood(posterior: Posterior, rng_key: Any, num_samples: int) -> dict[str, Any]:
