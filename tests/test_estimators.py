@@ -37,6 +37,8 @@ def mixture_guide(x):
     offset = numpyro.param("offset", jnp.array([0.2, 0.0, -0.1]))
     numpyro.param("control", jnp.array([0.3, -0.4, 0.2, 0.7]))
     numpyro.param("level", jnp.array(-1.0))
+    numpyro.param("rebar_scale", jnp.array(0.8))
+    numpyro.param("rebar_temperature", jnp.array(0.6))
     with numpyro.plate("data", x.shape[0]):
         numpyro.sample("z", dist.Categorical(logits=x[:, None] * slope + offset))
 
@@ -166,6 +168,7 @@ LOCAL = [
     ("vimco", lambda k: kayn.VIMCO(k, "local")),
     ("geometric vimco", lambda k: kayn.VIMCO(k, "local", baseline="geometric")),
     ("relax", lambda k: kayn.RELAX(k, "local", control=control, control_params=["control"])),
+    ("rebar", lambda k: kayn.REBAR(k, "local")),
 ]
 
 
@@ -179,6 +182,24 @@ def test_score_estimators_are_unbiased(name, make, count):
     agree(found, negative(expected), ("theta", "slope", "offset"))
     (mean, _), (error, _) = found
     assert abs(mean + value) < ERRORS * error
+
+
+def bits_guide(x):
+    numpyro.param("rebar_scale", jnp.array(1.0))
+    numpyro.param("rebar_temperature", jnp.array(0.5))
+    network_guide(x)
+
+
+@pytest.mark.slow
+def test_rebar_is_unbiased_for_bernoulli_latents_and_less_noisy():
+    """K particles of either latent, all pairs weighed; the noise of the guide's gradient against that of the plain score."""
+    params = parameters(network, bits_guide, BITS)
+    exact = jax.grad(lambda p: expected_parallel_log_z(p, BITS, 2))(params)
+    names = [n for n in exact if not n.startswith("rebar")]
+    found = gradients(kayn.REBAR(2), network, bits_guide, BITS, params)
+    agree(found, negative(exact), names)
+    plain = gradients(kayn.Reinforce(2), network, bits_guide, BITS, params)
+    assert np.sum(found[1][1]["up"] ** 2) < 0.7 * np.sum(plain[1][1]["up"] ** 2)
 
 
 @pytest.mark.slow

@@ -103,6 +103,15 @@ def guide_with_control(x: Any, init: Any) -> None:
     guide(x, init)
 
 
+def guide_with_rebar(x: Any, init: Any) -> None:
+    numpyro.param("rebar_scale", 1.0)
+    numpyro.param("rebar_temperature", 0.5, constraint=dist.constraints.positive)
+    guide(x, init)
+
+
+GUIDES = {"relax": guide_with_control, "rebar": guide_with_rebar}
+
+
 def control(params: Any, z: Any, x: Any, init: Any) -> Any:
     """A network on the data and one particle's noisy logits, averaged over particles."""
     noisy = z["z"]
@@ -119,6 +128,7 @@ METHODS = {
     "vimco": lambda k, t: kayn.VIMCO(k, "local", baseline="geometric"),
     "reinforce": lambda k, t: kayn.Reinforce(k, "local"),
     "concrete": lambda k, t: kayn.Concrete(k, "local", temperature=t),
+    "rebar": lambda k, t: kayn.REBAR(k, "local"),
     "relax": lambda k, t: kayn.RELAX(k, "local", control=control, control_params=CONTROL),
 }
 
@@ -150,7 +160,7 @@ def errors(params: Any) -> dict[str, Any]:
 
 
 def run(method: str, particles: int, init: str, steps: int, seeds: int) -> dict[str, Any]:
-    mine = guide_with_control if method == "relax" else guide
+    mine = GUIDES.get(method, guide)
     start = INIT[init]
 
     base = SVI(model, mine, numpyro.optim.Adam(1e-3), METHODS[method](particles, 1.0))
@@ -205,7 +215,11 @@ def table(results: list[dict[str, Any]]) -> str:
         last = r["history"][-1]
         p, q, sd = (np.asarray(last[n]) for n in ("p", "q", "gradient_sd"))
         known = PUBLISHED.get((r["method"], r["particles"])) if r["init"] == "near" else None
-        speed = REFERENCE_MS[r["method"]][{2: 0, 20: 1}[r["particles"]]] if r["particles"] in (2, 20) else None
+        speed = (
+            REFERENCE_MS.get(r["method"], ("", ""))[{2: 0, 20: 1}[r["particles"]]]
+            if r["particles"] in (2, 20)
+            else None
+        )
         lines.append(
             f"{r['init']:<6}{r['particles']:>4} {r['method']:<11}{p.mean():>10.4f} ±{p.std():<6.4f}{q.mean():>10.3f} ±{q.std():<6.3f}"
             f"{f'{known[0]} / {known[1]}' if known else '':>20}{sd.mean():>13.4f}{1e3 * r['step_seconds']:>11.3f}{speed or '':>12}"

@@ -174,7 +174,8 @@ def table(results: list[dict[str, Any]]) -> str:
         groups.setdefault(key, []).append(r)
     for (data, sizes, p, q, method, particles, strategy), rows in groups.items():
         values = np.asarray([r["test"] for r in rows])
-        spread = values.std(ddof=1) / len(rows) ** 0.5 if len(rows) > 1 else float("nan")
+        # over seeds, or over test images where there is one seed
+        spread = values.std(ddof=1) / len(rows) ** 0.5 if len(rows) > 1 else rows[0]["test_error"]
         speed = max(r["images_per_second"] for r in rows)
         kind = {"local": "joint", "parallel": "per layer"}[strategy]
         lines.append(

@@ -16,7 +16,7 @@ from kayn.errors import (
 from kayn.fit import Fit, fit
 from kayn.guides import FactorisedGuide
 from kayn.importance import Importance
-from kayn.objectives.relax import RELAX
+from kayn.objectives.relax import REBAR, RELAX
 from kayn.objectives.relaxed import Concrete, ConcreteHardPrior, lookup
 from kayn.objectives.rws import RWS
 from kayn.objectives.score import VIMCO, Reinforce
@@ -30,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "QEM",
+    "REBAR",
     "RELAX",
     "RWS",
     "STL",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from kayn.contraction.execute import by_element
 from kayn.errors import GuideError, KaynError
 from kayn.evidence import Draws, Problem
 from kayn.objectives.base import Call, MassivelyParallelELBO, log_evidence_of, only_gradient, sampled_axes
-from kayn.objectives.relaxed import discrete_logits
+from kayn.objectives.relaxed import Relaxed, discrete_logits
 from kayn.objectives.score import along, outer_plate
 
 
@@ -74,7 +74,7 @@ class RELAX(MassivelyParallelELBO):
             logits = _logits(call, params)
             z = {n: x.noisy(noise[n][0]) for n, x in logits.items()}
             again = {n: x.again(noise[n][1], rounded[n]) for n, x in logits.items()}
-            return tuple(self.control(params, v, *call.args, **call.kwargs) for v in (z, again))
+            return tuple(self.controlled(call, problem, params, v) for v in (z, again))
 
         def surrogate(guide: Mapping[str, Any], rho: Mapping[str, Any]) -> Any:
             """Its gradient in the first argument is the estimate of that of log Z."""
@@ -91,6 +91,43 @@ class RELAX(MassivelyParallelELBO):
             return sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient))
 
         return -log_z - only_gradient(surrogate(guide, held)) + only_gradient(squared(rho))
+
+    def controlled(self, call: Call, problem: Problem, params: Mapping[str, Any], z: Mapping[str, Any]) -> Any:
+        """c at noisy logits: for every element of the outer plate, or a scalar."""
+        return self.control(params, z, *call.args, **call.kwargs)
+
+
+SCALE, TEMPERATURE = "rebar_scale", "rebar_temperature"
+
+
+class REBAR(RELAX):
+    """RELAX whose control variate is the objective itself at relaxed latents, `scale * log Z(softmax(z / temperature))` (Tucker et al., NeurIPS 2017).
+
+    The densities of model and guide are those of the discrete latents, taken linearly at relaxed values. Scale and temperature are trained: register
+    `numpyro.param("rebar_scale", 1.0)` and `numpyro.param("rebar_temperature", 0.5, constraint=constraints.positive)` in the guide. In the model,
+    write `kayn.lookup(table, z)` instead of `table[z]`.
+    """
+
+    def __init__(self, num_particles: int | Mapping[str, int] = 10, strategy: str = "parallel", **options: Any):
+        super().__init__(num_particles, strategy, control=_none, control_params=(SCALE, TEMPERATURE), **options)
+
+    def controlled(self, call: Call, problem: Problem, params: Mapping[str, Any], z: Mapping[str, Any]) -> Any:
+        still = jax.lax.stop_gradient(dict(params))
+        soft = replace(call, model=Relaxed(call.model, 1.0, True), guide=Relaxed(call.guide, 1.0, True))
+        relaxed = self.problem(soft, still)
+        # one more dimension than the integers have stands for categories
+        shares = {
+            n: jax.nn.softmax(v / params[TEMPERATURE], -1)
+            if v.ndim > 1 + len(problem.guide.density.sites[n].shape)
+            else jax.nn.sigmoid(v / params[TEMPERATURE])
+            for n, v in z.items()
+        }
+        draws = evidence.draws_from_runs(relaxed, relaxed.numbers, still, shares, {})
+        return params[SCALE] * _by_plate(relaxed, draws, still, outer_plate(relaxed))[1]
+
+
+def _none(*_: Any) -> Any:
+    raise NotImplementedError
 
 
 def _check(problem: Problem) -> None:

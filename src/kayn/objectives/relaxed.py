@@ -130,8 +130,8 @@ class Concrete(VI):
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
         relaxed = replace(
             call,
-            model=_Relax(call.model, self.prior_temperature, self.hard_prior),
-            guide=_Relax(call.guide, self.temperature, False),
+            model=Relaxed(call.model, self.prior_temperature, self.hard_prior),
+            guide=Relaxed(call.guide, self.temperature, False),
         )
         return super().objective(relaxed, rng_key, params)
 
@@ -145,7 +145,7 @@ class ConcreteHardPrior(Concrete):
     hard_prior = True
 
 
-class _Relax(Messenger):
+class Relaxed(Messenger):
     """Discrete latents of a program as relaxed ones."""
 
     def __init__(self, fn: Callable, temperature: Any, hard: bool):
