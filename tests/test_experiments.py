@@ -129,7 +129,8 @@ def test_belief_networks_learn_bars(method, strategy, p, q):
 def test_the_grammar_experiment_agrees_with_the_inside_algorithm():
     """Log evidence of short sentences by 40,000 particles of an untrained guide, whose derivations are few."""
     module = load("pcfg/run.py")
-    data = module.sentences(60, 0)
+    data, counts = module.sentences(60, 0)
+    assert counts[0] == 60
     words = data[(data < module.END).sum(1) == 3][:4]
     svi = SVI(module.model, module.guide, optax.adam(1e-3), module.METHODS["ww"](5))
     params = svi.get_params(svi.init(jax.random.key(0), words))
