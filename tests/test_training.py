@@ -137,6 +137,16 @@ def test_a_finished_run_is_only_read(tmp_path):
     assert np.array_equal(first.losses, run(6, checkpoint=tmp_path / "c.npz").losses)
 
 
+def test_a_run_that_stopped_early_stays_stopped(tmp_path):
+    wild = Phase(kayn.VI(5, "local"), optax.sgd(-0.02))
+    settings = {"phases": wild, "held_out": DATA, "patience": 2, "look_every": 3, "checkpoint": tmp_path / "c.npz"}
+    first = run(60, **settings)
+    assert first.stopped_early
+    again = run(60, **settings)
+    assert again.stopped_early
+    assert len(again.losses) == len(first.losses) < 60
+
+
 def test_checkpoints_of_something_else_are_refused(tmp_path):
     path = tmp_path / "c.npz"
     run(3, checkpoint=path)

@@ -163,9 +163,13 @@ def train(
         state, record, losses, looks = _resume(path, state, record)
     else:
         look_at(0)
-    stale = False
+
+    def stale() -> bool:
+        behind = sum(step > int(record["best_step"]) for step, _ in looks.get(HELD_OUT, ()))
+        return patience is not None and behind >= patience
+
     with progress_bar(num_steps, progress) as show:
-        while (step := int(record["step"])) < num_steps and not stale:
+        while (step := int(record["step"])) < num_steps and not stale():
             count = min(look_every, num_steps - step)
             state, found = loop.advance(state, arrays, epochs.rows(step, count), step)
             found = np.asarray(found, np.float64) / batch_size
@@ -178,11 +182,9 @@ def train(
             if path:
                 _keep(path, state, record, losses, looks)
             show(step + count, -float(found.mean()))
-            behind = sum(s > int(record["best_step"]) for s, _ in looks.get(HELD_OUT, ()))
-            stale = patience is not None and behind >= patience
     last = loop.constrained(state["params"])
     best = loop.constrained(record["best"]) if meter else last
-    return Training(best, last, np.asarray(losses), looks, stale)
+    return Training(best, last, np.asarray(losses), looks, stale())
 
 
 class _Loop:
@@ -197,15 +199,10 @@ class _Loop:
         augment: Callable | None,
         key: Any,
     ):
-        self.model, self.guide, self.phases, self.args, self.augment, self.key = (
-            model,
-            guide,
-            phases,
-            args,
-            augment,
-            key,
-        )
+        self.model, self.guide, self.phases = model, guide, phases
+        self.args, self.augment, self.key = args, augment, key
         self.constrain: Callable = dict
+        self.advance = jax.jit(self._advance)
 
     def start(self, batch: tuple, params: dict[str, Any]) -> dict[str, Any]:
         if self.augment:
@@ -219,8 +216,7 @@ class _Loop:
     def constrained(self, free: Any) -> dict[str, Any]:
         return dict(self.constrain(free))
 
-    @partial(jax.jit, static_argnums=0)
-    def advance(self, state: Any, arrays: tuple, rows: Any, first: Any) -> tuple[Any, Any]:
+    def _advance(self, state: Any, arrays: tuple, rows: Any, first: Any) -> tuple[Any, Any]:
         def body(state: Any, now: tuple[Any, Any]) -> tuple[Any, Any]:
             number, chosen = now
             key = jax.random.fold_in(self.key, number)
