@@ -251,7 +251,8 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
     figure.tight_layout()
     figure.savefig(out / "gmm.png", dpi=110)
     plt.close(figure)
-    draw_posteriors([r for r in results if "posterior" in r], out / "posteriors.png")
+    if all("posterior" in r for r in results):
+        draw_posteriors(results, out / "posteriors.png")
 
 
 def draw_posteriors(results: list[dict[str, Any]], path: Path) -> None:
