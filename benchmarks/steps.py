@@ -34,7 +34,7 @@ STEPS = 8
 WARM = 64
 """Steps before any is timed: the first ones, far from the posterior, need exact sums more often."""
 DRAWS = 1000
-TOO_LARGE, TOO_LONG = 13e9, 4e9
+TOO_LARGE, TOO_LONG = 8e9, 2e9
 """Bytes and operations of a step above which a case is left out."""
 REFERENCE = {
     "bus": 0.018,
