@@ -460,6 +460,24 @@ def test_joint_densities_are_those_of_all_combinations():
     assert abs(density.mean() - np.exp(found.joint)) < 5 * density.std() / 100_000**0.5
 
 
+def test_factors_and_scales_of_the_model_do_not_count_as_held_out_data():
+    """A factor over the latent is part of the prior: the joint density is that of the posterior's draws of the same particles."""
+
+    def model(x):
+        with numpyro.plate("groups", 3):
+            a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+            numpyro.factor("penalty", -2.0 * a**2)
+            with numpyro.handlers.scale(scale=2.0):
+                numpyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+    x, new = np.array([0.3, 1.0, -0.5]), np.array([0.6, 0.2, 0.1])
+    posterior = kayn.fit(model, args=(x,), num_particles=5, progress=False).posterior(num_replicates=2)
+    found = posterior.log_predictive(0, 10, new)
+    assert found.joint_ess is None
+    density = np.exp(norm.logpdf(new, np.asarray(posterior.sample(3, 100_000)["a"])).sum(1))
+    assert abs(density.mean() - np.exp(found.joint)) < 5 * density.std() / 100_000**0.5
+
+
 def test_joint_densities_of_rows_that_tie_groups_together_come_from_draws():
     def model(x, together):
         with numpyro.plate("groups", 3):

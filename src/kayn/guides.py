@@ -22,7 +22,7 @@ from numpyro.distributions.transforms import ComposeTransform, IdentityTransform
 from kayn import even, families, normals
 from kayn.errors import GuideError
 from kayn.families import Family
-from kayn.graph.trace import Site, _innermost, _placeholder, inspect_sites
+from kayn.graph.trace import Site, _placeholder, innermost, inspect_sites
 
 PRIOR_DRAWS = 100
 MANY_LATENTS = 50
@@ -239,7 +239,7 @@ def _prior(
 
 def _family_of(name: str, fn: dist.Distribution, batch_ndim: int, site: Site) -> tuple[Family, dict[str, Any]]:
     event_dim = len(site.shape) - batch_ndim
-    base = _innermost(fn)
+    base = innermost(fn)
     simple: dict[type, tuple[type[Family], tuple[str, ...]]] = {
         dist.Gamma: (families.Gamma, ("concentration", "rate")),
         dist.Beta: (families.Beta, ("concentration1", "concentration0")),
@@ -250,8 +250,8 @@ def _family_of(name: str, fn: dist.Distribution, batch_ndim: int, site: Site) ->
     }
     if isinstance(base, dist.Normal):
         return normals.Normal(event_dim=event_dim), {"loc": base.loc, "scale": base.scale}
-    if isinstance(base, dist.TransformedDistribution) and isinstance(_innermost(base.base_dist), dist.Normal):
-        normal = _innermost(base.base_dist)
+    if isinstance(base, dist.TransformedDistribution) and isinstance(innermost(base.base_dist), dist.Normal):
+        normal = innermost(base.base_dist)
         return normals.Normal(event_dim=event_dim, transform=ComposeTransform(list(base.transforms))), {
             "loc": normal.loc,
             "scale": normal.scale,

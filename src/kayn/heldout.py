@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpyro
+import numpyro.distributions as dist
 from numpyro import handlers
 
 from kayn import evidence
 from kayn.axes import Request
 from kayn.evidence import Problem
-from kayn.graph.trace import inspect_sites
+from kayn.graph.trace import innermost, inspect_sites
 from kayn.layout import kept_layout
 
 if TYPE_CHECKING:
@@ -83,10 +84,16 @@ def _both(model: Callable, latents: tuple[str, ...], train: tuple, test: tuple) 
         with handlers.block():
             again = handlers.seed(handlers.substitute(model, data=known), jax.random.key(0))
             second = handlers.trace(again).get_trace(*test[0], **test[1])
-        for name, site in second.items():
-            if site["type"] == "sample" and site["is_observed"]:
-                log_prob = site["fn"].log_prob(site["value"])
-                scaled = log_prob if site["scale"] is None else site["scale"] * log_prob
-                numpyro.factor(PREFIX + name, scaled)
+        for name, scores in observed_scores(second).items():
+            numpyro.factor(PREFIX + name, scores)
 
     return run
+
+
+def observed_scores(trace: Mapping[str, Any]) -> dict[str, Any]:
+    """Log densities of the data by observed site: [*rows]. `numpyro.factor` sites are no data, and scales do not count."""
+    return {
+        n: s["fn"].log_prob(s["value"])
+        for n, s in trace.items()
+        if s["type"] == "sample" and s["is_observed"] and not isinstance(innermost(s["fn"]), dist.Unit)
+    }

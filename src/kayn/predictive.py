@@ -16,8 +16,8 @@ from numpyro.primitives import Messenger
 from kayn.checks import whole_number
 from kayn.errors import PoorFitWarning, QueryError
 from kayn.evidence import read_model
-from kayn.graph.trace import Site, inspect_sites
-from kayn.heldout import contracted_joint
+from kayn.graph.trace import Site, innermost, inspect_sites
+from kayn.heldout import contracted_joint, observed_scores
 from kayn.keys import as_key
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class _Condition(Messenger):
             # a loop tells of its sites only when it is over
             body, *rest = msg["args"]
             msg["args"] = (_Condition(body, {}, (), observe=False), *rest)
-        elif msg["type"] == "sample" and msg["is_observed"] and not isinstance(_base(msg["fn"]), dist.Unit):
+        elif msg["type"] == "sample" and msg["is_observed"] and not isinstance(innermost(msg["fn"]), dist.Unit):
             msg["is_observed"], msg["value"] = False, None
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
@@ -100,12 +100,6 @@ class _Condition(Messenger):
         return jnp.asarray(fresh).at[tuple(keep)].set(drawn) if keep else drawn
 
 
-def _base(fn: Any) -> Any:
-    while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution | dist.Independent):
-        fn = fn.base_dist
-    return fn
-
-
 def predictive(
     posterior: Posterior, rng_key: Any, num_samples: int, args: tuple, kwargs: Mapping, new_plates: tuple[str, ...] = ()
 ) -> dict[str, Any]:
@@ -131,7 +125,7 @@ def predictive(
         return {
             n: s["value"]
             for n, s in trace.items()
-            if s["type"] in ("sample", "deterministic") and not s["is_observed_unit"]
+            if s["type"] == "deterministic" or (s["type"] == "sample" and not isinstance(innermost(s["fn"]), dist.Unit))
         }
 
     return _over_draws(_draws(posterior, rng_key, num_samples), one)
@@ -202,11 +196,7 @@ def _scored_draws(
 
     def one(key: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         trace = _run(posterior, key, values, args, kwargs, new_plates, observe=True)
-        scores = {
-            n: s["fn"].log_prob(s["value"])
-            for n, s in trace.items()
-            if s["type"] == "sample" and s["is_observed"] and not s["is_observed_unit"]
-        }
+        scores = observed_scores(trace)
         if not scores:
             raise QueryError(
                 "the model has no observed site under these arguments; pass the data (e.g. y=...) as when fitting"
@@ -265,8 +255,6 @@ def _run(
     # inside the conditioning, so that it records the draw's values
     program = handlers.trace(handlers.substitute(posterior.call.model, data={**posterior.params, **paths}))
     handlers.seed(_Condition(program, known, new_plates, observe), key)(*args, **kwargs)
-    for site in program.trace.values():
-        site["is_observed_unit"] = site["type"] == "sample" and isinstance(_base(site["fn"]), dist.Unit)
     return program.trace
 
 

@@ -289,7 +289,7 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
     fn = site["fn"]
     infer = site["infer"]
     steps = shape[0] if "_scan_current_index" in infer and shape else None
-    base = _innermost(fn)
+    base = innermost(fn)
     discrete = bool(getattr(fn.support, "is_discrete", False)) if not isinstance(base, dist.Unit) else False
     enumerate_ = infer.get("enumerate") == "parallel"
     return Site(
@@ -328,12 +328,12 @@ def _placeholder(site: Mapping[str, Any]) -> Any:
     if site["type"] != "sample" or site["is_observed"]:
         return None
     fn = site["fn"]
-    if isinstance(_innermost(fn), dist.ImproperUniform):
+    if isinstance(innermost(fn), dist.ImproperUniform):
         return fn.support.feasible_like(jnp.zeros(fn.shape()))
     return None
 
 
-def _innermost(fn: dist.Distribution) -> dist.Distribution:
+def innermost(fn: dist.Distribution) -> dist.Distribution:
     """The distribution under masks, expansions and event reinterpretations."""
     while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution | dist.Independent):
         fn = fn.base_dist
@@ -351,7 +351,7 @@ def _log_prob(site: Mapping[str, Any], ratios: Mapping[str, float], keep: int | 
     fn, value = site["fn"], site["value"]
     if site["is_observed"] and value is not None:
         value = jnp.asarray(value)  # NumPyro's support checks mix NumPy data and traced bounds
-    if isinstance(_innermost(fn), dist.Delta) and not site["is_observed"]:
+    if isinstance(innermost(fn), dist.Delta) and not site["is_observed"]:
         # a joint autoguide's deterministic transform: equality with a recomputed float is not a test worth making
         log_prob = _delta_density(fn)
     elif keep is not None:
