@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 from numpyro.infer import ELBO
+from numpyro.infer.util import compute_log_probs
 
 from kayn import evidence
 from kayn.axes import make_request
@@ -201,25 +202,13 @@ def layers(
     params = parameter_values(params)
 
     def one(key: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        known = {"data": params}
         inner, outer = jax.random.split(key)
-        drawn = handlers.trace(handlers.seed(handlers.substitute(guide, **known), inner)).get_trace(*args, **kwargs)
-        followed = handlers.replay(handlers.substitute(model, **known), drawn)
-        weighed = handlers.trace(handlers.seed(followed, outer)).get_trace(*args, **kwargs)
-        return _site_densities(drawn, weighed), _site_densities(weighed, weighed)
+        log_q, drawn = compute_log_probs(handlers.seed(guide, inner), args, kwargs, params)
+        log_p, _ = compute_log_probs(handlers.seed(handlers.replay(model, drawn), outer), args, kwargs, params)
+        return {n: v for n, v in log_q.items() if n in log_p}, log_p
 
     keys = jax.random.split(as_key(rng_key), whole_number("num_draws", num_draws))
     q, p = jax.tree.map(lambda x: float(jnp.mean(x)), jax.jit(lambda keys: jax.lax.map(one, keys))(keys))
     return Layers(
         {n: -v for n, v in q.items()}, {n: v - p[n] for n, v in q.items()}, sum(p[n] for n in p if n not in q)
     )
-
-
-def _site_densities(trace: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    """Log densities by site, of those that the model has."""
-    found = {}
-    for name, site in trace.items():
-        if site["type"] == "sample" and name in model:
-            total = jnp.sum(site["fn"].log_prob(site["value"]))
-            found[name] = total if site["scale"] is None else site["scale"] * total
-    return found

@@ -142,34 +142,37 @@ def train(
     )
     epochs = _Epochs(rows, batch_size, int(jax.random.bits(key)))
 
-    record: dict[str, Any] = {"step": jnp.asarray(0), "best": state["params"], "best_step": jnp.asarray(-1)}
-    losses: list[float] = []
+    best = state["params"]
+    losses: list[float] = []  # one a step, so that their number is the step
     looks: dict[str, list[tuple[int, Any]]] = {}
 
-    def look_at(step: int) -> None:
+    def scores() -> Any:
+        return np.nan_to_num(np.array([value for _, value in looks.get(HELD_OUT, ())]), nan=-np.inf, neginf=-np.inf)
+
+    def look_now() -> Any:
+        """Take figures down; the best parameters so far."""
         values = loop.constrained(state["params"])
         found = dict(look(values)) if look else {}
+        better = False
         if meter:
             assert held is not None
             found[HELD_OUT] = float(meter(values, jax.random.fold_in(key, 1)).total) / held[0].shape[0]
-            if found[HELD_OUT] > max((v for _, v in looks.get(HELD_OUT, ())), default=-np.inf):
-                record.update(best=state["params"], best_step=jnp.asarray(step))
+            better = found[HELD_OUT] > np.max(scores(), initial=-np.inf)
         for name, value in found.items():
-            looks.setdefault(name, []).append((step, value))
-        record["step"] = jnp.asarray(step)
+            looks.setdefault(name, []).append((len(losses), value))
+        return state["params"] if better else best
 
     path = Path(checkpoint) if checkpoint is not None else None
     if path and path.exists():
-        state, record, losses, looks = _resume(path, state, record)
+        state, best, losses, looks = _resume(path, state, best)
     else:
-        look_at(0)
+        best = look_now()
 
     def stale() -> bool:
-        behind = sum(step > int(record["best_step"]) for step, _ in looks.get(HELD_OUT, ()))
-        return patience is not None and behind >= patience
+        return patience is not None and bool(len(scores()) - 1 - np.argmax(scores()) >= patience)
 
     with progress_bar(num_steps, progress) as show:
-        while (step := int(record["step"])) < num_steps and not stale():
+        while (step := len(losses)) < num_steps and not stale():
             count = min(look_every, num_steps - step)
             state, found = loop.advance(state, arrays, epochs.rows(step, count), step)
             found = np.asarray(found, np.float64) / batch_size
@@ -178,13 +181,12 @@ def train(
                     f"the loss is {found[~np.isfinite(found)][0]} at step {step + int((~np.isfinite(found)).argmax())}; lower the learning rate, or clip gradients with optax"
                 )
             losses.extend(found.tolist())
-            look_at(step + count)
+            best = look_now()
             if path:
-                _keep(path, state, record, losses, looks)
+                _keep(path, state, best, losses, looks)
             show(step + count, -float(found.mean()))
     last = loop.constrained(state["params"])
-    best = loop.constrained(record["best"]) if meter else last
-    return Training(best, last, np.asarray(losses), looks, stale())
+    return Training(loop.constrained(best) if meter else last, last, np.asarray(losses), looks, stale())
 
 
 class _Loop:
@@ -276,12 +278,12 @@ def _arrays(name: str, data: Any) -> tuple[Any, ...]:
     return arrays
 
 
-def _keep(path: Path, state: Any, record: Any, losses: list[float], looks: dict[str, list]) -> None:
+def _keep(path: Path, state: Any, best: Any, losses: list[float], looks: dict[str, list]) -> None:
     plain = {n: [(step, np.asarray(value).tolist()) for step, value in found] for n, found in looks.items()}
-    checkpoints.save(path, {"state": state, "record": record}, {"losses": losses, "looks": plain})
+    checkpoints.save(path, {"state": state, "best": best}, {"losses": losses, "looks": plain})
 
 
-def _resume(path: Path, state: Any, record: Any) -> tuple[Any, Any, list[float], dict[str, list]]:
-    tree, notes = checkpoints.load(path, {"state": state, "record": record})
+def _resume(path: Path, state: Any, best: Any) -> tuple[Any, Any, list[float], dict[str, list]]:
+    tree, notes = checkpoints.load(path, {"state": state, "best": best})
     looks = {n: [(step, value) for step, value in found] for n, found in notes["looks"].items()}
-    return tree["state"], tree["record"], notes["losses"], looks
+    return tree["state"], tree["best"], notes["losses"], looks

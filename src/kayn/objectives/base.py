@@ -25,7 +25,23 @@ class Call:
     kwargs: Mapping[str, Any]
 
 
-class MassivelyParallelELBO(ELBO):
+class Objective(ELBO):
+    """What SVI calls; subclasses say what is minimised."""
+
+    can_infer_discrete = True
+
+    def loss_with_mutable_state(
+        self, rng_key: Any, param_map: Mapping[str, Any], model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Loss for SVI: a scalar in nats, whose gradient is that of the estimator."""
+        call = Call(model, guide, args, kwargs)
+        return {"loss": self.objective(call, rng_key, dict(param_map)), "mutable_state": None}
+
+    def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+
+class MassivelyParallelELBO(Objective):
     """Base of kayn's objectives: `loss` is minus the log-evidence estimate over all combinations of particles.
 
     Args:
@@ -33,8 +49,6 @@ class MassivelyParallelELBO(ELBO):
         strategy: "parallel", "global" or "local".
         groups, couple, denominator, target_elements, memory: as in `kayn.Importance`.
     """
-
-    can_infer_discrete = True
 
     def __init__(
         self,
@@ -51,19 +65,9 @@ class MassivelyParallelELBO(ELBO):
         self.denominator = denominator
         super().__init__(num_particles=num_particles)
 
-    def loss_with_mutable_state(
-        self, rng_key: Any, param_map: Mapping[str, Any], model: Callable, guide: Callable, *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Loss for SVI: a scalar in nats, whose gradient is that of the estimator."""
-        call = Call(model, guide, args, kwargs)
-        return {"loss": self.objective(call, rng_key, dict(param_map)), "mutable_state": None}
-
     def problem(self, call: Call, params: Mapping[str, Any]) -> Problem:
         """Structure, particle axes and plan for SVI's arguments."""
         return build_problem(call.model, call.guide, call.args, call.kwargs, params, self.request, self.denominator)
-
-    def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
-        raise NotImplementedError
 
 
 def only_gradient(surrogate: Any) -> Any:

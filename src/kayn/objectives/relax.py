@@ -22,33 +22,21 @@ from kayn.objectives.relaxed import Relaxed, discrete_logits
 from kayn.objectives.score import along, outer_plate
 
 
-class RELAX(MassivelyParallelELBO):
+class ControlVariate(MassivelyParallelELBO):
     """Minus log Z, with the gradient `[f(b) - c(z~)] grad log q(b) + grad c(z) - grad c(z~)`, f = log Z, unbiased for any c.
 
     z are logits plus Gumbel (Logistic) noise, b what they round to, and z~ the same noise drawn again given b. The control variate's parameters are
-    trained on the squared gradient, one draw of which is an unbiased estimate of its variance up to a constant.
-
-    Args:
-        control: c, a function `(params, z, *args, **kwargs)` of the model's arguments; z is a dictionary by site of noisy logits
-            [K, *shape] (Bernoulli) or [K, *shape, C] (categorical). Returns one number for every element of the outer plate if
-            every latent has one, else a scalar.
-        control_params: names of the parameters that `control` uses; register them with `numpyro.param` in the guide.
+    trained on the squared gradient, one draw of which is an unbiased estimate of its variance up to a constant. Subclasses give c.
 
     Raises (from `loss`):
         GuideError: a guide site is not Bernoulli or categorical, or depends on another latent.
     """
 
-    def __init__(
-        self,
-        num_particles: int | Mapping[str, int] = 10,
-        strategy: str = "parallel",
-        *,
-        control: Callable[..., Any],
-        control_params: Sequence[str],
-        **options: Any,
-    ):
-        super().__init__(num_particles, strategy, **options)
-        self.control, self.control_params = control, tuple(control_params)
+    control_params: tuple[str, ...] = ()
+
+    def controlled(self, call: Call, problem: Problem, params: Mapping[str, Any], z: Mapping[str, Any]) -> Any:
+        """c at noisy logits: for every element of the outer plate, or a scalar."""
+        raise NotImplementedError
 
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
         missing = [n for n in self.control_params if n not in params]
@@ -58,7 +46,7 @@ class RELAX(MassivelyParallelELBO):
                 "numpyro.param in the guide"
             )
         problem = self.problem(call, params)
-        _check(problem)
+        _check(problem, type(self).__name__)
         rho = {n: params[n] for n in self.control_params}
         guide = {n: v for n, v in params.items() if n not in rho}
         fixed, still, held = jax.lax.stop_gradient((params, guide, rho))
@@ -92,24 +80,48 @@ class RELAX(MassivelyParallelELBO):
 
         return -log_z - only_gradient(surrogate(guide, held)) + only_gradient(squared(rho))
 
+
+class RELAX(ControlVariate):
+    """Minus log Z, with a score-function gradient and a control variate of yours; unbiased, see `ControlVariate`.
+
+    Args:
+        control: c, a function `(params, z, *args, **kwargs)` of the model's arguments; z is a dictionary by site of noisy logits
+            [K, *shape] (Bernoulli) or [K, *shape, C] (categorical). Returns one number for every element of the outer plate if
+            every latent has one, else a scalar.
+        control_params: names of the parameters that `control` uses; register them with `numpyro.param` in the guide.
+
+    Raises (from `loss`):
+        GuideError: a guide site is not Bernoulli or categorical, or depends on another latent.
+    """
+
+    def __init__(
+        self,
+        num_particles: int | Mapping[str, int] = 10,
+        strategy: str = "parallel",
+        *,
+        control: Callable[..., Any],
+        control_params: Sequence[str],
+        **options: Any,
+    ):
+        super().__init__(num_particles, strategy, **options)
+        self.control, self.control_params = control, tuple(control_params)
+
     def controlled(self, call: Call, problem: Problem, params: Mapping[str, Any], z: Mapping[str, Any]) -> Any:
-        """c at noisy logits: for every element of the outer plate, or a scalar."""
         return self.control(params, z, *call.args, **call.kwargs)
 
 
 SCALE, TEMPERATURE = "rebar_scale", "rebar_temperature"
 
 
-class REBAR(RELAX):
-    """RELAX whose control variate is the objective itself at relaxed latents, `scale * log Z(softmax(z / temperature))` (Tucker et al., NeurIPS 2017).
+class REBAR(ControlVariate):
+    """As `kayn.RELAX`, with the objective itself at relaxed latents as control variate, `scale * log Z(softmax(z / temperature))` (Tucker et al., NeurIPS 2017).
 
     The densities of model and guide are those of the discrete latents, taken linearly at relaxed values. Scale and temperature are trained: register
     `numpyro.param("rebar_scale", 1.0)` and `numpyro.param("rebar_temperature", 0.5, constraint=constraints.positive)` in the guide. In the model,
     write `kayn.lookup(table, z)` instead of `table[z]`.
     """
 
-    def __init__(self, num_particles: int | Mapping[str, int] = 10, strategy: str = "parallel", **options: Any):
-        super().__init__(num_particles, strategy, control=_none, control_params=(SCALE, TEMPERATURE), **options)
+    control_params = (SCALE, TEMPERATURE)
 
     def controlled(self, call: Call, problem: Problem, params: Mapping[str, Any], z: Mapping[str, Any]) -> Any:
         still = jax.lax.stop_gradient(dict(params))
@@ -126,15 +138,11 @@ class REBAR(RELAX):
         return params[SCALE] * _by_plate(relaxed, draws, still, outer_plate(relaxed))[1]
 
 
-def _none(*_: Any) -> Any:
-    raise NotImplementedError
-
-
-def _check(problem: Problem) -> None:
+def _check(problem: Problem, who: str) -> None:
     subsampled = [*problem.model.subsamples, *problem.guide.density.subsamples]
     if subsampled:
         raise KaynError(
-            f"kayn.RELAX does not draw minibatches itself, but plate {subsampled[0]!r} is subsampled; pass a minibatch as data, with "
+            f"kayn.{who} does not draw minibatches itself, but plate {subsampled[0]!r} is subsampled; pass a minibatch as data, with "
             "numpyro.handlers.scale around its plate"
         )
     for name, site in problem.guide.density.sites.items():
@@ -142,11 +150,11 @@ def _check(problem: Problem) -> None:
             continue
         if not site.family.startswith(("Bernoulli", "Categorical")):
             raise GuideError(
-                f"kayn.RELAX needs Bernoulli and categorical guide sites, but {name!r} is a {site.family}; use kayn.VIMCO or kayn.RWS"
+                f"kayn.{who} needs Bernoulli and categorical guide sites, but {name!r} is a {site.family}; use kayn.VIMCO or kayn.RWS"
             )
         if problem.guide.parents[name]:
             raise GuideError(
-                f"kayn.RELAX needs guide sites that do not depend on each other, but {name!r} is drawn given "
+                f"kayn.{who} needs guide sites that do not depend on each other, but {name!r} is drawn given "
                 f"{problem.guide.parents[name][0]!r}; use kayn.VIMCO or kayn.RWS"
             )
 

@@ -72,8 +72,8 @@ class Reinforce(MassivelyParallelELBO):
 class VIMCO(MassivelyParallelELBO):
     """Minus log Z, with the score-function gradient and the evidence without a particle as its baseline (Mnih & Rezende, ICML 2016).
 
-    Unbiased, without a learned baseline. Latents that can be reparameterised are differentiated through, beside discrete ones. For particles of every latent on an axis of its own, deleting particle k of latent i leaves
-    `Z (1 - w_ik) K / (K - 1)`, w its marginal weight, so that all baselines come from one backward pass; see the documentation.
+    Unbiased, without a learned baseline. Latents that can be reparameterised are differentiated through, beside discrete ones. For particles of every
+    latent on an axis of its own, deleting particle k of latent i leaves `Z (1 - w_ik) K / (K - 1)`, w its marginal weight, so that all baselines come from one backward pass; see the documentation.
 
     Args:
         num_particles: at least 2.
@@ -100,28 +100,26 @@ class VIMCO(MassivelyParallelELBO):
             "VIMCO",
             "Put both on one axis (strategy='local' or groups=), or use kayn.RWS or kayn.Reinforce",
         )
-        scored = {a.name: names for a in sampled_axes(problem) if (names := _without_path(problem, a))}
-        for axis in sampled_axes(problem):
-            if axis.name in scored and axis.size < 2:
+        scored = [(a, names) for a in sampled_axes(problem) if (names := _without_path(problem, a))]
+        for axis, _ in scored:
+            if axis.size < 2:
                 raise KaynError(
                     f"kayn.VIMCO compares particles with each other, but {axis.latents[0]!r} has one; use at least 2"
                 )
         numbers = problem.numbers
-        draws = _pathwise(problem, numbers, rng_key, params, {n for names in scored.values() for n in names})
+        draws = _pathwise(problem, numbers, rng_key, params, {n for _, names in scored for n in names})
         terms = evidence.proposal_terms(problem, numbers, draws, params)
         slots = evidence.model_slots(problem, numbers, draws, params) | evidence.proposal_slots(problem, terms)
         index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, params, draws.subsample))
         _, weights = queries.marginals(problem, jax.lax.stop_gradient(slots), index)
         surrogate = 0.0
-        for axis in sampled_axes(problem):
-            if axis.name in scored:
-                gain = jax.lax.stop_gradient(_gain(weights[axis.name], self.baseline))
-                scale = math.prod(problem.graph.plate(p).scale for p in axis.scope)
-                own = replace(axis, latents=scored[axis.name])
-                score = -terms[proposal_name(axis)]
-                if own.latents != axis.latents:
-                    score = _score(problem, numbers, own, draws, params, terms)
-                surrogate = surrogate + scale * jnp.sum(gain * score)
+        for axis, names in scored:
+            gain = jax.lax.stop_gradient(_gain(weights[axis.name], self.baseline))
+            scale = math.prod(problem.graph.plate(p).scale for p in axis.scope)
+            score = -terms[proposal_name(axis)]
+            if names != axis.latents:
+                score = _score(problem, numbers, replace(axis, latents=names), draws, params, terms)
+            surrogate = surrogate + scale * jnp.sum(gain * score)
         log_z = evidence.log_evidence(problem, numbers, slots, params, draws.subsample)
         return -log_z - only_gradient(surrogate)
 

@@ -8,18 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from numpyro import handlers
-from numpyro.infer import ELBO
+from numpyro.infer.util import compute_log_probs
 from numpyro.primitives import Messenger
 
 from kayn.checks import whole_number
 from kayn.errors import KaynError
-from kayn.objectives.base import Call
+from kayn.objectives.base import Call, Objective
 from kayn.particles import InvertedDraws
 
 Replace = Callable[..., tuple[tuple, Mapping[str, Any]]]
 
 
-class Sleep(ELBO):
+class Sleep(Objective):
     """The sleep phase alone: minus the guide's log density of dreams, latents and data drawn from the model; no gradient for the model.
 
     For a phase of its own beside `kayn.RWS`, with its own optimiser and rhythm (see `kayn.train`); with `RWS(sleep_phi=1)` both share one.
@@ -29,21 +29,12 @@ class Sleep(ELBO):
         replace: as in `kayn.RWS`.
     """
 
-    can_infer_discrete = True
-
     def __init__(self, num_particles: int = 1, *, replace: Replace | None = None):
         super().__init__(num_particles=whole_number("num_particles", num_particles))
         self.replace = replace
 
-    def loss_with_mutable_state(
-        self, rng_key: Any, param_map: Mapping[str, Any], model: Callable, guide: Callable, *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Loss for SVI: a scalar in nats."""
-        call = Call(model, guide, args, kwargs)
-        return {
-            "loss": sleep_loss(call, param_map, rng_key, self.num_particles, self.replace),
-            "mutable_state": None,
-        }
+    def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+        return sleep_loss(call, params, rng_key, self.num_particles, self.replace)
 
 
 class _Dream(Messenger):
@@ -75,14 +66,8 @@ def sleep_loss(call: Call, params: Mapping[str, Any], rng_key: Any, count: int, 
         args, kwargs = (
             replace(shown, *call.args, **call.kwargs) if replace is not None else _replaced(call, dreaming.given, shown)
         )
-        guide = handlers.substitute(call.guide, data={**params, **dream})
-        asleep = handlers.trace(handlers.seed(guide, key)).get_trace(*args, **kwargs)
-        total = jnp.zeros(())
-        for site in asleep.values():
-            if site["type"] == "sample" and not site["is_observed"]:
-                log_q = jnp.sum(site["fn"].log_prob(site["value"]))
-                total = total + (log_q if site["scale"] is None else site["scale"] * log_q)
-        return total
+        log_q, asleep = compute_log_probs(handlers.seed(call.guide, key), args, kwargs, {**params, **dream})
+        return sum((v for n, v in log_q.items() if not asleep[n]["is_observed"]), jnp.zeros(()))
 
     return -jnp.mean(jax.vmap(one)(jax.random.split(rng_key, count)))
 
