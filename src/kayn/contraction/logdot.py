@@ -76,8 +76,11 @@ def _matmul(a: Any, b: Any) -> Any:
 
 
 def _lift(dtype: Any, count: int) -> float:
-    """Largest log of a scaled operand, so that a sum of `count` products does not overflow: what lies far below it counts too."""
-    return (math.log(float(jnp.finfo(dtype).max)) - math.log(count) - 1) / 2
+    """Largest log of a scaled operand, so that a sum of `count` products does not overflow: what lies far below it counts too.
+
+    Nor may `exp(-2 lift)` be subnormal, which devices flush to zero.
+    """
+    return (math.log(float(jnp.finfo(dtype).max)) - math.log(count) - 2) / 2
 
 
 def _lifted_exp(x: Any, lift: float) -> Any:
