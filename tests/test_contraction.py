@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
-from kayn.contraction import execute
+from kayn.contraction import back, execute
 from kayn.contraction.logdot import log_matmul
-from kayn.contraction.plan import Combine, PlateLink, Product, Stuck, Term
+from kayn.contraction.plan import Combine, PlateLink, Product, Sliced, Stuck, Term
 from kayn.contraction.planner import plan_contraction
+from kayn.contraction.slicing import divisible, sliceable, sliced
 from kayn.errors import StructureError
+from kayn.memory import cut_to_fit, step_bytes
 from oracle import QUICK
 
 
@@ -71,6 +73,12 @@ class Problem:
 
     def value(self, *arrays):
         return execute.log_contract(self.plan, dict(enumerate(arrays)), self.indices.__getitem__)
+
+    def slices(self):
+        """Every way to cut the sum into parts."""
+        cuts = [(out, v) for v, out in sliceable(self.plan).items()] + [*divisible(self.plan).items()]
+        size = self.plan.size
+        return [(out, a, n) for out, a in cuts for n in range(2, size[a] + 1) if size[a] % n == 0]
 
     def combinations(self):
         """Every (variable, scope element) and the index arrays of all combinations."""
@@ -372,6 +380,11 @@ def test_star_of_200_variables():
             sizes={"a": 2},
         ),
         lambda: Problem("ab,bc,cd,da->", "", {"a": 3, "b": 4, "c": 2, "d": 3}, spread=2.0),
+        lambda: _cut(Problem("ab,bc,cd,da->", "", {"a": 3, "b": 4, "c": 2, "d": 3}, spread=2.0), ("b", 2)),
+        lambda: _cut(Problem("ab,bc,cd,da->", "", {"a": 3, "b": 4, "c": 2, "d": 3}, spread=2.0), ("a", 3)),
+        lambda: _cut(Problem("a,abi,bcij->", "ij", {"a": 2, "b": 2, "c": 2}, spread=1.5), ("a", 2)),
+        lambda: _cut(Problem("a,abi,bcij->", "ij", {"a": 2, "b": 2, "c": 2}, spread=1.5), ("i", 2)),
+        lambda: _cut(Problem("a,abi,bcij->", "ij", {"a": 2, "b": 2, "c": 2}, spread=1.5), ("j", 2), ("i", 2), ("a", 2)),
     ],
 )
 def test_draws_and_best(problem, x64):
@@ -382,17 +395,63 @@ def test_draws_and_best(problem, x64):
     slots = {i: jnp.asarray(a) for i, a in enumerate(problem.arrays)}
     keys = jax.random.split(jax.random.key(1), 20_000)
     run = jax.jit(
-        lambda keys: execute.draw(problem.plan, slots, problem.indices.__getitem__, keys), compiler_options=QUICK
+        lambda keys: back.draw(problem.plan, slots, problem.indices.__getitem__, keys), compiler_options=QUICK
     )
     assert chi_square(_numbers(problem, run(keys)), np.exp(log_weights - logsumexp(log_weights))) > FALSE_ALARM
-    best = execute.best(problem.plan, slots, problem.indices.__getitem__)
+    best = back.best(problem.plan, slots, problem.indices.__getitem__)
     number = _numbers(problem, {v: np.asarray(k)[None] for v, k in best.items()})[0]
     assert number == np.argmax(log_weights)
+
+
+def _cut(problem, *cuts):
+    for axis, parts in cuts:
+        slots = sliceable(problem.plan) | {p: out for out, p in divisible(problem.plan).items()}
+        problem.plan = sliced(problem.plan, slots[axis], axis, parts)
+    return problem
 
 
 def _numbers(problem, drawn):
     cells, counts = problem.combinations()
     return np.ravel_multi_index(tuple(np.asarray(drawn[v])[(slice(None), *c)] for v, c in cells), counts)
+
+
+# -- sums cut into parts
+
+
+CUTS = [(e, p) for e, p in EQUATIONS if Problem(e, p).slices()]
+
+
+@pytest.mark.parametrize(("equation", "plates"), CUTS)
+def test_parts_of_every_variable(equation, plates, x64):
+    problem = Problem(equation, plates, sizes=dict.fromkeys("abcd", 4))
+    arrays = [jnp.asarray(a) for a in problem.arrays]
+    every = tuple(range(len(arrays)))
+    value, gradients = jax.value_and_grad(problem.value, every)(*arrays)
+    whole = problem.plan
+    for out, axis, parts in problem.slices():
+        problem.plan = sliced(whole, out, axis, parts)
+        assert problem.plan.flops == whole.flops
+        assert problem.plan.log10_combinations == whole.log10_combinations
+        found, cut = jax.value_and_grad(problem.value, every)(*arrays)
+        np.testing.assert_allclose(found, value, rtol=1e-12)
+        for a, b in zip(cut, gradients, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-14)
+
+
+def test_parts_hold_less():
+    plan = Problem("ab,bci,cdi,dai,cei,aei->", "i", sizes=dict.fromkeys("abcde", 12) | {"i": 5}).plan
+    for variable, parts in (("a", 4), ("b", 12)):
+        cut = sliced(plan, sliceable(plan)[variable], variable, parts)
+        inside = next(s for s in cut.steps if isinstance(s, Sliced))
+        assert f"sum {variable} in {parts} parts of {12 // parts}" in str(cut)
+        assert inside.body.peak_elements < plan.peak_elements
+        assert step_bytes(cut) < step_bytes(plan)
+        assert cut_to_fit(plan, step_bytes(cut)).flops == plan.flops
+        assert step_bytes(cut_to_fit(plan, step_bytes(cut))) <= step_bytes(cut)
+    assert cut_to_fit(plan, step_bytes(plan)) is plan
+    assert step_bytes(cut_to_fit(plan, 10)) > 10  # as good as it gets
+    with pytest.raises(ValueError, match="do not divide"):
+        sliced(plan, sliceable(plan)["a"], "a", 5)
 
 
 # -- numerics, in float32
@@ -443,6 +502,8 @@ def _matmul_reference(left, right):
 
 MATRICES = {
     "mild": lambda rng, K: (rng.normal(size=(2, K, K)), rng.normal(size=(2, K, K))),
+    "one k": lambda rng, K: (rng.normal(size=(2, K, 1)), rng.normal(size=(2, 1, K))),
+    "two k": lambda rng, K: (rng.normal(size=(2, K, 2)), rng.normal(size=(2, 2, K))),
     "large": lambda rng, K: (1000 * rng.normal(size=(2, K, K)), 1000 * rng.normal(size=(2, K, K))),
     "rows far apart": lambda rng, K: (
         rng.normal(size=(2, K, K)) + 500 * rng.normal(size=(2, K, 1)),
@@ -536,7 +597,7 @@ def test_impossible_combinations_are_never_drawn():
     log_weights = problem.log_weights(arrays)
     assert np.isfinite(log_weights).any()
     slots = {i: jnp.asarray(a) for i, a in enumerate(arrays)}
-    drawn = execute.draw(problem.plan, slots, problem.indices.__getitem__, jax.random.split(jax.random.key(0), 1000))
+    drawn = back.draw(problem.plan, slots, problem.indices.__getitem__, jax.random.split(jax.random.key(0), 1000))
     assert np.isfinite(log_weights[_numbers(problem, drawn)]).all()
-    best = execute.best(problem.plan, slots, problem.indices.__getitem__)
+    best = back.best(problem.plan, slots, problem.indices.__getitem__)
     assert _numbers(problem, {v: np.asarray(k)[None] for v, k in best.items()})[0] == np.argmax(log_weights)

@@ -8,6 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.control_flow import scan
 from numpyro.infer import SVI
 
 import kayn
@@ -80,14 +81,88 @@ def test_gradients_keep_it_too():
     assert compiled.memory_analysis().temp_size_in_bytes < 20e6
 
 
+def walk(y):
+    """The transitions of a chain read a latent that all steps share."""
+    speed = numpyro.sample("speed", dist.Normal(0.0, 1.0))
+
+    def step(z, y):
+        z = numpyro.sample("z", dist.Normal(speed * z, 1.0))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+        return z, None
+
+    scan(step, 0.0, y)
+
+
+def visits(y):
+    """Sums over states within the elements of a plate, before its plate is multiplied out."""
+    level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+    with numpyro.plate("sites", y.shape[0], dim=-2):
+        effect, other = (numpyro.sample(n, dist.Normal(level, 1.0)) for n in ("effect", "other"))
+        with numpyro.plate("visits", y.shape[1], dim=-1):
+            there = numpyro.sample("there", dist.Bernoulli(logits=effect), infer={"enumerate": "parallel"})
+            numpyro.sample("y", dist.Normal(there + other, 1.0), obs=y)
+
+
+TIGHT = {
+    "slopes": (slopes, (GROUP, X, Y), "20MB", "sum K[sigma] in 16 parts"),
+    "walk": (walk, (Y[:60],), "1MB", "sum K[speed] in"),
+    "visits": (visits, (Y[:2400].reshape(6, 400),), "10MB", "multiply visits in"),
+}
+
+
+@pytest.mark.parametrize("name", TIGHT)
+@pytest.mark.parametrize("loss", [kayn.VI, kayn.RWS])
+def test_parts_change_nothing(loss, name):
+    """A budget that is kept by taking a sum in parts: the same estimates and gradients."""
+    model, args, tight, how = TIGHT[name]
+    analysis = kayn.analyze(model, *args, num_particles=16, memory=tight)
+    assert not analysis.couplings
+    assert how in str(analysis.plan)
+    assert analysis.peak_bytes <= memory_budget(tight)
+    guide = kayn.FactorisedGuide.from_model(model, args)
+
+    params = {n: jnp.asarray(v) for n, v in guide.start.items()}
+
+    def found(memory):
+        return jax.jit(
+            jax.value_and_grad(lambda p: loss(16, memory=memory).loss(jax.random.key(0), p, model, guide, *args))
+        )(params)
+
+    (cut, gradient), (value, expected) = found(tight), found(None)
+    np.testing.assert_allclose(cut, value, rtol=1e-5)
+    for parameter, wanted in expected.items():
+        np.testing.assert_allclose(gradient[parameter], wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_a_posterior_in_parts_is_the_same():
+    model, args = slopes, (GROUP, X, Y)
+    params = QEM(model, num_particles=16).run(0, 30, *args).params
+    cut, whole = (
+        kayn.Importance(model, num_particles=16, num_replicates=4, memory=m).run(1, params, *args)
+        for m in ("20MB", None)
+    )
+    np.testing.assert_allclose(cut.log_evidence, whole.log_evidence, rtol=1e-5)
+    for name in ("mu", "sigma", "alpha"):
+        np.testing.assert_allclose(cut.mean(name), whole.mean(name), rtol=1e-4, atol=1e-5)
+        spread = np.std(cut.sample(1, 400)[name], 0) / cut.std(name)
+        assert (np.abs(np.log(spread)) < 0.35).all()
+    np.testing.assert_allclose(
+        cut.expectation(lambda s, a: s * a, "sigma", "alpha"),
+        whole.expectation(lambda s, a: s * a, "sigma", "alpha"),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), cut.mode(), whole.mode())
+
+
 def test_what_cannot_fit_says_what_would():
-    with pytest.raises(StructureError, match=r"over memory=200 kB; num_particles=\d+ would fit") as error:
-        kayn.analyze(slopes, GROUP, X, Y, num_particles=200, memory=200_000)
+    with pytest.raises(StructureError, match=r"over memory=40 kB; num_particles=\d+ would fit") as error:
+        kayn.analyze(slopes, GROUP, X, Y, num_particles=400, memory=40_000)
     fits = int(re.search(r"num_particles=(\d+) would", str(error.value))[1])
-    assert 1 <= fits < 200
-    assert kayn.analyze(slopes, GROUP, X, Y, num_particles=fits, memory=200_000).peak_bytes <= 200_000
+    assert 1 <= fits < 400
+    assert kayn.analyze(slopes, GROUP, X, Y, num_particles=fits, memory=40_000).peak_bytes <= 40_000
     with pytest.raises(StructureError):
-        kayn.analyze(slopes, GROUP, X, Y, num_particles=fits + 1, memory=200_000)
+        kayn.analyze(slopes, GROUP, X, Y, num_particles=fits + 1, memory=40_000)
     with pytest.raises(StructureError, match="not even one particle"):
         kayn.analyze(slopes, GROUP, X, Y, num_particles=5, memory=10)
 

@@ -17,7 +17,7 @@ from kayn.contraction.planner import plan_contraction
 from kayn.errors import StructureError
 from kayn.graph.discover import Structure
 from kayn.graph.types import Graph, Link, Output
-from kayn.memory import memory_budget
+from kayn.memory import cut_to_fit, memory_budget
 
 STRATEGIES = ("parallel", "global", "local")
 TARGET_ELEMENTS = 2**20
@@ -123,6 +123,8 @@ class Layout:
     plan: Plan
     batched: tuple[Axis, ...]
     """The axes again with chains' latents at other steps, followed by the axes of those steps."""
+    memory: int
+    """Bytes that a step may take."""
 
     def axis_of(self, latent: str) -> Axis:
         return axis_of(self.batched, latent)
@@ -168,6 +170,11 @@ def plan_axes(structure: Structure, axes: Sequence[Axis], outputs: Sequence[Outp
         nest=nest,
         chains=_chains(structure.graph, axes),
     )
+
+
+def plan_within(structure: Structure, axes: Sequence[Axis], outputs: Sequence[Output], memory: int) -> Plan:
+    """As `plan_axes`, a sum cut into parts where a step would take more memory; it may still, where that does not help."""
+    return cut_to_fit(plan_axes(structure, axes, outputs), memory)
 
 
 def with_aliases(graph: Graph, axes: Sequence[Axis]) -> list[Axis]:

@@ -18,11 +18,12 @@ from kayn import particles, products
 from kayn.axes import Axis, Layout, Request, proposal_name
 from kayn.checks import parameter_values
 from kayn.contraction.execute import Index, log_contract, settled_slot
+from kayn.contraction.plan import Sliced
 from kayn.errors import GuideError, KaynError, StructureWarning
 from kayn.graph.discover import Structure, discover
 from kayn.graph.slices import slice_outputs
 from kayn.graph.trace import DATA, VALUE, Program, Site, inspect_sites, trace_program
-from kayn.graph.types import Graph, Kind
+from kayn.graph.types import Graph, Kind, Output
 from kayn.layout import choose_layout
 from kayn.particles import DENOMINATORS, GuideProgram
 
@@ -218,25 +219,56 @@ def _unmasked(problem: Problem, axis: Axis, masks: Mapping[str, Any]) -> Any:
 
 
 def model_slots(problem: Problem, numbers: Mapping, draws: Draws, params: Any) -> dict[int, Any]:
-    """Log factors of the model by slot of the plan, rows already multiplied out; queries are zero."""
+    """Log factors of the model by slot of the plan, rows already multiplied out; queries are zero.
+
+    Factors with the axis of a sliced variable are made part by part, when the contraction asks for them.
+    """
     inputs = model_inputs(problem, numbers, params, draws.subsample)
     index = link_index(problem, inputs)
     plan, layout = problem.layout.plan, problem.layout
-    proposals = {proposal_name(a) for a in layout.axes}
+    parts = {
+        slot: step for step in plan.steps if isinstance(step, Sliced) and step.axis in plan.scope for slot in step.cut
+    }
     slots = {}
     for slot, term in enumerate(plan.terms):
-        if term.name in proposals:
-            continue
-        output = problem.graph.output(term.name)
-        if output.kind is Kind.VALUE:
+        if term.name in problem.model.outputs:
+            output, axes = problem.graph.output(term.name), layout.axes_of(term)
+            if slot in parts:
+                slots[slot] = _made_by_part(problem, parts[slot], slot, output, axes, draws.values, inputs, index)
+            else:
+                steps, settled = settled_slot(plan, slot)
+                slots[settled] = products.evaluate(
+                    problem.model, term.name, output, axes, draws.values, inputs, plan, steps, index
+                )
+        elif any(o.name == term.name and o.kind is Kind.VALUE for o in problem.graph.outputs):
             slots[slot] = jnp.zeros([plan.size[a] for a in term.axes], _float_dtype())
-            continue
-        axes = layout.axes_of(term)
-        steps, settled = settled_slot(plan, slot)
-        slots[settled] = products.evaluate(
-            problem.model, term.name, output, axes, draws.values, inputs, plan, steps, index
-        )
     return slots
+
+
+def _made_by_part(
+    problem: Problem,
+    step: Sliced,
+    slot: int,
+    output: Output,
+    axes: Sequence[Axis],
+    values: Mapping[str, Any],
+    inputs: Sequence[Any],
+    index: Index,
+) -> Any:
+    """A factor as a function of the number of the first particle of a part."""
+    body = step.body
+    steps, _ = settled_slot(body, step.sources.index(slot))
+    small = [replace(a, size=step.size) if a.name == step.axis else a for a in axes]
+    cut = {n for a in axes if a.name == step.axis for n in a.latents}
+
+    def make(values: Mapping[str, Any], inputs: Sequence[Any], links: Mapping[Any, Any], first: Any) -> Any:
+        mine = {n: jax.lax.dynamic_slice_in_dim(v, first, step.size) if n in cut else v for n, v in values.items()}
+        return products.evaluate(
+            problem.model, output.name, output, small, mine, inputs, body, steps, links.__getitem__
+        )
+
+    links = {link.key: index(link.key) for product in steps for link in product.links}
+    return jax.tree_util.Partial(make, values, inputs, links)
 
 
 def weigh(problem: Problem, numbers: Mapping, draws: Draws, params: Any) -> dict[int, Any]:

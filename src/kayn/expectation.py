@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from kayn import evidence, factors, queries
-from kayn.axes import Axis, plan_axes
+from kayn.axes import Axis, plan_within
 from kayn.contraction.plan import Stuck
 from kayn.errors import QueryError
 from kayn.evidence import Draws, Problem
@@ -107,7 +107,7 @@ def _planned(
                 return None
     structure = replace(structure, graph=replace(graph, outputs=(*graph.factors, output)))
     try:
-        plan = plan_axes(structure, layout.axes, structure.graph.outputs)
+        plan = plan_within(structure, layout.axes, structure.graph.outputs, layout.memory)
     except Stuck:
         return None
     asked = replace(problem, structure=structure, layout=replace(layout, plan=plan))

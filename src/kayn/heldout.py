@@ -17,7 +17,6 @@ import numpyro.distributions as dist
 from numpyro import handlers
 
 from kayn import evidence
-from kayn.axes import Request
 from kayn.evidence import Problem
 from kayn.graph.trace import innermost, inspect_sites
 from kayn.layout import kept_layout
@@ -70,7 +69,7 @@ def _extended(posterior: Posterior, args: tuple, kwargs: Mapping) -> Problem | N
         for n, s in found.items()
     }
     traced, structure = evidence.read_model(both, (), {}, posterior.params, found)
-    layout = kept_layout(structure, problem.layout.axes, Request())
+    layout = kept_layout(structure, problem.layout)
     return None if layout is None else replace(problem, model=traced, structure=structure, layout=layout)
 
 

@@ -9,12 +9,23 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from kayn.axes import Axis, Constraint, Coupling, Layout, Request, axis_name, axis_of, plan_axes, with_aliases
+from kayn.axes import (
+    Axis,
+    Constraint,
+    Coupling,
+    Layout,
+    Request,
+    axis_name,
+    axis_of,
+    plan_axes,
+    plan_within,
+    with_aliases,
+)
 from kayn.contraction.plan import Plan, Stuck
 from kayn.errors import StructureError
 from kayn.graph.discover import Structure
 from kayn.graph.types import MIXED, Graph, Link, Output
-from kayn.memory import format_bytes, step_bytes
+from kayn.memory import cut_to_fit, format_bytes, step_bytes
 
 MAX_MERGED_COORDINATES = 8
 """Latents without plates are merged for the sake of speed only up to so many scalars on one axis."""
@@ -50,19 +61,20 @@ def choose_layout(
         ) from None
 
 
-def kept_layout(structure: Structure, axes: Sequence[Axis], request: Request) -> Layout | None:
-    """A plan for given axes and further factors; None where these would need other axes."""
-    chooser = _Chooser(structure, request)
+def kept_layout(structure: Structure, layout: Layout) -> Layout | None:
+    """A plan for the axes of a layout and further factors; None where these would need other axes."""
+    axes, memory = layout.axes, layout.memory
+    chooser = _Chooser(structure, Request(memory=memory))
     outputs = structure.graph.factors
     try:
         if chooser.resolve(axes, outputs) is not None:
             return None
-        plan = plan_axes(structure, axes, outputs)
+        plan = plan_within(structure, axes, outputs, memory)
     except (Stuck, _TooLarge):
         return None
-    if step_bytes(plan) > request.memory:
+    if step_bytes(plan) > memory:
         return None
-    return Layout(tuple(axes), (), plan, tuple(with_aliases(structure.graph, axes)))
+    return Layout(axes, (), plan, tuple(with_aliases(structure.graph, axes)), memory)
 
 
 class _TooLarge(Exception):
@@ -112,7 +124,8 @@ def _choose(
             else:
                 changed = chooser.merge_for_plan(axes, plan)
                 if changed is None:
-                    return Layout(tuple(axes), tuple(chooser.couplings), plan, tuple(with_aliases(graph, axes)))
+                    plan, batched = cut_to_fit(plan, request.memory), tuple(with_aliases(graph, axes))
+                    return Layout(tuple(axes), tuple(chooser.couplings), plan, batched, request.memory)
         axes = changed
 
 
@@ -334,7 +347,8 @@ class _Chooser:
             if pair is not None:
                 return self._merge(axes, *pair, f"{output.name} would have {work:.2g} entries")
         held = combinations * math.prod(self.sizes[d] for d in self._kept_dims(output, mine))
-        size = held * self.itemsize
+        # the particles of one axis without plates can be gone through one by one
+        size = held * self.itemsize // max((a.size for a in read if not (a.scope or a.alias_of)), default=1)
         if 4 * size <= self.request.memory:
             return None
         pair = self._pair(mine, plates=True)
@@ -343,19 +357,18 @@ class _Chooser:
         return self._merge(axes, *pair, f"{output.name} would have {held:.2g} entries")
 
     def merge_for_plan(self, axes: Sequence[Axis], plan: Plan) -> list[Axis] | None:
-        """Two axes on one, if the contraction forms too large an array; None when it does not, or nothing can be merged."""
-        entries, total = plan.peak_elements, step_bytes(plan)
-        too_large = total > self.request.memory
-        if entries <= self.request.target_elements and not too_large:
-            return None
+        """Two axes on one, if the contraction forms too large an array or would not fit in parts; None when neither, or nothing can be merged."""
         mine = [a for a in axes if a.name in plan.peak_axes]
         pair = self._pair(mine, plates=False)
-        if pair is None and too_large:
-            pair = self._pair(mine, plates=True) or self._pair(axes, plates=True)
-            if pair is None:
-                raise _TooLarge(f"a step would take about {format_bytes(total)}")
-            return self._merge(axes, *pair, f"a step would take about {format_bytes(total)}")
-        return None if pair is None else self._merge(axes, *pair, f"the contraction would form {entries:.2g} entries")
+        if plan.peak_elements > self.request.target_elements and pair is not None:
+            return self._merge(axes, *pair, f"the contraction would form {plan.peak_elements:.2g} entries")
+        total = step_bytes(cut_to_fit(plan, self.request.memory))
+        if total <= self.request.memory:
+            return None
+        pair = pair or self._pair(mine, plates=True) or self._pair(axes, plates=True)
+        if pair is None:
+            raise _TooLarge(f"a step would take about {format_bytes(total)}")
+        return self._merge(axes, *pair, f"a step would take about {format_bytes(total)}")
 
     def _coordinates(self, axis: Axis) -> int:
         return sum(math.prod(self.graph.latent(n).shape) for n in axis.latents)

@@ -11,11 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from kayn.contraction.execute import settled_slot
-from kayn.contraction.plan import Chain, Combine, Plan
+from kayn.contraction.plan import Chain, Combine, Plan, Sliced
+from kayn.contraction.slicing import divisible, sliceable, sliced
 from kayn.errors import KaynError
 
 CHUNK_ELEMENTS = 2**22
 """Factors over rows are evaluated and multiplied out in parts of at most so many entries."""
+LARGE_STEP = 2**30
+"""Bytes of a step above which it is taken in parts, whatever is allowed: large arrays come from memory that is slow to get."""
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -54,17 +57,65 @@ def step_bytes(plan: Plan) -> int:
     """An upper estimate of the temporary memory of one step, its gradient included.
 
     Factors and the results of pairwise steps are held for the way back, with their gradients and the shifted copies that a
-    log-matmul makes; the largest sum over combinations, and the part of the rows that is evaluated at a time, come on top.
-    Against the compiled programs of the benchmarks it is 1 to 3 times what they take above 1 MB.
+    log-matmul makes; the largest sum over combinations, and the part of the rows that is evaluated at a time, come on top; of
+    a sum that is cut into parts, one part. Against the compiled programs of the benchmarks it is 1 to 3 times what they take above 1 MB.
     """
-    held, joint, rows = _elements(plan)
-    return (4 * held + 3 * joint + 3 * rows) * jnp.zeros(()).dtype.itemsize
+    held, loose = _elements(plan)
+    return (4 * held + 3 * loose) * jnp.zeros(()).dtype.itemsize
 
 
-def _elements(plan: Plan) -> tuple[int, int, int]:
-    """Entries held for the way back, of the largest sum over combinations, and of the rows evaluated at a time."""
-    joint, rows, held = 0, 0, 0
+def cut_to_fit(plan: Plan, budget: int) -> Plan:
+    """The plan, evaluated in parts where a step would take more than the budget; it may still take more, where that does not help.
+
+    Plates come first, whose parts cost next to nothing; then the variable that needs the fewest parts.
+    """
+    if step_bytes(plan) <= min(budget, LARGE_STEP):
+        return plan
+    plan = _plates_in_parts(plan, min(CHUNK_ELEMENTS, budget // (8 * jnp.zeros(()).dtype.itemsize)))
+    for goal in (min(budget, LARGE_STEP), budget):
+        if step_bytes(plan) <= goal:
+            return plan
+        cuts = [
+            (parts, candidate)
+            for variable, out in sliceable(plan).items()
+            for parts in _divisors(plan.size[variable])
+            if step_bytes(candidate := sliced(plan, out, variable, parts)) <= goal
+        ]
+        if cuts:
+            return min(cuts, key=lambda cut: cut[0])[1]
+    return plan
+
+
+def _plates_in_parts(plan: Plan, most: int) -> Plan:
+    """Sums within the elements of a plate in parts of so many entries, if they form more."""
+    for out, plate in divisible(plan).items():
+        if _of_a_part(whole := sliced(plan, out, plate, 1), out) <= most:
+            continue
+        for parts in _divisors(plan.size[plate]):
+            whole = sliced(plan, out, plate, parts)
+            if _of_a_part(whole, out) <= most:
+                break
+        plan = whole
+    return plan
+
+
+def _of_a_part(plan: Plan, out: int) -> int:
+    step = next(s for s in plan.steps if s.out == out)
+    assert isinstance(step, Sliced)
+    return sum(_elements(step.body))
+
+
+def _divisors(size: int) -> list[int]:
+    return [n for n in range(2, size + 1) if size % n == 0]
+
+
+def _elements(plan: Plan) -> tuple[int, int]:
+    """Entries held for the way back, and of what is formed on the way and dropped: the largest sum over combinations, rows or parts."""
+    held, joint, rows, part = 0, 0, 0, 0
+    within = {s for step in plan.steps if isinstance(step, Sliced) and step.axis in plan.scope for s in step.cut}
     for term in range(len(plan.terms)):
+        if term in within:
+            continue
         steps, slot = settled_slot(plan, term)
         held += plan.elements(slot)
         if steps:
@@ -75,7 +126,11 @@ def _elements(plan: Plan) -> tuple[int, int, int]:
             if not plan.is_matmul(step):
                 joint = max(joint, math.prod(plan.size[a] for a in plan.joint_axes(step)))
         elif isinstance(step, Chain):
-            inner, largest, _ = _elements(step.body)
+            inner, largest = _elements(step.body)
             held += plan.size[step.plate] * inner
             joint = max(joint, largest)
-    return held, joint, rows
+        elif isinstance(step, Sliced):
+            inner, largest = _elements(step.body)
+            held += plan.elements(step.out) * (step.parts if step.axis in plan.scope else 1)
+            part = max(part, 4 * inner // 3 + largest)
+    return held, max(joint + rows, part)

@@ -18,7 +18,7 @@ import numpy as np
 
 from kayn import evidence
 from kayn.axes import proposal_name
-from kayn.contraction import execute
+from kayn.contraction import back, execute
 from kayn.contraction.execute import Index
 from kayn.contraction.plan import Plan
 from kayn.evidence import Draws, Problem
@@ -77,12 +77,12 @@ def joint_marginals(problem: Problem, plan: Plan, slot: int, slots: Mapping[int,
 
 def draw_indices(plan: Plan, slots: Mapping[int, Any], index: Index, keys: Any) -> dict[str, Any]:
     """Exact joint draws of particle indices: int [num draws, *scope] for every axis."""
-    return execute.draw(plan, slots, index, keys)
+    return back.draw(plan, slots, index, keys)
 
 
 def best_indices(plan: Plan, slots: Mapping[int, Any], index: Index) -> dict[str, Any]:
     """The combination of particles with the largest weight: int [*scope] for every axis."""
-    return execute.best(plan, slots, index)
+    return back.best(plan, slots, index)
 
 
 def _scale(problem: Problem, plates: Any) -> float:

@@ -1,10 +1,9 @@
-"""Run a plan: forward for the log evidence, and back along it for draws and for the best combination."""
+"""Run a plan for the log evidence."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
 from typing import Any
 
 import jax
@@ -12,14 +11,18 @@ import jax.numpy as jnp
 
 from kayn.contraction.kernels import expand, log_sum_exp, segment_sum
 from kayn.contraction.logdot import log_matmul
-from kayn.contraction.plan import Chain, Combine, LinkKey, Plan, Product
+from kayn.contraction.plan import Chain, Combine, LinkKey, Plan, Product, Sliced
 
 Index = Callable[[LinkKey], Any]
 """Looks up the index vector of a link."""
 
 
 Slots = Mapping[int, Any]
-"""Arrays by slot of the plan: terms, or what `settled` steps made of them."""
+"""Arrays by slot of the plan: terms, or what `settled` steps made of them.
+
+In the place of a term with the axis of a sliced variable may stand a `jax.tree_util.Partial` that makes, from the number of the first particle
+of a part, what the body's settled steps make of that part.
+"""
 
 
 def settled_slot(plan: Plan, term: int) -> tuple[tuple[Product, ...], int]:
@@ -51,7 +54,7 @@ def log_contract(plan: Plan, arrays: Slots, index: Index) -> Any:
         arrays: log factors by slot, one for every term of the plan (axes in the term's order) or for its settled slot.
         index: index vectors of the plan's links.
     """
-    return _total(plan, _forward(plan, arrays, index, _sum_rule))
+    return _total(plan, forward(plan, arrays, index, sum_rule))
 
 
 def by_element(plan: Plan, arrays: Slots, index: Index, plate: str) -> Any:
@@ -59,7 +62,7 @@ def by_element(plan: Plan, arrays: Slots, index: Index, plate: str) -> Any:
 
     Factors without variables are left out.
     """
-    slots = _forward(plan, arrays, index, _sum_rule)
+    slots = forward(plan, arrays, index, sum_rule)
     scales = {s.plate: s.scale for s in plan.steps if isinstance(s, Product)}
     total = jnp.zeros(plan.size[plate], jax.tree.leaves(dict(arrays))[0].dtype)
     depends = _with_variables(plan)
@@ -76,54 +79,18 @@ def _with_variables(plan: Plan) -> set[int]:
     """Slots that hold what is left of a factor of some variable, but no variable any more."""
     seen = {i for i, term in enumerate(plan.terms) if any(a in plan.scope for a in term.axes)}
     for step in plan.steps:
-        sources = (
-            {step.source}
-            if isinstance(step, Product)
-            else set(step.sources)
-            if isinstance(step, Chain)
-            else {step.left, step.right}
-        )
-        if sources & seen:
+        if seen.intersection(step.read):
             seen.add(step.out)
     return {s for s in seen if not any(a in plan.scope for a in plan.axes[s])}
 
 
-def draw(plan: Plan, arrays: Slots, index: Index, rng_keys: Any) -> dict[str, Any]:
-    """Exact joint draws of all particle indices.
-
-    The forward pass is shared; for every key the plan is then walked backwards, drawing each eliminated variable from
-    its conditional given those drawn already (Bowyer, Heap & Aitchison, UAI 2024, section on sampling).
-
-    Returns:
-        For every variable, int [num draws, *scope plates] in the order of `plan.scope`.
-    """
-    slots = _forward(plan, arrays, index, _sum_rule)
-
-    def one(key: Any) -> dict[str, Any]:
-        def pick(logits: Any, *position: Any) -> Any:
-            return jax.random.categorical(reduce(jax.random.fold_in, position, key), logits)
-
-        return _walk_back(plan, slots, index, _sum_rule, pick)
-
-    return jax.vmap(one)(rng_keys)
-
-
-def best(plan: Plan, arrays: Slots, index: Index) -> dict[str, Any]:
-    """The combination of particles with the largest weight: int [*scope plates] for every variable."""
-    slots = _forward(plan, arrays, index, _max_rule)
-    return _walk_back(plan, slots, index, _max_rule, lambda logits, *position: jnp.argmax(logits, -1))
-
-
-def _sum_rule(left: Any, right: Any, count: int) -> Any:
+def sum_rule(left: Any, right: Any, count: int) -> Any:
+    """How a pairwise step sums over the last `count` axes of both operands' sum."""
     return log_sum_exp(left, right, count)
 
 
-def _max_rule(left: Any, right: Any, count: int) -> Any:
-    total = left + right
-    return jnp.max(total, tuple(range(total.ndim - count, total.ndim)))
-
-
-def _forward(plan: Plan, arrays: Slots, index: Index, rule: Callable) -> dict[int, Any]:
+def forward(plan: Plan, arrays: Slots, index: Index, rule: Callable) -> dict[int, Any]:
+    """All slots."""
     slots = dict(arrays)
     for step in plan.steps:
         if step.out in slots:
@@ -131,7 +98,9 @@ def _forward(plan: Plan, arrays: Slots, index: Index, rule: Callable) -> dict[in
         if isinstance(step, Combine):
             slots[step.out] = _combine(plan, step, slots, rule)
         elif isinstance(step, Chain):
-            slots[step.out] = _along_chain(plan, step, slots, index, rule)[1]
+            slots[step.out] = along_chain(plan, step, slots, index, rule)[1]
+        elif isinstance(step, Sliced):
+            slots[step.out] = _through_parts(plan, step, slots, index, rule)
         elif step.source in slots:
             slots[step.out] = _product(plan, step, slots[step.source], plan.axes[step.source], index)
     return slots
@@ -145,7 +114,7 @@ def _total(plan: Plan, slots: Slots) -> Any:
 
 
 def _combine(plan: Plan, step: Combine, slots: Slots, rule: Callable) -> Any:
-    if rule is _sum_rule and plan.is_matmul(step):
+    if rule is sum_rule and plan.is_matmul(step):
         return _multiply_matrices(plan, step, slots) - step.norm
     order = plan.joint_axes(step)
     left = expand(slots[step.left], plan.axes[step.left], order)
@@ -190,123 +159,74 @@ def _product(plan: Plan, step: Product, array: Any, axes: Sequence[str], index: 
     return array if step.scale == 1.0 else array * step.scale
 
 
-def _along_chain(plan: Plan, step: Chain, slots: Slots, index: Index, rule: Callable) -> tuple[Any, Any]:
+def along_chain(plan: Plan, step: Chain, slots: Slots, index: Index, rule: Callable) -> tuple[Any, Any]:
     """The array over states before every step, [T, ...], and after the last."""
     before = step.body.axes[0]
     after = [step.renamed.get(a, a) for a in step.body.axes[step.body.results[0]]]
 
-    def forward(alpha: Any, factors: Sequence[Any]) -> tuple[Any, Any]:
-        found = _forward(step.body, dict(enumerate((alpha, *factors))), index, rule)[step.body.results[0]]
+    def one_step(alpha: Any, factors: Sequence[Any]) -> tuple[Any, Any]:
+        found = forward(step.body, dict(enumerate((alpha, *factors))), index, rule)[step.body.results[0]]
         return jnp.transpose(found, [after.index(a) for a in before]), alpha
 
-    factors = _by_step(plan, step, slots)
+    factors = by_step(plan, step, slots)
     start = jnp.full([step.body.size[a] for a in before], step.start, factors[0].dtype)
-    last, alphas = jax.lax.scan(forward, start, factors)
+    last, alphas = jax.lax.scan(one_step, start, factors)
     return alphas, last
 
 
-def _by_step(plan: Plan, step: Chain, slots: Slots) -> list[Any]:
+def by_step(plan: Plan, step: Chain, slots: Slots) -> list[Any]:
     """Factors of a chain, steps first."""
     return [jnp.moveaxis(slots[s], plan.axes[s].index(step.plate), 0) for s in step.sources]
 
 
-def _back_along_chain(
-    plan: Plan,
-    step: Chain,
-    slots: Slots,
-    index: Index,
-    rule: Callable,
-    pick: Callable[..., Any],
-    chosen: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Choose the states at all steps given those at the end: int [*scope] for chained variables and their earlier states."""
-    alphas, _ = _along_chain(plan, step, slots, index, rule)
-    order = {new: old for old, new in step.renamed.items()}
-    kept = {v: c for v, c in chosen.items() if v in step.body.scope}
-
-    def back(states: dict[str, Any], item: tuple[Any, Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        time, alpha, factors = item
-        own = {order[lag]: state for lag, state in states.items()}
-        inner = _forward(step.body, dict(enumerate((alpha, *factors))), index, rule)
-
-        def pick_now(logits: Any, *position: Any) -> Any:
-            return pick(logits, time, *position)
-
-        found = _walk_back(step.body, inner, index, rule, pick_now, {**kept, **own})
-        return {lag: found[lag] for lag in states}, {names[0]: found[names[0]] for names in step.states}
-
-    last = {
-        lag: chosen[end]
-        for names, ends in zip(step.states, step.ends, strict=True)
-        for lag, end in zip(names[1:], ends, strict=True)
-    }
-    times = jnp.arange(plan.size[step.plate])
-    _, paths = jax.lax.scan(back, last, (times, alphas, _by_step(plan, step, slots)), reverse=True)
-    out = {}
-    for names in step.states:
-        for lag, name in enumerate(names):
-            path = paths[names[0]][jnp.maximum(times - lag, 0)]
-            out[name] = jnp.moveaxis(path, 0, plan.scope[names[0]].index(step.plate))
-    return out
+def _through_parts(plan: Plan, step: Sliced, slots: Slots, index: Index, rule: Callable) -> Any:
+    parts = by_part(plan, step, slots, index, rule)
+    if step.axis not in plan.scope:
+        return parts
+    parts = jnp.moveaxis(parts, 0, -1)
+    return rule(parts, jnp.zeros((1,) * parts.ndim, parts.dtype), 1)
 
 
-def _walk_back(
-    plan: Plan,
-    slots: Slots,
-    index: Index,
-    rule: Callable,
-    pick: Callable[..., Any],
-    chosen: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Choose every summed variable given those chosen already, last step first."""
-    chosen = dict(chosen or {})
-    for position in reversed(range(len(plan.steps))):
-        step = plan.steps[position]
-        if isinstance(step, Chain):
+def by_part(plan: Plan, step: Sliced, slots: Slots, index: Index, rule: Callable) -> Any:
+    """What the parts of a variable give, [parts, *out]; of a plate, their sum. Nothing else is kept of a part for the way back."""
+    known = looked_up(step.body, index)
 
-            def pick_step(logits: Any, *where: Any, position: int = position) -> Any:
-                return pick(logits, position, *where)
+    @jax.checkpoint
+    def part(item: Any) -> Any:
+        return forward(step.body, one_part(plan, step, slots, *item), known, rule)[step.body.results[0]]
 
-            chosen |= _back_along_chain(plan, step, slots, index, rule, pick_step, chosen)
-            continue
-        if not isinstance(step, Combine) or not step.eliminated:
-            continue
-        dims = [a for a in plan.axes[step.out] if a not in plan.scope]
-        logits = _slice(plan, step, step.left, slots, chosen, dims, index)
-        if step.right is not None:
-            logits = logits + _slice(plan, step, step.right, slots, chosen, dims, index)
-        counts = [plan.size[v] for v in step.eliminated]
-        flat = pick(logits.reshape((*logits.shape[: len(dims)], -1)), position)
-        for variable, found in zip(step.eliminated, jnp.unravel_index(flat, counts), strict=True):
-            scope = plan.scope[variable]
-            chosen[variable] = jnp.transpose(found, [dims.index(p) for p in scope])
-    return chosen
+    cut = cut_sources(plan, step, slots)
+    if step.axis in plan.scope:
+        return jax.lax.map(part, cut)
+    zero = jnp.zeros([plan.size[a] for a in plan.axes[step.out]], cut[1][next(iter(cut[1]))].dtype)
+    return jax.lax.scan(lambda total, item: (total + part(item), None), zero, cut)[0]
 
 
-def _slice(
-    plan: Plan, step: Combine, slot: int, slots: Slots, chosen: Mapping[str, Any], dims: Sequence[str], index: Index
-) -> Any:
-    """One operand at the indices already chosen: an array over `dims`, then the eliminated variables."""
-    rank = len(dims) + len(step.eliminated)
-    grid = {a: _along(plan.size[a], i, rank) for i, a in enumerate((*dims, *step.eliminated))}
-    links = {(link.source, link.target): link.key for link in plan.links[step.out]}
-
-    def at(axis: str) -> Any:
-        if axis in grid:
-            return grid[axis]
-        where = []
-        for plate in plan.scope[axis]:
-            if plate in grid:
-                where.append(grid[plate])
-            else:
-                source = next(d for d in dims if (d, plate) in links)
-                where.append(index(links[source, plate])[grid[source]])
-        return chosen[axis][tuple(where)] if where else chosen[axis]
-
-    picked = slots[slot][tuple(at(a) for a in plan.axes[slot])]
-    shape = [*(plan.size[d] for d in dims), *(plan.size[v] for v in step.eliminated)]
-    return jnp.broadcast_to(picked, shape)
+def cut_sources(plan: Plan, step: Sliced, slots: Slots) -> tuple[Any, dict[int, Any]]:
+    """Where every part begins, and by body slot the arrays with the axis: [parts, ...]."""
+    arrays = {}
+    for i, source in enumerate(step.sources):
+        axes = plan.axes[source]
+        if step.axis in axes and not callable(slots[source]):
+            array = jnp.moveaxis(slots[source], axes.index(step.axis), 0)
+            arrays[i] = array.reshape((step.parts, step.size, *array.shape[1:]))
+    return jnp.arange(step.parts) * step.size, arrays
 
 
-def _along(size: int, position: int, rank: int) -> Any:
-    return jnp.arange(size).reshape([-1 if d == position else 1 for d in range(rank)])
+def one_part(plan: Plan, step: Sliced, slots: Slots, first: Any, arrays: Mapping[int, Any]) -> dict[int, Any]:
+    """Arrays of the body's slots for one part."""
+    own = {}
+    for i, source in enumerate(step.sources):
+        if i in arrays:
+            own[i] = jnp.moveaxis(arrays[i], 0, plan.axes[source].index(step.axis))
+        elif callable(slots[source]):
+            own[settled_slot(step.body, i)[1]] = slots[source](first)
+        else:
+            own[i] = slots[source]
+    return own
+
+
+def looked_up(plan: Plan, index: Index) -> Index:
+    """The index vectors of a plan, looked up before a loop begins: a memo must not keep what is computed inside."""
+    known = {link.key: index(link.key) for links in plan.links for link in links}
+    return known.__getitem__

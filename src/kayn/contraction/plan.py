@@ -7,7 +7,7 @@ factors over some variables and plates. `kayn.contraction.planner` makes plans, 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -42,6 +42,10 @@ class Combine:
     eliminated: tuple[str, ...]
     norm: float
 
+    @property
+    def read(self) -> tuple[int, ...]:
+        return (self.left,) if self.right is None else (self.left, self.right)
+
 
 @dataclass(frozen=True)
 class Product:
@@ -52,6 +56,10 @@ class Product:
     plate: str
     links: tuple[PlateLink, ...]
     scale: float
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        return (self.source,)
 
 
 @dataclass(frozen=True)
@@ -83,8 +91,44 @@ class Chain:
         """From the names of states after a step to those before the next."""
         return {old: new for names in self.states for old, new in pairwise(names)}
 
+    @property
+    def read(self) -> tuple[int, ...]:
+        return self.sources
 
-Step = Combine | Product | Chain
+
+@dataclass(frozen=True)
+class Sliced:
+    """Sum over a variable without plates for some of its particles at a time, or multiply a plate out for some of its elements.
+
+    Attributes:
+        sources: what the parts are made of.
+        out: what is left of them, without the axis.
+        axis: the variable or plate, divided into `parts` parts of equal size.
+        body: one part, its terms the sources; the axis is as long as a part.
+    """
+
+    sources: tuple[int, ...]
+    out: int
+    axis: str
+    parts: int
+    body: Plan
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        return self.sources
+
+    @property
+    def cut(self) -> tuple[int, ...]:
+        """Sources with the axis."""
+        return tuple(s for s, axes in zip(self.sources, self.body.axes, strict=False) if self.axis in axes)
+
+    @property
+    def size(self) -> int:
+        """Of a part."""
+        return self.body.size[self.axis]
+
+
+Step = Combine | Product | Chain | Sliced
 
 
 @dataclass(frozen=True)
@@ -146,6 +190,8 @@ class Plan:
                 total += math.prod(self.size[a] for a in self.joint_axes(step))
             elif isinstance(step, Chain):
                 total += self.size[step.plate] * step.body.flops
+            elif isinstance(step, Sliced):
+                total += step.parts * step.body.flops
             else:
                 total += self.elements(step.source)
         return total
@@ -153,23 +199,28 @@ class Plan:
     @property
     def peak_axes(self) -> tuple[str, ...]:
         """Axes of the largest array that a step forms (terms themselves, which may be evaluated in parts, not counted)."""
-        formed = [
-            self.joint_axes(s) if isinstance(s, Combine) and not self.is_matmul(s) else self.axes[s.out]
-            for s in self.steps
-        ]
-        formed += [s.body.peak_axes for s in self.steps if isinstance(s, Chain)]
-        return max(formed, key=lambda axes: math.prod(self.size[a] for a in axes), default=())
+        return self._peak[1]
 
     @property
     def peak_elements(self) -> int:
         """Entries of the largest array that a step forms."""
-        return math.prod(self.size[a] for a in self.peak_axes)
+        return self._peak[0]
+
+    @property
+    def _peak(self) -> tuple[int, tuple[str, ...]]:
+        formed = [
+            self.joint_axes(s) if isinstance(s, Combine) and not self.is_matmul(s) else self.axes[s.out]
+            for s in self.steps
+        ]
+        sized = [(math.prod(self.size[a] for a in axes), axes) for axes in formed]
+        sized += [s.body._peak for s in self.steps if isinstance(s, Chain | Sliced)]
+        return max(sized, key=lambda found: found[0], default=(1, ()))
 
     @property
     def log10_combinations(self) -> float:
         """log10 of the number of particle combinations that the contraction sums over."""
         size = self.size
-        repeated = {v for s in self.steps if isinstance(s, Chain) for v in chain_aliases(s)}
+        repeated = {v for s in _flat(self.steps) if isinstance(s, Chain) for v in chain_aliases(s)}
         scopes = [(v, plates) for v, plates in self.scopes if v not in repeated]
         return sum(math.log10(size[v]) * math.prod(size[p] for p in plates) for v, plates in scopes)
 
@@ -178,6 +229,11 @@ class Plan:
         for step in self.steps:
             if isinstance(step, Chain):
                 lines.append(f"  chain along {step.plate}: [{', '.join(self.axes[step.out])}], every step:")
+                lines += [f"  {line}" for line in str(step.body).splitlines()[1:]]
+                continue
+            if isinstance(step, Sliced):
+                how = "sum" if step.axis in self.scope else "multiply"
+                lines.append(f"  {how} {step.axis} in {step.parts} parts of {step.size}:")
                 lines += [f"  {line}" for line in str(step.body).splitlines()[1:]]
                 continue
             source = ", ".join(self.axes[step.left if isinstance(step, Combine) else step.source])
@@ -189,6 +245,14 @@ class Plan:
                 other = "" if step.right is None else f" x [{', '.join(self.axes[step.right])}]"
                 lines.append(f"  sum {', '.join(step.eliminated) or 'nothing'}: [{source}]{other} -> [{target}]")
         return "\n".join(lines)
+
+
+def _flat(steps: tuple[Step, ...]) -> Iterator[Step]:
+    """All steps, those inside of parts too."""
+    for step in steps:
+        yield step
+        if isinstance(step, Sliced):
+            yield from _flat(step.body.steps)
 
 
 def chain_aliases(step: Chain) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 
 from kayn import evidence, products
-from kayn.axes import Axis, plan_axes
-from kayn.contraction.execute import log_contract, settled_slot
+from kayn.axes import Axis, plan_within
+from kayn.contraction.execute import log_contract
 from kayn.contraction.plan import Stuck
 from kayn.errors import GuideError, KaynError, StructureWarning
 from kayn.evidence import Draws, Problem
@@ -108,9 +108,7 @@ class RWS(MassivelyParallelELBO):
             - (0.0 if name.removeprefix("proposal:") in done else self.wake_phi * only_gradient(t))
             for name, t in terms.items()
         }
-        slots = evidence.model_slots(problem, numbers, draws, params)
-        if added is not None:
-            slots = _move_slots(problem, extended, slots) | added
+        slots = evidence.model_slots(extended, numbers, draws, params) | (added or {})
         slots |= evidence.proposal_slots(extended, flipped)
         index = evidence.link_index(extended, evidence.model_inputs(extended, numbers, params, draws.subsample))
         return -log_contract(extended.layout.plan, slots, index)
@@ -139,7 +137,7 @@ def _with_conditionals(
     graph = replace(structure.graph, outputs=(*structure.graph.outputs, *outputs))
     structure = replace(structure, graph=graph)
     try:
-        plan = plan_axes(structure, problem.layout.axes, graph.factors)
+        plan = plan_within(structure, problem.layout.axes, graph.factors, problem.layout.memory)
     except Stuck:
         return _fall_back(problem, "the guide's dependences do not fit the model's factor graph")
     extended = replace(problem, structure=structure, layout=replace(problem.layout, plan=plan))
@@ -166,15 +164,3 @@ def _fall_back(problem: Problem, why: str) -> tuple[Problem, None]:
         stacklevel=2,
     )
     return problem, None
-
-
-def _move_slots(problem: Problem, extended: Problem, slots: Mapping[int, Any]) -> dict[int, Any]:
-    """Model factors under the extended plan's slot numbers."""
-    old, new = problem.layout.plan, extended.layout.plan
-    names = [t.name for t in new.terms]
-    moved = {}
-    for slot, term in enumerate(old.terms):
-        settled = settled_slot(old, slot)[1]
-        if settled in slots:
-            moved[settled_slot(new, names.index(term.name))[1]] = slots[settled]
-    return moved
