@@ -1,15 +1,17 @@
-"""What the experiments share: files for results, and a loop of SVI steps inside `lax.scan` for several seeds at once."""
+"""What the experiments share: files for results, images, and a loop of SVI steps inside `lax.scan` for several seeds at once."""
 
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from numpyro import handlers
 
 from kayn.datasets import load
 from kayn.meters import log_evidence
@@ -17,7 +19,10 @@ from kayn.meters import log_evidence
 
 def save_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, default=_plain), encoding="utf-8")
+    text = json.dumps(content, indent=1, default=_plain)
+    # lists of numbers on one line
+    text = re.sub(r"\[[^\[\]{}\"]*\]", lambda found: re.sub(r"\s+", " ", found[0]), text)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:
@@ -65,6 +70,31 @@ def digits() -> tuple[Any, Any]:
 def binarise(key: Any, batch: tuple) -> tuple:
     """Images drawn with the pixels' intensities as probabilities."""
     return tuple(jax.random.bernoulli(key, x).astype(jax.numpy.int32) for x in batch)
+
+
+def reconstruct(model: Callable, guide: Callable, params: Any, x: Any, digits: int = 2) -> np.ndarray:
+    """Probabilities of the pixels [N, pixels] given one draw of the guide, rounded."""
+    drawn = handlers.trace(handlers.seed(handlers.substitute(guide, data=params), 0)).get_trace(x)
+    followed = handlers.replay(handlers.substitute(model, data=params), drawn)
+    shown = handlers.trace(handlers.seed(followed, 1)).get_trace(x)
+    return np.round(np.asarray(jax.nn.sigmoid(shown["x"]["fn"].base_dist.logits)), digits)
+
+
+def draw_rows(rows: Sequence[tuple[str, Any, Sequence[str]]], side: int, path: Path) -> None:
+    """Rows of square pictures [N, side^2], each with a label and a title for every picture."""
+    import matplotlib.pyplot as plt
+
+    columns = len(rows[0][1])
+    figure, panels = plt.subplots(len(rows), columns, figsize=(0.9 * columns, 1.1 * len(rows)), squeeze=False)
+    for line, (label, pictures, titles) in zip(panels, rows, strict=True):
+        for panel, picture, title in zip(line, np.asarray(pictures), titles, strict=True):
+            panel.imshow(picture.reshape(side, side), cmap="gray_r", vmin=0, vmax=1)
+            panel.set(xticks=[], yticks=[])
+            panel.set_title(title, fontsize=7, pad=2)
+        line[0].set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center")
+    figure.tight_layout(pad=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def evidence_by_datum(

@@ -2,54 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+import runpy
 from pathlib import Path
-from typing import Any
 
 import click
 
 HERE = Path(__file__).parent
-FILES = {
-    "gmm": ("results",),
-    "sbn": ("bars", "mnist"),
-    "vae": ("results",),
-    "air": ("results",),
-}
-"""JSON files by experiment."""
-
-
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"{name}_run", HERE / name / "run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @click.command()
-@click.argument("names", nargs=-1, type=click.Choice(list(FILES)))
+@click.argument("names", nargs=-1)
 def main(names: tuple[str, ...]) -> None:
-    """Draw."""
-    for name in names or FILES:
-        out = HERE / name / "results"
-        for file in FILES[name]:
-            source = out / f"{file}.json"
-            if not source.exists():
-                click.echo(f"{name}: no {source.name}; run experiments/{name}/run.py first")
-                continue
-            module = load(name)
-            results = json.loads(source.read_text(encoding="utf-8"))["results"]
-            if file == "results":
-                module.draw(results, out)
-            else:
-                module.draw(results, out, file)
-            table = out / (f"{file}.txt" if file != "results" else "table.txt")
-            table.write_text(module.table(results) + "\n", encoding="utf-8")
-            click.echo(f"{name}: {table.name} and pictures from {source.name}")
+    """Of all experiments with a `results.json`, or of those that are named."""
+    for source in sorted(HERE.glob("*/results/**/results.json")):
+        experiment = source.relative_to(HERE).parts[0]
+        if names and experiment not in names:
+            continue
+        run = runpy.run_path(str(HERE / experiment / "run.py"))
+        results = json.loads(source.read_text(encoding="utf-8"))["results"]
+        source.with_name("table.txt").write_text(run["table"](results) + "\n", encoding="utf-8")
+        if "draw" in run:
+            run["draw"](results, source.parent)
+        click.echo(f"drawn from {source.relative_to(HERE)}")
 
 
 if __name__ == "__main__":

@@ -170,6 +170,7 @@ def test_checkpoints_keep_keys_and_notes(tmp_path):
     ("options", "message"),
     [
         ({"phases": []}, "phases is empty"),
+        ({"phases": Phase(kayn.VI(5, "local"), optax.sgd(0.1), every=2)}, "the first phase has every=2"),
         ({"batch_size": 61}, "batch_size is 61, but data has 60 rows"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"num_steps": 0}, "num_steps is 0"),
@@ -187,6 +188,11 @@ def test_bad_arguments_are_named(options, message):
     settings |= options
     with pytest.raises((KaynError, DataError), match=message):
         train(model, guide, settings.pop("phases"), DATA, **settings)
+
+
+def test_a_phase_is_due_in_whole_steps():
+    with pytest.raises(KaynError, match="every is 0"):
+        Phase(kayn.VI(5, "local"), optax.sgd(0.1), every=0)
 
 
 def test_a_loss_that_is_not_finite_is_reported():

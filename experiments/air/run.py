@@ -23,7 +23,7 @@ import optax
 from numpyro import handlers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _common import binarise, evidence_by_datum, save_json
+from _common import binarise, draw_rows, evidence_by_datum, reconstruct, save_json
 
 import kayn
 from kayn import meters
@@ -112,12 +112,12 @@ def guide(x: Any) -> None:
         for step in range(OBJECTS):
             # what has been explained before is told by where it was
             memory = jnp.tanh(image + dense("q_memory", memory, HIDDEN) + dense("q_left", left, HIDDEN))
-            logit = jnp.where(present > 0, dense("q_present", memory, 1)[..., 0], -15.0)
+            logit = jnp.where(present > 0, dense("q_present", memory, 1, bias=2.0)[..., 0], -15.0)
             present = present * numpyro.sample(f"present{step}", dist.Bernoulli(logits=logit))
             there = present[..., None] > 0
             # latents of an object that is not there are drawn from the prior, so that they cancel
             place = WHERE[0] + dense("q_place", memory, 3, gain=0.3)
-            spread = jnp.exp(dense("q_spread", memory, 3, bias=-1.5, gain=0.1)) * WHERE[1]
+            spread = jnp.exp(dense("q_spread", memory, 3, gain=0.1)) * WHERE[1]
             where = dist.Normal(jnp.where(there, place, WHERE[0]), jnp.where(there, spread, WHERE[1]))
             where = numpyro.sample(f"where{step}", where.to_event(1))
             hidden = jax.nn.relu(dense("q_glimpse", cut(x, where), HIDDEN))
@@ -128,7 +128,11 @@ def guide(x: Any) -> None:
             left = left * (1.0 - present[..., None] * jnp.minimum(window, 1.0))
 
 
-LOSSES = {"ww": lambda k: kayn.RWS(k, "local"), "vimco": lambda k: kayn.VIMCO(k, "local")}
+LOSSES = {
+    "ww": lambda k: kayn.RWS(k, "local"),
+    "delta-ww": lambda k: kayn.RWS(k, "local", defensive=0.2),
+    "vimco": lambda k: kayn.VIMCO(k, "local"),
+}
 
 
 def counts(params: Any, x: Any, seed: int = 0) -> Any:
@@ -174,16 +178,8 @@ def run(name: str, particles: int, steps: int, batch: int, rate: float, test_par
         "accuracies": result.looks["accuracy"],
         "numbers": numbers[:12],
         "found": counts(params, test[:12]),
-        "reconstructions": reconstruct(params, test[:12]),
+        "reconstructions": reconstruct(model, guide, params, test[:12]),
     }
-
-
-def reconstruct(params: Any, x: Any) -> Any:
-    drawn = handlers.trace(handlers.seed(handlers.substitute(guide, data=params), 0)).get_trace(x)
-    shown = handlers.trace(handlers.seed(handlers.replay(handlers.substitute(model, data=params), drawn), 2)).get_trace(
-        x
-    )
-    return np.round(np.asarray(jax.nn.sigmoid(shown["x"]["fn"].base_dist.logits)), 2)
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -214,16 +210,8 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
     grey, _ = pictures(1000, 2, 8000, 10_000)
     rows = [("data", grey[:12], results[0]["numbers"])]
     rows += [(f"{r['loss']}\nK = {r['particles']}", np.asarray(r["reconstructions"]), r["found"]) for r in results]
-    figure, panels = plt.subplots(len(rows), 12, figsize=(11, 1.1 * len(rows)))
-    for line, (label, shown, numbers) in zip(panels, rows, strict=True):
-        for panel, picture, number in zip(line, shown, np.asarray(numbers), strict=True):
-            panel.imshow(picture.reshape(CANVAS, CANVAS), cmap="gray_r", vmin=0, vmax=1)
-            panel.set(xticks=[], yticks=[])
-            panel.set_title(str(int(number)), fontsize=7, pad=2)
-        line[0].set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center")
-    figure.tight_layout(pad=0.3)
-    figure.savefig(out / "reconstructions.png", dpi=110)
-    plt.close(figure)
+    labelled = [(label, shown, [str(int(n)) for n in np.asarray(numbers)]) for label, shown, numbers in rows]
+    draw_rows(labelled, CANVAS, out / "reconstructions.png")
 
 
 @click.command()

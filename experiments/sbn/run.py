@@ -186,7 +186,7 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(results: list[dict[str, Any]], out: Path, name: str = "results") -> None:
+def draw(results: list[dict[str, Any]], out: Path) -> None:
     import matplotlib.pyplot as plt
 
     sets = list(dict.fromkeys(r["data"] for r in results))
@@ -208,7 +208,7 @@ def draw(results: list[dict[str, Any]], out: Path, name: str = "results") -> Non
         panels[1, column].set(xlabel="particles of the test", ylabel="test log evidence")
     panels[0, 0].legend(fontsize=6)
     figure.tight_layout()
-    figure.savefig(out / f"{name}.png", dpi=110)
+    figure.savefig(out / "sbn.png", dpi=110)
     plt.close(figure)
 
 
@@ -227,7 +227,6 @@ SIZES = {"bars": (16, 8), "mnist": (200, 200, 10)}
 @click.option("--test-particles", type=int, help="1,000 by default, 100,000 with --full.")
 @click.option("--full", is_flag=True, help="All methods, particles, strategies and layer types.")
 @click.option("--out", default=str(Path(__file__).parent / "results"), type=click.Path(file_okay=False, path_type=Path))
-@click.option("--name", default="results", help="Of the files written.")
 def main(
     sets: tuple[str, ...],
     sizes: str | None,
@@ -240,7 +239,6 @@ def main(
     test_particles: int | None,
     full: bool,
     out: Path,
-    name: str,
 ) -> None:
     """Train and test networks."""
     steps = steps or (100_000 if full else 2_000)
@@ -262,9 +260,9 @@ def main(
         click.echo(
             table(results[-seeds:]).splitlines()[1] if len(results) > seeds else table(results).split("\nA perfect")[0]
         )
-        save_json(out / f"{name}.json", {"results": results})
-    (out / f"{name}.txt").write_text(table(results) + "\n", encoding="utf-8")
-    draw(results, out, name)
+        save_json(out / "results.json", {"results": results})
+    (out / "table.txt").write_text(table(results) + "\n", encoding="utf-8")
+    draw(results, out)
     click.echo(f"written to {out}")
 
 

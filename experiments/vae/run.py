@@ -15,14 +15,13 @@ from typing import Any
 import click
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
 from numpyro import handlers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _common import binarise, digits, evidence_by_datum, save_json
+from _common import binarise, digits, draw_rows, evidence_by_datum, reconstruct, save_json
 
 import kayn
 from kayn import meters
@@ -107,16 +106,8 @@ def run(name: str, particles: int, steps: int, batch: int, rate: float, test_par
         "rate": spent.divergence["z"] / len(test),
         "active": meters.active_units(means),
         "held_out": result.looks[HELD_OUT],
-        "reconstructions": reconstruct(params, test[:10]),
+        "reconstructions": reconstruct(model, guide, params, test[:10]),
     }
-
-
-def reconstruct(params: Any, x: Any) -> Any:
-    drawn = handlers.trace(handlers.seed(handlers.substitute(guide, data=params), 1)).get_trace(x)
-    shown = handlers.trace(handlers.seed(handlers.replay(handlers.substitute(model, data=params), drawn), 2)).get_trace(
-        x
-    )
-    return np.round(np.asarray(jax.nn.sigmoid(shown["x"]["fn"].base_dist.logits)), 3)
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -148,20 +139,11 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
     figure.tight_layout()
     figure.savefig(out / "vae.png", dpi=110)
     plt.close(figure)
-    test = digits()[1][:10]
     rows = [
-        ("data", test),
-        *((f"{r['loss']}\nK = {r['particles']}", np.asarray(r["reconstructions"])) for r in results),
+        ("data", digits()[1][:10]),
+        *((f"{r['loss']}\nK = {r['particles']}", r["reconstructions"]) for r in results),
     ]
-    figure, panels = plt.subplots(len(rows), 10, figsize=(8, 0.85 * len(rows)))
-    for line, (label, pictures) in zip(panels, rows, strict=True):
-        for panel, picture in zip(line, pictures, strict=True):
-            panel.imshow(picture.reshape(28, 28), cmap="gray_r", vmin=0, vmax=1)
-            panel.set(xticks=[], yticks=[])
-        line[0].set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center")
-    figure.tight_layout(pad=0.3)
-    figure.savefig(out / "reconstructions.png", dpi=110)
-    plt.close(figure)
+    draw_rows([(label, pictures, [""] * 10) for label, pictures in rows], 28, out / "reconstructions.png")
 
 
 @click.command()

@@ -33,12 +33,15 @@ class Phase:
     Attributes:
         loss: one of kayn's losses, or any NumPyro `ELBO`.
         optimizer: an optax transformation; `by_parameter` gives groups of parameters rates of their own.
-        every: 2 for every other step.
+        every: 2 for every other step. The first phase is taken in every step.
     """
 
     loss: ELBO
     optimizer: optax.GradientTransformation
     every: int = 1
+
+    def __post_init__(self) -> None:
+        whole_number("every", self.every)
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ def train(
     batch_size, num_steps = whole_number("batch_size", batch_size), whole_number("num_steps", num_steps)
     if not phases:
         raise KaynError("phases is empty; pass at least one kayn.training.Phase(loss, optimizer)")
+    if phases[0].every != 1:
+        raise KaynError(f"the first phase has every={phases[0].every}; put one first that is taken in every step")
     if batch_size > rows:
         raise DataError(f"batch_size is {batch_size}, but data has {rows} rows; use at most that many")
     if patience is not None and held is None:
@@ -225,12 +230,10 @@ class _Loop:
             batch = tuple(a[chosen] for a in arrays)
             if self.augment:
                 batch = self.augment(jax.random.fold_in(key, len(self.phases)), batch)
-            loss = None
-            for i, phase in enumerate(self.phases):
+            state, loss = self.step(0, jax.random.fold_in(key, 0), batch, state)
+            for i, phase in enumerate(self.phases[1:], 1):
                 take = partial(self.step, i, jax.random.fold_in(key, i), batch)
-                due = phase.every == 1 or number % phase.every == 0
-                state, found = take(state) if due is True else jax.lax.cond(due, take, _skip, state)
-                loss = found if loss is None else loss
+                state = jax.lax.cond(number % phase.every == 0, lambda s, take=take: take(s)[0], lambda s: s, state)
             return state, loss
 
         return jax.lax.scan(body, state, (first + jnp.arange(rows.shape[0]), rows))
@@ -245,10 +248,6 @@ class _Loop:
         updates, own = phase.optimizer.update(gradient, state["optimizers"][index], state["params"])
         optimizers = [own if i == index else o for i, o in enumerate(state["optimizers"])]
         return {"params": optax.apply_updates(state["params"], updates), "optimizers": optimizers}, jnp.asarray(value)
-
-
-def _skip(state: Any) -> tuple[Any, Any]:
-    return state, jnp.zeros(())
 
 
 @dataclass(frozen=True)
