@@ -11,11 +11,15 @@ import jax
 import jax.numpy as jnp
 
 
+ENOUGH = 60.0
+"""Seconds after which a call is not repeated any more."""
+
+
 def seconds(call: Callable[[], Any], repeats: int = 7) -> tuple[float, float]:
     """Best and median seconds of a call, after one that is not counted."""
     jax.block_until_ready(call())
-    taken = []
-    for _ in range(repeats):
+    taken: list[float] = []
+    while len(taken) < repeats and sum(taken) < ENOUGH:
         start = time.perf_counter()
         jax.block_until_ready(call())
         taken.append(time.perf_counter() - start)
