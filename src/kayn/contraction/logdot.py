@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from kayn.compilation import matmul_precision
 
-MAX_JOINED = 2**23
-"""Entries of [b, i, j, k] up to which exact sums form them all, which is quicker to compile and run than one k at a time."""
+MAX_JOINED = 2**20
+"""Entries of [b, i, j, k] up to which exact sums form them all: quicker to compile, and up to about here quicker to run, than one k at a time."""
 
 
 @jax.custom_vjp
