@@ -189,6 +189,11 @@ def test_random_equations(equation, seed):
             return
         expected = logsumexp(problem.log_weights(problem.arrays))
         np.testing.assert_allclose(problem.value(*map(jnp.asarray, problem.arrays)), expected, rtol=1e-11)
+        for out, plate in divisible(problem.plan).items():
+            problem.plan = sliced(problem.plan, out, plate, 2)
+        for variable, out in [*sliceable(problem.plan).items()][-1:]:
+            problem.plan = sliced(problem.plan, out, variable, 2)
+        np.testing.assert_allclose(problem.value(*map(jnp.asarray, problem.arrays)), expected, rtol=1e-11)
 
 
 def _crossed(equation, scopes) -> bool:
