@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-
 ENOUGH = 60.0
 """Seconds after which a call is not repeated any more."""
 

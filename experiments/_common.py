@@ -14,7 +14,7 @@ import numpy as np
 from numpyro import handlers
 
 from kayn.datasets import load
-from kayn.meters import log_evidence
+from kayn.meters import evidence_meter
 
 
 def save_json(path: Path, content: Any) -> None:
@@ -101,11 +101,9 @@ def evidence_by_datum(
     model: Callable, guide: Callable, params: Any, test: Any, particles: int, chunk: int = 50, piece: int = 500
 ) -> tuple[np.ndarray, dict[int, float]]:
     """Log evidence of each test datum, and the mean by number of particles; some data at a time."""
-    found = [
-        log_evidence(
-            model, guide, params, test[i : i + piece], num_particles=particles, chunk=min(chunk, particles), rng_key=i
-        )
-        for i in range(0, len(test), piece)
-    ]
+    meter = evidence_meter(
+        model, guide, params, test[:piece], num_particles=particles, chunk=min(chunk, particles), strategy="local"
+    )
+    found = [meter(params, i, test[i : i + piece]) for i in range(0, len(test), piece)]
     per_datum = np.concatenate([np.asarray(f.by_element) for f in found])
     return per_datum, {k: sum(f.curve[k] for f in found) / len(test) for k in found[0].curve}

@@ -23,6 +23,23 @@ def test_log_evidence_of_many_particles_is_exact_by_element_and_its_curve_rises(
     assert list(few.curve)[-1] == 4000
 
 
+def test_a_meter_takes_other_data_without_compiling_again(caplog):
+    data = np.tile(X, 3)
+    params = parameters(mixture, mixture_guide, data)
+    settings = {"num_particles": 300, "chunk": 100}
+    meter = meters.evidence_meter(mixture, mixture_guide, params, data, **settings)
+    meter(params, 0)
+    for other in (data[::-1] + 0.5, data[:-1]):
+        expected = meters.log_evidence(mixture, mixture_guide, params, other, rng_key=1, **settings)
+        caplog.clear()
+        with jax.log_compiles():
+            found = meter(params, 1, other)
+        np.testing.assert_allclose(found.by_element, expected.by_element, rtol=1e-5)
+        # fewer data are another program
+        compiled = any("XLA compilation of jit(<lambda>)" in m for m in caplog.messages)
+        assert compiled == (len(other) != len(data))
+
+
 def test_gradient_noise_is_lower_when_reparameterised_doubly():
     params = parameters(gaussian, gaussian_guide, X)
     plain = meters.gradient_noise(kayn.VI(64, "local"), gaussian, gaussian_guide, params, X, num_draws=200)

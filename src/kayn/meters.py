@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from kayn import evidence
 from kayn.axes import make_request
 from kayn.checks import parameter_values, whole_number
 from kayn.contraction.execute import by_element
+from kayn.evidence import Problem
+from kayn.graph.trace import Program
 from kayn.keys import as_key
 from kayn.objectives.score import outer_plate
 
@@ -72,17 +75,23 @@ def evidence_meter(
     chunk: int = 100,
     strategy: str = "local",
     **kwargs: Any,
-) -> Callable[[Mapping[str, Any], Any], Evidence]:
-    """`log_evidence` to be called many times, `(params, rng_key) -> Evidence`, compiled once; the arguments are the same.
+) -> Callable[..., Evidence]:
+    """`log_evidence` to be called many times, `(params, rng_key, *args) -> Evidence`, compiled once.
+
+    Without arguments of the model, the meter takes those given here. With others of the same shapes, such as the next batch of test data, it
+    reads the model again without compiling it again.
 
     Args:
         params: any values of the parameters; the meter takes others of the same shapes.
     """
     chunk = min(whole_number("chunk", chunk), whole_number("num_particles", num_particles))
     count = -(-num_particles // chunk)
-    problem = evidence.build_problem(
-        model, guide, args, kwargs, parameter_values(params), make_request(chunk, strategy)
-    )
+    request = make_request(chunk, strategy)
+
+    def read(args: tuple, kwargs: Mapping[str, Any]) -> Problem:
+        return evidence.build_problem(model, guide, args, kwargs, parameter_values(params), request)
+
+    problem = read(args, kwargs)
     plate = outer_plate(problem)
     scale = problem.graph.plate(plate).scale if plate else 1.0
 
@@ -96,9 +105,13 @@ def evidence_meter(
 
     run = jax.jit(lambda numbers, params, keys: jax.lax.map(lambda k: one(numbers, params, k), keys))
 
-    def meter(params: Mapping[str, Any], rng_key: Any) -> Evidence:
+    def meter(params: Mapping[str, Any], rng_key: Any, *others: Any, **named: Any) -> Evidence:
+        now = read(others, named) if others or named else problem
+        if not _alike(now, problem):
+            settings: dict[str, Any] = {"num_particles": num_particles, "chunk": chunk, "strategy": strategy}
+            return log_evidence(model, guide, params, *others, rng_key=rng_key, **settings, **named)
         keys = jax.random.split(as_key(rng_key), count)
-        logs = np.asarray(run(problem.numbers, parameter_values(params), keys), np.float64)
+        logs = np.asarray(run(now.numbers, parameter_values(params), keys), np.float64)
         # 1, 2, 4, ... chunks at a time, and all of them
         groups = [*(2**i for i in range(count.bit_length()) if 2**i < count), count]
         curve = {g * chunk: scale * float(_pooled(logs, g).sum(1).mean()) for g in groups}
@@ -106,6 +119,24 @@ def evidence_meter(
         return Evidence(scale * float(whole.sum()), whole if plate else None, curve)
 
     return meter
+
+
+def _alike(one: Problem, other: Problem) -> bool:
+    """Whether the program compiled for one problem computes the other: the same equations on arrays of the same shapes."""
+    if one is other:
+        return True
+    shapes = [jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), p.numbers) for p in (one, other)]
+    programs = [(p.model, p.guide.density) for p in (one, other)]
+    return (
+        shapes[0] == shapes[1]
+        and one.layout == other.layout
+        and all(_equations(a) == _equations(b) for a, b in zip(*programs, strict=True))
+    )
+
+
+def _equations(program: Program) -> str:
+    """A program's text, less the addresses of functions in it."""
+    return re.sub(r"0x[0-9a-f]+", "", str(program.jaxpr))
 
 
 def _pooled(logs: np.ndarray, group: int) -> np.ndarray:
