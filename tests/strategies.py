@@ -253,9 +253,9 @@ def specs(draw: Any, discrete: bool = True) -> Spec:
         groups = (tuple(draw(st.permutations([z.name for z in sampled]))[: draw(st.integers(2, 3))]),)
     most = int(np.clip(MAX_COMBINATIONS ** (1 / (MAX_ELEMENTS - budget)), 2, 4))
     if strategy == "parallel" and not groups:
-        counts = tuple((z.name, draw(st.integers(2, most))) for z in sampled)
+        counts = tuple((z.name, draw(st.integers(1, most))) for z in sampled)
     else:
-        counts = (("", draw(st.integers(2, most))),)
+        counts = (("", draw(st.integers(1, most))),)
     return Spec(
         tuple(plates),
         (*latents, *observed),
