@@ -172,7 +172,17 @@ def methods(
 @click.option("--many", multiple=True, type=int, default=(1000,), show_default=True, help="Numbers of joint particles.")
 @click.option("--methods", "chosen", multiple=True, default=("qem", "rws"), show_default=True)
 @click.option("--steps", default=250, show_default=True)
-def held_out(full: bool, models: tuple[str, ...], many: tuple[int, ...], chosen: tuple[str, ...], steps: int) -> None:
+@click.option("--seeds", type=int, help="1 by default.")
+@click.option("--name", "file", default="held_out", help="Of the file written.")
+def held_out(
+    full: bool,
+    models: tuple[str, ...],
+    many: tuple[int, ...],
+    chosen: tuple[str, ...],
+    steps: int,
+    seeds: int | None,
+    file: str,
+) -> None:
     """All combinations of few particles against many joint particles, fitted and tested alike: log density of the test half."""
     few = (3, 10, 30) if full else (30,)
     many = (100, 1000, 10_000, 30_000) if full else many
@@ -188,7 +198,7 @@ def held_out(full: bool, models: tuple[str, ...], many: tuple[int, ...], chosen:
         rows.append(row | found)
         shown = "".join(f"{np.mean(v):>12.1f} ±{np.std(v):<6.1f}" for v in found.values())
         click.echo(f"{name:<20}{strategy:<10}{count:>7} {method:<22}{shown}{seconds:>10.3f}")
-        save_json(OUT / "held_out.json", {"steps": steps, "rows": rows})
+        save_json(OUT / f"{file}.json", {"steps": steps, "rows": rows})
         jax.clear_caches()
 
     def score(name: str, strategy: str, count: int, seed: int, guide: Any, params: Any) -> dict[str, float]:
@@ -212,7 +222,7 @@ def held_out(full: bool, models: tuple[str, ...], many: tuple[int, ...], chosen:
                 run = run_qem if method == "qem" else partial(run_svi, kayn.RWS, 0.03)
                 fits = []
                 start = time.perf_counter()
-                for seed in range(5 if full else 1):
+                for seed in range(seeds or (5 if full else 1)):
                     fits.append(run(model, args, count, steps, seed, strategy=strategy)[1:])
                 seconds = (time.perf_counter() - start) / steps / len(fits)
                 found = [score(name, strategy, count, i, guide, params) for i, (params, guide) in enumerate(fits)]
