@@ -408,7 +408,7 @@ def test_draws_and_best(problem, x64):
 
 def _cut(problem, *cuts):
     for axis, parts in cuts:
-        slots = sliceable(problem.plan) | {p: out for out, p in divisible(problem.plan).items()}
+        slots = {a: out for out, a in problem.slices()}
         problem.plan = sliced(problem.plan, slots[axis], axis, parts)
     return problem
 

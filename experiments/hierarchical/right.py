@@ -131,6 +131,7 @@ def main(models: tuple[str, ...], particles: tuple[int, ...], steps: int, nuts: 
                         "model": name,
                         "method": method,
                         "particles": count,
+                        "steps": steps,
                         "log_evidence": float(np.mean(history[-LAST:])),
                         "test": pointwise,
                         "joint": joint,
@@ -142,7 +143,7 @@ def main(models: tuple[str, ...], particles: tuple[int, ...], steps: int, nuts: 
                     f"{name:<13}{method:<7}{count:>4}{rows[-1]['log_evidence']:>14.1f}{pointwise:>15.4f}{joint:>10.1f}{seconds:>9.1f}"
                     f"{'' if distance is None else f'{distance:.3f}':>24}"
                 )
-                save_json(OUT / "right.json", {"steps": steps, "rows": rows})
+                save_json(OUT / "right.json", {"rows": rows})
                 jax.clear_caches()
 
 

@@ -194,11 +194,12 @@ def held_out(
     def report(
         name: str, strategy: str, count: int, method: str, found: dict[str, list[float]], seconds: float
     ) -> None:
-        row = {"model": name, "strategy": strategy, "particles": count, "method": method, "step_seconds": seconds}
+        row = {"model": name, "strategy": strategy, "particles": count, "method": method}
+        row |= {"steps": steps, "step_seconds": seconds}
         rows.append(row | found)
         shown = "".join(f"{np.mean(v):>12.1f} ±{np.std(v):<6.1f}" for v in found.values())
         click.echo(f"{name:<20}{strategy:<10}{count:>7} {method:<22}{shown}{seconds:>10.3f}")
-        save_json(OUT / f"{file}.json", {"steps": steps, "rows": rows})
+        save_json(OUT / f"{file}.json", {"rows": rows})
         jax.clear_caches()
 
     def score(name: str, strategy: str, count: int, seed: int, guide: Any, params: Any) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kayn.axes import TARGET_ELEMENTS, Coupling, Layout, make_request
 from kayn.contraction.execute import settled_slot
-from kayn.contraction.plan import Plan, Sliced
+from kayn.contraction.plan import Plan
 from kayn.evidence import Problem, build_problem
 from kayn.graph.types import Graph, Link, Output
 from kayn.guides import FactorisedGuide
@@ -90,12 +90,9 @@ class Analysis:
             f"10^{self.log10_combinations:.1f} combinations of particles; contraction: {self.flops:.3g} multiply-adds, "
             f"at most {format_bytes(self.peak_bytes)} of temporary memory"
         )
-        for step in self.plan.steps:
-            if isinstance(step, Sliced) and step.axis in self.plan.scope:
-                names = "+".join(next(a for a in self.axes if a.name == step.axis).latents)
-                sections.append(
-                    f"To fit, the particles of {names} are summed in {step.parts} parts, one after the other"
-                )
+        for step in self.plan.sums_in_parts:
+            names = "+".join(next(a for a in self.axes if a.name == step.axis).latents)
+            sections.append(f"To fit, the particles of {names} are summed in {step.parts} parts, one after the other")
         return "\n".join(sections)
 
     def render(self, filename: str | None = None) -> Any:

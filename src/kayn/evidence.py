@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from kayn import particles, products
 from kayn.axes import Axis, Layout, Request, proposal_name
 from kayn.checks import parameter_values
-from kayn.contraction.execute import Index, log_contract, settled_slot
+from kayn.contraction.execute import Index, log_contract, look_up, settled_slot
 from kayn.contraction.plan import Sliced
 from kayn.errors import GuideError, KaynError, StructureWarning
 from kayn.graph.discover import Structure, discover
@@ -226,9 +226,7 @@ def model_slots(problem: Problem, numbers: Mapping, draws: Draws, params: Any) -
     inputs = model_inputs(problem, numbers, params, draws.subsample)
     index = link_index(problem, inputs)
     plan, layout = problem.layout.plan, problem.layout
-    parts = {
-        slot: step for step in plan.steps if isinstance(step, Sliced) and step.axis in plan.scope for slot in step.cut
-    }
+    parts, queries = plan.made_in_parts, {o.name for o in problem.graph.outputs if o.kind is Kind.VALUE}
     slots = {}
     for slot, term in enumerate(plan.terms):
         if term.name in problem.model.outputs:
@@ -240,7 +238,7 @@ def model_slots(problem: Problem, numbers: Mapping, draws: Draws, params: Any) -
                 slots[settled] = products.evaluate(
                     problem.model, term.name, output, axes, draws.values, inputs, plan, steps, index
                 )
-        elif any(o.name == term.name and o.kind is Kind.VALUE for o in problem.graph.outputs):
+        elif term.name in queries:
             slots[slot] = jnp.zeros([plan.size[a] for a in term.axes], _float_dtype())
     return slots
 
@@ -267,7 +265,7 @@ def _made_by_part(
             problem.model, output.name, output, small, mine, inputs, body, steps, links.__getitem__
         )
 
-    links = {link.key: index(link.key) for product in steps for link in product.links}
+    links = look_up((link for product in steps for link in product.links), index)
     return jax.tree_util.Partial(make, values, inputs, links)
 
 

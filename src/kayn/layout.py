@@ -122,10 +122,13 @@ def _choose(
             except Stuck as stuck:
                 changed = chooser.unblock(axes, stuck)
             else:
-                changed = chooser.merge_for_plan(axes, plan)
+                changed = chooser.merge_for_work(axes, plan)
                 if changed is None:
-                    plan, batched = cut_to_fit(plan, request.memory), tuple(with_aliases(graph, axes))
-                    return Layout(tuple(axes), tuple(chooser.couplings), plan, batched, request.memory)
+                    cut = cut_to_fit(plan, request.memory)
+                    changed = chooser.merge_to_fit(axes, plan, step_bytes(cut))
+                if changed is None:
+                    batched = tuple(with_aliases(graph, axes))
+                    return Layout(tuple(axes), tuple(chooser.couplings), cut, batched, request.memory)
         axes = changed
 
 
@@ -356,16 +359,23 @@ class _Chooser:
             raise _TooLarge(f"factor {output.name!r} would have {held:.3g} entries ({format_bytes(size)})")
         return self._merge(axes, *pair, f"{output.name} would have {held:.2g} entries")
 
-    def merge_for_plan(self, axes: Sequence[Axis], plan: Plan) -> list[Axis] | None:
-        """Two axes on one, if the contraction forms too large an array or would not fit in parts; None when neither, or nothing can be merged."""
-        mine = [a for a in axes if a.name in plan.peak_axes]
-        pair = self._pair(mine, plates=False)
-        if plan.peak_elements > self.request.target_elements and pair is not None:
-            return self._merge(axes, *pair, f"the contraction would form {plan.peak_elements:.2g} entries")
-        total = step_bytes(cut_to_fit(plan, self.request.memory))
+    def merge_for_work(self, axes: Sequence[Axis], plan: Plan) -> list[Axis] | None:
+        """Two axes without plates on one, if the contraction forms too large an array; None when it does not, or nothing can be merged."""
+        pair = self._pair([a for a in axes if a.name in plan.peak_axes], plates=False)
+        if plan.peak_elements <= self.request.target_elements or pair is None:
+            return None
+        return self._merge(axes, *pair, f"the contraction would form {plan.peak_elements:.2g} entries")
+
+    def merge_to_fit(self, axes: Sequence[Axis], plan: Plan, total: int) -> list[Axis] | None:
+        """Two axes on one, if a step would take too much memory; None when it does not.
+
+        Args:
+            total: bytes of a step, in parts where that helps.
+        """
         if total <= self.request.memory:
             return None
-        pair = pair or self._pair(mine, plates=True) or self._pair(axes, plates=True)
+        mine = [a for a in axes if a.name in plan.peak_axes]
+        pair = self._pair(mine, plates=False) or self._pair(mine, plates=True) or self._pair(axes, plates=True)
         if pair is None:
             raise _TooLarge(f"a step would take about {format_bytes(total)}")
         return self._merge(axes, *pair, f"a step would take about {format_bytes(total)}")

@@ -112,9 +112,9 @@ def _divisors(size: int) -> list[int]:
 def _elements(plan: Plan) -> tuple[int, int]:
     """Entries held for the way back, and of what is formed on the way and dropped: the largest sum over combinations, rows or parts."""
     held, joint, rows, part = 0, 0, 0, 0
-    within = {s for step in plan.steps if isinstance(step, Sliced) and step.axis in plan.scope for s in step.cut}
+    made_in_parts = plan.made_in_parts
     for term in range(len(plan.terms)):
-        if term in within:
+        if term in made_in_parts:
             continue
         steps, slot = settled_slot(plan, term)
         held += plan.elements(slot)
@@ -131,6 +131,6 @@ def _elements(plan: Plan) -> tuple[int, int]:
             joint = max(joint, largest)
         elif isinstance(step, Sliced):
             inner, largest = _elements(step.body)
-            held += plan.elements(step.out) * (step.parts if step.axis in plan.scope else 1)
+            held += plan.elements(step.out) * (step.parts if step.of_variable else 1)
             part = max(part, 4 * inner // 3 + largest)
     return held, max(joint + rows, part)

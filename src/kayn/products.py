@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from kayn import factors
 from kayn.axes import Axis
 from kayn.compilation import matmul_precision
-from kayn.contraction.execute import Index
+from kayn.contraction.execute import Index, look_up
 from kayn.contraction.plan import Plan, Product
 from kayn.expfam import LOST_BITS, WEIGHTS, Pieces, weighted
 from kayn.factors import Particles
@@ -42,7 +42,7 @@ def evaluate(
     index: Index,
 ) -> Any:
     """As `factors.evaluate_reduced`, by a matrix product where that pays."""
-    links = {link.key: index(link.key) for step in steps for link in step.links}
+    links = look_up((link for step in steps for link in step.links), index)
     split = choose(output, axes, plan, steps)
     terms = 0 if split is None else split.num_terms * math.prod(a.size for a in axes)
 

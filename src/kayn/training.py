@@ -233,7 +233,11 @@ class _Loop:
             state, loss = self.step(0, jax.random.fold_in(key, 0), batch, state)
             for i, phase in enumerate(self.phases[1:], 1):
                 take = partial(self.step, i, jax.random.fold_in(key, i), batch)
-                state = jax.lax.cond(number % phase.every == 0, lambda s, take=take: take(s)[0], lambda s: s, state)
+                if phase.every == 1:
+                    state, _ = take(state)
+                else:
+                    due = number % phase.every == 0
+                    state = jax.lax.cond(due, lambda s, take=take: take(s)[0], lambda s: s, state)
             return state, loss
 
         return jax.lax.scan(body, state, (first + jnp.arange(rows.shape[0]), rows))

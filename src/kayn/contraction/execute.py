@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from kayn.contraction.kernels import expand, log_sum_exp, segment_sum
 from kayn.contraction.logdot import log_matmul
-from kayn.contraction.plan import Chain, Combine, LinkKey, Plan, Product, Sliced
+from kayn.contraction.plan import Chain, Combine, LinkKey, Plan, PlateLink, Product, Sliced
 
 Index = Callable[[LinkKey], Any]
 """Looks up the index vector of a link."""
@@ -181,7 +181,7 @@ def by_step(plan: Plan, step: Chain, slots: Slots) -> list[Any]:
 
 def _through_parts(plan: Plan, step: Sliced, slots: Slots, index: Index, rule: Callable) -> Any:
     parts = by_part(plan, step, slots, index, rule)
-    if step.axis not in plan.scope:
+    if not step.of_variable:
         return parts
     parts = jnp.moveaxis(parts, 0, -1)
     return rule(parts, jnp.zeros((1,) * parts.ndim, parts.dtype), 1)
@@ -189,14 +189,14 @@ def _through_parts(plan: Plan, step: Sliced, slots: Slots, index: Index, rule: C
 
 def by_part(plan: Plan, step: Sliced, slots: Slots, index: Index, rule: Callable) -> Any:
     """What the parts of a variable give, [parts, *out]; of a plate, their sum. Nothing else is kept of a part for the way back."""
-    known = looked_up(step.body, index)
+    known = look_up((link for links in step.body.links for link in links), index).__getitem__
 
     @jax.checkpoint
     def part(item: Any) -> Any:
         return forward(step.body, one_part(plan, step, slots, *item), known, rule)[step.body.results[0]]
 
     cut = cut_sources(plan, step, slots)
-    if step.axis in plan.scope:
+    if step.of_variable:
         return jax.lax.map(part, cut)
     zero = jnp.zeros([plan.size[a] for a in plan.axes[step.out]], cut[1][next(iter(cut[1]))].dtype)
     return jax.lax.scan(lambda total, item: (total + part(item), None), zero, cut)[0]
@@ -226,7 +226,6 @@ def one_part(plan: Plan, step: Sliced, slots: Slots, first: Any, arrays: Mapping
     return own
 
 
-def looked_up(plan: Plan, index: Index) -> Index:
-    """The index vectors of a plan, looked up before a loop begins: a memo must not keep what is computed inside."""
-    known = {link.key: index(link.key) for links in plan.links for link in links}
-    return known.__getitem__
+def look_up(links: Iterable[PlateLink], index: Index) -> dict[LinkKey, Any]:
+    """Index vectors, looked up before a loop or another function begins: a memo must not keep what is computed inside."""
+    return {link.key: index(link.key) for link in links}

@@ -127,6 +127,11 @@ class Sliced:
         """Of a part."""
         return self.body.size[self.axis]
 
+    @property
+    def of_variable(self) -> bool:
+        """Whether the axis is a variable and not a plate."""
+        return self.axis in self.body.scope
+
 
 Step = Combine | Product | Chain | Sliced
 
@@ -168,6 +173,16 @@ class Plan:
 
     def elements(self, slot: int) -> int:
         return math.prod(self.size[a] for a in self.axes[slot])
+
+    @property
+    def sums_in_parts(self) -> tuple[Sliced, ...]:
+        """Steps that go through a variable's particles in parts."""
+        return tuple(s for s in self.steps if isinstance(s, Sliced) and s.of_variable)
+
+    @property
+    def made_in_parts(self) -> dict[int, Sliced]:
+        """Terms with the axis of such a variable, which are made part by part, with the step that asks for them."""
+        return {slot: s for s in self.sums_in_parts for slot in s.cut}
 
     def joint_axes(self, step: Combine) -> tuple[str, ...]:
         """All axes that meet in a step: those of the result, then the eliminated ones."""
@@ -232,7 +247,7 @@ class Plan:
                 lines += [f"  {line}" for line in str(step.body).splitlines()[1:]]
                 continue
             if isinstance(step, Sliced):
-                how = "sum" if step.axis in self.scope else "multiply"
+                how = "sum" if step.of_variable else "multiply"
                 lines.append(f"  {how} {step.axis} in {step.parts} parts of {step.size}:")
                 lines += [f"  {line}" for line in str(step.body).splitlines()[1:]]
                 continue

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kayn.contraction.plan import Chain, Combine, Plan, Product, Sliced, Step, Term
+from kayn.contraction.plan import Chain, Combine, Plan, Product, Sliced, Step, Term, chain_aliases
 
 
 def sliceable(plan: Plan) -> dict[str, int]:
     """Variables without plates whose sum can be cut, those that are no states of a chain, with the slot that is left."""
-    chained = {v for s in plan.steps if isinstance(s, Chain) for names in (*s.states, *s.ends) for v in names}
+    aliases = {v for s in plan.steps if isinstance(s, Chain) for v in chain_aliases(s)}
     return {
         v: s.out
         for s in plan.steps
         if isinstance(s, Combine)
         for v in s.eliminated
-        if not plan.scope[v] and v not in chained and plan.size[v] > 1
+        if not plan.scope[v] and v not in aliases and plan.size[v] > 1
     }
 
 
