@@ -9,17 +9,21 @@ from pathlib import Path
 import click
 
 HERE = Path(__file__).parent
+SOURCES = sorted(HERE.glob("*/results/**/results.json"))
+
+
+def experiment(source: Path) -> str:
+    return source.relative_to(HERE).parts[0]
 
 
 @click.command()
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, type=click.Choice(list(dict.fromkeys(map(experiment, SOURCES)))))
 def main(names: tuple[str, ...]) -> None:
     """Of all experiments with a `results.json`, or of those that are named."""
-    for source in sorted(HERE.glob("*/results/**/results.json")):
-        experiment = source.relative_to(HERE).parts[0]
-        if names and experiment not in names:
+    for source in SOURCES:
+        if names and experiment(source) not in names:
             continue
-        run = runpy.run_path(str(HERE / experiment / "run.py"))
+        run = runpy.run_path(str(HERE / experiment(source) / "run.py"))
         results = json.loads(source.read_text(encoding="utf-8"))["results"]
         source.with_name("table.txt").write_text(run["table"](results) + "\n", encoding="utf-8")
         if "draw" in run:
