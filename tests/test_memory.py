@@ -130,8 +130,10 @@ def test_parts_change_nothing(loss, name):
 
     (cut, gradient), (value, expected) = found(tight), found(None)
     np.testing.assert_allclose(cut, value, rtol=1e-5)
+    # gradients of single particles cancel in their sum: rounding is that of the largest
+    largest = max(float(np.abs(wanted).max()) for wanted in expected.values())
     for parameter, wanted in expected.items():
-        np.testing.assert_allclose(gradient[parameter], wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+        np.testing.assert_allclose(gradient[parameter], wanted, rtol=1e-3, atol=1e-4 * largest)
 
 
 def test_a_posterior_in_parts_is_the_same():

@@ -41,7 +41,10 @@ def parameter_values(params: Any) -> dict[str, Any]:
             f"params is {type(params).__name__}; pass a mapping from numpyro.param names to values, as SVI.get_params gives "
             "them, or None for initial values; the model's arguments come after it"
         )
-    out = {n: jax.tree.map(jnp.asarray, v) for n, v in params.items()}
+    # unlike jnp.asarray, device_put has nothing to compile
+    out = {
+        n: jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.device_put(x), v) for n, v in params.items()
+    }
     for name, value in out.items():
         leaves = [x for x in jax.tree.leaves(value) if not isinstance(x, jax.core.Tracer)]
         if any(jnp.issubdtype(x.dtype, jnp.inexact) and np.isnan(np.asarray(x)).any() for x in leaves):

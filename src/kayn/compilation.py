@@ -1,11 +1,16 @@
-"""Compiled programs: how precise their matrix products are, and where they are kept between runs."""
+"""Compiled programs: how precise their matrix products are, when they are compiled, and where they are kept between runs."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 CACHE_VARIABLE = "KAYN_CACHE"
 
@@ -16,6 +21,30 @@ def matmul_precision() -> jax.lax.Precision | None:
     GPUs would otherwise round the operands of float32 products to 10 bits (tf32).
     """
     return None if jax.config.jax_default_matmul_precision is not None else jax.lax.Precision.HIGHEST
+
+
+def ahead(function: Callable, *args: Any) -> Callable[[], Any]:
+    """Compile in the background: traces now, and gives a function that waits for the program and runs it once on `args`."""
+    lowered = jax.jit(function).lower(*args)
+    # NumPyro's handlers are not safe to use from two threads, but only the compiler runs in this one
+    background = ThreadPoolExecutor(1, "kayn-compile")
+    compiled = background.submit(lowered.compile)
+    background.shutdown(wait=False)
+    return cache(lambda: compiled.result()(*args))
+
+
+def apart(array: Any, witness: Any) -> Any:
+    """The same array, on CPUs computed on its own in its own order.
+
+    XLA fuses what makes an array into what uses it, in the order in which that uses it. Where the last dimension there is short, CPUs then
+    compute one entry at a time; on its own, over long rows, eight at a time. No fusion crosses a condition.
+
+    Args:
+        witness: any number that only the run knows.
+    """
+    if jax.default_backend() != "cpu":
+        return array
+    return jax.lax.cond(witness == witness, lambda x: x, lambda x: jnp.where(jnp.isnan(x), jnp.nan, x), array)
 
 
 def cache_compilation(directory: str | os.PathLike[str] | None = None) -> Path:

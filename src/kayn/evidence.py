@@ -313,4 +313,4 @@ def observed_values(problem: Problem, numbers: Mapping, params: Any) -> dict[str
 
 
 def _float_dtype() -> Any:
-    return jnp.zeros(()).dtype
+    return jnp.result_type(float)

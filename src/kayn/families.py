@@ -56,11 +56,6 @@ class Family:
         """Parameters of a proposal with `factor` times the variance; unchanged where a family has no such member."""
         return params
 
-    def start(self, values: Any) -> Params:
-        """Parameters to start from, given a few draws of the prior: values [S, *B, *E]."""
-        flat = jnp.full((values.shape[0],) + (1,) * (values.ndim - 1), 1.0 / values.shape[0])
-        return self.from_moments(self.expect(values, flat))
-
 
 def average(weights: Any, values: Any) -> Any:
     return jnp.sum(jnp.where(weights > 0, weights * values, 0.0), 0)

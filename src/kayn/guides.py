@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -22,10 +22,9 @@ from numpyro.distributions.transforms import ComposeTransform, IdentityTransform
 from kayn import even, families, normals
 from kayn.errors import GuideError
 from kayn.families import Family
-from kayn.graph.trace import Site, _placeholder, innermost, inspect_sites
+from kayn.graph.trace import Site, innermost, inspect_sites
+from kayn.prior import Prior, prior
 
-PRIOR_DRAWS = 100
-MANY_LATENTS = 50
 LONGEST_VECTOR = 32
 """Vectors of up to this length get a full covariance."""
 SUPPORTED = (
@@ -121,24 +120,7 @@ class FactorisedGuide:
         Raises:
             GuideError: a discrete latent is not enumerated, or a latent's support depends on another latent.
         """
-        kwargs = kwargs or {}
-        key = jax.random.key(0) if key is None else key
-        sites = inspect_sites(model, args, kwargs, params or {})
-        chosen = []
-        latents = [s for s in sites.values() if s.kind == "sample" and not s.observed and not s.enumerate]
-        for site in latents:
-            if site.discrete:
-                raise GuideError(
-                    f"latent {site.name!r} is discrete, so a Normal guide cannot stand for it; sum it out exactly with "
-                    "infer={'enumerate': 'parallel'} in the model, or write a guide with a discrete site for it"
-                )
-        prior, supports = _prior(model, args, kwargs, params or {}, [s.name for s in latents], key)
-        for site in latents:
-            event_dim = len(site.shape) - len(site.batch_shape)
-            transform = biject_to(supports[site.name])
-            family = _normal(event_dim, IdentityTransform() if _identity(transform) else transform, prior[site.name])
-            chosen.append(GuideSite(site.name, family, family.start(prior[site.name]), _plates(site, sites)))
-        return FactorisedGuide(tuple(chosen))
+        return Unstarted.from_model(model, args, kwargs or {}, params or {}, key).started()
 
     @staticmethod
     def from_guide(
@@ -169,16 +151,58 @@ class FactorisedGuide:
         return FactorisedGuide(tuple(chosen))
 
 
+@dataclass(frozen=True, eq=False)
+class Unstarted:
+    """A guide of standard Normals, ready to be read while the prior draws that it is to start from are still being compiled."""
+
+    guide: FactorisedGuide
+    prior: Prior | None = None
+
+    @staticmethod
+    def from_model(model: Callable, args: tuple, kwargs: Mapping, params: Mapping, key: Any = None) -> Unstarted:
+        """See `FactorisedGuide.from_model`."""
+        sites = inspect_sites(model, args, kwargs, params)
+        latents = [s for s in sites.values() if s.kind == "sample" and not s.observed and not s.enumerate]
+        for site in latents:
+            if site.discrete:
+                raise GuideError(
+                    f"latent {site.name!r} is discrete, so a Normal guide cannot stand for it; sum it out exactly with "
+                    "infer={'enumerate': 'parallel'} in the model, or write a guide with a discrete site for it"
+                )
+        found = prior(model, args, kwargs, params, [s.name for s in latents], jax.random.key(0) if key is None else key)
+        chosen = []
+        for site in latents:
+            event_dim = len(site.shape) - len(site.batch_shape)
+            transform = biject_to(found.supports[site.name])
+            transform = IdentityTransform() if _identity(transform) else transform
+            shape = jax.eval_shape(transform._inverse, jax.ShapeDtypeStruct(site.shape, site.dtype)).shape
+            family = _normal(event_dim, transform, shape)
+            start = family.standard(shape, site.dtype)
+            chosen.append(GuideSite(site.name, family, start, _plates(site, sites)))
+        return Unstarted(FactorisedGuide(tuple(chosen)), found)
+
+    def started(self) -> FactorisedGuide:
+        """The guide with the prior's quantiles, or as it is where it has its own start."""
+        if self.prior is None:
+            return self.guide
+        draws = self.prior.draws()
+
+        def started(site: GuideSite) -> GuideSite:
+            assert isinstance(site.family, normals.Gaussian)
+            return replace(site, start=site.family.start(draws[site.name]))
+
+        return FactorisedGuide(tuple(started(s) for s in self.guide.sites))
+
+
 def _vectors(shape: tuple[int, ...], family: normals.Gaussian) -> tuple[int, int]:
     """How many vectors a site draws, and their length."""
     batch = len(shape) - family.unconstrained_event_dim
     return math.prod(shape[:batch]), math.prod(shape[batch:])
 
 
-def _normal(event_dim: int, transform: Any, values: Any) -> normals.Gaussian:
-    """A full covariance for vectors of moderate length, independent coordinates for the rest."""
+def _normal(event_dim: int, transform: Any, shape: tuple[int, ...]) -> normals.Gaussian:
+    """A full covariance for vectors of moderate length, independent coordinates for the rest; `shape` in unconstrained space."""
     independent = normals.Normal(event_dim=event_dim, transform=transform)
-    shape = jax.eval_shape(transform._inverse, values).shape
     if independent.unconstrained_event_dim == 1 and 1 < shape[-1] <= LONGEST_VECTOR:
         return normals.MultivariateNormal(event_dim=event_dim, transform=transform)
     return independent
@@ -206,35 +230,6 @@ def _identity(transform: Any) -> bool:
     while isinstance(transform, dist.transforms.IndependentTransform):
         transform = transform.base_transform
     return isinstance(transform, IdentityTransform)
-
-
-def _prior(
-    model: Callable, args: tuple, kwargs: Mapping, params: Mapping, names: list[str], key: Any
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Prior draws [PRIOR_DRAWS, *shape] of every latent (a feasible value where the prior is improper), and its support."""
-    forms: dict[str, Any] = {}
-
-    def one(key: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        program = handlers.substitute(handlers.substitute(model, data=dict(params)), substitute_fn=_placeholder)
-        trace = handlers.trace(handlers.seed(program, key)).get_trace(*args, **kwargs)
-        bounds = {}
-        for name in names:
-            bounds[name], forms[name] = jax.tree.flatten(trace[name]["fn"].support)
-        return {n: trace[n]["value"] for n in names}, bounds
-
-    if len(names) > MANY_LATENTS:
-        # compilers take minutes over a program of hundreds of dependent draws; one operation at a time takes seconds
-        draws, bounds = jax.vmap(one)(jax.random.split(key, PRIOR_DRAWS))
-    else:
-        # a loop rather than a batch: it runs once, and compiles faster
-        draws, bounds = jax.jit(lambda key: jax.lax.map(one, jax.random.split(key, PRIOR_DRAWS)))(key)
-    for name in names:
-        if any(np.ptp(np.asarray(b), axis=0).any() for b in bounds[name]):
-            raise GuideError(
-                f"the support of latent {name!r} depends on another latent, so one unconstrained space does not fit all "
-                "particles; rewrite it with a fixed support (scale a Uniform(0, 1)), or pass a guide"
-            )
-    return draws, {n: jax.tree.unflatten(forms[n], [b[0] for b in bounds[n]]) for n in names}
 
 
 def _family_of(name: str, fn: dist.Distribution, batch_ndim: int, site: Site) -> tuple[Family, dict[str, Any]]:

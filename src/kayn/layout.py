@@ -170,7 +170,7 @@ class _Chooser:
         # a plate of one element is none, unless the element stands for others: then its log-sum counts several times
         self.real = {p.name for p in self.graph.plates if p.size > 1 or p.full_size > p.size}
         self.couplings: list[Coupling] = []
-        self.itemsize = jnp.zeros(()).dtype.itemsize
+        self.itemsize = jnp.result_type(float).itemsize
 
     # -- strategies
 

@@ -61,7 +61,7 @@ def step_bytes(plan: Plan) -> int:
     a sum that is cut into parts, one part. Against the compiled programs of the benchmarks it is 1 to 3 times what they take above 1 MB.
     """
     held, loose = _elements(plan)
-    return (4 * held + 3 * loose) * jnp.zeros(()).dtype.itemsize
+    return (4 * held + 3 * loose) * jnp.result_type(float).itemsize
 
 
 def cut_to_fit(plan: Plan, budget: int) -> Plan:
@@ -71,7 +71,7 @@ def cut_to_fit(plan: Plan, budget: int) -> Plan:
     """
     if step_bytes(plan) <= min(budget, LARGE_STEP):
         return plan
-    plan = _plates_in_parts(plan, min(CHUNK_ELEMENTS, budget // (8 * jnp.zeros(()).dtype.itemsize)))
+    plan = _plates_in_parts(plan, min(CHUNK_ELEMENTS, budget // (8 * jnp.result_type(float).itemsize)))
     for goal in (min(budget, LARGE_STEP), budget):
         if step_bytes(plan) <= goal:
             return plan

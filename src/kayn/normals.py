@@ -62,15 +62,26 @@ class Gaussian(Family):
         """Mean parameters under weighted u [K, *B, *unconstrained event]; weights have ones in the event's places."""
         raise NotImplementedError
 
-    def quartiles(self, values: Any) -> tuple[Any, Any]:
-        """Median and scale by the interquartile range of u, clipped: vague hyperpriors draw values beyond reason."""
-        u = np.asarray(values if isinstance(self.transform, IdentityTransform) else self.transform._inverse(values))
+    def standard(self, shape: tuple[int, ...], dtype: Any) -> Params:
+        """The parameters of standard Normals, u being of that shape."""
+        return self.scaled(np.zeros(shape, dtype), np.ones(shape, dtype))
+
+    def start(self, u: Any) -> Params:
+        """Parameters to start from: median and scale by the interquartile range of a few draws of the prior, [S, *B, *unconstrained event].
+
+        They are clipped: vague hyperpriors draw values beyond reason.
+        """
+        u = np.asarray(u)
         u = np.where(np.isfinite(u), u, 0.0)
         low, middle, high = np.quantile(u, [0.25, 0.5, 0.75], axis=0).astype(u.dtype)
         spread = (high - low) / 1.35
         # a latent on the whole real line has units of its own, in which its prior may be narrow
         least = np.where(spread > 0, 0.0, 0.1) if isinstance(self.transform, IdentityTransform) else 0.1
-        return np.clip(middle, -10.0, 10.0), np.clip(spread, least, 3.0).astype(u.dtype)
+        return self.scaled(np.clip(middle, -10.0, 10.0), np.clip(spread, least, 3.0).astype(u.dtype))
+
+    def scaled(self, loc: Any, scale: Any) -> Params:
+        """Parameters of independent coordinates."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +103,7 @@ class Normal(Gaussian):
         return {**params, "scale": params["scale"] * math.sqrt(factor)}
 
     def moments(self, params: Params) -> Moments:
-        return {"mean": params["loc"], "variance": params["scale"] ** 2, "noise": jnp.zeros_like(params["scale"])}
+        return {"mean": params["loc"], "variance": params["scale"] ** 2, "noise": 0 * params["scale"]}
 
     def unconstrained_moments(self, u: Any, weights: Any) -> Moments:
         mean = average(weights, u)
@@ -111,9 +122,8 @@ class Normal(Gaussian):
         floor = (TINY * (1 + jnp.abs(moments["mean"]))) ** 2
         return {"loc": moments["mean"], "scale": jnp.sqrt(jnp.maximum(moments["variance"], floor))}
 
-    def start(self, values: Any) -> Params:
-        middle, scale = self.quartiles(values)
-        return {"loc": jnp.asarray(middle), "scale": jnp.asarray(scale)}
+    def scaled(self, loc: Any, scale: Any) -> Params:
+        return {"loc": loc, "scale": scale}
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +150,7 @@ class MultivariateNormal(Gaussian):
 
     def moments(self, params: Params) -> Moments:
         tril = params["scale_tril"]
-        exact = jnp.zeros(jnp.shape(params["loc"])[:-1], tril.dtype)
-        return {"mean": params["loc"], "covariance": tril @ jnp.swapaxes(tril, -1, -2), "noise": exact}
+        return {"mean": params["loc"], "covariance": tril @ tril.swapaxes(-1, -2), "noise": 0 * params["loc"][..., 0]}
 
     def unconstrained_moments(self, u: Any, weights: Any) -> Moments:
         mean = average(weights, u)
@@ -175,12 +184,8 @@ class MultivariateNormal(Gaussian):
             "scale_tril": scale[..., :, None] * jnp.linalg.cholesky(keep[..., None, None] * correlation + eye),
         }
 
-    def start(self, values: Any) -> Params:
-        middle, scale = self.quartiles(values)
-        return {
-            "loc": jnp.asarray(middle),
-            "scale_tril": jnp.asarray(scale[..., None] * np.eye(scale.shape[-1], dtype=scale.dtype)),
-        }
+    def scaled(self, loc: Any, scale: Any) -> Params:
+        return {"loc": loc, "scale_tril": scale[..., None] * np.eye(scale.shape[-1], dtype=scale.dtype)}
 
 
 GUARD = 1e-4

@@ -25,7 +25,7 @@ from kayn.checks import parameter_values, whole_number
 from kayn.errors import GuideError, KaynError
 from kayn.evidence import Draws, Problem, build_problem
 from kayn.graph.trace import inspect_sites
-from kayn.guides import FactorisedGuide
+from kayn.guides import FactorisedGuide, Unstarted
 from kayn.keys import as_key
 from kayn.progress import progress_bar
 
@@ -122,27 +122,35 @@ class QEM:
         Raises:
             GuideError: a guide site is in no supported family, or guide sites depend on each other.
         """
-        key, guide_key = jax.random.split(as_key(rng_key))
+        key = as_key(rng_key)
         params = parameter_values(params)
-        sites = inspect_sites(self.model, args, kwargs, params)
         if isinstance(self.user_guide, FactorisedGuide):
-            self.guide = self.user_guide
+            begun = Unstarted(self.user_guide)
         elif self.user_guide is None:
-            self.guide = FactorisedGuide.from_model(self.model, args, kwargs, params, guide_key)
+            begun = Unstarted.from_model(self.model, args, kwargs, params, key)
         else:
-            self.guide = FactorisedGuide.from_guide(self.user_guide, args, kwargs, params, sites)
-        start = {**self.guide.start, **{n: v for n, v in params.items() if n in self.guide.start}}
-        self.model_params = {n: v for n, v in params.items() if n not in start}
-        everything = {**self.model_params, **start}
-        self.problem = build_problem(self.model, self.guide, args, kwargs, everything, self.request)
+            sites = inspect_sites(self.model, args, kwargs, params)
+            begun = Unstarted(FactorisedGuide.from_guide(self.user_guide, args, kwargs, params, sites))
+        everything = {**begun.guide.start, **params}
+        self.model_params = {n: v for n, v in params.items() if n not in begun.guide.start}
+        self.problem = build_problem(self.model, begun.guide, args, kwargs, everything, self.request)
         if self.user_guide is not None and not isinstance(self.user_guide, FactorisedGuide):
             _refuse_dependence(build_problem(self.model, self.user_guide, args, kwargs, params, self.request))
         self._arguments = (args, kwargs)
-        by_site = self.guide.split(start)
-        moments = {s.name: dict(s.family.moments(by_site[s.name])) for s in self.guide.sites}
         self._advance = jax.jit(partial(_advance, self, self._keeps_particles()), static_argnums=3)
         self._parameters = jax.jit(partial(_parameters, self))
-        return QEMState(moments, jnp.zeros((), jnp.int32), key)
+        self._one_step = jax.jit(partial(_step, self, self.problem), inline=True)
+        # only types matter here, so this is done while the prior that the guide starts from is being compiled
+        self.guide = begun.guide
+        self._one_step.trace(self.problem.numbers, QEMState(self._moments(params), np.int32(0), key), 1.0)
+        self.guide = begun.started()
+        return jax.device_put(QEMState(self._moments(params), np.int32(0), key))
+
+    def _moments(self, params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Mean parameters of the guide with these parameters, or else those it starts from."""
+        guide = self._guide()
+        by_site = guide.split({**guide.start, **params})
+        return {s.name: dict(s.family.moments(by_site[s.name])) for s in guide.sites}
 
     def update(self, state: QEMState, *args: Any, **kwargs: Any) -> tuple[QEMState, Any]:
         """One step: the new state, and the log evidence under the old guide.
@@ -258,7 +266,7 @@ def _advance(
     qem: QEM, keep: bool, numbers: Mapping, state: QEMState, strength: Any, count: int
 ) -> tuple[QEMState, Any]:
     def step(state: QEMState, _: None) -> tuple[QEMState, Any]:
-        state, weighed = _step(qem, qem._problem(), numbers, state, strength)
+        state, weighed = qem._one_step(numbers, state, strength)
         return state, weighed if keep else weighed[:1]
 
     return jax.lax.scan(step, state, None, length=count)
