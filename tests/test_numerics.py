@@ -13,8 +13,12 @@ import pytest
 from numpyro import handlers
 from scipy import stats
 
-from kayn import evidence, queries
+from kayn import evidence, factors, queries
 from kayn.axes import make_request
+from kayn.compilation import apart
+from kayn.graph.cost import is_dear
+from kayn.graph.trace import inspect_sites, trace_program
+from kayn.guides import FactorisedGuide
 from oracle import QUICK, BruteForce
 
 Y = np.array([0.1, 0.5, -1.0, 2.0], np.float32)
@@ -332,3 +336,61 @@ def test_masked_rows_may_hold_nan():
     np.testing.assert_allclose(masked[0], without[0], rtol=1e-6)
     for name, found in masked[1].items():
         np.testing.assert_allclose(found, without[1][name], rtol=1e-5)
+
+
+def answers(person, item, right):
+    """Rows that cross two plates, with a likelihood that is dear to compute."""
+    scale = numpyro.sample("scale", dist.LogNormal(0.0, 0.5))
+    with numpyro.plate("people", 5):
+        ability = normal("ability")
+    with numpyro.plate("items", 3):
+        difficulty = normal("difficulty", 0.0, scale)
+    with numpyro.plate("answers", len(right)):
+        numpyro.sample("right", dist.Bernoulli(logits=ability[person] - difficulty[item]), obs=right)
+
+
+@pytest.mark.parametrize("num_particles", [2, 5, 8])
+def test_dear_factors_computed_along_their_rows_are_the_same(monkeypatch, num_particles):
+    rng = np.random.default_rng(0)
+    args = (rng.integers(0, 5, 40), rng.integers(0, 3, 40), rng.integers(0, 2, 40).astype(np.float32))
+    guide = FactorisedGuide.from_model(answers, args)
+    found = []
+    for long in (1, 2**40):
+        monkeypatch.setattr(factors, "LONG", long)
+        problem = evidence.build_problem(answers, guide, args, {}, guide.start, make_request(num_particles))
+        program = jax.jit(lambda key, params, problem=problem: estimates.__wrapped__(problem, key, params))
+        # on its own in two of the three cases: eight at a time need no help
+        conditions = program.lower(jax.random.key(1), guide.start).as_text().count("stablehlo.case")
+        found.append((conditions, program(jax.random.key(1), guide.start)))
+    assert (found[0][0] > found[1][0]) == (num_particles != 8)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found[0][1], found[1][1])
+
+
+def test_an_array_computed_apart_keeps_everything():
+    x = np.array([0.0, np.nan, np.inf, -2.0], np.float32)
+    for witness in (1.0, np.nan):
+        assert_equal = np.testing.assert_array_equal
+        assert_equal(jax.jit(apart)(x, np.float32(witness)), x)
+        gradient = jax.grad(lambda x, w=witness: jnp.sum(jnp.sin(apart(2 * x, w))))(x[[0, 3]])
+        np.testing.assert_allclose(gradient, 2 * np.cos(2 * x[[0, 3]]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("density", "dear"),
+    [
+        (lambda mu, log_sd, a: dist.Normal(mu + a, 1.0), False),
+        (lambda mu, log_sd, a: dist.Normal(mu, jnp.exp(log_sd)), False),
+        (lambda mu, log_sd, a: dist.Normal(mu, jnp.exp(log_sd + a)), True),
+        (lambda mu, log_sd, a: dist.Normal(mu, jax.nn.softplus(log_sd + a)), True),
+        (lambda mu, log_sd, a: dist.StudentT(jnp.exp(log_sd), mu), True),
+        (lambda mu, log_sd, a: dist.Poisson(jnp.exp(a)), False),
+    ],
+)
+def test_dear_densities_are_told_from_cheap_ones(density, dear):
+    def model():
+        latents = [normal(n) for n in ("mu", "log_sd", "a")]
+        numpyro.sample("y", density(*latents), obs=np.float32(1.0))
+
+    sites = inspect_sites(model, (), {}, {})
+    program = trace_program(model, (), {}, {}, sites)
+    assert is_dear(program, "y", {n: n for n in ("mu", "log_sd", "a")}) == dear

@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from kayn.axes import Axis
+from kayn.compilation import apart
 from kayn.contraction.execute import Index, apply_products
 from kayn.contraction.plan import Plan, Product
+from kayn.graph.cost import is_dear
 from kayn.graph.slices import slice_outputs
 from kayn.graph.trace import Program
 from kayn.graph.types import Kind, Output
@@ -69,7 +71,10 @@ def evaluate_reduced(
     def summed(values: Mapping[str, Any]) -> Any:
         return apply_products(plan, first, single(values), index, tuple(plan.scope))
 
-    reduced = in_parts(summed, axes, particles, plan, steps[len(first) :], index, order, max(elements, terms))
+    # sums vectorise whatever comes after them
+    alone = not first and is_dear(program, name, {n: a.name for a in axes for n in a.latents})
+    left = steps[len(first) :]
+    reduced = in_parts(summed, axes, particles, plan, left, index, order, max(elements, terms), alone=alone)
     # after the products: a selection inside a chain of arithmetic keeps XLA from vectorising it
     return finite(reduced) if _is_log_factor(program, name, output) else reduced
 
@@ -84,6 +89,7 @@ def in_parts(
     order: Sequence[str],
     elements: int,
     trailing: int = 0,
+    alone: bool = False,
 ) -> Any:
     """Map a function of one particle over axes, followed by plate products, at most `CHUNK_ELEMENTS` entries at a time.
 
@@ -93,6 +99,7 @@ def in_parts(
         order: names of the result's plates and axes; again less the axes that are not among `axes`.
         elements: entries of the whole before the steps.
         trailing: number of dimensions behind the plates that stay the last ones.
+        alone: the function is dear, see `along_plates`; no trailing dimensions then.
 
     Returns:
         [*order, *trailing].
@@ -103,7 +110,13 @@ def in_parts(
     without = [v for v in plan.scope if v not in mine or v in looped]
 
     def part(fixed: Mapping[str, Any]) -> Any:
-        array = on_axes(lambda z: single({**z, **fixed}), inner, particles, tuple(fixed), trailing)
+        def given(values: Mapping[str, Any]) -> Any:
+            return single({**values, **fixed})
+
+        if alone:
+            array = along_plates(given, inner, particles, tuple(fixed))
+        else:
+            array = on_axes(given, inner, particles, tuple(fixed), trailing)
         return apply_products(plan, steps, array, index, without)
 
     result = _looped(part, loops, particles, {})
@@ -168,6 +181,12 @@ def _top(log_factor: Any) -> float:
     return float(jnp.finfo(log_factor.dtype).max) / 1e6
 
 
+LONG = 2**14
+"""Entries from which an array is worth a copy."""
+LANES = 8
+"""Numbers that a CPU computes at a time. Loops of known length below twice as many are unrolled, and then not vectorised, unless they fit."""
+
+
 def on_axes(
     single: Callable[[Mapping], Any],
     axes: Sequence[Axis],
@@ -184,6 +203,25 @@ def on_axes(
     for axis in axes:
         call = jax.vmap(call, in_axes=tuple(0 if n in axis.latents else None for n in names), out_axes=-1 - trailing)
     return call(*(particles[n] for n in names))
+
+
+def along_plates(
+    single: Callable[[Mapping], Any], axes: Sequence[Axis], particles: Particles, fixed: Sequence[str]
+) -> Any:
+    """As `on_axes`, but computed along the plates and transposed then, where it would otherwise be computed one entry at a time."""
+    names = [n for a in axes for n in a.latents if n not in fixed]
+
+    def call(*values: Any) -> Any:
+        return single(dict(zip(names, values, strict=True)))
+
+    for axis in reversed(axes):
+        call = jax.vmap(call, in_axes=tuple(0 if n in axis.latents else None for n in names))
+    values = [particles[n] for n in names]
+    array = call(*values)
+    last = axes[-1].size if axes else 1
+    if 1 < last < 2 * LANES and last != LANES and array.size >= LONG:
+        array = apart(array, jnp.ravel(values[0])[0])
+    return jnp.transpose(array, (*range(len(axes), array.ndim), *range(len(axes))))
 
 
 def _loop_axes(axes: Sequence[Axis], elements: int) -> list[Axis]:

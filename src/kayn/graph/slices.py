@@ -20,6 +20,17 @@ def equation_as_function(eqn: JaxprEqn, jaxpr: Jaxpr) -> Callable[..., list[Any]
     return compute
 
 
+def needed_equations(jaxpr: Jaxpr, positions: Sequence[int]) -> tuple[list[JaxprEqn], set[Any]]:
+    """The equations that some outputs need, in order, and all variables in them."""
+    needed = {jaxpr.outvars[p] for p in positions if not isinstance(jaxpr.outvars[p], Literal)}
+    eqns: list[JaxprEqn] = []
+    for eqn in reversed(jaxpr.eqns):
+        if any(v in needed for v in eqn.outvars) or (eqn.effects and _ordered(eqn)):
+            eqns.append(eqn)
+            needed.update(v for v in eqn.invars if not isinstance(v, Literal))
+    return eqns[::-1], needed
+
+
 def slice_outputs(jaxpr: Jaxpr, positions: Sequence[int]) -> tuple[Callable[..., list[Any]], tuple[int, ...]]:
     """The program that computes some outputs only.
 
@@ -27,13 +38,7 @@ def slice_outputs(jaxpr: Jaxpr, positions: Sequence[int]) -> tuple[Callable[...,
         A function, and the positions (constants first, then inputs) of the arguments it takes.
     """
     outvars = [jaxpr.outvars[p] for p in positions]
-    needed = {v for v in outvars if not isinstance(v, Literal)}
-    eqns: list[JaxprEqn] = []
-    for eqn in reversed(jaxpr.eqns):
-        if any(v in needed for v in eqn.outvars) or (eqn.effects and _ordered(eqn)):
-            eqns.append(eqn)
-            needed.update(v for v in eqn.invars if not isinstance(v, Literal))
-    eqns.reverse()
+    eqns, needed = needed_equations(jaxpr, positions)
     variables = [*jaxpr.constvars, *jaxpr.invars]
     used = tuple(i for i, v in enumerate(variables) if v in needed)
 
