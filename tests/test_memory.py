@@ -103,16 +103,17 @@ def visits(y):
             numpyro.sample("y", dist.Normal(there + other, 1.0), obs=y)
 
 
+# budgets in float64: in float32, gradients that cancel are all rounding
 TIGHT = {
-    "slopes": (slopes, (GROUP, X, Y), "20MB", "sum K[sigma] in 16 parts"),
-    "walk": (walk, (Y[:60],), "1MB", "sum K[speed] in"),
-    "visits": (visits, (Y[:2400].reshape(6, 400),), "10MB", "multiply visits in"),
+    "slopes": (slopes, (GROUP, X, Y), "40MB", "sum K[sigma] in 16 parts"),
+    "walk": (walk, (Y[:60],), "2MB", "sum K[speed] in"),
+    "visits": (visits, (Y[:2400].reshape(6, 400),), "20MB", "multiply visits in"),
 }
 
 
 @pytest.mark.parametrize("name", TIGHT)
 @pytest.mark.parametrize("loss", [kayn.VI, kayn.RWS])
-def test_parts_change_nothing(loss, name):
+def test_parts_change_nothing(loss, name, x64):
     """A budget that is kept by taking a sum in parts: the same estimates and gradients."""
     model, args, tight, how = TIGHT[name]
     analysis = kayn.analyze(model, *args, num_particles=16, memory=tight)
@@ -130,10 +131,8 @@ def test_parts_change_nothing(loss, name):
 
     (cut, gradient), (value, expected) = found(tight), found(None)
     np.testing.assert_allclose(cut, value, rtol=1e-5)
-    # gradients of single particles cancel in their sum: rounding is that of the largest
-    largest = max(float(np.abs(wanted).max()) for wanted in expected.values())
     for parameter, wanted in expected.items():
-        np.testing.assert_allclose(gradient[parameter], wanted, rtol=1e-3, atol=1e-4 * largest)
+        np.testing.assert_allclose(gradient[parameter], wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
 
 
 def test_a_posterior_in_parts_is_the_same():

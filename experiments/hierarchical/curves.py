@@ -58,6 +58,11 @@ def error(means: Mapping[str, Any], truth: Truth) -> float:
     return float(np.sqrt(np.mean(np.concatenate(parts) ** 2)))
 
 
+def length(row: Mapping[str, Any]) -> int:
+    """Steps of a fit, or draws of NUTS."""
+    return row["steps"] if "steps" in row else row["draws"]
+
+
 def simulated(model: Callable, args: tuple) -> tuple[tuple, dict[str, np.ndarray]]:
     """Arguments with data drawn from the model in the last place, and the latents they were drawn with."""
     trace = handlers.trace(handlers.seed(model, 3)).get_trace(*args[:-1], None)
@@ -66,25 +71,27 @@ def simulated(model: Callable, args: tuple) -> tuple[tuple, dict[str, np.ndarray
     return (*args[:-1], latents.pop(list(latents)[-1]).astype(np.float32)), latents
 
 
-def nuts(model: Callable, args: tuple, samples: int, truth: Truth | None, seed: int = 0) -> tuple[dict, list[dict]]:
-    """Draws, and the error of their running mean against seconds (draws are taken to cost the same)."""
+def nuts(model: Callable, args: tuple, samples: int, seed: int) -> tuple[dict[str, np.ndarray], float, float]:
+    """Draws, seconds until the first of them and seconds for each."""
     mcmc = MCMC(NUTS(model), num_warmup=samples // 2, num_samples=samples, progress_bar=False)
     start = time.perf_counter()
     mcmc.warmup(jax.random.key(seed), *args)
     warm = time.perf_counter() - start
     mcmc.run(mcmc.post_warmup_state.rng_key, *args)
     draws = {n: np.asarray(v) for n, v in mcmc.get_samples().items()}
-    each = (time.perf_counter() - start - warm) / samples
-    looks = [c for c in (30, 100, 300, 1000, 3000, 10_000) if c <= samples]
-    rows = [
-        {"draws": c, "seconds": warm + each * c, "error": error({n: v[:c].mean(0) for n, v in draws.items()}, truth)}
-        for c in looks
-        if truth is not None
-    ]
-    return draws, rows
+    return draws, warm, (time.perf_counter() - start - warm) / samples
 
 
-def fits(method: str, model: Callable, args: tuple, options: Mapping[str, Any], seeds: int) -> Iterator[Any]:
+def run_nuts(model: Callable, args: tuple, samples: int, truth: Truth) -> Iterator[dict[str, Any]]:
+    """The error of the running mean against seconds."""
+    draws, warm, each = nuts(model, args, samples, 0)
+    for count in (30, 100, 300, 1000, 3000, 10_000):
+        if count <= samples:
+            means = {n: v[:count].mean(0) for n, v in draws.items()}
+            yield {"draws": count, "seconds": warm + each * count, "error": error(means, truth)}
+
+
+def fits(method: str, model: Callable, args: tuple, options: Mapping[str, Any], seeds: int, last: int) -> Iterator[Any]:
     """For every seed, chunk after chunk: the seed, steps and seconds so far, the guide, its proposal and the log evidence of the last chunk."""
     begun = time.perf_counter()
     if method == "qem":
@@ -107,7 +114,7 @@ def fits(method: str, model: Callable, args: tuple, options: Mapping[str, Any], 
     compiled = time.perf_counter() - begun
     for seed in range(seeds):
         state, seconds = replaced(first, jax.random.key(seed)), compiled
-        for number in range(1, max(LOOKS) + 1):
+        for number in range(1, last + 1):
             start = time.perf_counter()
             state, log_z = jax.block_until_ready(advance(state))
             seconds += time.perf_counter() - start
@@ -122,8 +129,8 @@ def run_fits(
     method: str, model: Callable, args: tuple, test: tuple | None, truth: Truth, options: Mapping, seeds: int, last: int
 ) -> Iterator[dict[str, Any]]:
     weigher = None
-    for seed, number, seconds, guide, params, log_z in fits(method, model, args, options, seeds):
-        if number not in LOOKS or number > last:
+    for seed, number, seconds, guide, params, log_z in fits(method, model, args, options, seeds, last):
+        if number not in LOOKS:
             continue
         if weigher is None:
             request = kayn.Importance(model, guide, **options).request
@@ -141,14 +148,18 @@ def run_importance(
     model: Callable, args: tuple, truth: Truth, options: Mapping[str, Any], seeds: int
 ) -> Iterator[dict[str, Any]]:
     """One set of particles from the guide that fits start from."""
+    begun = time.perf_counter()
     guide = FactorisedGuide.from_model(model, args)
     request = kayn.Importance(model, guide, **options).request
-    begun = time.perf_counter()
     weigher = Weigher(build_problem(model, guide, args, {}, guide.start, request), Call(model, args, {}))
+    # every user compiles once
+    float(weigher.run(jax.random.key(0), guide.start, 1).log_evidence)
+    compiled = time.perf_counter() - begun
     for seed in range(seeds):
+        start = time.perf_counter()
         posterior = weigher.run(jax.random.key(seed), guide.start, 1)
         log_z = float(posterior.log_evidence)
-        seconds = time.perf_counter() - begun
+        seconds = compiled + time.perf_counter() - start
         means = {n: posterior.mean(n) for n in truth}
         yield {"seed": seed, "steps": 0, "seconds": seconds, "log_evidence": log_z, "error": error(means, truth)}
 
@@ -190,8 +201,8 @@ def main(
 
     def show(labels: Mapping[str, Any]) -> None:
         mine = [r for r in rows if all(r.get(k) == v for k, v in labels.items())]
-        last = max(r.get("steps", r.get("draws")) for r in mine)
-        ends = [r for r in mine if r.get("steps", r.get("draws")) == last]
+        last = max(map(length, mine))
+        ends = [r for r in mine if length(r) == last]
 
         def mean(what: str, form: str, width: int) -> str:
             values = [r[what] for r in ends if what in r]
@@ -211,10 +222,10 @@ def main(
         latents: dict[str, np.ndarray] = {}
         if known:
             args, latents = simulated(model, args)
-        draws, _ = nuts(model, args, samples, None, seed=1)
+        draws, *_ = nuts(model, args, samples, 1)
         truth = {n: (latents.get(n, v.mean(0)), v.std(0)) for n, v in draws.items()}
         labels: dict[str, Any] = {"model": name, "method": "nuts"}
-        for row in nuts(model, args, samples // 4, truth)[1]:
+        for row in run_nuts(model, args, samples // 4, truth):
             report(row, **labels)
         show(labels)
         for strategy, counts in (("parallel", few), ("global", many)):
@@ -245,8 +256,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         mine = [r for r in rows if r["model"] == name]
         for which in dict.fromkeys((r["method"], r.get("strategy"), r.get("particles")) for r in mine):
             line = [r for r in mine if (r["method"], r.get("strategy"), r.get("particles")) == which]
-            lengths = sorted({r.get("steps", r.get("draws")) for r in line})
-            at = [[r for r in line if r.get("steps", r.get("draws")) == length] for length in lengths]
+            at = [[r for r in line if length(r) == n] for n in sorted(set(map(length, line)))]
             panel.loglog(
                 [np.median([r["seconds"] for r in a]) for a in at],
                 [np.median([r["error"] for r in a]) for a in at],

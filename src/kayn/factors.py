@@ -71,7 +71,7 @@ def evaluate_reduced(
     def summed(values: Mapping[str, Any]) -> Any:
         return apply_products(plan, first, single(values), index, tuple(plan.scope))
 
-    # sums vectorise whatever comes after them
+    # what is summed over its rows at once is computed along them anyway
     alone = not first and is_dear(program, name, {n: a.name for a in axes for n in a.latents})
     left = steps[len(first) :]
     reduced = in_parts(summed, axes, particles, plan, left, index, order, max(elements, terms), alone=alone)
@@ -195,33 +195,32 @@ def on_axes(
     trailing: int = 0,
 ) -> Any:
     """Map a function of one particle over axes, which come out before the last `trailing` dimensions, in order."""
-    names = [n for a in axes for n in a.latents if n not in fixed]
-
-    def call(*values: Any) -> Any:
-        return single(dict(zip(names, values, strict=True)))
-
-    for axis in axes:
-        call = jax.vmap(call, in_axes=tuple(0 if n in axis.latents else None for n in names), out_axes=-1 - trailing)
-    return call(*(particles[n] for n in names))
+    return _mapped(single, axes, particles, fixed, -1 - trailing)
 
 
 def along_plates(
     single: Callable[[Mapping], Any], axes: Sequence[Axis], particles: Particles, fixed: Sequence[str]
 ) -> Any:
     """As `on_axes`, but computed along the plates and transposed then, where it would otherwise be computed one entry at a time."""
+    array = _mapped(single, axes[::-1], particles, fixed, 0)
+    last = axes[-1].size if axes else 1
+    if 1 < last < 2 * LANES and last != LANES and array.size >= LONG:
+        array = apart(array, jnp.ravel(particles[axes[-1].latents[0]])[0])
+    return jnp.transpose(array, (*range(len(axes), array.ndim), *range(len(axes))))
+
+
+def _mapped(
+    single: Callable[[Mapping], Any], axes: Sequence[Axis], particles: Particles, fixed: Sequence[str], place: int
+) -> Any:
+    """Map a function of one particle over axes one after the other, each of which comes out at dimension `place`."""
     names = [n for a in axes for n in a.latents if n not in fixed]
 
     def call(*values: Any) -> Any:
         return single(dict(zip(names, values, strict=True)))
 
-    for axis in reversed(axes):
-        call = jax.vmap(call, in_axes=tuple(0 if n in axis.latents else None for n in names))
-    values = [particles[n] for n in names]
-    array = call(*values)
-    last = axes[-1].size if axes else 1
-    if 1 < last < 2 * LANES and last != LANES and array.size >= LONG:
-        array = apart(array, jnp.ravel(values[0])[0])
-    return jnp.transpose(array, (*range(len(axes), array.ndim), *range(len(axes))))
+    for axis in axes:
+        call = jax.vmap(call, in_axes=tuple(0 if n in axis.latents else None for n in names), out_axes=place)
+    return call(*(particles[n] for n in names))
 
 
 def _loop_axes(axes: Sequence[Axis], elements: int) -> list[Axis]:

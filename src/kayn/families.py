@@ -2,7 +2,7 @@
 
 QEM fits a guide by matching moments (Heap, Bowyer & Aitchison, Massively parallel expectation maximization for
 approximate posteriors, 2025): the family member whose mean parameters equal the posterior's estimated ones. Every family
-offers the same five functions. Shapes: B the site's batch shape, E its event shape, K particles.
+offers the same functions. Shapes: B the site's batch shape, E its event shape, K particles.
 """
 
 from __future__ import annotations

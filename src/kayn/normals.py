@@ -20,7 +20,8 @@ from kayn.families import TINY, Family, Moments, Params, average
 class Gaussian(Family):
     """What the Normal families share: `z = transform(u)`, particles placed from standard normal noise.
 
-    Their mean parameters come with `noise`, one over the effective number of particles that have gone into them.
+    Their mean parameters come with `noise`, one over the effective number of particles that have gone into them. `moments` is plain arithmetic, so
+    that NumPy parameters give NumPy moments, with nothing to compile.
     """
 
     transform: Transform = field(default_factory=IdentityTransform)

@@ -13,7 +13,7 @@ from numpyro.distributions.transforms import biject_to
 
 from kayn.compilation import ahead
 from kayn.errors import GuideError
-from kayn.graph.trace import _placeholder
+from kayn.graph.trace import placeholder
 
 PRIOR_DRAWS = 100
 MANY_LATENTS = 50
@@ -40,7 +40,7 @@ def prior(model: Callable, args: tuple, kwargs: Mapping, params: Mapping, names:
     fixed: dict[str, list[Any]] = {}
 
     def one(key: Any) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-        program = handlers.substitute(handlers.substitute(model, data=dict(params)), substitute_fn=_placeholder)
+        program = handlers.substitute(handlers.substitute(model, data=dict(params)), substitute_fn=placeholder)
         trace = handlers.trace(handlers.seed(program, key)).get_trace(*args, **kwargs)
         moving, unconstrained = {}, {}
         for name in names:
@@ -53,22 +53,25 @@ def prior(model: Callable, args: tuple, kwargs: Mapping, params: Mapping, names:
                 fixed[name] = bounds
         return unconstrained, moving
 
+    wait = _draws_of(one, key, len(names) > MANY_LATENTS)
+    if len(fixed) < len(names):
+        fixed |= {n: _same(n, b) for n, b in wait()[1].items()}
+    return Prior({n: jax.tree.unflatten(forms[n], fixed[n]) for n in names}, lambda: wait()[0])
+
+
+def _draws_of(one: Callable[[Any], Any], key: Any, many: bool) -> Callable[[], Any]:
+    """What waits for PRIOR_DRAWS draws."""
+
     def keys(key: Any) -> Any:
         # fits split the key itself, and small numbers folded in give what splitting gives
         return jax.random.split(jax.random.fold_in(key, 2**32 - 1), PRIOR_DRAWS)
 
-    def draw(key: Any) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-        # a loop rather than a batch: it runs once, and compiles faster
-        return jax.lax.map(one, keys(key))
-
-    if len(names) > MANY_LATENTS:
+    if many:
         # compilers take minutes over a program of hundreds of dependent draws; one operation at a time takes seconds
         found = jax.vmap(one)(keys(key))
-        wait = lambda: found  # noqa: E731
-    else:
-        wait = ahead(draw, key)
-    bounds = fixed | ({n: _same(n, b) for n, b in wait()[1].items()} if len(fixed) < len(names) else {})
-    return Prior({n: jax.tree.unflatten(forms[n], bounds[n]) for n in names}, lambda: wait()[0])
+        return lambda: found
+    # a loop rather than a batch: it runs once, and compiles faster
+    return ahead(lambda key: jax.lax.map(one, keys(key)), key)
 
 
 def _same(name: str, bounds: Sequence[Any]) -> list[Any]:

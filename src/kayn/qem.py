@@ -131,9 +131,10 @@ class QEM:
         else:
             sites = inspect_sites(self.model, args, kwargs, params)
             begun = Unstarted(FactorisedGuide.from_guide(self.user_guide, args, kwargs, params, sites))
-        everything = {**begun.guide.start, **params}
-        self.model_params = {n: v for n, v in params.items() if n not in begun.guide.start}
-        self.problem = build_problem(self.model, begun.guide, args, kwargs, everything, self.request)
+        self.guide = begun.guide
+        everything = {**self.guide.start, **params}
+        self.model_params = {n: v for n, v in params.items() if n not in self.guide.start}
+        self.problem = build_problem(self.model, self.guide, args, kwargs, everything, self.request)
         if self.user_guide is not None and not isinstance(self.user_guide, FactorisedGuide):
             _refuse_dependence(build_problem(self.model, self.user_guide, args, kwargs, params, self.request))
         self._arguments = (args, kwargs)
@@ -141,16 +142,9 @@ class QEM:
         self._parameters = jax.jit(partial(_parameters, self))
         self._one_step = jax.jit(partial(_step, self, self.problem), inline=True)
         # only types matter here, so this is done while the prior that the guide starts from is being compiled
-        self.guide = begun.guide
-        self._one_step.trace(self.problem.numbers, QEMState(self._moments(params), np.int32(0), key), 1.0)
+        self._one_step.trace(self.problem.numbers, _first(self.guide, params, key), 1.0)
         self.guide = begun.started()
-        return jax.device_put(QEMState(self._moments(params), np.int32(0), key))
-
-    def _moments(self, params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Mean parameters of the guide with these parameters, or else those it starts from."""
-        guide = self._guide()
-        by_site = guide.split({**guide.start, **params})
-        return {s.name: dict(s.family.moments(by_site[s.name])) for s in guide.sites}
+        return jax.device_put(_first(self.guide, params, key))
 
     def update(self, state: QEMState, *args: Any, **kwargs: Any) -> tuple[QEMState, Any]:
         """One step: the new state, and the log evidence under the old guide.
@@ -239,6 +233,12 @@ class QEM:
         self._problem()
         assert self.guide is not None
         return self.guide
+
+
+def _first(guide: FactorisedGuide, params: Mapping[str, Any], key: Any) -> QEMState:
+    """The state of a guide with these parameters, or else those it starts from."""
+    by_site = guide.split({**guide.start, **params})
+    return QEMState({s.name: dict(s.family.moments(by_site[s.name])) for s in guide.sites}, np.int32(0), key)
 
 
 def _refuse_dependence(problem: Problem) -> None:

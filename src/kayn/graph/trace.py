@@ -130,7 +130,7 @@ def inspect_sites(
 
     def run(given: Any) -> int:
         program = handlers.substitute(fn, data={**(params or {}), **given})
-        program = handlers.substitute(program, substitute_fn=_placeholder)
+        program = handlers.substitute(program, substitute_fn=placeholder)
         try:
             trace = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(*args, **kwargs)
         except AssertionError as error:
@@ -323,7 +323,7 @@ def _support_size(name: str, fn: dist.Distribution) -> int:
     return int(jax.eval_shape(lambda: fn.enumerate_support(expand=False)).shape[0])
 
 
-def _placeholder(site: Mapping[str, Any]) -> Any:
+def placeholder(site: Mapping[str, Any]) -> Any:
     """A value for priors that cannot be drawn from (improper ones); shapes are all that matters here."""
     if site["type"] != "sample" or site["is_observed"]:
         return None
