@@ -138,7 +138,7 @@ def test_tempering_reaches_the_wanted_size():
 
 # -- QEM
 
-COUNTY = np.array([0, 0, 0, 1, 1, 2])
+COUNTY = np.array([0, 0, 0, 1, 1, 2], np.int32)
 Y = np.array([0.9, 1.4, 0.3, -0.6, -1.1, 2.2])
 
 

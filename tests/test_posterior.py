@@ -19,9 +19,9 @@ import kayn
 from kayn import Importance, PoorFitWarning, StructureWarning
 
 J = 3
-COUNTY = np.array([0, 0, 0, 1, 1, 2])
+COUNTY = np.array([0, 0, 0, 1, 1, 2], np.int32)
 Y = np.array([0.9, 1.4, 0.3, -0.6, -1.1, 2.2])
-NEW_COUNTY = np.array([2, 0, 1])
+NEW_COUNTY = np.array([2, 0, 1], np.int32)
 NEW_Y = np.array([1.0, 0.5, -1.5])
 
 
