@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
-from kayn.contraction import back, execute
+from kayn.contraction import back, execute, logdot
 from kayn.contraction.logdot import log_matmul
 from kayn.contraction.plan import Combine, PlateLink, Product, Sliced, Stuck, Term
 from kayn.contraction.planner import plan_contraction
@@ -561,6 +561,36 @@ def test_log_matmul_is_safe(case):
     scale = 1e-3 if case in ("large", "rows far apart", "sharp kernel", "impossible and sharp") else 1e-4
     np.testing.assert_allclose(on_left, share.sum(-1), atol=scale)
     np.testing.assert_allclose(on_right, share.sum(-3), atol=scale)
+
+
+@pytest.mark.parametrize("untrusted", [0.0, 0.1, 1.0])
+def test_rows_that_underflow_are_summed_again(untrusted, monkeypatch):
+    """Of products too large to be formed at once, a few rows at a time: 3 of 23, so that the last ones are filled up."""
+    monkeypatch.setattr(logdot, "MAX_JOINED", 3 * 17 * 6)
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(2, 23, 6)), rng.normal(size=(2, 6, 17))
+    # the first matrix has a row that likes one particle and a column that likes another, hundreds of nats apart
+    left[rng.random((2, 23)) < untrusted] += [0, -700, -700, -700, -700, -700]
+    right[:, :, 5] += np.array([-700, 0, 0, 0, 0, 0])
+    left[0, 3], left[1, 5, 2], right[1, :, 4] = -np.inf, -np.inf, -np.inf
+    left, right = left.astype(np.float32), right.astype(np.float32)
+    cotangent = rng.normal(size=(2, 23, 17)).astype(np.float32)
+    terms = left[..., :, None].astype(float) + right[..., None, :, :]
+    expected = logsumexp(terms, -2)
+    possible = np.isfinite(expected)
+    shares = np.exp(terms - np.where(possible, expected, 0.0)[..., None, :]) * (cotangent * possible)[..., None, :]
+
+    trusted = logdot._forward(left, right)[1][-1]
+    assert trusted.all() == (untrusted == 0)
+    assert (trusted.sum() > 1) == (untrusted < 1)  # the row that is impossible is trusted anyway
+    with jax.debug_nans(True):
+        value, pull = jax.vjp(jax.jit(log_matmul), left, right)
+        on_left, on_right = pull(jnp.asarray(cotangent))
+        together = jax.vmap(log_matmul)(np.stack([left, left[::-1]]), np.stack([right, right[::-1]]))
+    np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(together[1], expected[::-1], rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(on_left, shares.sum(-1), atol=1e-4)
+    np.testing.assert_allclose(on_right, shares.sum(-3), atol=1e-4)
 
 
 @pytest.mark.parametrize(("equation", "plates"), EQUATIONS)

@@ -31,6 +31,8 @@ from kayn.progress import progress_bar
 
 CHUNK = 8
 """Steps in one compiled loop; progress is shown between loops."""
+FULL_RATE_ESS = 5.0
+"""Effective particles of a latent from which it takes the whole step; with fewer, a share in proportion."""
 KEPT_BYTES = 2**28
 """Particles of a whole chunk are kept if they fit; they serve as posterior replicates without another compilation."""
 
@@ -72,7 +74,8 @@ class QEM:
         guide: None for a Normal in unconstrained space on every latent; or a NumPyro guide with independent sites of
             supported families, whose values at the start are taken from it.
         num_particles, strategy, groups, couple, target_elements, memory: as in `kayn.Importance`.
-        rate: eta in (0, 1], a number or a function of the step.
+        rate: eta in (0, 1], a number or a function of the step. A latent whose effective sample size is below 5, in the mean over plates, takes a
+            smaller step in proportion: it knows as much less about where to go, and steps of mere noise add up.
         overdispersion: particles are drawn with `1 + overdispersion / sqrt(D)` times the variance of a Normal guide, D the
             number of coordinates that share a particle. Weights correct for it. A proposal that is no wider than the guide
             hardly sees the posterior's tails, and so keeps a guide too narrow.
@@ -280,14 +283,16 @@ def _step(
     key, draw_key = jax.random.split(state.rng_key)
     params = qem.get_proposal(state)
     log_z, by_axis, draws = queries.weighted_draws(problem, numbers, params, draw_key)
-    tempered = _temper_all(by_axis, qem.min_ess)
+    tempered, sizes = _temper_all(by_axis, qem.min_ess)
     rate = strength * qem.rate(state.step)
     moments = {}
     for site in guide.sites:
         old, values = state.moments[site.name], draws.values[site.name]
         weights = queries.latent_weights(problem, tempered, site.name)
         weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
-        new = site.family.blend(old, site.family.expect(values, weights), rate)
+        effective = sizes[problem.layout.axis_of(site.name).name]
+        step = rate * jnp.minimum(effective / FULL_RATE_ESS, 1.0)
+        new = site.family.blend(old, site.family.expect(values, weights), step)
         usable = jnp.isfinite(log_z)
         moments[site.name] = jax.tree.map(
             lambda b, o, u=usable: jnp.where(u & jnp.isfinite(b), b, o), dict(new), dict(old)
@@ -305,17 +310,22 @@ def _equal(x: Any, y: Any) -> bool:
     return not isinstance(x, jax.core.Tracer) and np.array_equal(np.asarray(x), np.asarray(y))
 
 
-def _temper_all(by_axis: Mapping[str, Any], min_ess: float) -> dict[str, Any]:
-    """`temper` on every axis; axes with equally many particles are handled in one go, which compiles faster."""
+def _temper_all(by_axis: Mapping[str, Any], min_ess: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`temper` on every axis, and the effective sample sizes then, in the mean over plates.
+
+    Axes with equally many particles are handled in one go, which compiles faster.
+    """
     out: dict[str, Any] = {}
+    effective: dict[str, Any] = {}
     for size in {w.shape[-1] for w in by_axis.values()}:
         mine = {n: w for n, w in by_axis.items() if w.shape[-1] == size}
-        rows = jnp.concatenate([w.reshape(-1, size) for w in mine.values()])
-        tempered = temper(rows, min_ess)
-        ends = np.cumsum([w.size // size for w in mine.values()])
-        for (name, w), part in zip(mine.items(), jnp.split(tempered, ends[:-1]), strict=True):
-            out[name] = part.reshape(w.shape)
-    return out
+        counts = np.array([w.size // size for w in mine.values()])
+        tempered = temper(jnp.concatenate([w.reshape(-1, size) for w in mine.values()]), min_ess)
+        owners = np.repeat(np.arange(len(mine)), counts)
+        sizes = jax.ops.segment_sum(1 / jnp.sum(tempered**2, -1), owners, len(mine), indices_are_sorted=True) / counts
+        for i, (name, part) in enumerate(zip(mine, jnp.split(tempered, np.cumsum(counts)[:-1]), strict=True)):
+            out[name], effective[name] = part.reshape(mine[name].shape), sizes[i]
+    return out, effective
 
 
 def temper(weights: Any, target: float) -> Any:

@@ -3,7 +3,7 @@
 Done as one ordinary batched matrix product of shifted exponentials, whose temporaries are those of its operands and result
 instead of the [b, i, j, k] of a broadcast log-sum-exp. Rows and columns are shifted by their maxima, and the summed index is
 balanced between the operands, so that sharply peaked factors that pull in opposite directions do not underflow. Where an
-entry still comes out too small to be trusted, everything is computed again exactly.
+entry still comes out too small to be trusted, its row is computed again exactly.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from kayn.compilation import matmul_precision
 
 MAX_JOINED = 2**20
-"""Entries of [b, i, j, k] up to which exact sums form them all: quicker to compile, and up to about here quicker to run, than one k at a time."""
+"""Entries of [b, i, j, k] that exact sums form at a time. Smaller products are computed again as a whole, which is quicker to compile."""
 
 
 @jax.custom_vjp
@@ -38,7 +38,7 @@ def _forward(left: Any, right: Any) -> tuple[Any, Any]:
     right_scaled = _lifted_exp(right_balanced - _finite(column), lift)
     product = _matmul(left_scaled, right_scaled)
     impossible = jnp.isneginf(row) | jnp.isneginf(column)
-    safe = jnp.all((product > _floor(left.dtype, left.shape[-1])) | impossible)
+    trusted = jnp.all((product > _floor(left.dtype, left.shape[-1])) | impossible, -1)
 
     def fast() -> Any:
         # the lift is taken back before the logarithm where it can be, which keeps the digits of results near zero;
@@ -46,14 +46,17 @@ def _forward(left: Any, right: Any) -> tuple[Any, Any]:
         relative = jnp.log(jnp.maximum(product, 1.0) * math.exp(-2 * lift)) + jnp.log(jnp.minimum(product, 1.0))
         return relative + row + column
 
-    out = jax.lax.cond(safe, fast, lambda: _exact(left, right))
-    return out, (left, right, left_scaled, right_scaled, product, safe)
+    def again() -> Any:
+        return _exact(left, right) if _fits(left, right) else _with_exact_rows(fast(), left, right, trusted)
+
+    out = jax.lax.cond(jnp.all(trusted), fast, again)
+    return out, (left, right, left_scaled, right_scaled, product, trusted)
 
 
 def _backward(saved: Any, cotangent: Any) -> tuple[Any, Any]:
-    left, right, left_scaled, right_scaled, product, safe = saved
+    left, right, left_scaled, right_scaled, product, trusted = saved
 
-    def fast() -> tuple[Any, Any]:
+    def fast(cotangent: Any) -> tuple[Any, Any]:
         # half of the lift leaves the operands: neither ratios nor products may leave the range of floats
         half = math.exp(_lift(left.dtype, left.shape[-1]) / 2)
         # products below the floor are zeros of impossible entries, which meet zeros in the operands
@@ -61,7 +64,13 @@ def _backward(saved: Any, cotangent: Any) -> tuple[Any, Any]:
         on_left = left_scaled * _matmul(ratio, jnp.swapaxes(right_scaled / half, -1, -2))
         return on_left, right_scaled * _matmul(jnp.swapaxes(left_scaled / half, -1, -2), ratio)
 
-    return jax.lax.cond(safe, fast, lambda: _exact_gradient(left, right, cotangent))
+    def again(cotangent: Any) -> tuple[Any, Any]:
+        if _fits(left, right):
+            return _exact_gradient(left, right, cotangent)
+        known = fast(jnp.where(trusted[..., None], cotangent, 0.0))
+        return _with_gradient_of_rows(known, left, right, trusted, cotangent)
+
+    return jax.lax.cond(jnp.all(trusted), fast, again, cotangent)
 
 
 log_matmul.defvjp(_forward, _backward)
@@ -94,19 +103,50 @@ def _floor(dtype: Any, count: int) -> float:
     return lost / float(jnp.finfo(dtype).eps)
 
 
-def _running(left: Any, right: Any) -> tuple[Any, Any]:
-    """Maximum over k and the sum relative to it, one k at a time: temporaries of the size of the result."""
-    terms = (jnp.moveaxis(left, -1, 0), jnp.moveaxis(right, -2, 0))
-    empty = jnp.full((*left.shape[:-1], right.shape[-1]), -jnp.inf, left.dtype)
+def _with_exact_rows(out: Any, left: Any, right: Any, trusted: Any) -> Any:
+    """The product with the rows that are not trusted [b, i] computed again, a few at a time."""
 
-    def add(state: tuple[Any, Any], k: Any) -> tuple[tuple[Any, Any], None]:
-        top, total = state
-        term = k[0][..., None] + k[1][..., None, :]
-        new = jnp.maximum(top, term)
-        shift = _finite(new)
-        return (new, total * jnp.exp(top - shift) + jnp.exp(term - shift)), None
+    def of_one(one: tuple[Any, ...]) -> Any:
+        out, left, right, trusted = one
+        return _over_rows(
+            trusted, right, out, lambda out, rows, _: out.at[rows].set(_exact(left[rows][None], right[None])[0])
+        )
 
-    return jax.lax.scan(add, (empty, jnp.zeros_like(empty)), terms)[0]
+    return jax.lax.map(of_one, (out, left, right, trusted))
+
+
+def _with_gradient_of_rows(known: tuple[Any, Any], left: Any, right: Any, trusted: Any, cotangent: Any) -> Any:
+    """The gradient of the trusted rows, and that of the others."""
+
+    def of_one(one: tuple[Any, ...]) -> Any:
+        known, left, right, trusted, cotangent = one
+
+        def add(known: tuple[Any, Any], rows: Any, counts: Any) -> tuple[Any, Any]:
+            mine = jnp.where(counts[:, None], cotangent[rows], 0.0)
+            on_left, on_right = _exact_gradient(left[rows][None], right[None], mine[None])
+            return known[0].at[rows].add(on_left[0]), known[1] + on_right[0]
+
+        return _over_rows(trusted, right, known, add)
+
+    return jax.lax.map(of_one, (known, left, right, trusted, cotangent))
+
+
+def _over_rows(trusted: Any, right: Any, start: Any, change: Any) -> Any:
+    """Change something for so many rows that are not trusted [i] at a time that exact sums are `MAX_JOINED` entries.
+
+    Args:
+        change: the thing, row numbers, and which of these count: the last ones fill up.
+    """
+    size, order = min(max(MAX_JOINED // right.size, 1), len(trusted)), jnp.argsort(trusted)
+    left_over = jnp.sum(~trusted)
+
+    def block(state: tuple[Any, Any]) -> tuple[Any, Any]:
+        done, so_far = state
+        place = done + jnp.arange(size)
+        rows = order[jnp.minimum(place, len(trusted) - 1)]
+        return done + size, change(so_far, rows, place < left_over)
+
+    return jax.lax.while_loop(lambda state: state[0] < left_over, block, (0, start))[1]
 
 
 def _exact(left: Any, right: Any) -> Any:
@@ -118,17 +158,8 @@ def _exact_gradient(left: Any, right: Any, cotangent: Any) -> tuple[Any, Any]:
     # shares relative to the maximum: the result itself is rounded too coarsely where log weights are large
     top, total = _sums(left, right)
     shift, scaled = _finite(top), cotangent / jnp.where(total > 0, total, 1.0)
-    if _fits(left, right):
-        on_right = _share(_swapped(right), _swapped(left), _swapped(shift), _swapped(scaled))
-        return _share(left, right, shift, scaled), _swapped(on_right)
-    terms = (jnp.moveaxis(left, -1, 0), jnp.moveaxis(right, -2, 0))
-
-    def share_of(_: None, k: Any) -> tuple[None, Any]:
-        part = jnp.exp(k[0][..., None] + k[1][..., None, :] - shift) * scaled
-        return None, (jnp.sum(part, -1), jnp.sum(part, -2))
-
-    _, (on_left, on_right) = jax.lax.scan(share_of, None, terms)
-    return jnp.moveaxis(on_left, 0, -1), jnp.moveaxis(on_right, 0, -2)
+    on_right = _share(_swapped(right), _swapped(left), _swapped(shift), _swapped(scaled))
+    return _share(left, right, shift, scaled), _swapped(on_right)
 
 
 def _share(left: Any, right: Any, shift: Any, scaled: Any) -> Any:
@@ -145,15 +176,8 @@ def _fits(left: Any, right: Any) -> bool:
     return left.size * right.shape[-1] <= MAX_JOINED
 
 
-def _joined(left: Any, right: Any) -> Any:
-    """[b, i, j, k]"""
-    return left[..., :, None, :] + jnp.swapaxes(right, -1, -2)[..., None, :, :]
-
-
 def _sums(left: Any, right: Any) -> tuple[Any, Any]:
-    """Maximum over k, and the sum relative to it."""
-    if not _fits(left, right):
-        return _running(left, right)
-    terms = _joined(left, right)
+    """Maximum over k, and the sum relative to it; all of [b, i, j, k] is formed."""
+    terms = left[..., :, None, :] + _swapped(right)[..., None, :, :]
     top = jnp.max(terms, -1)
     return top, jnp.sum(jnp.exp(terms - _finite(top)[..., None]), -1)
