@@ -59,7 +59,8 @@ def taken(model, args, num_particles, memory=None):
 @pytest.mark.parametrize(("name", "num_particles"), [("slopes", 8), ("slopes", 16), ("pairs", 16)])
 def test_the_estimate_is_an_upper_one_and_not_far_off(name, num_particles):
     actual, estimate = taken(*CASES[name], num_particles)
-    assert actual <= estimate <= 8 * actual
+    # rows count as if a whole part of them were held, which compilers mostly avoid
+    assert actual <= estimate <= 9 * actual
 
 
 @pytest.mark.parametrize(
