@@ -507,6 +507,9 @@ MATRICES = {
     "mild": lambda rng, K: (rng.normal(size=(2, K, K)), rng.normal(size=(2, K, K))),
     "one k": lambda rng, K: (rng.normal(size=(2, K, 1)), rng.normal(size=(2, 1, K))),
     "two k": lambda rng, K: (rng.normal(size=(2, K, 2)), rng.normal(size=(2, 2, K))),
+    "two k, impossible and far apart": lambda rng, K: tuple(
+        np.where(rng.random(shape) < 0.4, -np.inf, 300 * rng.normal(size=shape)) for shape in ((2, K, 2), (2, 2, K))
+    ),
     "large": lambda rng, K: (1000 * rng.normal(size=(2, K, K)), 1000 * rng.normal(size=(2, K, K))),
     "rows far apart": lambda rng, K: (
         rng.normal(size=(2, K, K)) + 500 * rng.normal(size=(2, K, 1)),
@@ -563,26 +566,29 @@ def test_log_matmul_is_safe(case):
     np.testing.assert_allclose(on_right, share.sum(-3), atol=scale)
 
 
-@pytest.mark.parametrize("untrusted", [0.0, 0.1, 1.0])
-def test_rows_that_underflow_are_summed_again(untrusted, monkeypatch):
-    """Of products too large to be formed at once, a few rows at a time: 3 of 23, so that the last ones are filled up."""
-    monkeypatch.setattr(logdot, "MAX_JOINED", 3 * 17 * 6)
+@pytest.mark.parametrize("by", ["row", "element"])
+@pytest.mark.parametrize("untrusted", [0.0, 0.04, 1.0])
+def test_rows_that_underflow_are_summed_again(untrusted, by, monkeypatch):
+    """Of products too large to be formed at once, 3 of 23 rows or 2 of 5 elements at a time, so that the last ones are filled up."""
+    monkeypatch.setattr(logdot, "MAX_JOINED", (3 if by == "row" else 2 * 23) * 17 * 6)
+    monkeypatch.setattr(logdot, "SMALL_ELEMENT", 0 if by == "row" else 23 * 17 * 6)
     rng = np.random.default_rng(0)
-    left, right = rng.normal(size=(2, 23, 6)), rng.normal(size=(2, 6, 17))
+    left, right = rng.normal(size=(5, 23, 6)), rng.normal(size=(5, 6, 17))
     # the first matrix has a row that likes one particle and a column that likes another, hundreds of nats apart
-    left[rng.random((2, 23)) < untrusted] += [0, -700, -700, -700, -700, -700]
+    left[rng.random((5, 23)) < untrusted] += [0, -700, -700, -700, -700, -700]
     right[:, :, 5] += np.array([-700, 0, 0, 0, 0, 0])
     left[0, 3], left[1, 5, 2], right[1, :, 4] = -np.inf, -np.inf, -np.inf
     left, right = left.astype(np.float32), right.astype(np.float32)
-    cotangent = rng.normal(size=(2, 23, 17)).astype(np.float32)
+    cotangent = rng.normal(size=(5, 23, 17)).astype(np.float32)
     terms = left[..., :, None].astype(float) + right[..., None, :, :]
     expected = logsumexp(terms, -2)
     possible = np.isfinite(expected)
     shares = np.exp(terms - np.where(possible, expected, 0.0)[..., None, :]) * (cotangent * possible)[..., None, :]
 
-    trusted = logdot._forward(left, right)[1][-1]
+    trusted = logdot._forward(jnp.asarray(left), jnp.asarray(right))[1][-1]
     assert trusted.all() == (untrusted == 0)
     assert (trusted.sum() > 1) == (untrusted < 1)  # the row that is impossible is trusted anyway
+    assert trusted.all(-1).any() == (untrusted < 1)
     with jax.debug_nans(True):
         value, pull = jax.vjp(jax.jit(log_matmul), left, right)
         on_left, on_right = pull(jnp.asarray(cotangent))

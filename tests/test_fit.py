@@ -128,12 +128,12 @@ def test_guarded_inversion(name):
 
 
 def test_tempering_reaches_the_wanted_size():
-    weights = jax.nn.softmax(jnp.array([[0.0, -40.0, -50.0, -60.0, -70.0], [0.0, 0.1, 0.2, 0.3, 0.4]]), -1)
+    weights = jax.nn.softmax(jnp.array([[0.0, -40.0, -50.0, -60.0, -70.0], [0.0, 0.1, 0.2, 0.3, 0.4]]), -1).T
     out = temper(weights, 2.0)
-    sizes = 1 / (out**2).sum(-1)
+    sizes = 1 / (out**2).sum(0)
     assert 2.0 <= sizes[0] < 2.05
-    np.testing.assert_allclose(out[1], weights[1], rtol=1e-6)
-    assert (jnp.argsort(out[0]) == jnp.argsort(weights[0])).all()
+    np.testing.assert_allclose(out[:, 1], weights[:, 1], rtol=1e-6)
+    assert (jnp.argsort(out[:, 0]) == jnp.argsort(weights[:, 0])).all()
 
 
 # -- QEM

@@ -283,7 +283,8 @@ def _step(
     key, draw_key = jax.random.split(state.rng_key)
     params = qem.get_proposal(state)
     log_z, by_axis, draws = queries.weighted_draws(problem, numbers, params, draw_key)
-    tempered, sizes = _temper_all(by_axis, qem.min_ess)
+    drawn = {a.name: by_axis[a.name] for a in problem.layout.axes if not a.enumerated}
+    tempered, sizes = _temper_all(drawn, qem.min_ess)
     rate = strength * qem.rate(state.step)
     moments = {}
     for site in guide.sites:
@@ -320,30 +321,35 @@ def _temper_all(by_axis: Mapping[str, Any], min_ess: float) -> tuple[dict[str, A
     for size in {w.shape[-1] for w in by_axis.values()}:
         mine = {n: w for n, w in by_axis.items() if w.shape[-1] == size}
         counts = np.array([w.size // size for w in mine.values()])
-        tempered = temper(jnp.concatenate([w.reshape(-1, size) for w in mine.values()]), min_ess)
+        tempered = temper(jnp.concatenate([w.reshape(-1, size) for w in mine.values()]).T, min_ess)
         owners = np.repeat(np.arange(len(mine)), counts)
-        sizes = jax.ops.segment_sum(1 / jnp.sum(tempered**2, -1), owners, len(mine), indices_are_sorted=True) / counts
-        for i, (name, part) in enumerate(zip(mine, jnp.split(tempered, np.cumsum(counts)[:-1]), strict=True)):
-            out[name], effective[name] = part.reshape(mine[name].shape), sizes[i]
+        sizes = jax.ops.segment_sum(_effective(tempered), owners, len(mine), indices_are_sorted=True) / counts
+        for i, (name, part) in enumerate(zip(mine, jnp.split(tempered, np.cumsum(counts)[:-1], 1), strict=True)):
+            out[name], effective[name] = part.T.reshape(mine[name].shape), sizes[i]
     return out, effective
 
 
+def _effective(weights: Any) -> Any:
+    """Effective number of particles (first axis), for weights that sum to one."""
+    return 1 / jnp.sum(weights**2, 0)
+
+
 def temper(weights: Any, target: float) -> Any:
-    """Raise weights (last axis sums to one) to the largest power in (0, 1] at which their effective size reaches `target`."""
+    """Raise weights (first axis sums to one) to the largest power in (0, 1] at which their effective size reaches `target`."""
     log_w = jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))
-    target = min(target, 0.9 * weights.shape[-1])
+    target = min(target, 0.9 * len(weights))
 
     def powered(power: Any) -> Any:
-        return jax.nn.softmax(power[..., None] * log_w, -1)
+        return jax.nn.softmax(power * log_w, 0)
 
-    low, high = jnp.zeros(weights.shape[:-1], weights.dtype), jnp.ones(weights.shape[:-1], weights.dtype)
-    enough = 1 / jnp.sum(powered(high) ** 2, -1) >= target
+    low, high = jnp.zeros(weights.shape[1:], weights.dtype), jnp.ones(weights.shape[1:], weights.dtype)
+    enough = _effective(weights) >= target
 
     def halve(_: Any, ends: tuple[Any, Any]) -> tuple[Any, Any]:
         low, high = ends
         middle = (low + high) / 2
-        good = 1 / jnp.sum(powered(middle) ** 2, -1) >= target
+        good = _effective(powered(middle)) >= target
         return jnp.where(good, middle, low), jnp.where(good, high, middle)
 
     low, high = jax.lax.fori_loop(0, 12, halve, (low, high))
-    return jnp.where(enough[..., None], weights, powered(low))
+    return jnp.where(enough, weights, powered(low))

@@ -17,12 +17,45 @@ import jax.numpy as jnp
 from kayn.compilation import matmul_precision
 
 MAX_JOINED = 2**20
-"""Entries of [b, i, j, k] that exact sums form at a time. Smaller products are computed again as a whole, which is quicker to compile."""
+"""Entries of [b, i, j, k] that exact sums form at a time. Products up to twice this are computed again as a whole, which is quicker to compile."""
+SMALL_ELEMENT = 2**16
+"""Entries up to which a whole element of b is summed exactly, and not only its rows that need it: fewer turns of a loop."""
+FAR = 1e30
+"""Nats between two terms of which one is impossible."""
+
+
+def log_matmul(left: Any, right: Any) -> Any:
+    """`log sum_k exp(left[b, i, k] + right[b, k, j])` as [b, i, j]; -inf entries are allowed, NaN and +inf are not."""
+    return _of_two(left, right) if left.shape[-1] == 2 else _of_many(left, right)
 
 
 @jax.custom_vjp
-def log_matmul(left: Any, right: Any) -> Any:
-    """`log sum_k exp(left[b, i, k] + right[b, k, j])` as [b, i, j]; -inf entries are allowed, NaN and +inf are not."""
+def _of_two(left: Any, right: Any) -> Any:
+    """One exponential and one logarithm an entry, no more than around a matrix product, and always exact."""
+    top, ahead = _two(left, right)
+    return top + jnp.log(1.0 + jnp.exp(-jnp.abs(ahead)))
+
+
+def _two(left: Any, right: Any) -> tuple[Any, Any]:
+    """The larger of two terms [b, i, j], and how far the second one is ahead of the first."""
+    terms = [left[..., :, k, None] + right[..., k, None, :] for k in (0, 1)]
+    on_left, on_right = (jnp.diff(jnp.maximum(x, -FAR), axis=d) for x, d in ((left, -1), (right, -2)))
+    return jnp.maximum(*terms), on_left + on_right
+
+
+def _gradient_of_two(saved: tuple[Any, Any], cotangent: Any) -> tuple[Any, Any]:
+    top, ahead = _two(*saved)
+    whole = jnp.where(jnp.isneginf(top), 0.0, cotangent)
+    second = whole * jax.nn.sigmoid(ahead)
+    shares = whole - second, second
+    return jnp.stack([jnp.sum(s, -1) for s in shares], -1), jnp.stack([jnp.sum(s, -2) for s in shares], -2)
+
+
+_of_two.defvjp(lambda left, right: (_of_two(left, right), (left, right)), _gradient_of_two)
+
+
+@jax.custom_vjp
+def _of_many(left: Any, right: Any) -> Any:
     return _forward(left, right)[0]
 
 
@@ -40,16 +73,14 @@ def _forward(left: Any, right: Any) -> tuple[Any, Any]:
     impossible = jnp.isneginf(row) | jnp.isneginf(column)
     trusted = jnp.all((product > _floor(left.dtype, left.shape[-1])) | impossible, -1)
 
-    def fast() -> Any:
-        # the lift is taken back before the logarithm where it can be, which keeps the digits of results near zero;
-        # impossible entries are log 0, without a selection, for which XLA has no vectorised kernel on CPUs
-        relative = jnp.log(jnp.maximum(product, 1.0) * math.exp(-2 * lift)) + jnp.log(jnp.minimum(product, 1.0))
-        return relative + row + column
-
-    def again() -> Any:
-        return _exact(left, right) if _fits(left, right) else _with_exact_rows(fast(), left, right, trusted)
-
-    out = jax.lax.cond(jnp.all(trusted), fast, again)
+    # the lift is taken back before the logarithm where it can be, which keeps the digits of results near zero
+    high = product >= 1.0
+    relative = jnp.log(jnp.where(high, product * math.exp(-2 * lift), product)) - jnp.where(high, 0.0, 2 * lift)
+    out = relative + row + column
+    if _fits(left, right):
+        out = jax.lax.cond(jnp.all(trusted), lambda: out, lambda: _exact(left, right))
+    else:
+        out = _with_exact_rows(out, left, right, trusted)
     return out, (left, right, left_scaled, right_scaled, product, trusted)
 
 
@@ -61,19 +92,17 @@ def _backward(saved: Any, cotangent: Any) -> tuple[Any, Any]:
         half = math.exp(_lift(left.dtype, left.shape[-1]) / 2)
         # products below the floor are zeros of impossible entries, which meet zeros in the operands
         ratio = cotangent * half / jnp.maximum(product, _floor(left.dtype, left.shape[-1]))
-        on_left = left_scaled * _matmul(ratio, jnp.swapaxes(right_scaled / half, -1, -2))
-        return on_left, right_scaled * _matmul(jnp.swapaxes(left_scaled / half, -1, -2), ratio)
+        on_left = left_scaled * _matmul(ratio, _swapped(right_scaled / half))
+        return on_left, right_scaled * _matmul(_swapped(left_scaled / half), ratio)
 
-    def again(cotangent: Any) -> tuple[Any, Any]:
-        if _fits(left, right):
-            return _exact_gradient(left, right, cotangent)
-        known = fast(jnp.where(trusted[..., None], cotangent, 0.0))
-        return _with_gradient_of_rows(known, left, right, trusted, cotangent)
-
-    return jax.lax.cond(jnp.all(trusted), fast, again, cotangent)
+    if _fits(left, right):
+        return jax.lax.cond(jnp.all(trusted), fast, lambda c: _exact_gradient(left, right, c), cotangent)
+    trusted = _all_of_element(left, right, trusted)
+    known = fast(jnp.where(trusted[..., None], cotangent, 0.0))
+    return _with_gradient_of_rows(known, left, right, trusted, cotangent)
 
 
-log_matmul.defvjp(_forward, _backward)
+_of_many.defvjp(_forward, _backward)
 
 
 def _finite(shift: Any) -> Any:
@@ -106,47 +135,58 @@ def _floor(dtype: Any, count: int) -> float:
 def _with_exact_rows(out: Any, left: Any, right: Any, trusted: Any) -> Any:
     """The product with the rows that are not trusted [b, i] computed again, a few at a time."""
 
-    def of_one(one: tuple[Any, ...]) -> Any:
-        out, left, right, trusted = one
-        return _over_rows(
-            trusted, right, out, lambda out, rows, _: out.at[rows].set(_exact(left[rows][None], right[None])[0])
-        )
+    def change(out: Any, elements: Any, rows: tuple[Any, ...], _: Any) -> Any:
+        return out.at[rows].set(_exact(left[rows], right[elements]))
 
-    return jax.lax.map(of_one, (out, left, right, trusted))
+    return _over_rows(left, right, _all_of_element(left, right, trusted), out, change)
 
 
 def _with_gradient_of_rows(known: tuple[Any, Any], left: Any, right: Any, trusted: Any, cotangent: Any) -> Any:
     """The gradient of the trusted rows, and that of the others."""
 
-    def of_one(one: tuple[Any, ...]) -> Any:
-        known, left, right, trusted, cotangent = one
+    def change(known: tuple[Any, Any], elements: Any, rows: tuple[Any, ...], counts: Any) -> tuple[Any, Any]:
+        mine = jnp.where(counts, cotangent[rows], 0.0)
+        on_left, on_right = _exact_gradient(left[rows], right[elements], mine)
+        return known[0].at[rows].add(on_left), known[1].at[elements].add(on_right)
 
-        def add(known: tuple[Any, Any], rows: Any, counts: Any) -> tuple[Any, Any]:
-            mine = jnp.where(counts[:, None], cotangent[rows], 0.0)
-            on_left, on_right = _exact_gradient(left[rows][None], right[None], mine[None])
-            return known[0].at[rows].add(on_left[0]), known[1] + on_right[0]
-
-        return _over_rows(trusted, right, known, add)
-
-    return jax.lax.map(of_one, (known, left, right, trusted, cotangent))
+    return _over_rows(left, right, trusted, known, change)
 
 
-def _over_rows(trusted: Any, right: Any, start: Any, change: Any) -> Any:
-    """Change something for so many rows that are not trusted [i] at a time that exact sums are `MAX_JOINED` entries.
+def _all_of_element(left: Any, right: Any, trusted: Any) -> Any:
+    """[b, i], or [b, 1] where a whole element of b is computed again if one of its rows is not trusted."""
+    return trusted if _by_row(left, right) else jnp.all(trusted, -1, keepdims=True)
+
+
+def _by_row(left: Any, right: Any) -> bool:
+    return left.shape[-2] * math.prod(right.shape[-2:]) > SMALL_ELEMENT
+
+
+def _over_rows(left: Any, right: Any, trusted: Any, start: Any, change: Any) -> Any:
+    """Change something for what is not trusted, `MAX_JOINED` entries of exact sums at a time.
 
     Args:
-        change: the thing, row numbers, and which of these count: the last ones fill up.
+        trusted: [b, i], or [b, 1] for whole elements of b.
+        change: of the thing, indices of elements of b, the index of their rows, and which of these count: the last ones fill up.
     """
-    size, order = min(max(MAX_JOINED // right.size, 1), len(trusted)), jnp.argsort(trusted)
-    left_over = jnp.sum(~trusted)
+    by_row = _by_row(left, right)
+    flags = trusted if by_row else trusted.T
+    one = math.prod(right.shape[-2:]) * (1 if by_row else left.shape[-2])
+    size = min(max(MAX_JOINED // one, 1), flags.shape[-1])
+    # the loop is no part of the condition, whose result would be a copy
+    order = jax.lax.cond(jnp.all(flags), lambda: jnp.zeros(flags.shape, int), lambda: jnp.argsort(flags, -1))
 
     def block(state: tuple[Any, Any]) -> tuple[Any, Any]:
-        done, so_far = state
-        place = done + jnp.arange(size)
-        rows = order[jnp.minimum(place, len(trusted) - 1)]
-        return done + size, change(so_far, rows, place < left_over)
+        left_over, so_far = state
+        group = jnp.argmax(left_over)
+        place = left_over[group] - 1 - jnp.arange(size)
+        chosen, counts = order[group, jnp.maximum(place, 0)], place >= 0
+        if by_row:
+            changed = change(so_far, group[None], (group[None, None], chosen[None]), counts[None, :, None])
+        else:
+            changed = change(so_far, chosen, (chosen,), counts[:, None, None])
+        return left_over.at[group].add(-size), changed
 
-    return jax.lax.while_loop(lambda state: state[0] < left_over, block, (0, start))[1]
+    return jax.lax.while_loop(lambda state: jnp.any(state[0] > 0), block, (jnp.sum(~flags, -1), start))[1]
 
 
 def _exact(left: Any, right: Any) -> Any:
@@ -173,7 +213,7 @@ def _swapped(array: Any) -> Any:
 
 
 def _fits(left: Any, right: Any) -> bool:
-    return left.size * right.shape[-1] <= MAX_JOINED
+    return left.size * right.shape[-1] <= 2 * MAX_JOINED
 
 
 def _sums(left: Any, right: Any) -> tuple[Any, Any]:
