@@ -301,26 +301,80 @@ def prior_of(model: Callable) -> Callable:
     return numpyro.handlers.block(model, hide_fn=lambda site: site.get("is_observed", False))
 
 
-@main.command()
-@click.option("--full", is_flag=True, help="100 runs and more K.")
-def prior(full: bool) -> None:
-    """Importance sampling with the prior as proposal: all combinations of few particles against many joint draws.
+def movielens_450() -> tuple[Callable, tuple]:
+    """The shape and the narrow priors of the importance-sampling paper: 450 users x 20 films, with the first ratings of the first users."""
+    data = datasets.load("movielens_100k")
+    rows = np.stack([np.flatnonzero(data["user"] == user)[:20] for user in range(450)])
+    films = data["genres"][data["item"][rows], 1:].astype(np.float32)
+    liked = (data["rating"][rows] >= 4).astype(np.float32)
 
-    "marginals" draws every latent from (a Normal with the quartiles of) its prior marginal, independently of the others; "conditional" draws it given its
-    parents' particles.
+    def model(films: Any, liked: Any) -> None:
+        mu, psi = (numpyro.sample(n, dist.Normal(jnp.zeros(18), 0.25).to_event(1)) for n in ("mu", "psi"))
+        with numpyro.plate("users", 450, dim=-2):
+            z = numpyro.sample("z", dist.Normal(mu, jnp.exp(psi)).to_event(1))
+            with numpyro.plate("films", 20, dim=-1):
+                numpyro.sample("liked", dist.Bernoulli(logits=(z * films).sum(-1)), obs=liked)
+
+    return model, (films, liked)
+
+
+def bus_minutes() -> tuple[Callable, tuple]:
+    """The older form of the bus model: minutes of delay of 3 years x 3 boroughs x 30 incidents, weights for every incident, discrete scales."""
+    data = datasets.load("bus_breakdown")
+    company, kind, minutes = (
+        data[f"{k}_train_minutes_a"].astype(np.float32) for k in ("bus_company_name", "run_type", "delay")
+    )
+    weight = np.array([0.1, 0.5, 0.4, 0.05, 0.05]) / 1.1
+
+    def model(company: Any, kind: Any, minutes: Any) -> None:
+        s_beta = numpyro.sample("s_beta", dist.Categorical(weight))
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1e-4))
+        with numpyro.plate("years", 3, dim=-3):
+            beta = numpyro.sample("beta", dist.Normal(mu, jnp.exp(s_beta.astype(float))))
+            with numpyro.plate("boroughs", 3, dim=-2):
+                s_alpha = numpyro.sample("s_alpha", dist.Categorical(weight))
+                alpha = numpyro.sample("alpha", dist.Normal(beta, jnp.exp(s_alpha.astype(float))))
+                with numpyro.plate("incidents", 30, dim=-1):
+                    scale = jnp.exp(numpyro.sample("s", dist.Categorical(weight)).astype(float))[..., None]
+                    psi = numpyro.sample("psi", dist.Normal(jnp.zeros(6), scale).to_event(1))
+                    phi = numpyro.sample("phi", dist.Normal(jnp.zeros(57), scale).to_event(1))
+                    logits = alpha + (phi * company).sum(-1) + (psi * kind).sum(-1)
+                    numpyro.sample("minutes", dist.NegativeBinomialLogits(130.0, logits), obs=minutes)
+
+    return model, (company, kind, minutes)
+
+
+PRIOR_CASES = {
+    "movielens, 450 x 20": (movielens_450, ("conditional",), 2_500, 10_000),
+    "bus, 3 x 3 x 30 in minutes": (bus_minutes, ("conditional",), 2_500, 100_000),
+    "movielens, 300 x 5": (MODELS["movielens, 300 x 5"], ("marginals", "conditional"), 10_000, 10_000),
+    "bus": (MODELS["bus"], ("marginals", "conditional"), 100_000, 100_000),
+}
+"""Model, proposals, and joint particles in one set and in all."""
+
+
+@main.command()
+@click.option("--models", multiple=True, type=click.Choice(list(PRIOR_CASES)))
+@click.option("--runs", default=20, show_default=True)
+def prior(models: tuple[str, ...], runs: int) -> None:
+    """Importance sampling with the prior as proposal: all combinations of 30 particles against many joint draws.
+
+    "conditional" draws every latent given its parents' particles; "marginals" draws it from (a Normal with the quartiles of) its prior marginal, independently
+    of the others. The first two cases have the published sizes.
     """
-    runs = 100 if full else 20
-    cases = {"movielens, 300 x 5": (30, 10_000), "bus": (30, 100_000)}
     rows = []
     click.echo(
-        f"{'model':<20}{'guide':<12}{'particles':>10} {'strategy':<10}{'log evidence':>20}{'s a run':>9}  variance of posterior means over runs"
+        f"{'model':<27}{'guide':<12}{'particles':>10} {'strategy':<10}{'log evidence':>20}{'s a run':>9}  variance of posterior means over runs"
     )
-    for name, (few, many) in cases.items():
-        model, args = MODELS[name]()
-        marginals = FactorisedGuide.from_model(model, args)
-        for which, guide, params in (("marginals", marginals, marginals.start), ("conditional", prior_of(model), {})):
-            for strategy, count in (("parallel", few), ("global", many)):
-                weigh = _one_run(kayn.Importance(model, guide, num_particles=count, strategy=strategy), args, params)
+    for name in models or PRIOR_CASES:
+        make, guides, at_a_time, many = PRIOR_CASES[name]
+        model, args = make()
+        for which in guides:
+            marginals = FactorisedGuide.from_model(model, args) if which == "marginals" else None
+            guide, params = (marginals, marginals.start) if marginals else (prior_of(model), {})
+            for strategy, count, sets in (("parallel", 30, 1), ("global", at_a_time, many // at_a_time)):
+                importance = kayn.Importance(model, guide, num_particles=count, strategy=strategy)
+                weigh = _one_run(importance, args, params, sets)
                 jax.block_until_ready(weigh(jax.random.key(0)))
                 start = time.perf_counter()
                 found = [jax.block_until_ready(weigh(jax.random.key(1 + seed))) for seed in range(runs)]
@@ -328,18 +382,22 @@ def prior(full: bool) -> None:
                 log_z = np.array([float(f[0]) for f in found])
                 means = {n: np.stack([np.asarray(f[1][n]) for f in found]) for n in found[0][1]}
                 spread = {n: float(np.mean(np.var(m, 0))) for n, m in means.items()}
-                row = {"model": name, "guide": which, "strategy": strategy, "particles": count, "seconds": seconds}
-                rows.append({**row, "log_evidence": log_z, "variance": spread})
+                row = {"model": name, "guide": which, "strategy": strategy, "particles": count * sets}
+                rows.append(row | {"seconds": seconds, "log_evidence": log_z, "variance": spread})
                 click.echo(
-                    f"{name:<20}{which:<12}{count:>10} {strategy:<10}{log_z.mean():>12.1f} ±{log_z.std():<6.1f}{seconds:>9.3f}"
+                    f"{name:<27}{which:<12}{count * sets:>10} {strategy:<10}{log_z.mean():>12.1f} ±{log_z.std():<6.1f}{seconds:>9.3f}"
                     + "".join(f"  {n} {v:.2g}" for n, v in spread.items())
                 )
+                save_json(OUT / "prior.json", rows)
                 jax.clear_caches()
-    save_json(OUT / "prior.json", rows)
 
 
-def _one_run(importance: kayn.Importance, args: tuple, params: Any) -> Callable[[Any], Any]:
-    """key to (log Z, posterior means of all latents) for one set of particles, compiled."""
+def _one_run(importance: kayn.Importance, args: tuple, params: Any, sets: int = 1) -> Callable[[Any], Any]:
+    """key to (log Z, posterior means of all latents), compiled.
+
+    Args:
+        sets: of particles, drawn and weighed one after the other. Those of joint particles are one set of so many more.
+    """
     from kayn import queries
     from kayn.evidence import build_problem
 
@@ -347,7 +405,7 @@ def _one_run(importance: kayn.Importance, args: tuple, params: Any) -> Callable[
     assert guide is not None
     problem = build_problem(importance.model, guide, args, {}, params, importance.request, importance.denominator)
 
-    def run(numbers: Any, key: Any) -> Any:
+    def one(numbers: Any, key: Any) -> Any:
         log_z, weights, draws = queries.weighted_draws(problem, numbers, params, key)
         means = {}
         for z in problem.graph.latents:
@@ -355,6 +413,11 @@ def _one_run(importance: kayn.Importance, args: tuple, params: Any) -> Callable[
             values = draws.values[z.name]
             means[z.name] = (own.reshape((*own.shape, *(1,) * (values.ndim - own.ndim))) * values).sum(0)
         return log_z, means
+
+    def run(numbers: Any, key: Any) -> Any:
+        log_z, means = jax.lax.map(lambda key: one(numbers, key), jax.random.split(key, sets))
+        share = jax.nn.softmax(log_z)
+        return jax.nn.logsumexp(log_z) - np.log(sets), {n: jnp.tensordot(share, m, 1) for n, m in means.items()}
 
     compiled = jax.jit(run)
     return lambda key: compiled(problem.numbers, key)
