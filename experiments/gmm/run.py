@@ -232,6 +232,7 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
     import matplotlib.pyplot as plt
 
     cases = list(dict.fromkeys((r["init"], r["particles"]) for r in results))
+    colour = {name: f"C{i}" for i, name in enumerate(METHODS)}
     figure, panels = plt.subplots(
         3, len(cases), figsize=(3.6 * len(cases), 8), squeeze=False, sharex=True, sharey="row"
     )
@@ -241,8 +242,8 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
             for row, what in enumerate(("p", "q", "gradient_sd")):
                 values = np.asarray([np.asarray(h[what]) for h in r["history"]])
                 low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], axis=1)
-                (line,) = panels[row, column].semilogy(steps, middle, label=r["method"])
-                panels[row, column].fill_between(steps, low, high, alpha=0.2, color=line.get_color())
+                panels[row, column].semilogy(steps, middle, label=r["method"], color=colour[r["method"]])
+                panels[row, column].fill_between(steps, low, high, alpha=0.2, color=colour[r["method"]])
         panels[0, column].set_title(f"{case[0]}, K = {case[1]}")
         panels[2, column].set_xlabel("iteration")
     for row, label in enumerate(("L2 error of p(z)", "L2 error of q(z | x)", "sd of the guide's gradient")):
@@ -251,8 +252,8 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
     figure.tight_layout()
     figure.savefig(out / "gmm.png", dpi=110)
     plt.close(figure)
-    if all("posterior" in r for r in results):
-        draw_posteriors(results, out / "posteriors.png")
+    if known := [r for r in results if "posterior" in r]:
+        draw_posteriors(known, out / "posteriors.png")
 
 
 def draw_posteriors(results: list[dict[str, Any]], path: Path) -> None:
