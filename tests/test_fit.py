@@ -780,7 +780,7 @@ def test_three_particles_do_not_drift_away():
             numpyro.sample("y", dist.Bernoulli(logits=x @ slopes), obs=y)
 
     history = QEM(model, num_particles=3).run(0, 160, x, y).log_evidence
-    assert history[-40:].mean() > history[:8].mean() - 50  # whole steps lose 800 nats
+    assert history[-40:].mean() > history[:8].mean() + 10  # whole steps lose 800 nats
 
 
 def test_qem_does_not_depend_on_the_units_of_latents(x64):
