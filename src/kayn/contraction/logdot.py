@@ -71,7 +71,12 @@ def _forward(left: Any, right: Any) -> tuple[Any, Any]:
     right_scaled = _lifted_exp(right_balanced - _finite(column), lift)
     product = _matmul(left_scaled, right_scaled)
     impossible = jnp.isneginf(row) | jnp.isneginf(column)
-    trusted = jnp.all((product > _floor(left.dtype, left.shape[-1])) | impossible, -1)
+    # by row, [b, i, 1], or by element of b, [b, 1, 1]: what is summed again as one
+    trusted = jnp.all(
+        (product > _floor(left.dtype, left.shape[-1])) | impossible,
+        -1 if _by_row(left, right) else (-2, -1),
+        keepdims=True,
+    )
 
     # the lift is taken back before the logarithm where it can be, which keeps the digits of results near zero
     high = product >= 1.0
@@ -97,8 +102,7 @@ def _backward(saved: Any, cotangent: Any) -> tuple[Any, Any]:
 
     if _fits(left, right):
         return jax.lax.cond(jnp.all(trusted), fast, lambda c: _exact_gradient(left, right, c), cotangent)
-    trusted = _all_of_element(left, right, trusted)
-    known = fast(jnp.where(trusted[..., None], cotangent, 0.0))
+    known = fast(jnp.where(trusted, cotangent, 0.0))
     return _with_gradient_of_rows(known, left, right, trusted, cotangent)
 
 
@@ -133,16 +137,16 @@ def _floor(dtype: Any, count: int) -> float:
 
 
 def _with_exact_rows(out: Any, left: Any, right: Any, trusted: Any) -> Any:
-    """The product with the rows that are not trusted [b, i] computed again, a few at a time."""
+    """The product with what is not trusted computed again, a few rows or elements of b at a time."""
 
     def change(out: Any, elements: Any, rows: tuple[Any, ...], _: Any) -> Any:
         return out.at[rows].set(_exact(left[rows], right[elements]))
 
-    return _over_rows(left, right, _all_of_element(left, right, trusted), out, change)
+    return _over_rows(left, right, trusted, out, change)
 
 
 def _with_gradient_of_rows(known: tuple[Any, Any], left: Any, right: Any, trusted: Any, cotangent: Any) -> Any:
-    """The gradient of the trusted rows, and that of the others."""
+    """The gradient of what is trusted, and that of the rest."""
 
     def change(known: tuple[Any, Any], elements: Any, rows: tuple[Any, ...], counts: Any) -> tuple[Any, Any]:
         mine = jnp.where(counts, cotangent[rows], 0.0)
@@ -150,11 +154,6 @@ def _with_gradient_of_rows(known: tuple[Any, Any], left: Any, right: Any, truste
         return known[0].at[rows].add(on_left), known[1].at[elements].add(on_right)
 
     return _over_rows(left, right, trusted, known, change)
-
-
-def _all_of_element(left: Any, right: Any, trusted: Any) -> Any:
-    """[b, i], or [b, 1] where a whole element of b is computed again if one of its rows is not trusted."""
-    return trusted if _by_row(left, right) else jnp.all(trusted, -1, keepdims=True)
 
 
 def _by_row(left: Any, right: Any) -> bool:
@@ -165,11 +164,11 @@ def _over_rows(left: Any, right: Any, trusted: Any, start: Any, change: Any) -> 
     """Change something for what is not trusted, `MAX_JOINED` entries of exact sums at a time.
 
     Args:
-        trusted: [b, i], or [b, 1] for whole elements of b.
+        trusted: [b, i, 1], or [b, 1, 1] for whole elements of b.
         change: of the thing, indices of elements of b, the index of their rows, and which of these count: the last ones fill up.
     """
     by_row = _by_row(left, right)
-    flags = trusted if by_row else trusted.T
+    flags = trusted[..., 0] if by_row else trusted[..., 0].T
     one = math.prod(right.shape[-2:]) * (1 if by_row else left.shape[-2])
     size = min(max(MAX_JOINED // one, 1), flags.shape[-1])
     # the loop is no part of the condition, whose result would be a copy
