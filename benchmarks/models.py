@@ -8,6 +8,7 @@ parallel expectation maximization (2025); Gelman & Hill, Data analysis using reg
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,8 +22,8 @@ from kayn import datasets
 Case = tuple[Callable[..., None], tuple[Any, ...]]
 
 
-def _vector(name: str, size: int) -> Any:
-    return numpyro.sample(name, dist.Normal(jnp.zeros(size), 1.0).to_event(1))
+def _vector(name: str, size: int, sd: float = 1.0) -> Any:
+    return numpyro.sample(name, dist.Normal(jnp.zeros(size), sd).to_event(1))
 
 
 def bus() -> Case:
@@ -89,21 +90,24 @@ def chimpanzees() -> Case:
     return model, (condition, prosocial, pulled)
 
 
-def movielens_300() -> Case:
-    """The published shape, 300 users x 5 films, with the first ratings of the first users as data."""
+def ratings_of(users: int, which: slice) -> tuple[Any, Any]:
+    """Genres of rated films [users, ratings, 18], and whether they were liked, for some ratings of each of the first users."""
     data = datasets.load("movielens_100k")
-    rows = np.stack([np.flatnonzero(data["user"] == user)[:5] for user in range(300)])
-    films = data["genres"][data["item"][rows], 1:].astype(np.float32)
-    liked = (data["rating"][rows] >= 4).astype(np.float32)
+    rows = np.stack([np.flatnonzero(data["user"] == user)[which] for user in range(users)])
+    return data["genres"][data["item"][rows], 1:].astype(np.float32), (data["rating"][rows] >= 4).astype(np.float32)
+
+
+def movielens(users: int, ratings: int, prior_sd: float = 1.0) -> Case:
+    """Tastes of users, from the first ratings of the first of them as data."""
 
     def model(films: Any, liked: Any) -> None:
-        mu, psi = _vector("mu", 18), _vector("psi", 18)
-        with numpyro.plate("users", 300, dim=-2):
+        mu, psi = _vector("mu", 18, prior_sd), _vector("psi", 18, prior_sd)
+        with numpyro.plate("users", users, dim=-2):
             z = numpyro.sample("z", dist.Normal(mu, jnp.exp(psi)).to_event(1))
-            with numpyro.plate("films", 5, dim=-1):
+            with numpyro.plate("films", ratings, dim=-1):
                 numpyro.sample("liked", dist.Bernoulli(logits=(z * films).sum(-1)), obs=liked)
 
-    return model, (films, liked)
+    return model, ratings_of(users, slice(ratings))
 
 
 def occupancy() -> Case:
@@ -191,7 +195,7 @@ MODELS: dict[str, Callable[[], Case]] = {
     "bus": bus,
     "radon, 4 states": radon_states,
     "chimpanzees": chimpanzees,
-    "movielens, 300 x 5": movielens_300,
+    "movielens, 300 x 5": partial(movielens, 300, 5),
     "occupancy": occupancy,
     "radon, 386 counties": radon_counties,
     "two-level": two_level,
