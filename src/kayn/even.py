@@ -38,7 +38,7 @@ def even_normal(key: Any, num: int, shapes: Sequence[tuple[int, int]], dtype: An
     if len(block) > block[-1] + 1:
         order = order[:, block] * generator % jnp.uint32(num)
     # the high bits of the shift move whole strata, the low bits move within one
-    rotated = (order + shift % jnp.uint32(num)) % jnp.uint32(num)
+    rotated = _rotated(order, shift % jnp.uint32(num), num)
     place = (rotated.astype(dtype) + (shift // jnp.uint32(num)).astype(dtype) * (num / 2.0**32)) / num
     edge = jnp.finfo(dtype).eps
     # on its own, so that the quantile function is compiled once and not for every part that is cut out
@@ -92,13 +92,17 @@ def _shuffled(numbers: Any, count: int) -> Any:
     sorting random numbers.
     """
     rounds = (len(numbers) - 1) // 2
-    start = jnp.arange(count, dtype=numbers.dtype).reshape((-1, *(1,) * (numbers.ndim - 1)))
-
-    def trade(places: Any, drawn: tuple[Any, Any]) -> tuple[Any, None]:
-        pair, coin = drawn
-        partner = (pair % count + count - places) % count
+    drawn, coins = numbers[: rounds + 1] % count, numbers[rounds + 1 :]
+    places = jnp.arange(count, dtype=numbers.dtype).reshape((-1, *(1,) * (numbers.ndim - 1)))
+    places = _rotated(places, drawn[0], count)
+    # written out and without divisions: CPUs do not vectorise a loop over rounds that updates the places where they are
+    for pair, coin in zip(drawn[1:], coins, strict=True):
+        partner = jnp.minimum(pair - places, pair - places + jnp.uint32(count))
         mixed = (jnp.maximum(places, partner) * jnp.uint32(0x9E3779B1) ^ coin) * jnp.uint32(0x85EBCA77)
-        return jnp.where((mixed >> 16) & 1 == 1, partner, places), None
+        places = places + (mixed >> 16 & 1) * (partner - places)
+    return places
 
-    rotated = (start + numbers[0] % count) % count
-    return jax.lax.scan(trade, rotated, (numbers[1 : rounds + 1], numbers[rounds + 1 :]))[0]
+
+def _rotated(places: Any, by: Any, count: int) -> Any:
+    """The remainder of `places + by`, both less than `count`; what is below zero has wrapped around to a large number."""
+    return jnp.minimum(places + by, places + by - jnp.uint32(count))
