@@ -406,6 +406,24 @@ def test_draws_and_best(problem, x64):
     assert number == np.argmax(log_weights)
 
 
+def test_a_pick_is_never_impossible():
+    """Nor where a running sum in floating point falls, or the number is as large as any."""
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(
+        np.where(rng.random((500, 3001)) < 0.5, -np.inf, 30 * rng.normal(size=(500, 3001))), jnp.float32
+    )
+    largest = 1 - jnp.finfo(jnp.float32).eps
+    for number in (0.0, largest, *rng.random(5)):
+        found = back._by_share(logits, jnp.full(500, number, jnp.float32))
+        assert np.isfinite(np.take_along_axis(logits, found[:, None], 1)).all()
+    with jax.debug_nans(True):
+        nothing = back._by_share(jnp.full((2, 3), -jnp.inf), jnp.array([0.0, largest]))
+    np.testing.assert_array_equal(nothing, 0)
+    np.testing.assert_array_equal(
+        back._by_share(jnp.zeros((5, 4)), jnp.array([0.0, 0.24, 0.26, 0.74, largest])), [0, 0, 1, 2, 3]
+    )
+
+
 def _cut(problem, *cuts):
     for axis, parts in cuts:
         slots = {a: out for out, a in problem.slices()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kayn.contraction.execute import (
     Index,
@@ -37,10 +39,14 @@ def draw(plan: Plan, arrays: Slots, index: Index, rng_keys: Any) -> dict[str, An
     slots = forward(plan, arrays, index, sum_rule)
 
     def one(key: Any) -> dict[str, Any]:
-        def pick(logits: Any, *position: Any) -> Any:
-            return jax.random.categorical(reduce(jax.random.fold_in, position, key), logits)
+        def numbers(shapes: Sequence[tuple[int, ...]], *place: Any) -> list[Any]:
+            sizes = [math.prod(shape) for shape in shapes]
+            # at once: CPUs take longer to compile a generator of random numbers than the rest of a step
+            drawn = jax.random.uniform(reduce(jax.random.fold_in, place, key), (sum(sizes),))
+            parts = jnp.split(drawn, np.cumsum(sizes)[:-1])
+            return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
-        return _Walk(plan, slots, index, sum_rule, pick).choose({})
+        return _Walk(plan, slots, index, sum_rule, _by_share, numbers).choose({})
 
     return jax.vmap(one)(rng_keys)
 
@@ -48,7 +54,21 @@ def draw(plan: Plan, arrays: Slots, index: Index, rng_keys: Any) -> dict[str, An
 def best(plan: Plan, arrays: Slots, index: Index) -> dict[str, Any]:
     """The combination of particles with the largest weight: int [*scope plates] for every variable."""
     slots = forward(plan, arrays, index, _max_rule)
-    return _Walk(plan, slots, index, _max_rule, lambda logits, *position: jnp.argmax(logits, -1)).choose({})
+
+    def largest(logits: Any, number: None) -> Any:
+        return jnp.argmax(logits, -1)
+
+    return _Walk(plan, slots, index, _max_rule, largest, lambda shapes, *place: [None] * len(shapes)).choose({})
+
+
+def _by_share(logits: Any, number: Any) -> Any:
+    """The index along the last dimension whose share of the sum holds a number from [0, 1); none of share zero, 0 if all are."""
+    top = jnp.max(logits, -1, keepdims=True)
+    shares = jnp.exp(logits - jnp.where(jnp.isfinite(top), top, 0.0))
+    # long running sums need not rise evenly in floating point, and must not for an impossible index
+    ends = jnp.where(shares > 0, jnp.cumsum(shares, -1), 0.0)
+    total = jnp.max(ends, -1) * (1 - jnp.finfo(ends.dtype).eps)
+    return jnp.argmax(ends > (number * total)[..., None], -1)
 
 
 def _max_rule(left: Any, right: Any, count: int) -> Any:
@@ -62,40 +82,60 @@ class _Walk:
 
     Attributes:
         slots: what going forward by `rule` made of the plan's steps.
-        pick: chooses an index of the last dimension of logits; further arguments tell the place in the walk.
+        pick: chooses an index of the last dimension of logits by a number for each of their other entries.
+        numbers: those numbers for picks of several shapes at a place, which further arguments tell.
     """
 
     plan: Plan
     slots: Slots
     index: Index
     rule: Callable
-    pick: Callable[..., Any]
+    pick: Callable[[Any, Any], Any]
+    numbers: Callable[..., Sequence[Any]]
 
     def inside(self, body: Plan, arrays: Slots, index: Index, *place: Any) -> _Walk:
         """A walk along the body of a step."""
         inner = forward(body, arrays, index, self.rule)
-        return _Walk(body, inner, index, self.rule, lambda logits, *where: self.pick(logits, *place, *where))
+        return _Walk(
+            body, inner, index, self.rule, self.pick, lambda shapes, *where: self.numbers(shapes, *place, *where)
+        )
 
     def choose(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """Every summed variable given those chosen already, last step first."""
         chosen = dict(chosen)
-        for position, step in reversed(list(enumerate(self.plan.steps))):
+        steps = list(enumerate(self.plan.steps))
+        shapes = {i: shape for i, step in steps if (shape := self.picks(step)) is not None}
+        # places within steps begin with their positions
+        drawn = self.numbers(list(shapes.values()), len(steps)) if shapes else ()
+        numbers = dict(zip(shapes, drawn, strict=True))
+        for position, step in reversed(steps):
             if isinstance(step, Chain):
                 chosen |= self.along_chain(step, position, chosen)
             elif isinstance(step, Sliced):
-                chosen |= self.through_parts(step, position, chosen)
+                chosen |= self.through_parts(step, position, numbers.get(position), chosen)
             elif isinstance(step, Combine) and step.eliminated:
-                chosen |= self.in_step(step, position, chosen)
+                chosen |= self.in_step(step, numbers[position], chosen)
         return chosen
 
-    def in_step(self, step: Combine, position: int, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    def picks(self, step: Any) -> tuple[int, ...] | None:
+        """The shape of the picks that a step takes itself, if it takes any."""
+        if isinstance(step, Sliced):
+            return () if step.of_variable else None
+        if isinstance(step, Combine) and step.eliminated:
+            return tuple(self.plan.size[a] for a in self.plates(step))
+        return None
+
+    def plates(self, step: Combine) -> list[str]:
+        """The plates of a pairwise step's result."""
+        return [a for a in self.plan.axes[step.out] if a not in self.plan.scope]
+
+    def in_step(self, step: Combine, number: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """What a pairwise step sums."""
-        plan = self.plan
-        dims = [a for a in plan.axes[step.out] if a not in plan.scope]
+        plan, dims = self.plan, self.plates(step)
         logits = self.operand(step, step.left, chosen, dims)
         if step.right is not None:
             logits = logits + self.operand(step, step.right, chosen, dims)
-        flat = self.pick(logits.reshape((*logits.shape[: len(dims)], -1)), position)
+        flat = self.pick(logits.reshape((*logits.shape[: len(dims)], -1)), number)
         found = jnp.unravel_index(flat, [plan.size[v] for v in step.eliminated])
         return {
             v: jnp.transpose(index, [dims.index(p) for p in plan.scope[v]])
@@ -153,14 +193,14 @@ class _Walk:
                 out[name] = jnp.moveaxis(path, 0, plan.scope[names[0]].index(step.plate))
         return out
 
-    def through_parts(self, step: Sliced, position: int, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    def through_parts(self, step: Sliced, position: int, number: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """What is summed inside of the parts: of a variable in one that is chosen first, of a plate in all."""
         plan, cut = self.plan, cut_sources(self.plan, step, self.slots)
         known = look_up((link for links in step.body.links for link in links), self.index).__getitem__
 
         def within(item: Any, *place: Any) -> dict[str, Any]:
             arrays = one_part(plan, step, self.slots, *item)
-            found = self.inside(step.body, arrays, known, position, 1, *place).choose(chosen)
+            found = self.inside(step.body, arrays, known, position, *place).choose(chosen)
             return {v: found[v] for v in found if v not in chosen}
 
         if not step.of_variable:
@@ -168,7 +208,7 @@ class _Walk:
             return {v: _joined(x, plan.scope[v].index(step.axis)) for v, x in found.items()}
 
         parts = by_part(plan, step, self.slots, self.index, self.rule)
-        part = self.pick(parts[(slice(None), *(chosen[a] for a in plan.axes[step.out]))], position, 0)
+        part = self.pick(parts[(slice(None), *(chosen[a] for a in plan.axes[step.out]))], number)
 
         def choose(kept: dict[str, Any], item: Any) -> tuple[dict[str, Any], None]:
             here = item[0] == part * step.size
