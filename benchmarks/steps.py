@@ -29,6 +29,7 @@ from kayn.analysis import Analysis
 from kayn.axes import make_request
 from kayn.evidence import build_problem
 from kayn.guides import FactorisedGuide
+from kayn.quick import QuickJit
 
 STEPS = 8
 WARM = 64
@@ -73,7 +74,7 @@ def svi_step(loss: type, model: Callable, args: tuple, particles: int) -> tuple[
     def steps(state: Any) -> Any:
         return jax.lax.scan(lambda s, _: svi.update(s, *args), state, None, length=STEPS)
 
-    compiled = jax.jit(steps).lower(state).compile()
+    compiled = QuickJit(steps).lower(state).compile()
 
     def warmed() -> Callable:
         now = state
@@ -106,7 +107,7 @@ def posterior_step(what: str, model: Callable, args: tuple, particles: int) -> t
         return queries.draw_indices(problem.layout.plan, slots, index, jax.random.split(key, DRAWS))
 
     key = jax.random.key(1)
-    compiled = jax.jit(moments if what == "moments" else sample).lower(problem.numbers, key).compile()
+    compiled = QuickJit(moments if what == "moments" else sample).lower(problem.numbers, key).compile()
     return compiled, lambda: partial(compiled, problem.numbers, key), 1
 
 

@@ -17,6 +17,7 @@ from numpyro import handlers
 from numpyro.infer.util import log_density
 
 from kayn.axes import Axis
+from kayn.compilation import quick_options
 from kayn.evidence import Draws, Problem
 
 
@@ -171,7 +172,7 @@ class BruteForce:
         return np.tensordot(probabilities, found, 1)
 
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True} | (quick_options() or {})
 """Compiler options for tests: programs that run once are better compiled fast than made fast."""
 
 

@@ -1,4 +1,4 @@
-"""The cache of compiled programs, and the precision of matrix products."""
+"""The cache of compiled programs, how they are compiled, and the precision of matrix products."""
 
 import subprocess
 import sys
@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kayn import compilation, quick
 from kayn.compilation import matmul_precision
 from kayn.contraction import logdot
+from kayn.quick import QuickJit
 
 SCRIPT = """
 import sys
@@ -48,6 +50,46 @@ def test_a_second_session_compiles_nothing_again(tmp_path):
     misses, hits = session()
     assert misses == 0
     assert hits >= compiled
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How often programs were compiled in the quick way."""
+    times = []
+    monkeypatch.setattr(quick, "quick_options", lambda: times.append(1) or compilation.quick_options())
+    return times
+
+
+def test_a_quick_program_works_within_transformations(asked):
+    times = QuickJit(lambda x, n: jnp.sin(x) * n, (1,))
+    assert times(1.0, 2) == pytest.approx(2 * np.sin(1.0), rel=1e-6)
+    assert times(2.0, 3) == pytest.approx(3 * np.sin(2.0), rel=1e-6)
+    assert len(asked) == 1  # by the first call, for all
+    assert jax.grad(times)(1.0, 2) == pytest.approx(2 * np.cos(1.0), rel=1e-6)
+    assert jax.jit(lambda x: times(x, 2))(1.0) == pytest.approx(2 * np.sin(1.0), rel=1e-6)
+    assert jax.jit(lambda x: x + times(1.0, 2))(1.0) == pytest.approx(1 + 2 * np.sin(1.0), rel=1e-6)
+    np.testing.assert_allclose(jax.vmap(lambda x: times(x, 2))(jnp.arange(3.0)), 2 * np.sin(np.arange(3.0)), rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.lax.map(lambda x: times(x, 2), jnp.arange(3.0)), 2 * np.sin(np.arange(3.0)), rtol=1e-6
+    )
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("updates", "quickly"), [(quick.LONG_SCATTER - 1, True), (quick.LONG_SCATTER, False)])
+def test_programs_with_long_scatters_are_compiled_as_usual(asked, updates, quickly):
+    rows = np.arange(updates) % 7
+
+    def total(values):
+        return jax.lax.fori_loop(0, 2, lambda _, out: out.at[rows].add(values), jnp.zeros(7))
+
+    found = QuickJit(total)(jnp.ones(updates))
+    np.testing.assert_array_equal(found, 2 * np.bincount(rows))
+    assert len(asked) == quickly
+
+
+def test_an_option_that_the_compiler_no_longer_knows_is_left_out(monkeypatch):
+    monkeypatch.setattr(compilation, "QUICK", {"xla_cpu_no_such_option": False})
+    assert compilation.quick_options.__wrapped__() is None
 
 
 def test_precision_is_full_unless_the_user_says_otherwise():

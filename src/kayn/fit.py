@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ from kayn.objectives.vi import VI
 from kayn.posterior import Call, Posterior, warn_if_poor
 from kayn.progress import progress_bar
 from kayn.qem import CHUNK, QEM
+from kayn.quick import QuickJit
 
 METHODS = ("qem", "rws", "vi")
 
@@ -115,11 +115,11 @@ def fit(
     Raises:
         KaynError: an unknown method, and everything that building the problem raises.
     """
+    if not isinstance(args, list | tuple):
+        raise KaynError(f"args is {type(args).__name__}; pass the model's arguments as a tuple, e.g. args=(x, y)")
     if method not in METHODS:
         raise KaynError(f"method {method!r} is unknown; use one of {', '.join(map(repr, METHODS))}")
     num_steps = whole_number("num_steps", num_steps)
-    if not isinstance(args, list | tuple):
-        raise KaynError(f"args is {type(args).__name__}; pass the model's arguments as a tuple, e.g. args=(x, y)")
     if not isinstance(kwargs, Mapping | None):
         raise KaynError(
             f"kwargs is {type(kwargs).__name__}; pass the model's keyword arguments as a mapping, e.g. {{'y': y}}"
@@ -208,12 +208,11 @@ def _fit_svi(setup: _Setup) -> Fit:
     svi = SVI(call.model, guide, numpyro.optim.optax_to_numpyro(optimiser), loss=loss)
     state = svi.init(setup.key, *call.args, init_params=setup.params or None, **call.kwargs)
 
-    @partial(jax.jit, static_argnums=1)
     def advance(state: Any, count: int) -> tuple[Any, Any]:
         state, losses = jax.lax.scan(lambda s, _: svi.update(s, *call.args, **call.kwargs), state, None, length=count)
         return state, -losses
 
-    state, history, converged = _until_flat(advance, state, setup.num_steps, setup.progress)
+    state, history, converged = _until_flat(QuickJit(advance, (1,)), state, setup.num_steps, setup.progress)
     params = svi.get_params(state)
     return setup.result(guide, params, params, history, converged)
 

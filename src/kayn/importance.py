@@ -15,6 +15,7 @@ from kayn.guides import FactorisedGuide
 from kayn.keys import as_key
 from kayn.posterior import Call, Posterior, warn_if_poor
 from kayn.queries import weighted_draws
+from kayn.quick import QuickJit
 
 
 class Importance:
@@ -76,7 +77,7 @@ class Weigher:
 
     def __init__(self, problem: Problem, call: Call):
         self.problem, self.call = problem, call
-        self._run = jax.jit(
+        self._run = QuickJit(
             lambda numbers, params, keys: jax.lax.map(partial(weighted_draws, problem, numbers, params), keys)
         )
 

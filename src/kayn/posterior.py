@@ -20,6 +20,7 @@ from kayn.errors import PoorFitWarning, QueryError, StructureWarning
 from kayn.evidence import Draws, Problem
 from kayn.expectation import Expectation, of_deterministic, of_function
 from kayn.keys import as_key
+from kayn.quick import QuickJit
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -296,7 +297,7 @@ class Posterior:
 
     def _jit(self, key: Any, function: Callable) -> Callable:
         if key not in self._compiled:
-            self._compiled[key] = jax.jit(function)
+            self._compiled[key] = QuickJit(function)
         return self._compiled[key]
 
 

@@ -28,6 +28,7 @@ from kayn.graph.trace import inspect_sites
 from kayn.guides import FactorisedGuide, Unstarted
 from kayn.keys import as_key
 from kayn.progress import progress_bar
+from kayn.quick import QuickJit
 
 CHUNK = 8
 """Steps in one compiled loop; progress is shown between loops."""
@@ -141,7 +142,7 @@ class QEM:
         if self.user_guide is not None and not isinstance(self.user_guide, FactorisedGuide):
             _refuse_dependence(build_problem(self.model, self.user_guide, args, kwargs, params, self.request))
         self._arguments = (args, kwargs)
-        self._advance = jax.jit(partial(_advance, self, self._keeps_particles()), static_argnums=3)
+        self._advance = QuickJit(partial(_advance, self, self._keeps_particles()), (3,))
         self._parameters = jax.jit(partial(_parameters, self))
         self._one_step = jax.jit(partial(_step, self, self.problem), inline=True)
         # only types matter here, so this is done while the prior that the guide starts from is being compiled

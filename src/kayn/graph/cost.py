@@ -1,7 +1,8 @@
-"""Whether an output is dear to compute on many combinations of particles."""
+"""What operations cost: whether an output is dear to compute on many combinations of particles, and how long scatters are."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,13 @@ def _any_dear(eqns: Iterable[JaxprEqn], axes: dict[Any, frozenset[str]]) -> bool
         if any(_any_dear(inner.eqns, _bound(inner, mine, together)) for inner in _inner(eqn)):
             return True
     return False
+
+
+def longest_scatter(jaxpr: Jaxpr) -> int:
+    """The largest number of updates of any scatter in a program."""
+    mine = (math.prod(e.invars[1].aval.shape[:-1]) for e in jaxpr.eqns if e.primitive.name.startswith("scatter"))
+    within = (longest_scatter(inner) for eqn in jaxpr.eqns for inner in _inner(eqn))
+    return max((*mine, *within), default=0)
 
 
 def _inner(eqn: JaxprEqn) -> list[Jaxpr]:
