@@ -390,6 +390,7 @@ OPTIONS = [
     *(case(f"min_ess is {m}", lambda m=m: QEM(flat, min_ess=m), KaynError, f"min_ess is {m}", "1 (no tempering)") for m in (-0.1, 0.5, float("nan"))),
     case("method", lambda: kayn.fit(flat, (Y,), method="nuts"), KaynError, "'nuts'", "'qem', 'rws', 'vi'"),
     case("args is an array", lambda: kayn.fit(flat, Y), KaynError, "args is ndarray", "tuple", "args=(x, y)"),
+    case("args one by one", lambda: kayn.fit(flat, Y, {}, Y), KaynError, "args is ndarray", "tuple", "args=(x, y)"),
     case("kwargs is a list", lambda: kayn.fit(flat, (), [Y]), KaynError, "kwargs is list", "mapping"),
     *(
         case(f"num_steps is {n!r}", lambda n=n: kayn.fit(flat, (Y,), num_steps=n), KaynError, "num_steps", repr(n), "at least 1")
