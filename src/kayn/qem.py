@@ -346,11 +346,13 @@ def temper(weights: Any, target: float) -> Any:
     low, high = jnp.zeros(weights.shape[1:], weights.dtype), jnp.ones(weights.shape[1:], weights.dtype)
     enough = _effective(weights) >= target
 
-    def halve(_: Any, ends: tuple[Any, Any]) -> tuple[Any, Any]:
-        low, high = ends
-        middle = (low + high) / 2
-        good = _effective(powered(middle)) >= target
-        return jnp.where(good, middle, low), jnp.where(good, high, middle)
+    def quarter(state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        left, low, high = state
+        between = low + (high - low) * jnp.arange(1, 4).reshape(3, *(1,) * low.ndim) / 4
+        good = jax.vmap(lambda power: _effective(powered(power)))(between) >= target
+        return left - 1, jnp.max(jnp.where(good, between, low), 0), jnp.min(jnp.where(good, high, between), 0)
 
-    low, high = jax.lax.fori_loop(0, 12, halve, (low, high))
+    # most loops end here: tempering is for guides that are far from the posterior
+    needed = jnp.where(jnp.all(enough), 0, 6)
+    _, low, _ = jax.lax.while_loop(lambda state: state[0] > 0, quarter, (needed, low, high))
     return jnp.where(enough, weights, powered(low))

@@ -72,11 +72,9 @@ def _forward(left: Any, right: Any) -> tuple[Any, Any]:
     product = _matmul(left_scaled, right_scaled)
     impossible = jnp.isneginf(row) | jnp.isneginf(column)
     # by row, [b, i, 1], or by element of b, [b, 1, 1]: what is summed again as one
-    trusted = jnp.all(
-        (product > _floor(left.dtype, left.shape[-1])) | impossible,
-        -1 if _by_row(left, right) else (-2, -1),
-        keepdims=True,
-    )
+    axes = -1 if _by_row(left, right) else (-2, -1)
+    least = jnp.min(jnp.where(impossible, jnp.inf, product), axes, keepdims=True)
+    trusted = least > _floor(left.dtype, left.shape[-1])
 
     # the lift is taken back before the logarithm where it can be, which keeps the digits of results near zero
     high = product >= 1.0
