@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 
 from kayn.contraction import back, execute, logdot
+from kayn.contraction.joining import joined
 from kayn.contraction.logdot import log_matmul
 from kayn.contraction.plan import Combine, PlateLink, Product, Sliced, Stuck, Term
 from kayn.contraction.planner import plan_contraction
@@ -660,3 +661,39 @@ def test_impossible_combinations_are_never_drawn():
     assert np.isfinite(log_weights[_numbers(problem, drawn)]).all()
     best = back.best(problem.plan, slots, problem.indices.__getitem__)
     assert _numbers(problem, {v: np.asarray(k)[None] for v, k in best.items()})[0] == np.argmax(log_weights)
+
+
+@pytest.mark.parametrize(
+    ("equation", "plates", "sums"),
+    [
+        ("abcd,a,b,b,c,d->", "", 1),  # the last factors of a model: scalars without plates
+        ("iab,ia,ib,iabcd,a,b,c,d->", "i", 1),
+        ("ab,bc,cd,da->", "", 3),  # matrix products are left alone
+        ("iz,iza,a,ab,b->", "i", 2),  # a plate is multiplied out between two sums
+    ],
+)
+def test_sums_are_joined(equation, plates, sums, x64):
+    """One sum in the place of several has their value and their gradient; -inf in some factors."""
+    problem = Problem(equation, plates, spread=3.0)
+    problem.arrays[-1][..., 1] = -np.inf
+    plan = joined(problem.plan)
+    assert sum(isinstance(s, Combine) and bool(s.eliminated) for s in plan.steps) == sums
+
+    def one_by_one(*arrays):
+        slots = execute.forward(problem.plan, dict(enumerate(arrays)), problem.indices.__getitem__, execute.sum_rule)
+        return sum(slots[s] for s in problem.plan.results)
+
+    every = tuple(range(len(problem.arrays)))
+    arrays = [jnp.asarray(a) for a in problem.arrays]
+    np.testing.assert_allclose(problem.value(*arrays), logsumexp(problem.log_weights(problem.arrays)), rtol=1e-12)
+    both = (jax.grad(f, every)(*arrays) for f in (problem.value, one_by_one))
+    for mine, other in zip(*both, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-9, atol=1e-12)
+
+
+def test_large_sums_are_not_joined():
+    """A factor that joins costs a pass over the whole sum on the way back."""
+    problem = Problem("abc,a,b,c->", sizes={"a": 128, "b": 128, "c": 128})
+    assert joined(problem.plan).steps == problem.plan.steps
+    small = Problem("abc,a,b,c->")
+    assert len(joined(small.plan).steps) < len(small.plan.steps)

@@ -23,7 +23,8 @@ import kayn
 from kayn import QEM, RWS, VI, FactorisedGuide, StructureWarning, families, normals
 from kayn.evidence import build_problem, draw_particles
 from kayn.fit import is_flat
-from kayn.qem import temper
+from kayn.mstep import temper
+from kayn.queries import latent_weights
 
 # -- families: moments and back
 
@@ -208,6 +209,59 @@ def test_qem_is_an_update_like_svis():
         np.testing.assert_allclose(value, result.params[name], rtol=1e-4, atol=1e-5)
     batched = jax.vmap(lambda key: qem.update(kayn.qem.QEMState(state.moments, state.step, key))[1])
     assert len(np.unique(batched(jax.random.split(jax.random.key(0), 3)))) == 3
+
+
+def mixed_bag(y):
+    """Latents of several families and shapes, on plates and not, some on one axis."""
+    mu = numpyro.sample("mu", dist.Normal(0, 1))
+    sd = numpyro.sample("sd", dist.HalfNormal(1))
+    wide = numpyro.sample("wide", dist.Normal(jnp.zeros(40), 1).to_event(1))
+    pair = numpyro.sample("pair", dist.Normal(jnp.zeros(2), 1).to_event(1))
+    with numpyro.plate("inner", 3, dim=-1), numpyro.plate("outer", 2, dim=-2):
+        z = numpyro.sample("z", dist.Normal(mu + pair.sum(), sd))
+        own = numpyro.sample("own", dist.Normal(jnp.zeros(4), 1).to_event(1))
+        numpyro.sample("y", dist.Normal(z + own.sum(-1) + wide.sum(), 1), obs=y)
+
+
+@pytest.mark.parametrize("particles", [7, {"z": 9, "mu": 5, "sd": 5, "pair": 5, "wide": 5, "own": 5}])
+def test_sites_side_by_side_move_as_each_on_its_own(particles):
+    """The M step of all sites at once against that of every site from its own weights."""
+    qem = QEM(mixed_bag, num_particles=particles, groups=[["mu", "sd"]])
+    state = qem.init(0, np.linspace(-1, 2, 6).reshape(2, 3))
+    problem = qem.problem
+    later, (_, by_axis, draws) = mstep_of(qem, state)
+    before, after = ({k: v for b in qem.blocks for k, v in named(b, s.moments[b.name]).items()} for s in (state, later))
+    assert len(qem.blocks) < len(qem.guide.sites)
+    for site in qem.guide.sites:
+        axis = problem.layout.axis_of(site.name)
+        own = by_axis[axis.name]
+        tempered = temper(own.reshape(-1, axis.size).T, qem.min_ess).T.reshape(own.shape)
+        effective = jnp.mean(1 / jnp.sum(tempered**2, -1))
+        weights = latent_weights(problem, {axis.name: tempered}, site.name)
+        values = draws.values[site.name]
+        weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
+        rate = qem.rate(0) * jnp.minimum(effective / 5.0, 1.0)
+        expected = site.family.blend(before[site.name], site.family.expect(values, weights), rate)
+        for name, value in expected.items():
+            np.testing.assert_allclose(
+                after[site.name][name], value, rtol=1e-4, atol=1e-5, err_msg=f"{site.name} {name}"
+            )
+
+
+def mstep_of(qem, state):
+    return jax.jit(lambda s: qem._one_step(qem.problem.numbers, s, 1.0))(state)
+
+
+def named(block, moments):
+    """Mean parameters by site."""
+    return (
+        block.by_site(moments)
+        if not block.joint
+        else {
+            s.name: {k: v[end - n : end].reshape(np.shape(s.start["loc"])) for k, v in moments.items()}
+            for s, n, end in zip(block.sites, block.lengths, np.cumsum(block.lengths), strict=True)
+        }
+    )
 
 
 def gamma_poisson(y):

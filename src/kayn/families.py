@@ -52,7 +52,7 @@ class Family:
         """Parameters of the member with these mean parameters; guarded, so that any finite moments give a valid one."""
         raise NotImplementedError
 
-    def widened(self, params: Params, factor: float) -> Params:
+    def widened(self, params: Params, factor: Any) -> Params:
         """Parameters of a proposal with `factor` times the variance; unchanged where a family has no such member."""
         return params
 

@@ -50,10 +50,14 @@ class Gaussian(Family):
         """Noise with the covariance of u, mean zero."""
         raise NotImplementedError
 
-    def expect(self, values: Any, weights: Any) -> Moments:
+    def unconstrained(self, values: Any) -> Any:
+        """u of particles."""
         u = values if isinstance(self.transform, IdentityTransform) else self.transform._inverse(values)
         # a particle at the edge of a constrained support may map to infinity
-        u = jnp.clip(u, -1e6, 1e6)
+        return jnp.clip(u, -1e6, 1e6)
+
+    def expect(self, values: Any, weights: Any) -> Moments:
+        u = self.unconstrained(values)
         rank = u.ndim - self.unconstrained_event_dim
         return self.unconstrained_moments(
             u, weights.reshape((*weights.shape[:rank], *(1,) * self.unconstrained_event_dim))
@@ -100,8 +104,8 @@ class Normal(Gaussian):
     def spread(self, noise: Any, params: Params) -> Any:
         return params["scale"] * noise
 
-    def widened(self, params: Params, factor: float) -> Params:
-        return {**params, "scale": params["scale"] * math.sqrt(factor)}
+    def widened(self, params: Params, factor: Any) -> Params:
+        return {**params, "scale": params["scale"] * np.sqrt(factor)}
 
     def moments(self, params: Params) -> Moments:
         return {"mean": params["loc"], "variance": params["scale"] ** 2, "noise": 0 * params["scale"]}

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kayn import queries
+from kayn import mstep, queries
 from kayn.axes import TARGET_ELEMENTS, make_request
 from kayn.checks import parameter_values, whole_number
 from kayn.errors import GuideError, KaynError
@@ -27,13 +27,12 @@ from kayn.evidence import Draws, Problem, build_problem
 from kayn.graph.trace import inspect_sites
 from kayn.guides import FactorisedGuide, Unstarted
 from kayn.keys import as_key
+from kayn.mstep import Block
 from kayn.progress import progress_bar
 from kayn.quick import QuickJit
 
 CHUNK = 8
 """Steps in one compiled loop; progress is shown between loops."""
-FULL_RATE_ESS = 5.0
-"""Effective particles of a latent from which it takes the whole step; with fewer, a share in proportion."""
 KEPT_BYTES = 2**28
 """Particles of a whole chunk are kept if they fit; they serve as posterior replicates without another compilation."""
 
@@ -47,7 +46,7 @@ def default_rate(step: Any) -> Any:
 
 @dataclass(frozen=True)
 class QEMState:
-    """What QEM carries from step to step: the guide's mean parameters by site, a step counter and a key."""
+    """What QEM carries from step to step: the guide's mean parameters by block of sites, a step counter and a key."""
 
     moments: dict[str, dict[str, Any]]
     step: Any
@@ -118,6 +117,7 @@ class QEM:
         self.request = make_request(num_particles, strategy, groups, couple, target_elements, memory)
         self.guide: FactorisedGuide | None = None
         self.problem: Problem | None = None
+        self.blocks: tuple[Block, ...] = ()
         self.model_params: dict[str, Any] = {}
 
     def init(self, rng_key: Any, *args: Any, params: Mapping[str, Any] | None = None, **kwargs: Any) -> QEMState:
@@ -141,14 +141,15 @@ class QEM:
         self.problem = build_problem(self.model, self.guide, args, kwargs, everything, self.request)
         if self.user_guide is not None and not isinstance(self.user_guide, FactorisedGuide):
             _refuse_dependence(build_problem(self.model, self.user_guide, args, kwargs, params, self.request))
+        self.blocks = mstep.blocks(self.problem, self.guide.sites, self._widening())
         self._arguments = (args, kwargs)
         self._advance = QuickJit(partial(_advance, self, self._keeps_particles()), (3,))
-        self._parameters = jax.jit(partial(_parameters, self))
+        self._parameters = jax.jit(lambda moments: {b.name: b.parameters(moments[b.name]) for b in self.blocks})
         self._one_step = jax.jit(partial(_step, self, self.problem), inline=True)
         # only types matter here, so this is done while the prior that the guide starts from is being compiled
-        self._one_step.trace(self.problem.numbers, _first(self.guide, params, key), 1.0)
+        self._one_step.trace(self.problem.numbers, self._first(params, key), 1.0)
         self.guide = begun.started()
-        return jax.device_put(_first(self.guide, params, key))
+        return jax.device_put(self._first(params, key))
 
     def update(self, state: QEMState, *args: Any, **kwargs: Any) -> tuple[QEMState, Any]:
         """One step: the new state, and the log evidence under the old guide.
@@ -167,20 +168,38 @@ class QEM:
 
     def get_params(self, state: QEMState) -> dict[str, Any]:
         """Values of the guide's `numpyro.param` sites, and those of the model that were given."""
-        self._problem()
-        return {**self.model_params, **self._parameters(state.moments)[0]}
+        return self._named(state, 0)
 
     def get_proposal(self, state: QEMState) -> dict[str, Any]:
         """As `get_params`, of the wider guide that particles are drawn from."""
-        self._problem()
-        return {**self.model_params, **self._parameters(state.moments)[1]}
+        return self._named(state, 1)
 
-    def _widening(self, name: str) -> float:
+    def _named(self, state: QEMState, which: int) -> dict[str, Any]:
+        self._problem()
+        found = self._parameters(state.moments)
+        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(found))
+        # cut into sites without compiling anything, unless that is part of a larger program
+        found = found if traced else jax.tree.map(np.asarray, found)
+        by_site = {n: p for b in self.blocks for n, p in b.by_site(found[b.name][which]).items()}
+        params = {f"{n}_{p}": v for n, own in by_site.items() for p, v in own.items()}
+        return {**self.model_params, **(params if traced else jax.device_put(params))}
+
+    def _first(self, params: Mapping[str, Any], key: Any) -> QEMState:
+        """The state of the guide with these parameters, or else those it starts from."""
+        guide = self._guide()
+        by_site = guide.split({**guide.start, **params})
+        return QEMState({b.name: dict(b.moments(by_site)) for b in self.blocks}, np.int32(0), key)
+
+    def _widening(self) -> dict[str, float]:
         graph, layout = self._problem().graph, self._problem().layout
-        axis = layout.axis_of(name)
-        elements = math.prod(p.size for p in graph.plates if p.name in axis.scope)
-        coordinates = sum(math.prod(graph.latent(n).shape) for n in axis.latents) // elements
-        return 1 + self.overdispersion / math.sqrt(coordinates)
+
+        def of(name: str) -> float:
+            axis = layout.axis_of(name)
+            elements = math.prod(p.size for p in graph.plates if p.name in axis.scope)
+            coordinates = sum(math.prod(graph.latent(n).shape) for n in axis.latents) // elements
+            return 1 + self.overdispersion / math.sqrt(coordinates)
+
+        return {s.name: of(s.name) for s in self._guide().sites}
 
     def run(
         self,
@@ -239,12 +258,6 @@ class QEM:
         return self.guide
 
 
-def _first(guide: FactorisedGuide, params: Mapping[str, Any], key: Any) -> QEMState:
-    """The state of a guide with these parameters, or else those it starts from."""
-    by_site = guide.split({**guide.start, **params})
-    return QEMState({s.name: dict(s.family.moments(by_site[s.name])) for s in guide.sites}, np.int32(0), key)
-
-
 def _refuse_dependence(problem: Problem) -> None:
     for name, parents in problem.guide.parents.items():
         if parents:
@@ -252,18 +265,6 @@ def _refuse_dependence(problem: Problem) -> None:
                 f"guide site {name!r} depends on {', '.join(map(repr, parents))}, but QEM fits independent sites. Make the sites "
                 "independent, or fit this guide with kayn.RWS and numpyro.infer.SVI"
             )
-
-
-def _parameters(qem: QEM, moments: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters of the guide with these moments, and of the wider proposal."""
-    params: dict[str, Any] = {}
-    proposal: dict[str, Any] = {}
-    for site in qem._guide().sites:
-        mine = site.family.from_moments(moments[site.name])
-        wider = site.family.widened(mine, qem._widening(site.name))
-        params |= {f"{site.name}_{p}": v for p, v in mine.items()}
-        proposal |= {f"{site.name}_{p}": v for p, v in wider.items()}
-    return params, proposal
 
 
 def _advance(
@@ -280,25 +281,13 @@ def _step(
     qem: QEM, problem: Problem, numbers: Mapping, state: QEMState, strength: Any = 1.0
 ) -> tuple[QEMState, tuple[Any, dict[str, Any], Draws]]:
     """One E and one M step, its rate multiplied by `strength`: the new state, and the weighed particles of the old guide."""
-    guide = qem._guide()
     key, draw_key = jax.random.split(state.rng_key)
     params = qem.get_proposal(state)
     log_z, by_axis, draws = queries.weighted_draws(problem, numbers, params, draw_key)
-    drawn = {a.name: by_axis[a.name] for a in problem.layout.axes if not a.enumerated}
-    tempered, sizes = _temper_all(drawn, qem.min_ess)
     rate = strength * qem.rate(state.step)
-    moments = {}
-    for site in guide.sites:
-        old, values = state.moments[site.name], draws.values[site.name]
-        weights = queries.latent_weights(problem, tempered, site.name)
-        weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
-        effective = sizes[problem.layout.axis_of(site.name).name]
-        step = rate * jnp.minimum(effective / FULL_RATE_ESS, 1.0)
-        new = site.family.blend(old, site.family.expect(values, weights), step)
-        usable = jnp.isfinite(log_z)
-        moments[site.name] = jax.tree.map(
-            lambda b, o, u=usable: jnp.where(u & jnp.isfinite(b), b, o), dict(new), dict(old)
-        )
+    moments = mstep.step(
+        problem, qem.blocks, state.moments, draws.values, by_axis, rate, qem.min_ess, jnp.isfinite(log_z)
+    )
     return QEMState(moments, state.step + 1, key), (log_z, by_axis, draws)
 
 
@@ -310,49 +299,3 @@ def _same(first: Any, second: Any) -> bool:
 
 def _equal(x: Any, y: Any) -> bool:
     return not isinstance(x, jax.core.Tracer) and np.array_equal(np.asarray(x), np.asarray(y))
-
-
-def _temper_all(by_axis: Mapping[str, Any], min_ess: float) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`temper` on every axis, and the effective sample sizes then, in the mean over plates.
-
-    Axes with equally many particles are handled in one go, which compiles faster.
-    """
-    out: dict[str, Any] = {}
-    effective: dict[str, Any] = {}
-    for size in {w.shape[-1] for w in by_axis.values()}:
-        mine = {n: w for n, w in by_axis.items() if w.shape[-1] == size}
-        counts = np.array([w.size // size for w in mine.values()])
-        tempered = temper(jnp.concatenate([w.reshape(-1, size) for w in mine.values()]).T, min_ess)
-        owners = np.repeat(np.arange(len(mine)), counts)
-        sizes = jax.ops.segment_sum(_effective(tempered), owners, len(mine), indices_are_sorted=True) / counts
-        for i, (name, part) in enumerate(zip(mine, jnp.split(tempered, np.cumsum(counts)[:-1], 1), strict=True)):
-            out[name], effective[name] = part.T.reshape(mine[name].shape), sizes[i]
-    return out, effective
-
-
-def _effective(weights: Any) -> Any:
-    """Effective number of particles (first axis), for weights that sum to one."""
-    return 1 / jnp.sum(weights**2, 0)
-
-
-def temper(weights: Any, target: float) -> Any:
-    """Raise weights (first axis sums to one) to the largest power in (0, 1] at which their effective size reaches `target`."""
-    log_w = jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))
-    target = min(target, 0.9 * len(weights))
-
-    def powered(power: Any) -> Any:
-        return jax.nn.softmax(power * log_w, 0)
-
-    low, high = jnp.zeros(weights.shape[1:], weights.dtype), jnp.ones(weights.shape[1:], weights.dtype)
-    enough = _effective(weights) >= target
-
-    def quarter(state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-        left, low, high = state
-        between = low + (high - low) * jnp.arange(1, 4).reshape(3, *(1,) * low.ndim) / 4
-        good = jax.vmap(lambda power: _effective(powered(power)))(between) >= target
-        return left - 1, jnp.max(jnp.where(good, between, low), 0), jnp.min(jnp.where(good, high, between), 0)
-
-    # most loops end here: tempering is for guides that are far from the posterior
-    needed = jnp.where(jnp.all(enough), 0, 6)
-    _, low, _ = jax.lax.while_loop(lambda state: state[0] > 0, quarter, (needed, low, high))
-    return jnp.where(enough, weights, powered(low))

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kayn.contraction.joining import joined
 from kayn.contraction.kernels import expand, log_sum_exp, segment_sum
 from kayn.contraction.logdot import log_matmul
 from kayn.contraction.plan import Chain, Combine, LinkKey, Plan, PlateLink, Product, Sliced
@@ -54,7 +55,7 @@ def log_contract(plan: Plan, arrays: Slots, index: Index) -> Any:
         arrays: log factors by slot, one for every term of the plan (axes in the term's order) or for its settled slot.
         index: index vectors of the plan's links.
     """
-    return _total(plan, forward(plan, arrays, index, sum_rule))
+    return _total(plan, forward(joined(plan), arrays, index, sum_rule))
 
 
 def by_element(plan: Plan, arrays: Slots, index: Index, plate: str) -> Any:
@@ -117,10 +118,10 @@ def _combine(plan: Plan, step: Combine, slots: Slots, rule: Callable) -> Any:
     if rule is sum_rule and plan.is_matmul(step):
         return _multiply_matrices(plan, step, slots) - step.norm
     order = plan.joint_axes(step)
-    left = expand(slots[step.left], plan.axes[step.left], order)
-    right = jnp.zeros((1,) * len(order), left.dtype)
-    if step.right is not None:
-        right = expand(slots[step.right], plan.axes[step.right], order)
+    first, *rest = (expand(slots[s], plan.axes[s], order) for s in step.read)
+    # two are added by the rule, which then needs no memory for their sum
+    right = rest[0] if rest else jnp.zeros((1,) * len(order), first.dtype)
+    left = sum(rest[1:], first)
     if not step.eliminated:
         return left + right
     return rule(left, right, len(step.eliminated)) - step.norm

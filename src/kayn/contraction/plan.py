@@ -34,17 +34,21 @@ class Term:
 
 @dataclass(frozen=True)
 class Combine:
-    """Add one or two arrays and log-sum over `eliminated` (empty: only add). `norm` is subtracted afterwards."""
+    """Add arrays and log-sum over `eliminated` (empty: only add). `norm` is subtracted afterwards.
+
+    A plan adds one or two; `kayn.contraction.joining` makes steps that add `more`, which have no axes that those two lack.
+    """
 
     left: int
     right: int | None
     out: int
     eliminated: tuple[str, ...]
     norm: float
+    more: tuple[int, ...] = ()
 
     @property
     def read(self) -> tuple[int, ...]:
-        return (self.left,) if self.right is None else (self.left, self.right)
+        return (self.left, *(() if self.right is None else (self.right,)), *self.more)
 
 
 @dataclass(frozen=True)
