@@ -61,7 +61,7 @@ class Analysis:
     @property
     def peak_bytes(self) -> int:
         """An upper estimate of the temporary memory of one step, its gradient included."""
-        return step_bytes(self.plan)
+        return step_bytes(self.plan) + self.layout.beside
 
     def __str__(self) -> str:
         sections = [
@@ -165,6 +165,8 @@ def analyze(
         params: values of `numpyro.param` sites.
     """
     guide = FactorisedGuide.from_model(model, args, kwargs, params) if guide is None else guide
+    if isinstance(guide, FactorisedGuide):
+        params = {**guide.start, **(params or {})}
     request = make_request(num_particles, strategy, groups, couple, target_elements, memory)
     return analysis_of(build_problem(model, guide, args, kwargs, params, request))
 

@@ -125,6 +125,8 @@ class Layout:
     """The axes again with chains' latents at other steps, followed by the axes of those steps."""
     memory: int
     """Bytes that a step may take."""
+    beside: int = 0
+    """Bytes of a step that particles and the guide's parameters take, beside the contraction."""
 
     def axis_of(self, latent: str) -> Axis:
         return axis_of(self.batched, latent)

@@ -6,6 +6,7 @@ pure in (numbers, key, parameters) and may be jitted, differentiated and vmapped
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -103,7 +104,8 @@ def build_problem(
     sites = {n: replace(s, enumerate=False, support_size=None) if n in drawn else s for n, s in sites.items()}
     traced, structure = read_model(model, args, kwargs, params, sites)
     mixed = particles.parent_plates(traced_guide, structure.graph) if denominator == "mixture" else None
-    layout = choose_layout(structure, request, traced_guide.constraints, mixed)
+    parameters = sum(math.prod(jnp.shape(v)) for v in jax.tree.leaves(params))
+    layout = choose_layout(structure, request, traced_guide.constraints, mixed, parameters)
     return Problem(traced, traced_guide, structure, layout, denominator)
 
 

@@ -25,7 +25,7 @@ from kayn.contraction.plan import Plan, Stuck
 from kayn.errors import StructureError
 from kayn.graph.discover import Structure
 from kayn.graph.types import MIXED, Graph, Link, Output
-from kayn.memory import cut_to_fit, format_bytes, step_bytes
+from kayn.memory import bytes_beside, cut_to_fit, format_bytes, step_bytes
 
 MAX_MERGED_COORDINATES = 8
 """Latents without plates are merged for the sake of speed only up to so many scalars on one axis."""
@@ -36,6 +36,7 @@ def choose_layout(
     request: Request,
     constraints: Sequence[Constraint] = (),
     guide_parents: Mapping[str, Mapping[str, frozenset[str]]] | None = None,
+    parameters: int = 0,
 ) -> Layout:
     """Choose particle axes and plan the contraction.
 
@@ -44,6 +45,7 @@ def choose_layout(
         constraints: demands of the guide.
         guide_parents: where densities are mixtures over guide parents, the parents of every guide site, each with the
             plates over which element i of the site depends on element i of the parent only.
+        parameters: how many numbers the parameters of the guide are.
 
     Raises:
         StructureError: a request names an unknown latent or plate, an enumerated latent would have to be coupled, or a step
@@ -51,9 +53,9 @@ def choose_layout(
     """
     _check_names(structure.graph, request)
     try:
-        return _choose(structure, request, constraints, guide_parents or {})
+        return _choose(structure, request, constraints, guide_parents or {}, parameters)
     except _TooLarge as error:
-        fits = _most_particles(structure, request, constraints, guide_parents or {})
+        fits = _most_particles(structure, request, constraints, guide_parents or {}, parameters)
         advice = f"num_particles={fits} would fit" if fits else "not even one particle of every latent would fit"
         raise StructureError(
             f"{error}, over memory={format_bytes(request.memory)}; {advice}, or raise memory=, or put latents on one axis "
@@ -69,12 +71,12 @@ def kept_layout(structure: Structure, layout: Layout) -> Layout | None:
     try:
         if chooser.resolve(axes, outputs) is not None:
             return None
-        plan = plan_within(structure, axes, outputs, memory)
+        plan = plan_within(structure, axes, outputs, memory - layout.beside)
     except (Stuck, _TooLarge):
         return None
-    if step_bytes(plan) > memory:
+    if step_bytes(plan) + layout.beside > memory:
         return None
-    return Layout(axes, (), plan, tuple(with_aliases(structure.graph, axes)), memory)
+    return Layout(axes, (), plan, tuple(with_aliases(structure.graph, axes)), memory, layout.beside)
 
 
 class _TooLarge(Exception):
@@ -86,12 +88,13 @@ def _most_particles(
     request: Request,
     constraints: Sequence[Constraint],
     guide_parents: Mapping[str, Mapping[str, frozenset[str]]],
+    parameters: int,
 ) -> int:
     """The largest K, the same for all latents, with which a request fits; 0 if there is none."""
 
     def fits(count: int) -> bool:
         try:
-            _choose(structure, replace(request, num_particles=count), constraints, guide_parents)
+            _choose(structure, replace(request, num_particles=count), constraints, guide_parents, parameters)
         except _TooLarge:
             return False
         return True
@@ -109,6 +112,7 @@ def _choose(
     request: Request,
     constraints: Sequence[Constraint],
     guide_parents: Mapping[str, Mapping[str, frozenset[str]]],
+    parameters: int,
 ) -> Layout:
     graph = structure.graph
     chooser = _Chooser(structure, request)
@@ -124,12 +128,19 @@ def _choose(
             else:
                 changed = chooser.merge_for_work(axes, plan)
                 if changed is None:
-                    cut = cut_to_fit(plan, request.memory)
-                    changed = chooser.merge_to_fit(axes, plan, step_bytes(cut))
+                    beside = bytes_beside(_particles(graph, axes), parameters)
+                    if beside > request.memory:
+                        raise _TooLarge(f"particles and guide alone would take about {format_bytes(beside)}")
+                    cut = cut_to_fit(plan, request.memory - beside)
+                    changed = chooser.merge_to_fit(axes, plan, step_bytes(cut) + beside)
                 if changed is None:
                     batched = tuple(with_aliases(graph, axes))
-                    return Layout(tuple(axes), tuple(chooser.couplings), cut, batched, request.memory)
+                    return Layout(tuple(axes), tuple(chooser.couplings), cut, batched, request.memory, beside)
         axes = changed
+
+
+def _particles(graph: Graph, axes: Sequence[Axis]) -> int:
+    return sum(axis_of(axes, z.name).size * math.prod(z.shape) for z in graph.latents)
 
 
 def _check_names(graph: Graph, request: Request) -> None:

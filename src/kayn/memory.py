@@ -64,6 +64,15 @@ def step_bytes(plan: Plan) -> int:
     return (4 * held + 3 * loose) * jnp.result_type(float).itemsize
 
 
+def bytes_beside(particles: int, parameters: int) -> int:
+    """An upper estimate of what a step takes beside the contraction, for so many numbers of particles and of guide parameters.
+
+    Particles are held as noise, values, statistics and results of loops; parameters, of which covariances of many vectors can be
+    the largest arrays of all, as old and new moments, proposals and what leads from one to the other, or with gradients and the optimiser's state.
+    """
+    return (6 * particles + 12 * parameters) * jnp.result_type(float).itemsize
+
+
 def cut_to_fit(plan: Plan, budget: int) -> Plan:
     """The plan, evaluated in parts where a step would take more than the budget; it may still take more, where that does not help.
 
