@@ -45,7 +45,7 @@ def choose_layout(
         constraints: demands of the guide.
         guide_parents: where densities are mixtures over guide parents, the parents of every guide site, each with the
             plates over which element i of the site depends on element i of the parent only.
-        parameters: how many numbers the parameters of the guide are.
+        parameters: how many numbers the parameters of guide and model are.
 
     Raises:
         StructureError: a request names an unknown latent or plate, an enumerated latent would have to be coupled, or a step

@@ -65,7 +65,7 @@ def step_bytes(plan: Plan) -> int:
 
 
 def bytes_beside(particles: int, parameters: int) -> int:
-    """An upper estimate of what a step takes beside the contraction, for so many numbers of particles and of guide parameters.
+    """An upper estimate of what a step takes beside the contraction, for so many numbers of particles and of parameters.
 
     Particles are held as noise, values, statistics and results of loops; parameters, of which covariances of many vectors can be
     the largest arrays of all, as old and new moments, proposals and what leads from one to the other, or with gradients and the optimiser's state.
