@@ -237,6 +237,24 @@ def test_bad_guides_are_called_bad():
     assert "warning: latent 'a'" in str(narrow.summary())
 
 
+def test_a_poor_vector_is_told_how_to_get_more_particles():
+    def model(y):
+        z = numpyro.sample("z", dist.GaussianRandomWalk(0.3, num_steps=12))
+        s = numpyro.sample("s", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(z + s, 0.1), obs=y)
+
+    def guide(y):
+        numpyro.sample("z", dist.Normal(jnp.zeros(12), 1).to_event(1))
+        numpyro.sample("s", dist.Normal(0, 1))
+
+    with pytest.warns(PoorFitWarning) as found:
+        Importance(model, guide, num_particles=50).run(0, None, jnp.ones(12))
+    by_latent = {str(w.message).split(":")[0]: str(w.message) for w in found}
+    assert "The 12 coordinates of 'z' share one particle" in by_latent["latent 'z'"]
+    assert "control_flow.scan" in by_latent["latent 'z'"]
+    assert "coordinates" not in by_latent.get("latent 's'", "")
+
+
 def test_impossible_replicates_are_left_out():
     """A replicate whose particles are all impossible says nothing, and must not pull estimates towards zero."""
 

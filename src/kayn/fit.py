@@ -15,6 +15,7 @@ from numpyro.infer import SVI
 
 from kayn.axes import TARGET_ELEMENTS, make_request
 from kayn.checks import parameter_values, whole_number
+from kayn.complaints import warn_if_poor
 from kayn.errors import KaynError
 from kayn.evidence import build_problem
 from kayn.guides import FactorisedGuide
@@ -22,7 +23,7 @@ from kayn.importance import Weigher
 from kayn.keys import as_key
 from kayn.objectives.rws import RWS
 from kayn.objectives.vi import VI
-from kayn.posterior import Call, Posterior, warn_if_poor
+from kayn.posterior import Call, Posterior
 from kayn.progress import progress_bar
 from kayn.qem import CHUNK, QEM
 from kayn.quick import QuickJit

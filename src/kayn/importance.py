@@ -10,10 +10,11 @@ import jax
 
 from kayn.axes import TARGET_ELEMENTS, make_request
 from kayn.checks import parameter_values, whole_number
+from kayn.complaints import warn_if_poor
 from kayn.evidence import Problem, build_problem
 from kayn.guides import FactorisedGuide
 from kayn.keys import as_key
-from kayn.posterior import Call, Posterior, warn_if_poor
+from kayn.posterior import Call, Posterior
 from kayn.queries import weighted_draws
 from kayn.quick import QuickJit
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from kayn import diagnostics, evidence, queries
-from kayn.axes import Axis
 from kayn.checks import whole_number
-from kayn.errors import PoorFitWarning, QueryError, StructureWarning
+from kayn.complaints import complaints
+from kayn.errors import QueryError, StructureWarning
 from kayn.evidence import Draws, Problem
 from kayn.expectation import Expectation, of_deterministic, of_function
 from kayn.keys import as_key
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 FALLBACK_DRAWS = 2000
 """Joint draws used for an expectation that has no small contraction."""
-MAX_KHATS = 100
-"""Plate elements whose k-hat is checked, those with the smallest effective sample size first."""
-ADVICE = "Fit the guide longer, use more particles, or group latents that are strongly dependent"
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +228,7 @@ class Posterior:
 
     def check(self) -> list[str]:
         """What is wrong with this posterior, as sentences that name the latent; empty when nothing is."""
-        return list(_complaints(self))
+        return list(complaints(self))
 
     # -- internals
 
@@ -317,50 +314,6 @@ def _local(array: Any) -> Any:
 def _namespace(array: Any) -> Any:
     """NumPy for arrays on the host, where small sums need no compilation."""
     return np if isinstance(array, np.ndarray) else jnp
-
-
-def warn_if_poor(posterior: Posterior) -> None:
-    for complaint in posterior.check():
-        warnings.warn(complaint, PoorFitWarning, stacklevel=3)
-
-
-def _complaints(posterior: Posterior) -> Iterator[str]:
-    log_z = np.asarray(posterior.log_evidences)
-    possible = log_z[np.isfinite(log_z)]
-    if not possible.size:
-        yield (
-            "every combination of particles is impossible (log evidence is -inf): the proposal misses the posterior's "
-            "support, or an observed value has zero density. Fit the guide first (kayn.fit), or check the data"
-        )
-        return
-    if possible.size < log_z.size:
-        yield f"{log_z.size - possible.size} of {log_z.size} replicates hold no possible combination of particles. {ADVICE}"
-    spread = float(np.std(possible))
-    if not spread < diagnostics.POOR_SPREAD:
-        yield f"log evidence varies by {spread:.1f} nats (sd) between replicates, so its error is underestimated. {ADVICE}"
-    for axis in posterior.problem.layout.axes:
-        if not axis.enumerated and axis.size > 1:
-            yield from _axis_complaints(posterior, axis)
-
-
-def _axis_complaints(posterior: Posterior, axis: Axis) -> Iterator[str]:
-    by_replicate = np.asarray(posterior._weights(axis.latents[0]))
-    by_replicate = by_replicate.reshape(*by_replicate.shape[:2], -1)
-    efficiency = diagnostics.efficiency(by_replicate)
-    pooled = by_replicate.reshape(-1, efficiency.size)
-    worst = int(np.argmin(efficiency))
-    who = ", ".join(map(repr, axis.latents))
-    where = f" (worst element {worst} of {efficiency.size})" if efficiency.size > 1 else ""
-    if efficiency[worst] < diagnostics.POOR_EFFICIENCY:
-        ess = 1 + efficiency[worst] * (axis.size - 1)
-        yield f"latent {who}: effective sample size {ess:.1f} of {axis.size} particles{where}. {ADVICE}"
-        return
-    uneven = np.flatnonzero(efficiency < diagnostics.GOOD_EFFICIENCY)
-    if not uneven.size:
-        return
-    khat = diagnostics.pareto_khat(pooled[:, uneven[np.argsort(efficiency[uneven])[:MAX_KHATS]]])
-    if np.mean(khat > diagnostics.POOR_KHAT) > 0.05:
-        yield f"latent {who}: Pareto k-hat {np.nanmax(khat):.2f} (above {diagnostics.POOR_KHAT}){where}. {ADVICE}"
 
 
 def _replicate_slots(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws) -> tuple[dict[int, Any], Any]:

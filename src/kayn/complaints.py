@@ -1,0 +1,81 @@
+"""What a posterior's own weights say against it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kayn import diagnostics
+from kayn.axes import Axis
+from kayn.errors import PoorFitWarning
+
+if TYPE_CHECKING:
+    from kayn.posterior import Posterior
+
+MAX_KHATS = 100
+"""Plate elements whose k-hat is checked, those with the smallest effective sample size first."""
+LONG_VECTOR = 8
+"""Coordinates on one particle from which advice says so."""
+ADVICE = "Fit the guide longer, use more particles, or group latents that are strongly dependent"
+
+
+def warn_if_poor(posterior: Posterior) -> None:
+    for complaint in posterior.check():
+        warnings.warn(complaint, PoorFitWarning, stacklevel=3)
+
+
+def complaints(posterior: Posterior) -> Iterator[str]:
+    log_z = np.asarray(posterior.log_evidences)
+    possible = log_z[np.isfinite(log_z)]
+    if not possible.size:
+        yield (
+            "every combination of particles is impossible (log evidence is -inf): the proposal misses the posterior's "
+            "support, or an observed value has zero density. Fit the guide first (kayn.fit), or check the data"
+        )
+        return
+    if possible.size < log_z.size:
+        yield f"{log_z.size - possible.size} of {log_z.size} replicates hold no possible combination of particles. {ADVICE}"
+    spread = float(np.std(possible))
+    if not spread < diagnostics.POOR_SPREAD:
+        yield f"log evidence varies by {spread:.1f} nats (sd) between replicates, so its error is underestimated. {ADVICE}"
+    for axis in posterior.problem.layout.axes:
+        if not axis.enumerated and axis.size > 1:
+            yield from _axis_complaints(posterior, axis)
+
+
+def _axis_complaints(posterior: Posterior, axis: Axis) -> Iterator[str]:
+    by_replicate = np.asarray(posterior._weights(axis.latents[0]))
+    by_replicate = by_replicate.reshape(*by_replicate.shape[:2], -1)
+    efficiency = diagnostics.efficiency(by_replicate)
+    pooled = by_replicate.reshape(-1, efficiency.size)
+    worst = int(np.argmin(efficiency))
+    who = ", ".join(map(repr, axis.latents))
+    where = f" (worst element {worst} of {efficiency.size})" if efficiency.size > 1 else ""
+    if efficiency[worst] < diagnostics.POOR_EFFICIENCY:
+        ess = 1 + efficiency[worst] * (axis.size - 1)
+        yield f"latent {who}: effective sample size {ess:.1f} of {axis.size} particles{where}. {ADVICE}{_about_vectors(posterior, axis)}"
+        return
+    uneven = np.flatnonzero(efficiency < diagnostics.GOOD_EFFICIENCY)
+    if not uneven.size:
+        return
+    khat = diagnostics.pareto_khat(pooled[:, uneven[np.argsort(efficiency[uneven])[:MAX_KHATS]]])
+    if np.mean(khat > diagnostics.POOR_KHAT) > 0.05:
+        yield f"latent {who}: Pareto k-hat {np.nanmax(khat):.2f} (above {diagnostics.POOR_KHAT}){where}. {ADVICE}{_about_vectors(posterior, axis)}"
+
+
+def _about_vectors(posterior: Posterior, axis: Axis) -> str:
+    """Advice for vectors, all of whose coordinates share a particle."""
+    graph, size = posterior.problem.graph, posterior.problem.layout.plan.size
+    elements = math.prod(size[p] for p in axis.scope)
+    coordinates = {n: math.prod(graph.latent(n).shape) // elements for n in axis.latents}
+    longest = max(coordinates, key=lambda n: coordinates[n])
+    if coordinates[longest] < LONG_VECTOR:
+        return ""
+    return (
+        f". The {coordinates[longest]} coordinates of {longest!r} share one particle; in a numpyro.plate, or in a "
+        "numpyro.contrib.control_flow.scan if they are a time series, each has particles of its own"
+    )
