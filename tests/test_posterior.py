@@ -239,7 +239,7 @@ def test_bad_guides_are_called_bad():
 
 def test_a_poor_vector_is_told_how_to_get_more_particles():
     def model(y):
-        z = numpyro.sample("z", dist.GaussianRandomWalk(0.3, num_steps=12))
+        z = numpyro.sample("z", dist.Normal(jnp.zeros(12), 1).to_event(1))
         s = numpyro.sample("s", dist.Normal(0, 1))
         numpyro.sample("y", dist.Normal(z + s, 0.1), obs=y)
 

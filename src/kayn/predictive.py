@@ -80,6 +80,9 @@ class _Condition(Messenger):
         msg["value"] = self._merge(msg["name"], msg["value"], self.values[msg["name"]], msg)
 
     def _merge(self, name: str, fresh: Any, drawn: Any, msg: Mapping[str, Any]) -> Any:
+        walk = isinstance(innermost(msg["fn"]), dist.GaussianRandomWalk)
+        if walk and fresh.shape[:-1] == drawn.shape[:-1] and fresh.shape[-1] > drawn.shape[-1]:
+            return _carried_on(fresh, drawn)
         rank = len(msg["fn"].batch_shape)
         plates = {rank + f.dim: f.name for f in msg["cond_indep_stack"]}
         if jnp.ndim(fresh) != jnp.ndim(drawn):
@@ -98,6 +101,13 @@ class _Condition(Messenger):
                 )
             keep.append(slice(0, old))
         return jnp.asarray(fresh).at[tuple(keep)].set(drawn) if keep else drawn
+
+
+def _carried_on(fresh: Any, drawn: Any) -> Any:
+    """A walk whose later steps are those of a fresh one, moved to where the draw ends."""
+    steps = drawn.shape[-1]
+    moved = drawn[..., -1:] + fresh[..., steps:] - fresh[..., steps - 1 : steps]
+    return jnp.concatenate([drawn, moved], -1)
 
 
 def predictive(
@@ -222,19 +232,19 @@ def _check_arguments(
     model = _Condition(posterior.call.model, {}, (), observe)
     sites = inspect_sites(model, args, kwargs, posterior.params)
     read_model(model, args, kwargs, posterior.params, sites)
-    for name, old in _in_loops(posterior).items():
+    for name, old in _chains(posterior).items():
         if name not in sites or {f[0] for f in old.frames} & set(new_plates):
             continue
         new = sites[name]
         if new.shape[0] < old.shape[0] or new.shape[1:] != old.shape[1:]:
             raise QueryError(
-                f"latent {name!r} in a scan has shape {old.shape} in the posterior but {new.shape} under the new arguments; it may "
+                f"time series {name!r} has shape {old.shape} in the posterior but {new.shape} under the new arguments; it may "
                 "get more steps, after those of the training data, but no new elements of other plates, unless all are new "
                 "(new_plates=)"
             )
 
 
-def _in_loops(posterior: Posterior) -> dict[str, Site]:
+def _chains(posterior: Posterior) -> dict[str, Site]:
     sites = posterior.problem.model.sites
     return {n: sites[n] for n in posterior.latent_names if sites[n].steps is not None}
 
@@ -248,10 +258,11 @@ def _run(
     new_plates: tuple[str, ...],
     observe: bool,
 ) -> dict[str, Any]:
-    loops = _in_loops(posterior)
-    known = {n: v for n, v in values.items() if n in posterior.latent_names and n not in loops}
-    # NumPyro itself carries on a path where the draw ends
-    paths = {n: values[n] for n, s in loops.items() if not {f[0] for f in s.frames} & set(new_plates)}
+    chains = _chains(posterior)
+    all_new = {n for n, s in chains.items() if {f[0] for f in s.frames} & set(new_plates)}
+    # NumPyro itself carries on the path of a scan where the draw ends
+    paths = {n: values[n] for n, s in chains.items() if not s.walk and n not in all_new}
+    known = {n: values[n] for n in posterior.latent_names if n not in (paths.keys() | all_new)}
     # inside the conditioning, so that it records the draw's values
     program = handlers.trace(handlers.substitute(posterior.call.model, data={**posterior.params, **paths}))
     handlers.seed(_Condition(program, known, new_plates, observe), key)(*args, **kwargs)

@@ -25,6 +25,7 @@ from kayn.errors import DataError, GuideError, ModelError
 from kayn.graph.arguments import ARGUMENT, density_arguments, family_of
 from kayn.graph.chains import Alias, Chains, aliases
 from kayn.graph.densities import vectorisable
+from kayn.graph.walks import STEPS, Walks
 
 VALUE = "value:"
 DATA = "data:"
@@ -67,7 +68,9 @@ class Site:
     exponential_family: str | None = None
     independent_ndim: int = 0
     steps: int | None = None
-    """Number of steps of the `scan` that the site is in; its leading dimension."""
+    """Number of steps of the chain that the site is; its leading dimension."""
+    walk: bool = False
+    """Whether the chain is one site in the model, and not one of a `scan`."""
 
     @property
     def event_dim(self) -> int:
@@ -132,7 +135,8 @@ def inspect_sites(
         program = handlers.substitute(fn, data={**(params or {}), **given})
         program = handlers.substitute(program, substitute_fn=placeholder)
         try:
-            trace = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(*args, **kwargs)
+            with Walks({}):
+                trace = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(*args, **kwargs)
         except AssertionError as error:
             if "unique names" in str(error):
                 raise ModelError(
@@ -215,10 +219,10 @@ def trace_program(
     def run(values: dict, params: Any, indices: dict) -> dict[str, Any]:
         own = {n: v for n, v in values.items() if n in inputs}
         program = handlers.substitute(fn, data={**(params or {}), **own, **indices})
-        chains = Chains(values, lengths)
-        with chains:
+        chains, walks = Chains(values, lengths), Walks(values)
+        with chains, walks:
             trace = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(*args, **kwargs)
-        orders.update(chains.orders)
+        orders.update(chains.orders | walks.orders)
         broken[:] = chains.broken
         out: dict[str, Any] = {}
         for name, site in trace.items():
@@ -288,7 +292,8 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         return Site(name, "deterministic", shape, dtype, shape, frames)
     fn = site["fn"]
     infer = site["infer"]
-    steps = shape[0] if "_scan_current_index" in infer and shape else None
+    walk = STEPS in infer
+    steps = shape[0] if walk or ("_scan_current_index" in infer and shape) else None
     base = innermost(fn)
     discrete = bool(getattr(fn.support, "is_discrete", False)) if not isinstance(base, dist.Unit) else False
     enumerate_ = infer.get("enumerate") == "parallel"
@@ -310,6 +315,7 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         exponential_family=family_of(base),
         independent_ndim=fn.event_dim - base.event_dim,
         steps=steps,
+        walk=walk,
     )
 
 

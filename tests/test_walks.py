@@ -1,0 +1,117 @@
+"""Random walks that are one site of the model: as loops, against closed forms, carried on, with guides of their own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.contrib.control_flow import scan
+from numpyro.infer import SVI
+from numpyro.infer.autoguide import AutoNormal
+from scipy.stats import multivariate_normal
+
+import kayn
+from kayn.errors import QueryError
+
+WALK = np.array([0.3, 0.1, 0.8, 1.2, 0.9, 1.6, 1.4, 2.1])
+
+
+def one_site(y, steps=8):
+    scale = numpyro.sample("scale", dist.LogNormal(-1.0, 0.5))
+    z = numpyro.sample("z", dist.GaussianRandomWalk(scale, num_steps=steps))
+    numpyro.sample("y", dist.Normal(z, 0.4), obs=y)
+
+
+def as_a_loop(y, steps=8):
+    scale = numpyro.sample("scale", dist.LogNormal(-1.0, 0.5))
+
+    def step(z, y):
+        z = numpyro.sample("z", dist.Normal(z, scale))
+        numpyro.sample("y", dist.Normal(z, 0.4), obs=y)
+        return z, None
+
+    scan(step, 0.0, y, length=steps)
+
+
+def test_a_random_walk_is_read_as_a_loop():
+    analysis = kayn.analyze(one_site, WALK)
+    assert analysis.graph.latent("z").plate_names == ("time",)
+    found, same = (
+        kayn.fit(m, args=(WALK,), progress=False, num_particles=12).posterior() for m in (one_site, as_a_loop)
+    )
+    np.testing.assert_allclose(found.log_evidence, same.log_evidence, rtol=1e-5)
+    for name in ("scale", "z"):
+        np.testing.assert_allclose(found.mean(name), same.mean(name), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(found.std(name), same.std(name), rtol=1e-3, atol=1e-3)
+
+
+def test_random_walks_have_their_evidence():
+    """Without unknown scales in closed form; where a walk is read as a whole, or has a batch, its particles are whole paths."""
+    summed = np.tril(np.ones((8, 8)))
+
+    def evidence(covariance, y=WALK):
+        return multivariate_normal(np.zeros(len(covariance)), covariance).logpdf(y)
+
+    def two(y):
+        a, b = (numpyro.sample(n, dist.GaussianRandomWalk(s, num_steps=8)) for n, s in (("a", 0.3), ("b", 0.2)))
+        numpyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+
+    def whole(y):
+        z = numpyro.sample("z", dist.GaussianRandomWalk(0.3, num_steps=8))
+        numpyro.sample("y", dist.Normal(z.sum(), 1.0), obs=y[0])
+
+    def batch(y):
+        with numpyro.plate("walks", 2):
+            z = numpyro.sample("z", dist.GaussianRandomWalk(0.3, num_steps=8))
+        numpyro.sample("y", dist.Normal(z, 1.0).to_event(2), obs=jnp.stack([y, -y]))
+
+    unit = np.eye(8)
+    cases = {
+        two: evidence(summed @ summed.T * 0.13 + unit),
+        whole: evidence(np.array([[0.09 * (np.arange(1, 9) ** 2).sum() + 1.0]]), WALK[:1]),
+        batch: 2 * evidence(summed @ summed.T * 0.09 + unit),
+    }
+    for model, exact in cases.items():
+        posterior = kayn.fit(model, args=(WALK,), progress=False).posterior(num_replicates=100)
+        # z-score below 4: 6e-5 a comparison
+        assert abs(posterior.log_evidence - exact) < 4 * posterior.log_evidence_error + 1e-3, model.__name__
+
+
+def test_random_walks_are_carried_on():
+    """Three further steps: the known ones are the posterior's, and increments have the walk's scale."""
+    posterior = kayn.fit(one_site, args=(WALK,), progress=False).posterior()
+    drawn = posterior.predictive(0, 4000, None, 11)
+    assert drawn["z"].shape == drawn["y"].shape == (4000, 11)
+    np.testing.assert_allclose(drawn["z"][:, :8].mean(0), posterior.mean("z"), atol=5 * 0.4 / 4000**0.5)
+    standard = (drawn["z"][:, 8:] - drawn["z"][:, 7:-1]) / drawn["scale"][:, None]
+    assert abs(standard.mean()) < 4 / 12_000**0.5
+    assert abs(standard.std() - 1) < 4 / (2 * 12_000) ** 0.5
+    scores = posterior.log_predictive(0, 500, np.append(WALK, [2.2, 2.4, 2.5]), 11)
+    assert scores.pointwise["y"].shape == (11,)
+    assert posterior.predictive(0, 3, new_plates="time")["z"].shape == (3, 8)
+    with pytest.raises(QueryError, match=r"time series 'z' has shape \(8,\) in the posterior but \(5,\)"):
+        posterior.predictive(0, 3, None, 5)
+
+
+@pytest.mark.parametrize("loss", [kayn.VI, kayn.RWS, kayn.VIMCO])
+def test_guides_for_random_walks(loss):
+    """Independent Normals, kayn's and NumPyro's: both estimate the evidence from below."""
+    exact = kayn.fit(one_site, args=(WALK,), progress=False).posterior().log_evidence
+    for guide in (kayn.FactorisedGuide.from_model(one_site, (WALK,)), AutoNormal(one_site)):
+        svi = SVI(one_site, guide, numpyro.optim.Adam(0.03), loss(20))
+        losses = svi.run(jax.random.key(0), 400, WALK, progress_bar=False).losses[-100:]
+        assert -0.2 < float(losses.mean()) + exact < 1.5, guide
+
+
+def test_a_random_walk_as_guide():
+    """The prior as guide, which is a walk too: its steps are drawn one given the other, and the evidence is unbiased."""
+
+    def prior(y, steps=8):
+        scale = numpyro.sample("scale", dist.LogNormal(-1.0, 0.5))
+        numpyro.sample("z", dist.GaussianRandomWalk(scale, num_steps=steps))
+
+    exact = kayn.fit(one_site, args=(WALK,), progress=False).posterior()
+    found = kayn.Importance(one_site, prior, num_particles=10, num_replicates=4000).run(0, None, WALK)
+    # z-score below 4: 6e-5
+    assert abs(found.log_evidence - exact.log_evidence) < 4 * (found.log_evidence_error + exact.log_evidence_error)
