@@ -12,7 +12,7 @@ from numpyro.infer.autoguide import AutoNormal
 from scipy.stats import multivariate_normal
 
 import kayn
-from kayn.errors import QueryError
+from kayn.errors import GuideError, QueryError
 
 WALK = np.array([0.3, 0.1, 0.8, 1.2, 0.9, 1.6, 1.4, 2.1])
 
@@ -102,6 +102,29 @@ def test_guides_for_random_walks(loss):
         svi = SVI(one_site, guide, numpyro.optim.Adam(0.03), loss(20))
         losses = svi.run(jax.random.key(0), 400, WALK, progress_bar=False).losses[-100:]
         assert -0.2 < float(losses.mean()) + exact < 1.5, guide
+
+
+def test_joint_guides_of_random_walks():
+    """A guide that draws the walk as one vector makes its particles whole paths; the posterior itself weighs them all the same."""
+
+    def fixed(y):
+        z = numpyro.sample("z", dist.GaussianRandomWalk(0.5, num_steps=8))
+        numpyro.sample("y", dist.Normal(z, 0.4), obs=y)
+
+    summed = np.tril(np.ones((8, 8)))
+    prior = 0.25 * summed @ summed.T
+    covariance = np.linalg.inv(np.linalg.inv(prior) + np.eye(8) / 0.16)
+
+    def joint(y):
+        numpyro.sample("z", dist.MultivariateNormal(jnp.asarray(covariance @ y / 0.16), jnp.asarray(covariance)))
+
+    exact = multivariate_normal(np.zeros(8), prior + 0.16 * np.eye(8)).logpdf(WALK)
+    found = kayn.Importance(fixed, joint, num_particles=7, num_replicates=3).run(0, None, WALK)
+    np.testing.assert_allclose(found.log_evidences, exact, rtol=1e-4)
+    with pytest.raises(
+        GuideError, match=r"'z' is one MultivariateNormal over elements .* batch shape \(8,\); QEM fits one"
+    ):
+        kayn.QEM(fixed, joint).init(0, WALK)
 
 
 def test_a_random_walk_as_guide():

@@ -235,6 +235,12 @@ def _identity(transform: Any) -> bool:
 def _family_of(name: str, fn: dist.Distribution, batch_ndim: int, site: Site) -> tuple[Family, dict[str, Any]]:
     event_dim = len(site.shape) - batch_ndim
     base = innermost(fn)
+    if base.event_dim > event_dim:
+        raise GuideError(
+            f"guide site {name!r} is one {type(base).__name__} over elements that are independent or successive in the model, whose latent has "
+            f"batch shape {site.batch_shape}; QEM fits one distribution for each of them: use e.g. Normal there, or fit this guide with "
+            "kayn.RWS or kayn.VI and numpyro.infer.SVI"
+        )
     simple: dict[type, tuple[type[Family], tuple[str, ...]]] = {
         dist.Gamma: (families.Gamma, ("concentration", "rate")),
         dist.Beta: (families.Beta, ("concentration1", "concentration0")),
