@@ -378,6 +378,7 @@ OPTIONS = [
     case("latent in two groups", lambda: kayn.analyze(three, groups=[("a", "b"), ("b", "c")]), StructureError, "['b']", "two groups", "one particle axis"),
     case("two numbers in a group", lambda: kayn.analyze(three, groups=[("a", "b")], num_particles={"a": 3, "": 4}), StructureError, "['a', 'b']", "[3, 4]", "one number"),
     case("enumerated latent in a group", lambda: kayn.analyze(mixture, Y, groups=[("mu", "z")]), StructureError, "'z' is enumerated", "['mu']", "Leave it out"),
+    case("memory too small for particles", lambda: kayn.analyze(flat, Y, memory=400), StructureError, "particles and guide alone would take", "num_particles=4", "memory=400 B"),
     case("memory too small", lambda: kayn.analyze(flat, Y, memory=900), StructureError, "a step would take", "num_particles=16", "memory=900 B"),
     *(case(f"memory is {m}", lambda m=m: kayn.analyze(flat, Y, memory=m), KaynError, f"memory is {m!r}", "'2GB'") for m in (0, -5, "2 parsecs", "..", float("nan"), True)),
     case("denominator", lambda: Importance(flat, denominator="average").run(0, None, Y), GuideError, "'average'", "'mixture', 'paired'"),

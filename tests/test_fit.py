@@ -230,7 +230,9 @@ def test_sites_side_by_side_move_as_each_on_its_own(particles):
     state = qem.init(0, np.linspace(-1, 2, 6).reshape(2, 3))
     problem = qem.problem
     later, (_, by_axis, draws) = mstep_of(qem, state)
-    before, after = ({k: v for b in qem.blocks for k, v in named(b, s.moments[b.name]).items()} for s in (state, later))
+    before, after = (
+        {k: v for b in qem.blocks for k, v in b.by_site(s.moments[b.name]).items()} for s in (state, later)
+    )
     assert len(qem.blocks) < len(qem.guide.sites)
     for site in qem.guide.sites:
         axis = problem.layout.axis_of(site.name)
@@ -250,18 +252,6 @@ def test_sites_side_by_side_move_as_each_on_its_own(particles):
 
 def mstep_of(qem, state):
     return jax.jit(lambda s: qem._one_step(qem.problem.numbers, s, 1.0))(state)
-
-
-def named(block, moments):
-    """Mean parameters by site."""
-    return (
-        block.by_site(moments)
-        if not block.joint
-        else {
-            s.name: {k: v[end - n : end].reshape(np.shape(s.start["loc"])) for k, v in moments.items()}
-            for s, n, end in zip(block.sites, block.lengths, np.cumsum(block.lengths), strict=True)
-        }
-    )
 
 
 def gamma_poisson(y):

@@ -128,6 +128,11 @@ class Layout:
     beside: int = 0
     """Bytes of a step that particles and the guide's parameters take, beside the contraction."""
 
+    @property
+    def memory_left(self) -> int:
+        """Bytes that the contraction may take."""
+        return self.memory - self.beside
+
     def axis_of(self, latent: str) -> Axis:
         return axis_of(self.batched, latent)
 

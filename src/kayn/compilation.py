@@ -24,6 +24,16 @@ def matmul_precision() -> jax.lax.Precision | None:
     return None if jax.config.jax_default_matmul_precision is not None else jax.lax.Precision.HIGHEST
 
 
+def is_traced(tree: Any) -> bool:
+    """Whether any leaf is a tracer, so that its numbers are not known."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def within_transformation() -> bool:
+    """Whether operations that start here, on known numbers, are being traced."""
+    return is_traced(jnp.zeros(()) + 0)
+
+
 @cache
 def quick_options() -> dict[str, bool] | None:
     """What to tell the compiler, so that it writes kernels for CPUs in the older of its two ways; None where that is not to be had.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -69,13 +68,11 @@ def _axis_complaints(posterior: Posterior, axis: Axis) -> Iterator[str]:
 
 def _about_vectors(posterior: Posterior, axis: Axis) -> str:
     """Advice for vectors, all of whose coordinates share a particle."""
-    graph, size = posterior.problem.graph, posterior.problem.layout.plan.size
-    elements = math.prod(size[p] for p in axis.scope)
-    coordinates = {n: math.prod(graph.latent(n).shape) // elements for n in axis.latents}
-    longest = max(coordinates, key=lambda n: coordinates[n])
-    if coordinates[longest] < LONG_VECTOR:
+    longest = max(axis.latents, key=posterior.problem.coordinates)
+    coordinates = posterior.problem.coordinates(longest)
+    if coordinates < LONG_VECTOR:
         return ""
     return (
-        f". The {coordinates[longest]} coordinates of {longest!r} share one particle; in a numpyro.plate, or in a "
+        f". The {coordinates} coordinates of {longest!r} share one particle; in a numpyro.plate, or in a "
         "numpyro.contrib.control_flow.scan if they are a time series, each has particles of its own"
     )

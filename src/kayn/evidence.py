@@ -48,6 +48,11 @@ class Problem:
         """How often the guide runs: the largest K."""
         return max((a.size for a in self.layout.axes if not a.enumerated), default=1)
 
+    def coordinates(self, latent: str) -> int:
+        """How many numbers of a latent share a particle: those in one element of the plates over which its axis has an index of its own."""
+        elements = math.prod(self.layout.plan.size[p] for p in self.layout.axis_of(latent).scope)
+        return math.prod(self.graph.latent(latent).shape) // elements
+
     @property
     def numbers(self) -> dict[str, Any]:
         """The arrays that the traced programs close over; pass them as arguments into compiled functions."""

@@ -107,7 +107,7 @@ def _planned(
                 return None
     structure = replace(structure, graph=replace(graph, outputs=(*graph.factors, output)))
     try:
-        plan = plan_within(structure, layout.axes, structure.graph.outputs, layout.memory - layout.beside)
+        plan = plan_within(structure, layout.axes, structure.graph.outputs, layout.memory_left)
     except Stuck:
         return None
     asked = replace(problem, structure=structure, layout=replace(layout, plan=plan))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -52,10 +52,14 @@ def choose_layout(
             would take more memory than allowed however axes are merged.
     """
     _check_names(structure.graph, request)
-    try:
+
+    def choose(request: Request) -> Layout:
         return _choose(structure, request, constraints, guide_parents or {}, parameters)
+
+    try:
+        return choose(request)
     except _TooLarge as error:
-        fits = _most_particles(structure, request, constraints, guide_parents or {}, parameters)
+        fits = _most_particles(choose, request)
         advice = f"num_particles={fits} would fit" if fits else "not even one particle of every latent would fit"
         raise StructureError(
             f"{error}, over memory={format_bytes(request.memory)}; {advice}, or raise memory=, or put latents on one axis "
@@ -71,10 +75,10 @@ def kept_layout(structure: Structure, layout: Layout) -> Layout | None:
     try:
         if chooser.resolve(axes, outputs) is not None:
             return None
-        plan = plan_within(structure, axes, outputs, memory - layout.beside)
+        plan = plan_within(structure, axes, outputs, layout.memory_left)
     except (Stuck, _TooLarge):
         return None
-    if step_bytes(plan) + layout.beside > memory:
+    if step_bytes(plan) > layout.memory_left:
         return None
     return Layout(axes, (), plan, tuple(with_aliases(structure.graph, axes)), memory, layout.beside)
 
@@ -83,18 +87,12 @@ class _TooLarge(Exception):
     """No axes are left to merge, and a step would still take too much memory."""
 
 
-def _most_particles(
-    structure: Structure,
-    request: Request,
-    constraints: Sequence[Constraint],
-    guide_parents: Mapping[str, Mapping[str, frozenset[str]]],
-    parameters: int,
-) -> int:
+def _most_particles(choose: Callable[[Request], Layout], request: Request) -> int:
     """The largest K, the same for all latents, with which a request fits; 0 if there is none."""
 
     def fits(count: int) -> bool:
         try:
-            _choose(structure, replace(request, num_particles=count), constraints, guide_parents, parameters)
+            choose(replace(request, num_particles=count))
         except _TooLarge:
             return False
         return True

@@ -6,8 +6,9 @@ coordinates and equally many particles are therefore kept side by side in one ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kayn import queries
+from kayn.compilation import is_traced
 from kayn.evidence import Problem
 from kayn.families import Family, Moments, Params
 from kayn.guides import GuideSite
@@ -26,92 +28,136 @@ FULL_RATE_ESS = 5.0
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
-    """Sites whose mean parameters are kept together: several of independent Normal coordinates, side by side in [M], or one of any family.
+class Single:
+    """One site of any family, its mean parameters as the family has them.
 
     Attributes:
-        size: their number of particles.
-        widening: factor on the variance of their proposal, for each of the sites.
+        size: its number of particles.
+        widening: factor on the variance of its proposal.
+    """
+
+    site: GuideSite
+    size: int
+    widening: float
+
+    @property
+    def sites(self) -> tuple[GuideSite, ...]:
+        return (self.site,)
+
+    @property
+    def name(self) -> str:
+        return self.site.name
+
+    @property
+    def family(self) -> Family:
+        return self.site.family
+
+    def moments(self, by_site: Mapping[str, Params]) -> Moments:
+        """Mean parameters of the member with these parameters."""
+        return self.family.moments(by_site[self.name])
+
+    def parameters(self, moments: Moments) -> tuple[Params, Params]:
+        """Parameters with these mean parameters, and those of the wider proposal."""
+        found = self.family.from_moments(moments)
+        return found, self.family.widened(found, self.widening)
+
+    def by_site(self, params: Params) -> dict[str, Params]:
+        """Parameters, or mean parameters, of every site."""
+        return {self.name: params}
+
+    def by_coordinate(self, of_sites: Sequence[np.ndarray]) -> np.ndarray:
+        """Numbers for the batch of every site, laid out as weights are to be."""
+        return of_sites[0]
+
+    def expect(self, values: Mapping[str, Any], weights: Any) -> Moments:
+        """Mean parameters under particles [K, *B, *E] with weights [K, *B]."""
+        own = values[self.name]
+        return self.family.expect(own, weights.reshape((*weights.shape, *(1,) * (own.ndim - weights.ndim))))
+
+
+@dataclass(frozen=True, eq=False)
+class SideBySide:
+    """Sites of independent Normal coordinates, their mean parameters as those of one Normal in [M], in the order of the sites.
+
+    Attributes:
+        size: the number of particles of each.
+        widening: factors on the variance of their proposals, one a site.
     """
 
     sites: tuple[GuideSite, ...]
     size: int
     widening: tuple[float, ...]
+    family: Normal = field(default_factory=Normal)
 
     @property
     def name(self) -> str:
         return ", ".join(s.name for s in self.sites)
 
-    @property
-    def joint(self) -> bool:
-        return _is_plain(self.sites[0])
-
-    @property
-    def family(self) -> Family:
-        return Normal() if self.joint else self.sites[0].family
+    @cached_property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [np.shape(s.start["loc"]) for s in self.sites]
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Coordinates of every site of a joint block."""
-        return [np.size(s.start["loc"]) for s in self.sites]
+        return [math.prod(shape) for shape in self.shapes]
 
     def moments(self, by_site: Mapping[str, Params]) -> Moments:
         """Mean parameters of the members with these parameters."""
-        if not self.joint:
-            return dict(self.family.moments(by_site[self.sites[0].name]))
-        together = {
-            p: _side_by_side([by_site[s.name][p] for s in self.sites], [s.start[p] for s in self.sites])
-            for p in self.sites[0].start
-        }
-        return dict(self.family.moments(together))
+
+        def together(name: str) -> Any:
+            own = [by_site[s.name][name] for s in self.sites]
+            # plain NumPy for plain arrays: nothing to compile before the first step
+            xp: Any = jnp if is_traced(own) else np
+            return xp.concatenate(
+                [xp.broadcast_to(xp.asarray(v), n).ravel() for v, n in zip(own, self.shapes, strict=True)]
+            )
+
+        return self.family.moments({name: together(name) for name in self.family.parameters})
 
     def parameters(self, moments: Moments) -> tuple[Params, Params]:
         """Parameters with these mean parameters, and those of the wider proposal."""
         found = self.family.from_moments(moments)
-        factor: Any = np.repeat(self.widening, self.lengths) if self.joint else self.widening[0]
-        return found, self.family.widened(found, factor)
+        return found, self.family.widened(found, np.repeat(self.widening, self.lengths))
 
     def by_site(self, params: Params) -> dict[str, Params]:
-        if not self.joint:
-            return {self.sites[0].name: params}
+        """Parameters, or mean parameters, of every site."""
         ends = np.cumsum(self.lengths)
         return {
-            s.name: {p: v[end - n : end].reshape(np.shape(s.start[p])) for p, v in params.items()}
-            for s, n, end in zip(self.sites, self.lengths, ends, strict=True)
+            s.name: {p: v[end - n : end].reshape(shape) for p, v in params.items()}
+            for s, shape, n, end in zip(self.sites, self.shapes, self.lengths, ends, strict=True)
         }
 
+    def by_coordinate(self, of_sites: Sequence[np.ndarray]) -> np.ndarray:
+        """Numbers for the batch of every site, laid out as weights are to be."""
+        return np.concatenate(
+            [np.repeat(np.ravel(own), n // own.size) for own, n in zip(of_sites, self.lengths, strict=True)]
+        )
+
     def expect(self, values: Mapping[str, Any], weights: Any) -> Moments:
-        """Mean parameters under particles [K, ...] of every site, weights [K, M] or, for one site, [K, *B]."""
-        if not self.joint:
-            own = values[self.sites[0].name]
-            return dict(self.family.expect(own, weights.reshape((*weights.shape, *(1,) * (own.ndim - weights.ndim)))))
-        family = self.family
-        assert isinstance(family, Normal)
-        u = [s.family.unconstrained(values[s.name]).reshape(self.size, -1) for s in self.sites]  # type: ignore[attr-defined]
-        return dict(family.unconstrained_moments(jnp.concatenate(u, 1), weights))
+        """Mean parameters under particles [K, ...] of every site with weights [K, M]."""
+        u = [_normal(s).unconstrained(values[s.name]).reshape(self.size, -1) for s in self.sites]
+        return self.family.unconstrained_moments(jnp.concatenate(u, 1), weights)
 
 
-def _is_plain(site: GuideSite) -> bool:
-    return type(site.family) is Normal
+Block = Single | SideBySide
+"""Sites whose mean parameters are kept together."""
 
 
-def _side_by_side(arrays: Sequence[Any], like: Sequence[Any]) -> Any:
-    # plain NumPy for plain arrays: nothing to compile before the first step
-    xp: Any = jnp if any(isinstance(a, jax.core.Tracer) for a in arrays) else np
-    full = [xp.broadcast_to(xp.asarray(a), np.shape(b)) for a, b in zip(arrays, like, strict=True)]
-    return xp.concatenate([a.ravel() for a in full])
+def _normal(site: GuideSite) -> Normal:
+    assert isinstance(site.family, Normal)
+    return site.family
 
 
 def blocks(problem: Problem, sites: Sequence[GuideSite], widening: Mapping[str, float]) -> tuple[Block, ...]:
     """How the sites of a guide are kept together."""
-    together: dict[Any, list[GuideSite]] = {}
+    sizes = {s.name: problem.layout.axis_of(s.name).size for s in sites}
+    normal: dict[int, list[GuideSite]] = {}
     for site in sites:
-        size = problem.layout.axis_of(site.name).size
-        together.setdefault(size if _is_plain(site) else site.name, []).append(site)
-    return tuple(
-        Block(tuple(own), problem.layout.axis_of(own[0].name).size, tuple(widening[s.name] for s in own))
-        for own in together.values()
-    )
+        if isinstance(site.family, Normal):
+            normal.setdefault(sizes[site.name], []).append(site)
+    joint = [SideBySide(tuple(own), size, tuple(widening[s.name] for s in own)) for size, own in normal.items()]
+    others = [s for s in sites if not isinstance(s.family, Normal)]
+    return (*joint, *(Single(s, sizes[s.name], widening[s.name]) for s in others))
 
 
 def step(
@@ -154,21 +200,19 @@ def _axes(problem: Problem, size: int) -> list[Any]:
     return [a for a in problem.layout.axes if not a.enumerated and a.size == size]
 
 
-def _columns(problem: Problem, block: Block) -> tuple[np.ndarray, Any]:
-    """Where a block's weights are among those of all axes of its size: [M] or, for one site, [*B]; and the numbers of its axes: [M] or one."""
+def _columns(problem: Problem, block: Block) -> tuple[np.ndarray, np.ndarray]:
+    """Where a block's weights are among those of all axes of its size, and the numbers of these axes, as `by_coordinate` lays them out."""
     axes = _axes(problem, block.size)
     shapes = [tuple(problem.layout.plan.size[p] for p in a.scope) for a in axes]
-    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
     places = {
-        a.name: np.repeat(np.arange(end - int(np.prod(shape)), end).reshape(*shape, 1), block.size, -1)
+        a.name: np.repeat(np.arange(end - math.prod(shape), end).reshape(*shape, 1), block.size, -1)
         for a, shape, end in zip(axes, shapes, ends, strict=True)
     }
     found = [queries.latent_weights(problem, places, s.name)[0] for s in block.sites]
-    numbers = [[a.name for a in axes].index(problem.layout.axis_of(s.name).name) for s in block.sites]
-    if not block.joint:
-        return found[0], numbers[0]
-    each = [np.repeat(np.ravel(own), length // own.size) for own, length in zip(found, block.lengths, strict=True)]
-    return np.concatenate(each), np.repeat(numbers, block.lengths)
+    names = [a.name for a in axes]
+    numbers = [np.array(names.index(problem.layout.axis_of(s.name).name)) for s in block.sites]
+    return block.by_coordinate(found), block.by_coordinate(numbers)
 
 
 def effective(weights: Any) -> Any:

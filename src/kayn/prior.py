@@ -11,7 +11,7 @@ import numpy as np
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
-from kayn.compilation import ahead
+from kayn.compilation import ahead, is_traced
 from kayn.errors import GuideError
 from kayn.graph.trace import placeholder
 
@@ -47,7 +47,7 @@ def prior(model: Callable, args: tuple, kwargs: Mapping, params: Mapping, names:
             support = trace[name]["fn"].support
             unconstrained[name] = biject_to(support)._inverse(trace[name]["value"])
             bounds, forms[name] = jax.tree.flatten(support)
-            if any(isinstance(b, jax.core.Tracer) for b in bounds):
+            if is_traced(bounds):
                 moving[name] = bounds
             else:
                 fixed[name] = bounds

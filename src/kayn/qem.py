@@ -22,6 +22,7 @@ import numpy as np
 from kayn import mstep, queries
 from kayn.axes import TARGET_ELEMENTS, make_request
 from kayn.checks import parameter_values, whole_number
+from kayn.compilation import is_traced
 from kayn.errors import GuideError, KaynError
 from kayn.evidence import Draws, Problem, build_problem
 from kayn.graph.trace import inspect_sites
@@ -177,7 +178,7 @@ class QEM:
     def _named(self, state: QEMState, which: int) -> dict[str, Any]:
         self._problem()
         found = self._parameters(state.moments)
-        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(found))
+        traced = is_traced(found)
         # cut into sites without compiling anything, unless that is part of a larger program
         found = found if traced else jax.tree.map(np.asarray, found)
         by_site = {n: p for b in self.blocks for n, p in b.by_site(found[b.name][which]).items()}
@@ -191,12 +192,10 @@ class QEM:
         return QEMState({b.name: dict(b.moments(by_site)) for b in self.blocks}, np.int32(0), key)
 
     def _widening(self) -> dict[str, float]:
-        graph, layout = self._problem().graph, self._problem().layout
+        problem = self._problem()
 
         def of(name: str) -> float:
-            axis = layout.axis_of(name)
-            elements = math.prod(p.size for p in graph.plates if p.name in axis.scope)
-            coordinates = sum(math.prod(graph.latent(n).shape) for n in axis.latents) // elements
+            coordinates = sum(problem.coordinates(n) for n in problem.layout.axis_of(name).latents)
             return 1 + self.overdispersion / math.sqrt(coordinates)
 
         return {s.name: of(s.name) for s in self._guide().sites}

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from kayn.compilation import quick_options
+from kayn.compilation import is_traced, quick_options, within_transformation
 from kayn.graph.cost import longest_scatter
 
 LONG_SCATTER = 1000
@@ -40,14 +39,10 @@ class QuickJit:
         return self._for(args).lower(*args)
 
     def _for(self, args: tuple) -> Any:
-        if _within_transformation(args):
+        if is_traced(args) or within_transformation():
             return self._usual
         if self._chosen is None:
             short = longest_scatter(self._usual.trace(*args).jaxpr.jaxpr) < LONG_SCATTER
             options = quick_options() if short else None
             self._chosen = jax.jit(self._function, static_argnums=self._static, compiler_options=options)
         return self._chosen
-
-
-def _within_transformation(args: tuple) -> bool:
-    return any(isinstance(x, jax.core.Tracer) for x in (*jax.tree.leaves(args), jnp.zeros(()) + 0))

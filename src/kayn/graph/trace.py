@@ -21,11 +21,12 @@ from numpyro.distributions import constraints
 from numpyro.distributions.util import is_identically_one
 from numpyro.infer.autoguide import AutoGuide
 
+from kayn.compilation import within_transformation
 from kayn.errors import DataError, GuideError, ModelError
 from kayn.graph.arguments import ARGUMENT, density_arguments, family_of
 from kayn.graph.chains import Alias, Chains, aliases
 from kayn.graph.densities import vectorisable
-from kayn.graph.walks import STEPS, Walks
+from kayn.graph.walks import WALK, Walks
 
 VALUE = "value:"
 DATA = "data:"
@@ -171,7 +172,7 @@ def _set_up_autoguide(guide: AutoGuide, args: tuple, kwargs: Mapping) -> None:
     """An autoguide reads its model on first use and keeps what it finds, which must happen outside of any tracing."""
     if guide.prototype_trace is not None:
         return
-    if isinstance(jnp.zeros(()) + 0, jax.core.Tracer):
+    if within_transformation():
         raise GuideError(
             f"{type(guide).__name__} is used for the first time inside a JAX transformation such as jax.jit; call it once "
             "before, as SVI.init does: numpyro.handlers.seed(guide, 0)(*args)"
@@ -292,7 +293,7 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         return Site(name, "deterministic", shape, dtype, shape, frames)
     fn = site["fn"]
     infer = site["infer"]
-    walk = STEPS in infer
+    walk = WALK in infer
     steps = shape[0] if walk or ("_scan_current_index" in infer and shape) else None
     base = innermost(fn)
     discrete = bool(getattr(fn.support, "is_discrete", False)) if not isinstance(base, dist.Unit) else False

@@ -15,7 +15,7 @@ from numpyro.primitives import Messenger
 
 from kayn.graph.chains import Alias
 
-STEPS = "_kayn_steps"
+WALK = "_kayn_walk"
 """Marks the sites that were put in the place of walks, in `infer`."""
 
 
@@ -44,4 +44,4 @@ class Walks(Messenger):
         self.orders[msg["name"]] = 1
         before = self.values.get(Alias(msg["name"], 1, False).name, jnp.zeros(steps))
         msg["fn"] = dist.Normal(jnp.where(jnp.arange(steps) == 0, 0.0, before), fn.scale)
-        msg["infer"] = {**msg["infer"], STEPS: steps}
+        msg["infer"] = {**msg["infer"], WALK: True}

@@ -137,7 +137,7 @@ def _with_conditionals(
     graph = replace(structure.graph, outputs=(*structure.graph.outputs, *outputs))
     structure = replace(structure, graph=graph)
     try:
-        plan = plan_within(structure, problem.layout.axes, graph.factors, problem.layout.memory - problem.layout.beside)
+        plan = plan_within(structure, problem.layout.axes, graph.factors, problem.layout.memory_left)
     except Stuck:
         return _fall_back(problem, "the guide's dependences do not fit the model's factor graph")
     extended = replace(problem, structure=structure, layout=replace(problem.layout, plan=plan))
