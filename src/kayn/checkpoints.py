@@ -55,7 +55,9 @@ def load(path: str | os.PathLike[str], like: Any) -> tuple[Any, Any]:
                 f"checkpoint {path}: {name} has shape {found.shape} and type {found.dtype}, but this run has {want.shape} and {want.dtype}. Give "
                 "another path, or remove the file"
             )
-        leaves.append(jax.random.wrap_key_data(found) if _is_key(leaf) else jnp.asarray(found))
+        leaves.append(
+            jax.random.wrap_key_data(found, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else jnp.asarray(found)
+        )
     return jax.tree.unflatten(form, leaves), notes
 
 

@@ -25,6 +25,7 @@ from kayn.graph.discover import Structure, discover
 from kayn.graph.slices import slice_outputs
 from kayn.graph.trace import DATA, VALUE, Program, Site, inspect_sites, trace_program
 from kayn.graph.types import Graph, Kind, Output
+from kayn.keys import as_key
 from kayn.layout import choose_layout
 from kayn.particles import DENOMINATORS, GuideProgram
 
@@ -152,7 +153,7 @@ def link_index(problem: Problem, inputs: Sequence[Any]) -> Index:
 
 def draw_particles(problem: Problem, numbers: Mapping, key: Any, params: Any) -> Draws:
     """Run the guide and take the particles of every axis."""
-    subsample = {}
+    key, subsample = as_key(key), {}
     if problem.model.subsamples or problem.guide.density.subsamples:
         key, subsample_key = jax.random.split(key)
         subsample = _draw_subsample(problem, subsample_key)

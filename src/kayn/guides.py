@@ -22,7 +22,9 @@ from numpyro.distributions.transforms import ComposeTransform, IdentityTransform
 from kayn import even, families, normals
 from kayn.errors import GuideError
 from kayn.families import Family
+from kayn.graph.seeded import draw
 from kayn.graph.trace import Site, innermost, inspect_sites
+from kayn.keys import as_key
 from kayn.prior import Prior, prior
 
 LONGEST_VECTOR = 32
@@ -93,7 +95,7 @@ class FactorisedGuide:
         # the key itself has been used for the Normal sites
         for number, site in enumerate(others, 1):
             k = jax.random.fold_in(key, number)
-            out[site.name] = site.family.distribution(by_site[site.name]).sample(k, (num,))
+            out[site.name] = draw(site.family.distribution(by_site[site.name]), k, (num,))
         return out
 
     @property
@@ -169,7 +171,7 @@ class Unstarted:
                     f"latent {site.name!r} is discrete, so a Normal guide cannot stand for it; sum it out exactly with "
                     "infer={'enumerate': 'parallel'} in the model, or write a guide with a discrete site for it"
                 )
-        found = prior(model, args, kwargs, params, [s.name for s in latents], jax.random.key(0) if key is None else key)
+        found = prior(model, args, kwargs, params, [s.name for s in latents], as_key(0 if key is None else key))
         chosen = []
         for site in latents:
             event_dim = len(site.shape) - len(site.batch_shape)

@@ -1,7 +1,12 @@
-"""Random keys: accept an integer seed, a new-style key or a raw uint32 key; refuse anything else by name."""
+"""Random keys: accept an integer seed, a new-style key or a raw uint32 key; refuse anything else by name.
+
+All keys become keys of one generator. JAX's default, threefry, runs as a loop of small kernels on CPUs and takes longer to compile there than most of what its
+numbers are for; philox, from the same paper and as thoroughly tested (Salmon, Moraes, Dror & Shaw, Parallel random numbers: as easy as 1, 2, 3, 2011), is one kernel.
+"""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -9,13 +14,53 @@ import jax.numpy as jnp
 
 from kayn.errors import KaynError
 
+DEFAULT, QUICK = "threefry2x32", "philox4x32"
+"""JAX's default generator, and the one that takes its place."""
+
 
 def as_key(rng_key: Any) -> Any:
-    """A JAX key from an int seed or a key.
+    """A key of kayn's generator from an int seed or a key of any.
 
     Raises:
         KaynError: anything else.
     """
+    return _converted(_checked(rng_key), generator())
+
+
+def generator() -> str:
+    """The generator of all random numbers: the one that the user has chosen by `jax_default_prng_impl`, if that is not JAX's default."""
+    chosen = jax.config.jax_default_prng_impl
+    return QUICK if chosen == DEFAULT and _has_quick() else chosen
+
+
+@cache
+def _has_quick() -> bool:
+    try:
+        jax.eval_shape(lambda: jax.random.key(0, impl=QUICK))
+    except ValueError:  # older releases of JAX
+        return False
+    return True
+
+
+def default_key(key: Any) -> Any:
+    """A key of JAX's default generator, which some of its samplers insist on."""
+    return _converted(key, DEFAULT)
+
+
+def _converted(key: Any, wanted: str) -> Any:
+    known = str(jax.random.key_impl(key))
+    if known == wanted:
+        return key
+    if {known, wanted} == {DEFAULT, QUICK}:
+        data = jax.random.key_data(key)
+    else:
+        shape = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=wanted))).shape
+        data = jax.random.bits(key, shape, jnp.uint32)
+    return jax.random.wrap_key_data(data, impl=wanted)
+
+
+def _checked(rng_key: Any) -> Any:
+    """A key of any generator."""
     if isinstance(rng_key, bool):
         raise KaynError(f"rng_key is {rng_key!r}; pass an int seed or jax.random.key(seed)")
     if hasattr(rng_key, "__index__") and jnp.ndim(rng_key) == 0 and not hasattr(rng_key, "dtype"):

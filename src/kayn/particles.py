@@ -26,9 +26,11 @@ from kayn.errors import GuideError
 from kayn.graph.dependence import read_program
 from kayn.graph.nodes import Node
 from kayn.graph.rules import Aligned
+from kayn.graph.seeded import seeded
 from kayn.graph.slices import slice_outputs
 from kayn.graph.trace import MASK, SUPPORT, Program, Site, inspect_sites, refuse_point_estimates, trace_program
 from kayn.graph.types import Graph, Latent
+from kayn.keys import as_key
 
 DENOMINATORS = ("mixture", "paired")
 
@@ -176,11 +178,11 @@ def _trace_sampler(
     indices = {n: jax.ShapeDtypeStruct(density.sites[n].shape, "int32") for n in density.subsamples}
 
     def run(key: Any, params: Any, indices: dict) -> list[Any]:
-        program = handlers.seed(InvertedDraws(handlers.substitute(guide, data={**(params or {}), **indices})), key)
+        program = seeded(InvertedDraws(handlers.substitute(guide, data={**(params or {}), **indices})), key)
         trace = handlers.trace(program).get_trace(*args, **kwargs)
         return [jnp.asarray(trace[n]["value"]) for n in density.latents]
 
-    closed = jax.make_jaxpr(run)(jax.random.key(0), params, indices)
+    closed = jax.make_jaxpr(run)(as_key(0), params, indices)
     return closed.jaxpr, tuple(closed.consts)
 
 

@@ -289,7 +289,7 @@ class Posterior:
             StructureWarning,
             stacklevel=4,
         )
-        draws = self.sample(jax.random.key(0), FALLBACK_DRAWS)
+        draws = self.sample(0, FALLBACK_DRAWS)
         return jnp.mean(jax.vmap(function)(draws), 0)
 
     def _jit(self, key: Any, function: Callable) -> Callable:

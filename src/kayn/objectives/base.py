@@ -13,6 +13,7 @@ from kayn import evidence
 from kayn.axes import TARGET_ELEMENTS, Axis, make_request
 from kayn.errors import GuideError
 from kayn.evidence import Draws, Problem, build_problem
+from kayn.keys import as_key
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class Objective(ELBO):
     ) -> dict[str, Any]:
         """Loss for SVI: a scalar in nats, whose gradient is that of the estimator."""
         call = Call(model, guide, args, kwargs)
-        return {"loss": self.objective(call, rng_key, dict(param_map)), "mutable_state": None}
+        return {"loss": self.objective(call, as_key(rng_key), dict(param_map)), "mutable_state": None}
 
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
         raise NotImplementedError

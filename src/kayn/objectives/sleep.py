@@ -13,6 +13,7 @@ from numpyro.primitives import Messenger
 
 from kayn.checks import whole_number
 from kayn.errors import KaynError
+from kayn.graph.seeded import seeded
 from kayn.objectives.base import Call, Objective
 from kayn.particles import InvertedDraws
 
@@ -60,7 +61,7 @@ def sleep_loss(call: Call, params: Mapping[str, Any], rng_key: Any, count: int, 
 
     def one(key: Any) -> Any:
         dreaming = _Dream(handlers.substitute(call.model, data=fixed))
-        trace = handlers.trace(handlers.seed(InvertedDraws(dreaming), key)).get_trace(*call.args, **call.kwargs)
+        trace = handlers.trace(seeded(InvertedDraws(dreaming), key)).get_trace(*call.args, **call.kwargs)
         dream = {n: jax.lax.stop_gradient(s["value"]) for n, s in trace.items() if s["type"] == "sample"}
         shown = {n: v for n, v in dream.items() if n in dreaming.given}
         args, kwargs = (
