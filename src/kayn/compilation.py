@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 
 CACHE_VARIABLE = "KAYN_CACHE"
+LANES = 8
+"""Numbers that a CPU computes at a time. XLA unrolls loops of known length below twice as many, and then does not vectorise them, unless they fit."""
 QUICK = {"xla_cpu_use_fusion_emitters": False}
 
 
@@ -70,7 +72,10 @@ def apart(array: Any, witness: Any) -> Any:
     """
     if jax.default_backend() != "cpu":
         return array
-    return jax.lax.cond(witness == witness, lambda x: x, lambda x: jnp.where(jnp.isnan(x), jnp.nan, x), array)
+    # two ways to say the same, which compilers do not see through
+    return jax.lax.cond(
+        jnp.asarray(witness, float) < 0, lambda x: jnp.where(x == 1, jnp.ones_like(x), x), lambda x: x, array
+    )
 
 
 def cache_compilation(directory: str | os.PathLike[str] | None = None) -> Path:

@@ -17,6 +17,8 @@ LONGEST_LATTICE = 32
 """Coordinates that share a lattice; longer vectors are cut into blocks of at most this many."""
 SEARCH = 2**22
 """Evaluations spent on choosing each generator of a lattice, in numbers of points; at least 8 and at most 128 are tried."""
+FEW = 64
+"""Draws up to which they are shuffled by comparing random numbers, all with all."""
 SHUFFLE_ROUNDS = 24
 
 
@@ -32,11 +34,13 @@ def even_normal(key: Any, num: int, shapes: Sequence[tuple[int, int]], dtype: An
         shapes: for each array the number of vectors and their length; coordinates are laid out in this order.
     """
     generator, block = _layout(num, tuple(shapes))
-    numbers = jax.random.bits(key, ((2 * SHUFFLE_ROUNDS + 1) * (block[-1] + 1) + len(block),), jnp.uint32)
+    rows = num + 1 if num <= FEW else 2 * SHUFFLE_ROUNDS + 1
+    numbers = jax.random.bits(key, (rows * (block[-1] + 1) + len(block),), jnp.uint32)
     drawn, shift = jnp.split(numbers, [len(numbers) - len(block)])
-    order = _shuffled(drawn.reshape(2 * SHUFFLE_ROUNDS + 1, -1), num)
+    order = (_ranked if num <= FEW else _shuffled)(drawn.reshape(rows, -1), num)
     if len(block) > block[-1] + 1:
-        order = order[:, block] * generator % jnp.uint32(num)
+        # on its own, so that it is shuffled once and not for every coordinate of a block
+        order = apart(order, numbers[0])[:, block] * generator % jnp.uint32(num)
     # the high bits of the shift move whole strata, the low bits move within one
     rotated = _rotated(order, shift % jnp.uint32(num), num)
     place = (rotated.astype(dtype) + (shift // jnp.uint32(num)).astype(dtype) * (num / 2.0**32)) / num
@@ -82,6 +86,19 @@ def lattice(num: int, length: int) -> np.ndarray:
         chosen.append(tried[best])
         product = product * kernels[best]
     return np.array(chosen)
+
+
+def _ranked(numbers: Any, count: int) -> Any:
+    """0 to `count - 1` along the first axis, shuffled for each of the other entries by random bits [count + 1, ...].
+
+    Every place is exactly uniform, by a random rotation; equal numbers, one in 2^26 pairs, keep their order.
+    """
+    drawn, turn = numbers[:count], numbers[count] % jnp.uint32(count)
+    numbered = drawn & jnp.uint32(2**32 - FEW) | jnp.arange(count, dtype=numbers.dtype).reshape(
+        (-1, *(1,) * (drawn.ndim - 1))
+    )
+    ranks = sum((numbered[i] < numbered).astype(numbers.dtype) for i in range(count))
+    return _rotated(ranks, turn, count)
 
 
 def _shuffled(numbers: Any, count: int) -> Any:

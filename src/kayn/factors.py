@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from kayn.axes import Axis
-from kayn.compilation import apart
+from kayn.compilation import LANES, apart
 from kayn.contraction.execute import Index, apply_products
 from kayn.contraction.plan import Plan, Product
 from kayn.graph.cost import is_dear
@@ -183,8 +183,6 @@ def _top(log_factor: Any) -> float:
 
 LONG = 2**14
 """Entries from which an array is worth a copy."""
-LANES = 8
-"""Numbers that a CPU computes at a time. Loops of known length below twice as many are unrolled, and then not vectorised, unless they fit."""
 
 
 def on_axes(

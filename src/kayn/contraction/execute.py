@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kayn.compilation import LANES
 from kayn.contraction.joining import joined
 from kayn.contraction.kernels import expand, log_sum_exp, segment_sum
 from kayn.contraction.logdot import log_matmul
@@ -131,19 +132,24 @@ def _multiply_matrices(plan: Plan, step: Combine, slots: Slots) -> Any:
     """A pairwise step in which both operands have axes of their own: a batched matrix product in the log semiring."""
     assert step.right is not None
     size, out = plan.size, plan.axes[step.out]
-    left_axes, right_axes = plan.axes[step.left], plan.axes[step.right]
-    batch = [a for a in out if a in left_axes and a in right_axes]
-    rows = [a for a in out if a not in right_axes]
-    columns = [a for a in out if a not in left_axes]
-    summed = list(step.eliminated)
 
-    def matrix(slot: int, axes: Sequence[str], order: Sequence[Sequence[str]]) -> Any:
-        array = jnp.transpose(slots[slot], [axes.index(a) for group in order for a in group])
-        return array.reshape([math.prod(size[a] for a in group) for group in order])
+    def count(axes: Sequence[str]) -> int:
+        return math.prod(size[a] for a in axes)
 
-    product = log_matmul(
-        matrix(step.left, left_axes, (batch, rows, summed)), matrix(step.right, right_axes, (batch, summed, columns))
-    )
+    def without(slot: int) -> list[str]:
+        return [a for a in out if a not in plan.axes[slot]]
+
+    def matrix(slot: int, order: Sequence[Sequence[str]]) -> Any:
+        array = jnp.transpose(slots[slot], [plan.axes[slot].index(a) for group in order for a in group])
+        return array.reshape([count(group) for group in order])
+
+    left, right, summed = step.left, step.right, list(step.eliminated)
+    if count(summed) > 2 and count(without(left)) < min(count(without(right)), 2 * LANES):
+        # results are computed along their columns; of two terms so quickly that bringing them back into order would take longer
+        left, right = right, left
+    rows, columns = without(right), without(left)
+    batch = [a for a in out if a not in (*rows, *columns)]
+    product = log_matmul(matrix(left, (batch, rows, summed)), matrix(right, (batch, summed, columns)))
     order = (*batch, *rows, *columns)
     return jnp.transpose(product.reshape([size[a] for a in order]), [order.index(a) for a in out])
 
