@@ -127,8 +127,9 @@ class _Factorisation:
     def _safe(self, statistics: Any, naturals: Any) -> Any:
         """Finite, and for forms that expand a square, no term much larger than those of the plain density."""
         cut, end = self.split.num_cancelling, self.split.num_features
-        largest = jnp.max(jnp.abs(statistics)) * jnp.max(jnp.abs(naturals))
-        finite = largest < jnp.finfo(statistics.dtype).max / 1e6 / end  # false for NaN too
+        finite = (
+            _length(statistics) * _length(naturals) < jnp.finfo(statistics.dtype).max / 1e6 / end
+        )  # false for NaN too
         if not cut:
             return finite
 
@@ -160,6 +161,11 @@ class _Factorisation:
 
     def _contract(self, left: Any, right: Any) -> Any:
         return _contract(left, self.left_names, right, self.right_names, {a: self.plan.size[a] for a in self.order})
+
+
+def _length(array: Any) -> Any:
+    """The root of the sum of squares: no less than the largest entry, and several times quicker to find than that on CPUs."""
+    return jnp.sqrt(jnp.vdot(array, array))
 
 
 def _supported(arguments: dict[str, Any]) -> dict[str, Any]:
