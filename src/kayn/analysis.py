@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kayn import predictors
 from kayn.axes import TARGET_ELEMENTS, Coupling, Layout, make_request
 from kayn.contraction.execute import settled_slot
 from kayn.contraction.plan import Plan
@@ -130,11 +131,14 @@ class Analysis:
         )
 
     def _way(self, output: Output) -> str:
-        """Term by term, or as a matrix product of statistics and naturals, each with its particle axes."""
+        """Term by term, by the terms of a predictor, or as a matrix product of statistics and naturals, each with its particle axes."""
         plan = self.plan
         slot = next(i for i, term in enumerate(plan.terms) if term.name == output.name)
         axes = self.layout.axes_of(plan.terms[slot])
-        split = choose(output, axes, plan, settled_slot(plan, slot)[0])
+        steps = settled_slot(plan, slot)[0]
+        if (groups := predictors.choose(output, axes, plan, steps)) is not None:
+            return "predictor, " + " + ".join(f"[{', '.join('+'.join(a.latents) for a in g)}]" for g in groups)
+        split = choose(output, axes, plan, steps)
         return "term by term" if split is None else f"product, {split}"
 
     def _linked(self, link: Link) -> list[str]:

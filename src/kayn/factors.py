@@ -196,6 +196,11 @@ def on_axes(
     return _mapped(single, axes, particles, fixed, -1 - trailing)
 
 
+def in_front(single: Callable[[Mapping], Any], axes: Sequence[Axis], particles: Particles) -> Any:
+    """As `on_axes`, but axes come out in front, the last one first."""
+    return _mapped(single, axes, particles, (), 0)
+
+
 def along_plates(
     single: Callable[[Mapping], Any], axes: Sequence[Axis], particles: Particles, fixed: Sequence[str]
 ) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kayn import factors
+from kayn import factors, predictors
 from kayn.axes import Axis
 from kayn.compilation import matmul_precision
 from kayn.contraction.execute import Index, look_up
@@ -43,7 +43,8 @@ def evaluate(
 ) -> Any:
     """As `factors.evaluate_reduced`, by a matrix product where that pays."""
     links = look_up((link for step in steps for link in step.links), index)
-    split = choose(output, axes, plan, steps)
+    groups = predictors.choose(output, axes, plan, steps)
+    split = choose(output, axes, plan, steps) if groups is None else None
     terms = 0 if split is None else split.num_terms * math.prod(a.size for a in axes)
 
     def exact(arguments: Any) -> Any:
@@ -53,11 +54,13 @@ def evaluate(
         )
 
     arguments = (dict(particles), list(inputs), links)
-    if split is None:
+    if groups is not None:
+        way: Any = predictors.Additive(program, output, tuple(axes), groups, plan, tuple(steps))
+    elif split is not None:
+        way = _Factorisation(program, output, tuple(axes), split, plan, tuple(steps))
+    else:
         return exact(arguments)
-
-    factorisation = _Factorisation(program, output, tuple(axes), split, plan, tuple(steps))
-    return guarded(lambda a: factorisation.prepare(*a), factorisation.finish, exact, arguments)
+    return guarded(lambda a: way.prepare(*a), way.finish, exact, arguments)
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,6 +75,10 @@ FAMILIES: Mapping[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
 """NumPyro's class to the family's name and to its parameters in the form that the density needs."""
 
 
+PREDICTORS: Mapping[str, str] = {"Normal": "loc", "LogNormal": "loc", "Poisson": "rate"}
+"""The argument that is a regression's predictor, by family; for counts it is the logarithm of the argument."""
+
+
 def family_of(base: dist.Distribution) -> str | None:
     """The exponential family of a distribution without wrappers, None if it is not supported."""
     found = FAMILIES.get(type(base))

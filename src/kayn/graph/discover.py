@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from kayn.errors import DataError, ModelError
-from kayn.graph.arguments import ARGUMENT
+from kayn.graph.additive import CONSTANT, read_parts
+from kayn.graph.arguments import ARGUMENT, PREDICTORS
 from kayn.graph.chains import Alias
 from kayn.graph.dependence import read_program
 from kayn.graph.nodes import Node, Nodes, evaluate, nested_through
@@ -154,10 +155,16 @@ def _densities(program: Program, found: Mapping[str, Any]) -> dict[str, Density]
             latents = () if isinstance(found[name], Node) else dict.fromkeys(latent for latent, _ in found[name])
             aval = variable.aval
             arguments.setdefault(site, []).append(Argument(argument, aval.shape, str(aval.dtype), tuple(latents)))
-    return {
-        site: Density(program.sites[site].exponential_family or "", program.sites[site].independent_ndim, tuple(own))
-        for site, own in arguments.items()
-    }
+    parts = read_parts(program) if arguments else {}
+
+    def density(site: str, own: Sequence[Argument]) -> Density:
+        family = program.sites[site].exponential_family or ""
+        predictor = parts.get(f"{ARGUMENT}{PREDICTORS.get(family)}:{site}", CONSTANT)
+        sets = predictor.factors if family == "Poisson" else predictor.terms
+        terms = tuple(sorted(tuple(sorted(names)) for names in sets))
+        return Density(family, program.sites[site].independent_ndim, tuple(own), terms)
+
+    return {site: density(site, own) for site, own in arguments.items()}
 
 
 def _alias(alias: Alias, program: Program, latents: Sequence[Latent]) -> AliasOf:

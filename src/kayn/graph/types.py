@@ -110,11 +110,18 @@ class Density:
     """A log probability as a function of a value and parameters that the traced program also gives.
 
     The last `event_ndim` outer dimensions of its arguments are summed; those before are the output's own.
+
+    Attributes:
+        terms: sets of latents, if the family's predictor (`kayn.graph.arguments.PREDICTORS`) is a sum with a term for each.
     """
 
     family: str
     event_ndim: int
     arguments: tuple[Argument, ...]
+    terms: tuple[tuple[str, ...], ...] = ()
+
+    def argument(self, name: str) -> Argument | None:
+        return next((a for a in self.arguments if a.name == name), None)
 
 
 @dataclass(frozen=True)
