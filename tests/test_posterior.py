@@ -115,6 +115,7 @@ def test_covariance_and_joint_expectations(posterior):
 def test_expectations_do_not_depend_on_how_they_are_asked(posterior):
     mean = posterior.mean("alpha")
     np.testing.assert_allclose(posterior.expectation(lambda a: a, "alpha"), mean, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(posterior.expectation(lambda alpha: alpha), mean, rtol=1e-3, atol=1e-4)
     sd = posterior.std("alpha")
     variance = posterior.expectation(lambda a: (a - mean) ** 2, "alpha")
     np.testing.assert_allclose(jnp.sqrt(variance), sd, rtol=1e-3)

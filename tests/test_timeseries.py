@@ -12,6 +12,7 @@ from scipy import stats
 import kayn
 from kayn import evidence
 from kayn.axes import make_request
+from kayn.contraction import tree
 from kayn.contraction.plan import Chain
 from kayn.errors import ModelError, StructureWarning
 from kayn.guides import FactorisedGuide
@@ -235,6 +236,25 @@ def test_everything_matches_enumeration_of_paths(model, count, options, x64):
     assert chi_square(oracle.position(chosen), probabilities) > FALSE_ALARM
     position = oracle.position({n: np.asarray(v)[None] for n, v in best.items()})
     close(log_weights[position[0]], log_weights.max(), 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("model", "count", "options"),
+    [*MODELS[:10], (lambda: walk(RNG.normal(size=37)), 3, {}), (lambda: second_order(RNG.normal(size=18)), 2, {})],
+    ids=lambda v: getattr(v, "__name__", str(v)),
+)
+def test_rounds_of_products_are_the_same_sum(model, count, options, x64, monkeypatch):
+    """As on devices that do many things at once, with gradients; 37 steps are no power of two."""
+    guide = FactorisedGuide.from_model(model, ())
+    problem = evidence.build_problem(model, guide, (), {}, guide.start, make_request(count, **options))
+    assert any(isinstance(step, Chain) for step in problem.layout.plan.steps)
+    draws = evidence.draw_particles(problem, problem.numbers, jax.random.key(1), guide.start)
+    by_step = estimates(problem, draws, guide.start)
+    called, rounds = [], tree.sum_over_paths
+    monkeypatch.setattr(tree, "worthwhile", lambda *_: True)
+    monkeypatch.setattr(tree, "sum_over_paths", lambda *a: called.append(a) or rounds(*a))
+    jax.tree.map(lambda a, b: close(a, b, 1e-9), estimates(problem, draws, guide.start), by_step)
+    assert called
 
 
 def chains_of(problem):

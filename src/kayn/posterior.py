@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -142,11 +143,15 @@ class Posterior:
         joint draws instead, with a warning.
 
         Args:
-            names: latents or deterministic sites, one for every argument of `function`.
+            names: latents or deterministic sites, one for every argument of `function`; by default those that its arguments are called after.
 
         Returns:
             The expectation, in the shape of the function's result.
+
+        Raises:
+            QueryError: a name is unknown, or there are not as many names as arguments.
         """
+        names = _arguments(function, names)
         for name in names:
             self._known(name)
         if all(n in self.latent_names for n in names):
@@ -319,6 +324,30 @@ def _namespace(array: Any) -> Any:
 def _replicate_slots(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws) -> tuple[dict[int, Any], Any]:
     inputs = evidence.model_inputs(problem, numbers, params, draws.subsample)
     return evidence.weigh(problem, numbers, draws, params), evidence.link_index(problem, inputs)
+
+
+def _arguments(function: Callable, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The latents that a function's arguments stand for.
+
+    Raises:
+        QueryError: there are not as many names as arguments.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # built in
+        signature = None
+    if signature is not None:
+        names = names or tuple(signature.parameters)
+        try:
+            signature.bind(*names)
+        except TypeError:
+            names = ()
+    if not names:
+        raise QueryError(
+            "expectation() needs the name of a latent for every argument of its function, e.g. posterior.expectation(lambda m, a: m * a, "
+            "'mu', 'alpha'); without names, arguments are taken for the latents that they are called after"
+        )
+    return names
 
 
 def _sample(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kayn.compilation import LANES
+from kayn.contraction import tree
 from kayn.contraction.joining import joined
 from kayn.contraction.kernels import expand, log_sum_exp, segment_sum
 from kayn.contraction.logdot import log_matmul
@@ -100,7 +101,7 @@ def forward(plan: Plan, arrays: Slots, index: Index, rule: Callable) -> dict[int
         if isinstance(step, Combine):
             slots[step.out] = _combine(plan, step, slots, rule)
         elif isinstance(step, Chain):
-            slots[step.out] = along_chain(plan, step, slots, index, rule)[1]
+            slots[step.out] = _chain(plan, step, slots, index, rule)
         elif isinstance(step, Sliced):
             slots[step.out] = _through_parts(plan, step, slots, index, rule)
         elif step.source in slots:
@@ -166,18 +167,30 @@ def _product(plan: Plan, step: Product, array: Any, axes: Sequence[str], index: 
     return array if step.scale == 1.0 else array * step.scale
 
 
-def along_chain(plan: Plan, step: Chain, slots: Slots, index: Index, rule: Callable) -> tuple[Any, Any]:
-    """The array over states before every step, [T, ...], and after the last."""
+def _chain(plan: Plan, step: Chain, slots: Slots, index: Index, rule: Callable) -> Any:
+    """The array over states after the last step."""
+    if rule is sum_rule and tree.worthwhile(plan, step):
+        return tree.sum_over_paths(step, _one_step(step, index, rule), by_step(plan, step, slots))
+    return along_chain(plan, step, slots, index, rule)[1]
+
+
+def _one_step(step: Chain, index: Index, rule: Callable) -> Callable[[Any, Sequence[Any]], Any]:
+    """From an array over the states before a step and its factors to one over those after it."""
     before = step.body.axes[0]
     after = [step.renamed.get(a, a) for a in step.body.axes[step.body.results[0]]]
 
-    def one_step(alpha: Any, factors: Sequence[Any]) -> tuple[Any, Any]:
+    def one_step(alpha: Any, factors: Sequence[Any]) -> Any:
         found = forward(step.body, dict(enumerate((alpha, *factors))), index, rule)[step.body.results[0]]
-        return jnp.transpose(found, [after.index(a) for a in before]), alpha
+        return jnp.transpose(found, [after.index(a) for a in before])
 
-    factors = by_step(plan, step, slots)
-    start = jnp.full([step.body.size[a] for a in before], step.start, factors[0].dtype)
-    last, alphas = jax.lax.scan(one_step, start, factors)
+    return one_step
+
+
+def along_chain(plan: Plan, step: Chain, slots: Slots, index: Index, rule: Callable) -> tuple[Any, Any]:
+    """The array over states before every step, [T, ...], and after the last."""
+    one_step, factors = _one_step(step, index, rule), by_step(plan, step, slots)
+    start = jnp.full([step.body.size[a] for a in step.body.axes[0]], step.start, factors[0].dtype)
+    last, alphas = jax.lax.scan(lambda alpha, own: (one_step(alpha, own), alpha), start, factors)
     return alphas, last
 
 
