@@ -1,5 +1,7 @@
 """Models with `scan`: brute-force enumeration of all paths, closed forms, the textbook forward algorithm."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -238,23 +240,27 @@ def test_everything_matches_enumeration_of_paths(model, count, options, x64):
     close(log_weights[position[0]], log_weights.max(), 1e-12)
 
 
+LONG = RNG.normal(size=37)
+
+
 @pytest.mark.parametrize(
     ("model", "count", "options"),
-    [*MODELS[:10], (lambda: walk(RNG.normal(size=37)), 3, {}), (lambda: second_order(RNG.normal(size=18)), 2, {})],
-    ids=lambda v: getattr(v, "__name__", str(v)),
+    [*MODELS[:10], (partial(walk, LONG), 3, {}), (partial(second_order, LONG[:18]), 2, {})],
+    ids=lambda v: getattr(v, "__name__", str(v)[:20]),
 )
 def test_rounds_of_products_are_the_same_sum(model, count, options, x64, monkeypatch):
     """As on devices that do many things at once, with gradients; 37 steps are no power of two."""
     guide = FactorisedGuide.from_model(model, ())
-    problem = evidence.build_problem(model, guide, (), {}, guide.start, make_request(count, **options))
-    assert any(isinstance(step, Chain) for step in problem.layout.plan.steps)
-    draws = evidence.draw_particles(problem, problem.numbers, jax.random.key(1), guide.start)
-    by_step = estimates(problem, draws, guide.start)
-    called, rounds = [], tree.sum_over_paths
-    monkeypatch.setattr(tree, "worthwhile", lambda *_: True)
+    called, rounds, found = [], tree.sum_over_paths, []
     monkeypatch.setattr(tree, "sum_over_paths", lambda *a: called.append(a) or rounds(*a))
-    jax.tree.map(lambda a, b: close(a, b, 1e-9), estimates(problem, draws, guide.start), by_step)
-    assert called
+    for worthwhile in (False, True):
+        monkeypatch.setattr(tree, "worthwhile", lambda *_, answer=worthwhile: answer)
+        problem = evidence.build_problem(model, guide, (), {}, guide.start, make_request(count, **options))
+        assert any(isinstance(step, Chain) for step in problem.layout.plan.steps)
+        draws = evidence.draw_particles(problem, problem.numbers, jax.random.key(1), guide.start)
+        found.append(estimates(problem, draws, guide.start))
+        assert bool(called) == worthwhile
+    jax.tree.map(lambda a, b: close(a, b, 1e-9), *found)
 
 
 def chains_of(problem):
