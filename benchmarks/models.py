@@ -97,17 +97,22 @@ def ratings_of(users: int, which: slice) -> tuple[Any, Any]:
     return data["genres"][data["item"][rows], 1:].astype(np.float32), (data["rating"][rows] >= 4).astype(np.float32)
 
 
-def movielens(users: int, ratings: int, prior_sd: float = 1.0) -> Case:
-    """Tastes of users, from the first ratings of the first of them as data."""
+def tastes(prior_sd: float) -> Callable[..., None]:
+    """Tastes of users for eighteen genres, from ratings of as many films by each."""
 
     def model(films: Any, liked: Any) -> None:
         mu, psi = _vector("mu", 18, prior_sd), _vector("psi", 18, prior_sd)
-        with numpyro.plate("users", users, dim=-2):
+        with numpyro.plate("users", liked.shape[0], dim=-2):
             z = numpyro.sample("z", dist.Normal(mu, jnp.exp(psi)).to_event(1))
-            with numpyro.plate("films", ratings, dim=-1):
+            with numpyro.plate("films", liked.shape[1], dim=-1):
                 numpyro.sample("liked", dist.Bernoulli(logits=(z * films).sum(-1)), obs=liked)
 
-    return model, ratings_of(users, slice(ratings))
+    return model
+
+
+def movielens(users: int, ratings: int, prior_sd: float = 1.0) -> Case:
+    """The first ratings of the first users."""
+    return tastes(prior_sd), ratings_of(users, slice(ratings))
 
 
 def occupancy() -> Case:

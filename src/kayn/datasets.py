@@ -276,6 +276,10 @@ DATASETS: Mapping[str, Dataset] = {
         ),
     ),
     "bus_breakdown": Dataset("delays of New York school buses", "NYC Open Data, Bus Breakdown and Delays, via alan"),
+    "movielens": Dataset(
+        "a published subset of MovieLens 100K whose labels are all zero and whose genres are scrambled, to reproduce published figures only",
+        "GroupLens, via alan. Research use only, no redistribution",
+    ),
     "occupancy": Dataset("sightings of North American breeding birds", "USGS Breeding Bird Survey 2022, via alan"),
     "covid": Dataset("COVID-19 cases and interventions in 92 regions, 2020", "Leech et al. (2022), via alan"),
     "radon": Dataset("radon in 4 states x 300 postal areas", "SRRS2 / EPA survey, via alan"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from kayn.complaints import warn_if_poor
 from kayn.evidence import Problem, build_problem
 from kayn.guides import FactorisedGuide
 from kayn.keys import as_key
+from kayn.placed import evenly
 from kayn.posterior import Call, Posterior
 from kayn.queries import weighted_draws
 from kayn.quick import QuickJit
@@ -68,9 +70,15 @@ class Importance:
         """
         key = as_key(rng_key)
         params = parameter_values(params)
+        problem = self.problem(params, *args, **kwargs)
+        return Weigher(problem, Call(self.model, args, kwargs)).run(key, params, self.num_replicates)
+
+    def problem(self, params: Mapping[str, Any] | None, *args: Any, **kwargs: Any) -> Problem:
+        """Structure, particle axes and plan for the model's arguments, the guide's Normal sites drawn evenly."""
+        params = parameter_values(params)
         guide = self.guide if self.guide is not None else FactorisedGuide.from_model(self.model, args, kwargs)
         problem = build_problem(self.model, guide, args, kwargs, params, self.request, self.denominator)
-        return Weigher(problem, Call(self.model, args, kwargs)).run(key, params, self.num_replicates)
+        return replace(problem, guide=evenly(problem.guide, guide, args, kwargs, params))
 
 
 class Weigher:

@@ -9,12 +9,14 @@ the diagonal mixture for several parents is derived in the documentation).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from numpyro import handlers
@@ -23,6 +25,7 @@ from numpyro.primitives import Messenger
 
 from kayn.axes import Axis, Constraint, Layout
 from kayn.errors import GuideError
+from kayn.even import even_normal
 from kayn.graph.dependence import read_program
 from kayn.graph.nodes import Node
 from kayn.graph.rules import Aligned
@@ -33,6 +36,15 @@ from kayn.graph.types import Graph, Latent
 from kayn.keys import as_key
 
 DENOMINATORS = ("mixture", "paired")
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard normal noise that a guide's site is placed from: `vectors` of equal length in `shape`."""
+
+    site: str
+    shape: tuple[int, ...]
+    vectors: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +59,8 @@ class GuideProgram:
     constraints: tuple[Constraint, ...]
     draw: Callable[[Any, int, Any], dict[str, Any]] | None = None
     """Draws all particles of a factorised guide at once, more evenly than independent runs would."""
+    noise: tuple[Noise, ...] = ()
+    """What the sampler takes as an input, to be drawn for all runs together."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -214,11 +228,26 @@ def draw_runs(
     if guide.draw is not None:
         return guide.draw(key, num, params)
     leaves = [*jax.tree.leaves(params), *(subsample[n] for n in guide.density.subsamples)]
+    key, noise = (key, {}) if not guide.noise else _draw_noise(guide.noise, key, num)
 
-    def one(key: Any) -> list[Any]:
-        return jaxpr_as_fun(ClosedJaxpr(guide.sampler, consts))(key, *leaves)
+    def one(key: Any, noise: Mapping[str, Any]) -> list[Any]:
+        return jaxpr_as_fun(ClosedJaxpr(guide.sampler, consts))(key, *jax.tree.leaves(noise), *leaves)
 
-    return dict(zip(guide.names, jax.vmap(one)(jax.random.split(key, num)), strict=True))
+    return dict(zip(guide.names, jax.vmap(one)(jax.random.split(key, num), noise), strict=True))
+
+
+def _draw_noise(noise: Sequence[Noise], key: Any, num: int) -> tuple[Any, dict[str, Any]]:
+    """A key for the rest, and even noise of every site: [num, *shape]."""
+    key, noise_key = jax.random.split(key)
+    sizes = [math.prod(n.shape) for n in noise]
+    flat = even_normal(
+        noise_key,
+        num,
+        [(n.vectors, size // n.vectors) for n, size in zip(noise, sizes, strict=True)],
+        jnp.result_type(float),
+    )
+    parts = jnp.split(flat, np.cumsum(sizes)[:-1], axis=1)
+    return key, {n.site: part.reshape((num, *n.shape)) for n, part in zip(noise, parts, strict=True)}
 
 
 def axis_particles(layout: Layout, runs: Mapping[str, Any], supports: Mapping[str, Any]) -> dict[str, Any]:
