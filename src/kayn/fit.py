@@ -17,9 +17,8 @@ from kayn.axes import TARGET_ELEMENTS, make_request
 from kayn.checks import parameter_values, whole_number
 from kayn.complaints import warn_if_poor
 from kayn.errors import KaynError
-from kayn.evidence import build_problem
 from kayn.guides import FactorisedGuide
-from kayn.importance import Weigher
+from kayn.importance import Weigher, evenly_drawn
 from kayn.keys import as_key
 from kayn.objectives.rws import RWS
 from kayn.objectives.vi import VI
@@ -74,7 +73,7 @@ class Fit:
         options = {**self.options, **({} if num_particles is None else {"num_particles": num_particles})}
         request = make_request(**options)
         if request not in self._weighers:
-            problem = build_problem(
+            problem = evenly_drawn(
                 self.call.model, self.guide, self.call.args, self.call.kwargs, self.proposal, request
             )
             self._weighers[request] = Weigher(problem, self.call)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from kayn.axes import TARGET_ELEMENTS, make_request
+from kayn.axes import TARGET_ELEMENTS, Request, make_request
 from kayn.checks import parameter_values, whole_number
 from kayn.complaints import warn_if_poor
 from kayn.evidence import Problem, build_problem
@@ -77,8 +77,21 @@ class Importance:
         """Structure, particle axes and plan for the model's arguments, the guide's Normal sites drawn evenly."""
         params = parameter_values(params)
         guide = self.guide if self.guide is not None else FactorisedGuide.from_model(self.model, args, kwargs)
-        problem = build_problem(self.model, guide, args, kwargs, params, self.request, self.denominator)
-        return replace(problem, guide=evenly(problem.guide, guide, args, kwargs, params))
+        return evenly_drawn(self.model, guide, args, kwargs, params, self.request, self.denominator)
+
+
+def evenly_drawn(
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    params: Mapping[str, Any],
+    request: Request,
+    denominator: str = "mixture",
+) -> Problem:
+    """The problem of `build_problem`, with even draws of the guide's Normal sites (`kayn.placed`)."""
+    problem = build_problem(model, guide, args, kwargs, params, request, denominator)
+    return replace(problem, guide=evenly(problem.guide, guide, args, kwargs, params))
 
 
 class Weigher:
