@@ -69,7 +69,7 @@ def qem_step(model: Callable, args: tuple, particles: int) -> tuple[Any, Callabl
 def svi_step(loss: type, model: Callable, args: tuple, particles: int) -> tuple[Any, Callable, int]:
     guide = FactorisedGuide.from_model(model, args)
     svi = SVI(model, guide, numpyro.optim.Adam(1e-2), loss(particles))
-    state = svi.init(jax.random.key(0), *args)
+    state = jax.jit(lambda key: svi.init(key, *args))(jax.random.key(0))
 
     def steps(state: Any) -> Any:
         return jax.lax.scan(lambda s, _: svi.update(s, *args), state, None, length=STEPS)

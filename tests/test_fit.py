@@ -846,3 +846,33 @@ def test_qem_does_not_depend_on_the_units_of_latents(x64):
     np.testing.assert_allclose(histories[1], histories[0], atol=1e-3)
     # a prior wider than the widest start takes a few steps more
     np.testing.assert_allclose(histories[2][-8:].mean(), histories[0][-8:].mean(), atol=0.1)
+
+
+def test_init_of_a_guide_with_covariances_compiles():
+    """`SVI.init` within `jax.jit` gives what it gives without."""
+
+    def model():
+        numpyro.sample("z", dist.MultivariateNormal(jnp.zeros(3), jnp.eye(3) + 0.5))
+
+    svi = SVI(model, FactorisedGuide.from_model(model), numpyro.optim.Adam(0.1), VI(10))
+    compiled = svi.get_params(jax.jit(lambda key: svi.init(key))(jax.random.key(0)))
+    for name, value in svi.get_params(svi.init(jax.random.key(0))).items():
+        np.testing.assert_allclose(compiled[name], value, rtol=1e-6)
+    values = jnp.array([[2.0, 0.0], [-1.0, 3.0]])
+    transform = biject_to(normals.MultivariateNormal.parameters["scale_tril"])
+    np.testing.assert_allclose(transform(transform.inv(values)), values, rtol=1e-6)
+    np.testing.assert_allclose(transform.inv(values), biject_to(constraints.lower_cholesky).inv(values), rtol=1e-6)
+
+
+def test_models_with_cholesky_factors_as_parameters_are_fitted():
+    """What `SVI.init` cannot compile is begun one operation at a time."""
+    y = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
+
+    def model(y):
+        factor = numpyro.param("factor", jnp.eye(2), constraint=constraints.lower_cholesky)
+        mu = numpyro.sample("mu", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+        with numpyro.plate("rows", 50):
+            numpyro.sample("y", dist.MultivariateNormal(mu, scale_tril=factor), obs=y)
+
+    fitted = kayn.fit(model, (y,), method="vi", num_particles=10, num_steps=64, progress=False)
+    np.testing.assert_allclose(fitted.params["factor"], np.linalg.cholesky(np.cov(y.T)), atol=0.3)

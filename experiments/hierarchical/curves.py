@@ -101,7 +101,7 @@ def fits(method: str, model: Callable, args: tuple, options: Mapping[str, Any], 
     else:
         guide = FactorisedGuide.from_model(model, args)
         svi = SVI(model, guide, numpyro.optim.Adam(RATE), {"rws": kayn.RWS, "vi": kayn.VI}[method](**options))
-        first = svi.init(jax.random.key(0), *args)
+        first = jax.jit(lambda key: svi.init(key, *args))(jax.random.key(0))
 
         @jax.jit
         def advance(state: Any) -> Any:

@@ -82,7 +82,7 @@ def run_svi(
 ) -> tuple[Any, dict, Any]:
     guide = FactorisedGuide.from_model(model, args)
     svi = SVI(model, guide, numpyro.optim.Adam(rate), loss(particles, **options))
-    state = svi.init(jax.random.key(seed), *args)
+    state = jax.jit(lambda key: svi.init(key, *args))(jax.random.key(seed))
     state, losses = jax.jit(lambda s: jax.lax.scan(lambda s, _: svi.update(s, *args), s, None, length=steps))(state)
     return -np.asarray(losses), svi.get_params(state), guide
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -206,7 +207,7 @@ def _fit_svi(setup: _Setup) -> Fit:
     loss = (RWS if setup.method == "rws" else VI)(**setup.options)
     optimiser = optax.adam(optax.exponential_decay(setup.learning_rate, max(setup.num_steps // 2, 1), 0.3))
     svi = SVI(call.model, guide, numpyro.optim.optax_to_numpyro(optimiser), loss=loss)
-    state = svi.init(setup.key, *call.args, init_params=setup.params or None, **call.kwargs)
+    state = _begin(svi, setup)
 
     def advance(state: Any, count: int) -> tuple[Any, Any]:
         state, losses = jax.lax.scan(lambda s, _: svi.update(s, *call.args, **call.kwargs), state, None, length=count)
@@ -215,6 +216,18 @@ def _fit_svi(setup: _Setup) -> Fit:
     state, history, converged = _until_flat(QuickJit(advance, (1,)), state, setup.num_steps, setup.progress)
     params = svi.get_params(state)
     return setup.result(guide, params, params, history, converged)
+
+
+def _begin(svi: SVI, setup: _Setup) -> Any:
+    """The first state: for kayn's own guides from one compiled program, which takes a tenth of the time of one operation after the other."""
+
+    def init(key: Any) -> Any:
+        return svi.init(key, *setup.call.args, init_params=setup.params or None, **setup.call.kwargs)
+
+    if isinstance(svi.guide, FactorisedGuide):
+        with suppress(jax.errors.NonConcreteBooleanIndexError):  # a Cholesky factor among the model's own parameters
+            return jax.jit(init)(setup.key)
+    return init(setup.key)
 
 
 def _until_flat(advance: Callable, state: Any, num_steps: int, progress: bool) -> tuple[Any, np.ndarray, bool]:

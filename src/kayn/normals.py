@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import ComposeTransform, IdentityTransform, Transform
 
+from kayn.cholesky import lower_cholesky
 from kayn.families import TINY, Family, Moments, Params, average
 
 
@@ -142,7 +143,7 @@ class MultivariateNormal(Gaussian):
 
     event_dim: int = 1
 
-    parameters: ClassVar[Mapping[str, Any]] = {"loc": constraints.real_vector, "scale_tril": constraints.lower_cholesky}
+    parameters: ClassVar[Mapping[str, Any]] = {"loc": constraints.real_vector, "scale_tril": lower_cholesky}
 
     def base(self, params: Params) -> dist.Distribution:
         return dist.MultivariateNormal(params["loc"], scale_tril=params["scale_tril"], validate_args=False)
