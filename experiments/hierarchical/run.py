@@ -6,6 +6,7 @@ published protocol. Sources: Heap, Leech & Aitchison (UAI 2023), Bowyer, Heap & 
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import warnings
@@ -350,11 +351,12 @@ def prior(models: tuple[str, ...], runs: int) -> None:
     "conditional" draws every latent given its parents' particles; "marginals" draws it from (a Normal with the quartiles of) its prior marginal, independently
     of the others. The first two cases have the published sizes, and the first the paper's narrow priors.
     """
-    rows = []
+    path, chosen = OUT / "prior.json", models or tuple(PRIOR_CASES)
+    rows = [r for r in json.loads(path.read_text()) if r["model"] not in chosen] if path.exists() else []
     click.echo(
         f"{'model':<29}{'guide':<12}{'particles':>10} {'strategy':<10}{'log evidence':>20}{'s a run':>9}  variance of posterior means over runs"
     )
-    for name in models or PRIOR_CASES:
+    for name in chosen:
         make, guides, at_a_time, many = PRIOR_CASES[name]
         model, args = make()
         for which in guides:
@@ -376,7 +378,7 @@ def prior(models: tuple[str, ...], runs: int) -> None:
                     f"{name:<29}{which:<12}{count * sets:>10} {strategy:<10}{log_z.mean():>12.1f} ±{log_z.std():<6.1f}{seconds:>9.3f}"
                     + "".join(f"  {n} {v:.2g}" for n, v in spread.items())
                 )
-                save_json(OUT / "prior.json", rows)
+                save_json(path, rows)
                 jax.clear_caches()
 
 
