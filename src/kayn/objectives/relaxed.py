@@ -55,10 +55,13 @@ class RelaxedOneHot(dist.Distribution):
     @validate_sample
     def log_prob(self, value: Any) -> Any:
         count = self.logits.shape[-1]
-        logs = jnp.log(jnp.maximum(value, float(jnp.finfo(value.dtype).tiny)))
+        # a share of zero has the least positive number for its own; everything here is finite, so logsumexp's own care would be in vain
+        logs = jnp.log(value + float(jnp.finfo(value.dtype).tiny))
         tilted = self.logits - self.temperature[..., None] * logs
+        top = jax.lax.stop_gradient(jnp.max(tilted, -1, keepdims=True))
+        total = jnp.log(jnp.sum(jnp.exp(tilted - top), -1)) + top[..., 0]
         constant = jax.scipy.special.gammaln(float(count)) + (count - 1) * jnp.log(self.temperature)
-        return constant + jnp.sum(tilted - logs, -1) - count * jax.nn.logsumexp(tilted, -1)
+        return constant + jnp.sum(tilted - logs, -1) - count * total
 
 
 class SharesOfOneHot(dist.Distribution):
