@@ -86,11 +86,10 @@ def svi_step(loss: type, model: Callable, args: tuple, particles: int) -> tuple[
 
 
 def posterior_step(what: str, model: Callable, args: tuple, particles: int) -> tuple[Any, Callable, int]:
-    params = fitted(model, args, particles)
     guide = FactorisedGuide.from_model(model, args)
-    problem = build_problem(model, guide, args, {}, params, make_request(particles))
+    problem = build_problem(model, guide, args, {}, guide.start, make_request(particles))
 
-    def moments(numbers: Any, key: Any) -> Any:
+    def moments(numbers: Any, params: Any, key: Any) -> Any:
         _, weights, draws = queries.weighted_draws(problem, numbers, params, key)
         out = {}
         for z in problem.graph.latents:
@@ -100,15 +99,15 @@ def posterior_step(what: str, model: Callable, args: tuple, particles: int) -> t
             ).sum(0)
         return out
 
-    def sample(numbers: Any, key: Any) -> Any:
+    def sample(numbers: Any, params: Any, key: Any) -> Any:
         draws = evidence.draw_particles(problem, numbers, key, params)
         slots = evidence.weigh(problem, numbers, draws, params)
         index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, params, draws.subsample))
         return queries.draw_indices(problem.layout.plan, slots, index, jax.random.split(key, DRAWS))
 
     key = jax.random.key(1)
-    compiled = QuickJit(moments if what == "moments" else sample).lower(problem.numbers, key).compile()
-    return compiled, lambda: partial(compiled, problem.numbers, key), 1
+    compiled = QuickJit(moments if what == "moments" else sample).lower(problem.numbers, guide.start, key).compile()
+    return compiled, lambda: partial(compiled, problem.numbers, fitted(model, args, particles), key), 1
 
 
 TASKS: dict[str, Callable[..., tuple[Any, Callable, int]]] = {
