@@ -35,6 +35,8 @@ from kayn.splits import MATMUL_SPEED, MIN_WORK, num_terms
 
 FAR = 80.0
 """Largest logarithm of a rate whose exponential is taken; that of 88 is the end of float32."""
+MIN_GAIN = 1.0
+"""How much cheaper it has to look."""
 
 Groups = tuple[tuple[Axis, ...], ...]
 """The particle axes of every term."""
@@ -56,7 +58,7 @@ def choose(output: Output, axes: Sequence[Axis], plan: Plan, steps: Sequence[Pro
     sizes = [math.prod(a.size for a in g) for g in groups]
     pairs = sum(m * n for m, n in combinations_with_replacement(sizes, 2))
     cost = math.prod(sizes) if density.family == "Poisson" else pairs
-    return groups if cost < speed * math.prod(sizes) else None
+    return groups if cost * MIN_GAIN < speed * math.prod(sizes) else None
 
 
 def _rest_is_data(density: Density, output: Output, steps: Sequence[Product]) -> bool:

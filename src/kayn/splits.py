@@ -18,6 +18,8 @@ MIN_WORK = 2**19
 """Factors with fewer terms are not worth a second program."""
 MATMUL_SPEED = 8
 """Multiply-adds of a matrix product in the time of one elementwise operation (2 CPU cores; more on accelerators)."""
+MIN_GAIN = 1.0
+"""How much cheaper a product has to look."""
 
 Shape = tuple[int, ...]
 
@@ -88,7 +90,7 @@ def choose(output: Output, axes: Sequence[Axis], plan: Plan, steps: Sequence[Pro
     terms = entries * num_terms(density)
     if terms < MIN_WORK:
         return None
-    best, least = None, float(terms)
+    best, least = None, terms / MIN_GAIN
     for form in FORMS[density.family]:
         split = _split(form, density, axes)
         if not _rows_are_free(split, output, steps):
