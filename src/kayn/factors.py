@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
@@ -27,6 +29,34 @@ from kayn.memory import CHUNK_ELEMENTS
 
 Particles = Mapping[str, Any]
 """[K, *shape] for every latent, K that of the latent's axis."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """A factor on its particle axes, with the plate products that follow at once."""
+
+    program: Program
+    output: Output
+    axes: tuple[Axis, ...]
+    plan: Plan
+    steps: tuple[Product, ...]
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """Plates and axes of the result."""
+        if self.steps:
+            return self.plan.axes[self.steps[-1].out]
+        return (*(d for d in self.output.dims if d), *(a.name for a in self.axes))
+
+    @cached_property
+    def first(self) -> tuple[Product, ...]:
+        """The plates that are summed as a whole, before any others."""
+        return tuple(takewhile(lambda s: not s.links, self.steps))
+
+    @property
+    def left(self) -> tuple[Product, ...]:
+        """The steps that come after those."""
+        return self.steps[len(self.first) :]
 
 
 def evaluate(
@@ -63,18 +93,15 @@ def evaluate_reduced(
     """
     single = _single(program, name, output, particles, inputs)
     elements = math.prod(plan.size[a] for a in plan.axes[steps[0].source]) if steps else 0
-    out = steps[-1].out if steps else None
-    order = plan.axes[out] if out is not None else (*(d for d in output.dims if d), *(a.name for a in axes))
-    # whole plates are summed for one particle, before its axes are moved behind: XLA would transpose the rows on the way back
-    first = list(takewhile(lambda s: not s.links, steps))
+    way = Reduction(program, output, tuple(axes), plan, tuple(steps))
 
     def summed(values: Mapping[str, Any]) -> Any:
-        return apply_products(plan, first, single(values), index, tuple(plan.scope))
+        # for one particle, before its axes are moved behind: XLA would transpose the rows on the way back
+        return apply_products(plan, way.first, single(values), index, tuple(plan.scope))
 
     # what is summed over its rows at once is computed along them anyway
-    alone = not first and is_dear(program, name, {n: a.name for a in axes for n in a.latents})
-    left = steps[len(first) :]
-    reduced = in_parts(summed, axes, particles, plan, left, index, order, max(elements, terms), alone=alone)
+    alone = not way.first and is_dear(program, name, {n: a.name for a in axes for n in a.latents})
+    reduced = in_parts(summed, axes, particles, plan, way.left, index, way.order, max(elements, terms), alone=alone)
     # after the products: a selection inside a chain of arithmetic keeps XLA from vectorising it
     return finite(reduced) if _is_log_factor(program, name, output) else reduced
 

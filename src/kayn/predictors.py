@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations_with_replacement, takewhile
+from itertools import combinations_with_replacement
 from typing import Any
 
 import jax
@@ -29,7 +29,6 @@ from kayn.contraction.plan import Plan, Product
 from kayn.expfam import LOG_ROOT_2PI, LOST_BITS, WEIGHTS
 from kayn.factors import Particles
 from kayn.graph.arguments import ARGUMENT, PREDICTORS
-from kayn.graph.trace import Program
 from kayn.graph.types import Density, Output
 from kayn.splits import MATMUL_SPEED, MIN_WORK, num_terms
 
@@ -82,32 +81,15 @@ def _groups(density: Density, axes: Sequence[Axis]) -> Groups:
 
 
 @dataclass(frozen=True, eq=False)
-class Additive:
+class Additive(factors.Reduction):
     """A factor by the terms of its predictor, from latent values to log densities."""
 
-    program: Program
-    output: Output
-    axes: tuple[Axis, ...]
     groups: Groups
-    plan: Plan
-    steps: tuple[Product, ...]
 
     @cached_property
     def density(self) -> Density:
         assert self.output.density is not None
         return self.output.density
-
-    @cached_property
-    def first(self) -> list[Product]:
-        """The plates that are summed as a whole, before any others."""
-        return list(takewhile(lambda s: not s.links, self.steps))
-
-    @cached_property
-    def order(self) -> tuple[str, ...]:
-        """Plates and axes of the result."""
-        if self.steps:
-            return self.plan.axes[self.steps[-1].out]
-        return (*(d for d in self.output.dims if d), *(a.name for a in self.axes))
 
     def prepare(self, particles: Particles, inputs: Sequence[Any], links: Mapping[Any, Any]) -> tuple[Any, Any]:
         """What `finish` needs, and whether it can be trusted."""
@@ -222,19 +204,18 @@ class _Rows:
 
     def over(self, axes: Sequence[Axis], one: Term, other: Term = lambda _: jnp.ones(())) -> Any:
         """The sum over rows of a product, over some particle axes."""
-        way, first = self.way, self.way.first
-        left = way.steps[len(first) :]
-        rows = num_terms(way.density) if left else 1
+        way = self.way
+        rows = num_terms(way.density) if way.left else 1
         found = factors.in_parts(
             lambda values: self.inner(one(values), other(values)),
             axes,
             self.particles,
             way.plan,
-            left,
+            way.left,
             self.links.__getitem__,
             way.order,
             rows * math.prod(a.size for a in axes),
-            alone=not first and len(axes) > 1,
+            alone=not way.first and len(axes) > 1,
         )
         mine = [a.name for a in axes]
         return expand(found, [a for a in way.order if a not in way.plan.scope or a in mine], way.order)

@@ -55,36 +55,24 @@ def evaluate(
 
     arguments = (dict(particles), list(inputs), links)
     if groups is not None:
-        way: Any = predictors.Additive(program, output, tuple(axes), groups, plan, tuple(steps))
+        way: Any = predictors.Additive(program, output, tuple(axes), plan, tuple(steps), groups)
     elif split is not None:
-        way = _Factorisation(program, output, tuple(axes), split, plan, tuple(steps))
+        way = _Factorisation(program, output, tuple(axes), plan, tuple(steps), split)
     else:
         return exact(arguments)
     return guarded(lambda a: way.prepare(*a), way.finish, exact, arguments)
 
 
 @dataclass(frozen=True, eq=False)
-class _Factorisation:
+class _Factorisation(factors.Reduction):
     """A split factor, from latent values to statistics and naturals, and from these to the factor."""
 
-    program: Program
-    output: Output
-    axes: tuple[Axis, ...]
     split: Split
-    plan: Plan
-    steps: tuple[Product, ...]
 
     @property
     def rows(self) -> frozenset[str]:
         """Plates that are summed in the statistics."""
         return frozenset(s.plate for s in self.steps)
-
-    @property
-    def order(self) -> tuple[str, ...]:
-        """Plates and axes of the result."""
-        if self.steps:
-            return self.plan.axes[self.steps[-1].out]
-        return (*(d for d in self.output.dims if d), *(a.name for a in self.axes))
 
     @property
     def left_names(self) -> list[str]:
