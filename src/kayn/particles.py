@@ -192,12 +192,19 @@ def _trace_sampler(
     indices = {n: jax.ShapeDtypeStruct(density.sites[n].shape, "int32") for n in density.subsamples}
 
     def run(key: Any, params: Any, indices: dict) -> list[Any]:
-        program = seeded(InvertedDraws(handlers.substitute(guide, data={**(params or {}), **indices})), key)
-        trace = handlers.trace(program).get_trace(*args, **kwargs)
-        return [jnp.asarray(trace[n]["value"]) for n in density.latents]
+        return run_guide(guide, key, args, kwargs, {**(params or {}), **indices}, density.latents)
 
     closed = jax.make_jaxpr(run)(as_key(0), params, indices)
     return closed.jaxpr, tuple(closed.consts)
+
+
+def run_guide(
+    guide: Callable, key: Any, args: tuple, kwargs: Mapping, known: Mapping[str, Any], names: Sequence[str]
+) -> list[Any]:
+    """One run of a guide with known values of its parameters: what it draws for some sites."""
+    program = seeded(InvertedDraws(handlers.substitute(guide, data=dict(known))), key)
+    trace = handlers.trace(program).get_trace(*args, **kwargs)
+    return [jnp.asarray(trace[n]["value"]) for n in names]
 
 
 class InvertedDraws(Messenger):

@@ -10,12 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from numpyro import handlers
 from numpyro.primitives import Messenger
 
-from kayn.graph.seeded import seeded
 from kayn.keys import as_key
-from kayn.particles import GuideProgram, InvertedDraws, Noise
+from kayn.particles import GuideProgram, Noise, run_guide
 
 Placed = tuple[tuple[int, ...], Callable[[Any], Any]]
 """The event shape of standard normal noise, and what makes draws of it [*batch, *event]."""
@@ -29,24 +27,18 @@ def evenly(program: GuideProgram, guide: Callable, args: tuple, kwargs: Mapping,
     """
     if program.draw is not None or program.density.subsamples:
         return program
-    recorded = _FromNoise(handlers.substitute(guide, data=dict(params)), None)
-    jax.eval_shape(lambda key: _run(recorded, key, args, kwargs, ()), as_key(0))
+    recorded = _FromNoise(guide, None)
+    jax.eval_shape(lambda key: run_guide(recorded, key, args, kwargs, params, ()), as_key(0))
     if not recorded.noise:
         return program
     noise = tuple(recorded.noise)
 
     def run(key: Any, drawn: Mapping[str, Any], params: Mapping) -> list[Any]:
-        placing = _FromNoise(handlers.substitute(guide, data=dict(params)), drawn)
-        return _run(placing, key, args, kwargs, program.names)
+        return run_guide(_FromNoise(guide, drawn), key, args, kwargs, params, program.names)
 
     shapes = {n.site: jax.ShapeDtypeStruct(n.shape, jnp.result_type(float)) for n in noise}
     closed = jax.make_jaxpr(run)(as_key(0), shapes, dict(params))
     return replace(program, sampler=closed.jaxpr, sampler_consts=tuple(closed.consts), noise=noise)
-
-
-def _run(placing: Callable, key: Any, args: tuple, kwargs: Mapping, names: tuple[str, ...]) -> list[Any]:
-    trace = handlers.trace(seeded(InvertedDraws(placing), key)).get_trace(*args, **kwargs)
-    return [jnp.asarray(trace[n]["value"]) for n in names]
 
 
 class _FromNoise(Messenger):
