@@ -25,6 +25,12 @@ def save_json(path: Path, content: Any) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
+def rows_of_others(path: Path, redone: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows that a file of results has of other models than those that are run again."""
+    stored = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    return [r for r in stored if r["model"] not in redone]
+
+
 def _plain(value: Any) -> Any:
     return np.asarray(value).tolist()
 

@@ -11,7 +11,6 @@ Aitchison (UAI 2024) and 1 to 3 of Heap, Bowyer & Aitchison (QEM, 2025).
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import warnings
@@ -31,7 +30,7 @@ from numpyro.infer import MCMC, NUTS, SVI
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parent))
-from _common import save_json
+from _common import rows_of_others, save_json
 from models import MODELS
 from run import OUT, test_arguments
 
@@ -189,8 +188,7 @@ def main(
     many = many or ((100, 1000, 10_000, 30_000) if full else (1000,))
     seeds, last = (5, LOOKS[-1]) if full else (seeds, LOOKS[-2])
     path = OUT / f"curves{'_simulated' if known else ''}.json"
-    stored = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    rows: list[dict[str, Any]] = [r for r in stored if r["model"] not in models]
+    rows = rows_of_others(path, models)
     click.echo(
         f"{'model':<17}{'method':<12}{'strategy':<10}{'K':>6}{'length':>7}{'seconds':>9}{'log evidence':>14}{'error of means, sd':>20}{'test joint':>12}{'by row':>9}"
     )

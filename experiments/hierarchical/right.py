@@ -9,7 +9,6 @@ of a NUTS run as users have it (MovieLens takes very long). Writes `right.json` 
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import warnings
@@ -28,7 +27,7 @@ from numpyro.infer.reparam import LocScaleReparam
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 sys.path.insert(0, str(Path(__file__).parent))
-from _common import save_json
+from _common import rows_of_others, save_json
 from run import LAST, OUT
 
 import chimpanzees
@@ -119,8 +118,7 @@ def main(models: tuple[str, ...], particles: tuple[int, ...], steps: int, nuts: 
     """Evidence, held-out density and distance from NUTS."""
     warnings.simplefilter("ignore", kayn.PoorFitWarning)
     path, chosen = OUT / "right.json", models or tuple(CASES)
-    stored = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    rows: list[dict[str, Any]] = [r for r in stored if r["model"] not in chosen]
+    rows = rows_of_others(path, chosen)
     click.echo(
         f"{'model':<28}{'method':<7}{'K':>4}{'log evidence':>14}{'test, per row':>15}{'joint':>10}{'seconds':>9}{'worst mean, sd of NUTS':>24}"
     )

@@ -6,7 +6,6 @@ published protocol. Sources: Heap, Leech & Aitchison (UAI 2023), Bowyer, Heap & 
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import warnings
@@ -27,7 +26,7 @@ from numpyro.infer.reparam import Reparam
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from _common import save_json
+from _common import rows_of_others, save_json
 from models import MODELS, movielens, ratings_of, tastes
 
 import kayn
@@ -349,10 +348,10 @@ def prior(models: tuple[str, ...], runs: int) -> None:
     """Importance sampling with the prior as proposal: all combinations of 30 particles against many joint draws.
 
     "conditional" draws every latent given its parents' particles; "marginals" draws it from (a Normal with the quartiles of) its prior marginal, independently
-    of the others. The first two cases have the published sizes, and the first the paper's narrow priors.
+    of the others. The first three cases have the published sizes, and the first two the paper's narrow priors.
     """
     path, chosen = OUT / "prior.json", models or tuple(PRIOR_CASES)
-    rows = [r for r in json.loads(path.read_text()) if r["model"] not in chosen] if path.exists() else []
+    rows = rows_of_others(path, chosen)
     click.echo(
         f"{'model':<29}{'guide':<12}{'particles':>10} {'strategy':<10}{'log evidence':>20}{'s a run':>9}  variance of posterior means over runs"
     )
@@ -378,7 +377,7 @@ def prior(models: tuple[str, ...], runs: int) -> None:
                     f"{name:<29}{which:<12}{count * sets:>10} {strategy:<10}{log_z.mean():>12.1f} ±{log_z.std():<6.1f}{seconds:>9.3f}"
                     + "".join(f"  {n} {v:.2g}" for n, v in spread.items())
                 )
-                save_json(path, rows)
+                save_json(path, {"rows": rows})
                 jax.clear_caches()
 
 
