@@ -1,5 +1,6 @@
 """Models with `scan`: brute-force enumeration of all paths, closed forms, the textbook forward algorithm."""
 
+import warnings
 from functools import partial
 
 import jax
@@ -386,7 +387,9 @@ def test_draws_are_joint_paths():
         numpyro.sample("z", dist.Normal(jnp.zeros(8), 0.6))
 
     near = kayn.Importance(model, guide, num_particles=1000)
-    paths = np.asarray(near.run(0, None, y).sample(1, 2000)["z"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", kayn.errors.PoorFitWarning)
+        paths = np.asarray(near.run(0, None, y).sample(1, 2000)["z"])
     increments = np.diff(paths, axis=1)
     assert paths.std(0).min() > 0.2
     assert abs(increments.std() / 0.01 - 1) < 0.1
