@@ -287,7 +287,12 @@ def test_damaged_download_is_refused_by_the_published_md5(cache, monkeypatch):
         datasets.load("movielens_100k")
 
 
-@pytest.mark.parametrize("content", [b"<html>", zipped({"other.json": "{}"}), zipped({"election88.json": "{}"})])
+# an archive has the time in it, which must not get into the name of a test
+@pytest.mark.parametrize(
+    "content",
+    [b"<html>", zipped({"other.json": "{}"}), zipped({"election88.json": "{}"})],
+    ids=["a page", "another archive", "an empty archive"],
+)
 def test_unexpected_form_is_refused(content, cache, monkeypatch):
     monkeypatch.setattr(datasets, "_read_url", lambda url: content)
     with pytest.raises(DatasetError, match="does not have the expected form"):
