@@ -13,7 +13,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.infer import SVI
-from scipy import integrate
+from scipy import integrate, special
 
 import kayn
 from kayn.errors import GuideError, KaynError
@@ -471,6 +471,33 @@ def test_the_relaxed_one_hot_density_integrates_to_one():
     draws = fn.sample(jax.random.key(0), (20_000,))
     # the larger of two shares is the first with the probability of its logit
     assert abs(float(jnp.mean(draws[:, 0] > 0.5)) - float(jax.nn.sigmoid(0.7))) < 0.02
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (5, 3)])
+def test_the_relaxed_one_hot_density_is_the_published_one(batch, x64):
+    """Maddison, Mnih & Teh (2017), equation 10, with values of more dimensions than logits, of as many and of fewer."""
+    rng = np.random.default_rng(0)
+    logits, temperature = rng.normal(size=(*batch, 4)), rng.uniform(0.3, 3.0, batch)
+    fn = RelaxedOneHot(temperature, jnp.asarray(logits))
+    values = fn.sample(jax.random.key(0), (7,))
+    np.testing.assert_allclose(values.sum(-1), 1.0, rtol=1e-12)
+    assert values.shape == (7, *batch, 4)
+    for value in (values, np.asarray([0.1, 0.2, 0.3, 0.4])):
+        tilted = logits - np.asarray(temperature)[..., None] * np.log(value)
+        expected = np.log(6.0) + 3 * np.log(temperature)
+        expected = expected + np.sum(tilted - np.log(value) - special.logsumexp(tilted, -1, keepdims=True), -1)
+        np.testing.assert_allclose(fn.log_prob(jnp.asarray(value)), expected, rtol=1e-10)
+
+
+def test_relaxed_densities_are_finite_at_the_edge():
+    """Shares that have rounded to zero and one, under logits that are far apart."""
+    fn = RelaxedOneHot(0.5, jnp.array([0.0, 80.0, -80.0]))
+    density, slopes = jax.value_and_grad(lambda logits: RelaxedOneHot(0.5, logits).log_prob(jnp.array([0.0, 1.0, 0.0])))(
+        fn.logits
+    )
+    assert np.isfinite(density)
+    assert np.isfinite(slopes).all()
+    assert np.isfinite(fn.log_prob(fn.sample(jax.random.key(0), (100,)))).all()
 
 
 def test_relaxed_bounds_and_hard_priors():
