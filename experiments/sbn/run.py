@@ -107,12 +107,12 @@ def entropy_of_bars() -> float:
 # -- runs
 
 
-def run(case: Case, steps: int, seed: int, test_particles: int, rate: float = 1e-3, looks: int = 10) -> dict[str, Any]:
+def run(case: Case, steps: int, seed: int, test_particles: int, rate: float = 1e-3, looks: int = 20) -> dict[str, Any]:
     model, guide = network(case)
     if case.data == "bars":
-        train_data, test, augment = bars(10_000, 1), bars(1000, 2), None
+        train_data, held_out, test, augment = bars(10_000, 1), bars(1000, 3), bars(1000, 2), None
     else:
-        (train_data, test), augment = digits(), binarise
+        (train_data, held_out, test), augment = digits(), binarise
     result = train(
         model,
         guide,
@@ -122,12 +122,12 @@ def run(case: Case, steps: int, seed: int, test_particles: int, rate: float = 1e
         num_steps=steps,
         rng_key=seed,
         augment=augment,
-        held_out=test[: 500 if case.data == "mnist" else 1000],
+        held_out=held_out,
         held_out_particles=50,
         look_every=max(steps // looks, 1),
         progress=False,
     )
-    per_image, curve = evidence_by_datum(model, guide, result.last, test, test_particles)
+    per_image, curve = evidence_by_datum(model, guide, result.params, test, test_particles)
     return {
         **asdict(case),
         "seed": seed,
@@ -164,22 +164,33 @@ def images_per_second(case: Case, data: Any, augment: Any, batch: int = 100, ste
     return batch * steps / float(np.diff(seconds)[1:].min())
 
 
+SAME = ("data", "sizes", "p", "q", "method", "particles", "strategy", "steps")
+"""What runs of several seeds have in common."""
+
+
+def by_case(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Runs that differ by their seed only."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for r in results:
+        groups.setdefault(str([r[what] for what in SAME]), []).append(r)
+    return list(groups.values())
+
+
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
-        f"{'data':<7}{'layers':<16}{'p':<6}{'q':<6}{'method':<11}{'K':>4} {'particles':<10}{'seeds':>6}{'test log evidence':>20}{'error':>7}{'images / s':>12}"
+        f"{'data':<7}{'layers':<16}{'p':<6}{'q':<6}{'method':<11}{'K':>4} {'particles':<10}{'steps':>7}{'seeds':>6}{'test log evidence':>20}{'error':>7}{'images / s':>12}"
     ]
-    groups: dict[Any, list[dict[str, Any]]] = {}
-    for r in results:
-        key = (r["data"], "-".join(map(str, r["sizes"])), r["p"], r["q"], r["method"], r["particles"], r["strategy"])
-        groups.setdefault(key, []).append(r)
-    for (data, sizes, p, q, method, particles, strategy), rows in groups.items():
+    for rows in by_case(results):
+        data, sizes, p, q, method, particles, strategy, steps = (rows[0][what] for what in SAME)
+        layers, kind = "-".join(map(str, sizes)), {"local": "joint", "parallel": "per layer"}[strategy]
         values = np.asarray([r["test"] for r in rows])
         # over seeds, or over test images where there is one seed
         spread = values.std(ddof=1) / len(rows) ** 0.5 if len(rows) > 1 else rows[0]["test_error"]
-        speed = max(r["images_per_second"] for r in rows)
-        kind = {"local": "joint", "parallel": "per layer"}[strategy]
+        # runs that shared their device with others have no rate
+        rates = [r["images_per_second"] for r in rows if r["images_per_second"]]
+        speed = f"{max(rates):,.0f}" if rates else "-"
         lines.append(
-            f"{data:<7}{sizes:<16}{p:<6}{q:<6}{method:<11}{particles:>4} {kind:<10}{len(rows):>6}{values.mean():>20.3f}{spread:>7.3f}{speed:>12,.0f}"
+            f"{data:<7}{layers:<16}{p:<6}{q:<6}{method:<11}{particles:>4} {kind:<10}{steps:>7}{len(rows):>6}{values.mean():>20.3f}{spread:>7.3f}{speed:>12}"
         )
     if any(r["data"] == "bars" for r in results):
         lines.append(f"A perfect model of the bars has a test log evidence of {-entropy_of_bars():.3f} on average.")
@@ -192,18 +203,16 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
     sets = list(dict.fromkeys(r["data"] for r in results))
     figure, panels = plt.subplots(2, len(sets), figsize=(5.2 * len(sets), 8), squeeze=False)
     for column, name in enumerate(sets):
-        cases: dict[str, list[dict[str, Any]]] = {}
-        for r in (r for r in results if r["data"] == name):
-            label = f"{r['method']}, K = {r['particles']}, {r['p']}/{r['q']}{', per layer' if r['strategy'] == 'parallel' else ''}"
-            cases.setdefault(label, []).append(r)
-        for label, rows in cases.items():
-            steps = [s for s, _ in rows[0]["held_out"]][1:]
+        for rows in by_case([r for r in results if r["data"] == name]):
+            first, layered = rows[0], rows[0]["strategy"] == "parallel"
+            label = f"{first['method']}, K = {first['particles']}{' per layer' if layered else ''}, {first['p']}/{first['q']}, {first['steps']:,} steps"
+            steps = [s for s, _ in first["held_out"]][1:]
             values = np.asarray([[v for _, v in r["held_out"]][1:] for r in rows])
-            (line,) = panels[0, column].plot(steps, values.mean(0), label=label)
+            (line,) = panels[0, column].plot(steps, values.mean(0), "--" if layered else "-", label=label)
             panels[0, column].fill_between(steps, values.min(0), values.max(0), alpha=0.2, color=line.get_color())
-            counts = sorted(map(int, rows[0]["curve"]))
+            counts = sorted(map(int, first["curve"]))
             curve = np.asarray([[{int(k): v for k, v in r["curve"].items()}[c] for c in counts] for r in rows]).mean(0)
-            panels[1, column].semilogx(counts, curve, "o-", label=label, color=line.get_color())
+            panels[1, column].semilogx(counts, curve, "o--" if layered else "o-", label=label, color=line.get_color())
         panels[0, column].set(title=name, xlabel="iteration", ylabel="held-out log evidence, 50 particles")
         panels[1, column].set(xlabel="particles of the test", ylabel="test log evidence")
     panels[0, 0].legend(fontsize=6)

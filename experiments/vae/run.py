@@ -72,7 +72,7 @@ def guide(x: Any) -> None:
 
 
 def run(name: str, particles: int, steps: int, batch: int, rate: float, test_particles: int) -> dict[str, Any]:
-    images, test = digits()
+    images, held_out, test = digits()
     rates = optax.cosine_decay_schedule(rate, steps, 0.1)
     result = train(
         model,
@@ -82,12 +82,12 @@ def run(name: str, particles: int, steps: int, batch: int, rate: float, test_par
         batch_size=batch,
         num_steps=steps,
         augment=binarise,
-        held_out=test[:500],
+        held_out=held_out,
         held_out_particles=64,
-        look_every=max(steps // 10, 1),
+        look_every=max(steps // 20, 1),
         progress=False,
     )
-    params = result.last
+    params = result.params
     per_image, curve = evidence_by_datum(model, guide, params, test, test_particles)
     spent = meters.layers(model, guide, params, test, num_draws=20)
     means = (
@@ -140,7 +140,7 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
     figure.savefig(out / "vae.png", dpi=110)
     plt.close(figure)
     rows = [
-        ("data", digits()[1][:10]),
+        ("data", digits()[2][:10]),
         *((f"{r['loss']}\nK = {r['particles']}", r["reconstructions"]) for r in results),
     ]
     draw_rows([(label, pictures, [""] * 10) for label, pictures in rows], 28, out / "reconstructions.png")
