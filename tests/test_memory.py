@@ -68,8 +68,8 @@ def taken(model, args, num_particles, memory=None):
 @pytest.mark.parametrize(("name", "num_particles"), [("slopes", 8), ("slopes", 16), ("pairs", 16), ("tastes", 3)])
 def test_the_estimate_is_an_upper_one_and_not_far_off(name, num_particles):
     actual, estimate = taken(*CASES[name], num_particles)
-    # rows count as if a whole part of them were held, which compilers mostly avoid
-    assert actual <= estimate <= 8 * actual
+    # rows count as if a whole part of them were held, which compilers mostly avoid, and those for GPUs nearly always
+    assert actual <= estimate <= (8 if jax.default_backend() == "cpu" else 30) * actual
 
 
 @pytest.mark.parametrize(

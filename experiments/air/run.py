@@ -1,6 +1,6 @@
 """Attend, infer, repeat: how many digits are in the picture, where and what? (Eslami et al., 2016; WW against VIMCO as in Le et al., UAI 2019, section 5.3.)
 
-Run: python experiments/air/run.py [--losses NAME ...] [--particles K ...] [--steps N] [--full]
+Run: python experiments/air/run.py [--losses NAME ...] [--particles K ...] [--steps N] [--seeds N] [--full]
 
 Pictures of 50 x 50 with none, one or two digits; up to three steps, each with a bit for whether there is another object, its place and its code, decoded to 20 x 20 and
 pasted. Discrete and continuous latents in one model, whose number depends on the discrete ones. Writes `results.json`, a table, curves and reconstructions into
@@ -142,7 +142,9 @@ def counts(params: Any, x: Any, seed: int = 0) -> Any:
     return jnp.sum(jnp.cumprod(present, 0), 0)
 
 
-def run(name: str, particles: int, steps: int, batch: int, rate: float, test_particles: int) -> dict[str, Any]:
+def run(
+    name: str, particles: int, steps: int, batch: int, rate: float, test_particles: int, seed: int = 0
+) -> dict[str, Any]:
     images, _ = pictures(20_000, 1, 0, 8000)
     grey, numbers = pictures(1000, 2, 8000, 10_000)
     test = (np.random.default_rng(3).random(grey.shape) < grey).astype(np.int32)
@@ -155,6 +157,7 @@ def run(name: str, particles: int, steps: int, batch: int, rate: float, test_par
         images,
         batch_size=batch,
         num_steps=steps,
+        rng_key=seed,
         augment=binarise,
         held_out=test[:200],
         held_out_particles=20,
@@ -168,6 +171,7 @@ def run(name: str, particles: int, steps: int, batch: int, rate: float, test_par
     return {
         "loss": name,
         "particles": particles,
+        "seed": seed,
         "steps": steps,
         "accuracy": seen(params),
         "test": per_image.mean(),
@@ -182,13 +186,24 @@ def run(name: str, particles: int, steps: int, batch: int, rate: float, test_par
     }
 
 
+def cases(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Runs that differ by their seed only."""
+    found: dict[Any, list[dict[str, Any]]] = {}
+    for r in results:
+        found.setdefault((r["loss"], r["particles"], r["steps"]), []).append(r)
+    return list(found.values())
+
+
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
-        f"{'loss':<7}{'K':>4}{'steps':>8}{'right counts':>14}{'test log evidence':>20}{'error':>7}{'KL(q, p)':>10}"
+        f"{'loss':<10}{'K':>3}{'steps':>8}{'seeds':>7}{'right counts':>14}{'lowest':>8}{'highest':>9}{'test log evidence':>19}{'lowest':>9}{'highest':>9}{'KL(q, p)':>10}"
     ]
-    for r in results:
+    for rows in cases(results):
+        right, test = (np.asarray([float(r[what]) for r in rows]) for what in ("accuracy", "test"))
+        gap = np.mean([r["gap"] for r in rows])
         lines.append(
-            f"{r['loss']:<7}{r['particles']:>4}{r['steps']:>8}{float(r['accuracy']):>14.3f}{r['test']:>20.2f}{r['test_error']:>7.2f}{r['gap']:>10.2f}"
+            f"{rows[0]['loss']:<10}{rows[0]['particles']:>3}{rows[0]['steps']:>8}{len(rows):>7}{right.mean():>14.3f}{right.min():>8.3f}{right.max():>9.3f}"
+            f"{test.mean():>19.2f}{test.min():>9.2f}{test.max():>9.2f}{gap:>10.2f}"
         )
     return "\n".join(lines)
 
@@ -197,10 +212,12 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(10, 4))
-    for r in results:
+    for rows in cases(results):
         for panel, what in zip(panels, ("held_out", "accuracies"), strict=True):
-            steps, values = zip(*r[what][1:], strict=True)
-            panel.plot(steps, values, label=f"{r['loss']}, K = {r['particles']}")
+            steps = [step for step, _ in rows[0][what]][1:]
+            values = np.asarray([[value for _, value in r[what]][1:] for r in rows])
+            (line,) = panel.plot(steps, values.mean(0), label=f"{rows[0]['loss']}, K = {rows[0]['particles']}")
+            panel.fill_between(steps, values.min(0), values.max(0), alpha=0.2, color=line.get_color())
     panels[0].set(xlabel="iteration", ylabel="held-out log evidence, 20 particles")
     panels[1].set(xlabel="iteration", ylabel="share of right counts")
     panels[0].legend()
@@ -208,9 +225,11 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
     figure.savefig(out / "air.png", dpi=110)
     plt.close(figure)
     grey, _ = pictures(1000, 2, 8000, 10_000)
-    rows = [("data", grey[:12], results[0]["numbers"])]
-    rows += [(f"{r['loss']}\nK = {r['particles']}", np.asarray(r["reconstructions"]), r["found"]) for r in results]
-    labelled = [(label, shown, [str(int(n)) for n in np.asarray(numbers)]) for label, shown, numbers in rows]
+    shown = [("data", grey[:12], results[0]["numbers"])]
+    for first, *_ in cases(results):
+        label = f"{first['loss']}\nK = {first['particles']}"
+        shown.append((label, np.asarray(first["reconstructions"]), first["found"]))
+    labelled = [(label, images, [str(int(n)) for n in np.asarray(numbers)]) for label, images, numbers in shown]
     draw_rows(labelled, CANVAS, out / "reconstructions.png")
 
 
@@ -218,6 +237,7 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
 @click.option("--losses", multiple=True, type=click.Choice(list(LOSSES)))
 @click.option("--particles", multiple=True, type=int)
 @click.option("--steps", type=int, help="100 by default, 300,000 with --full.")
+@click.option("--seeds", default=1)
 @click.option("--batch", default=32)
 @click.option("--rate", default=3e-4)
 @click.option("--test-particles", type=int, help="40 by default, 5,000 with --full.")
@@ -227,6 +247,7 @@ def main(
     losses: tuple[str, ...],
     particles: tuple[int, ...],
     steps: int | None,
+    seeds: int,
     batch: int,
     rate: float,
     test_particles: int | None,
@@ -238,9 +259,10 @@ def main(
     results = []
     for count in particles or ((5, 10, 20) if full else (5,)):
         for name in losses or LOSSES:
-            results.append(run(name, count, steps, batch, rate, test_particles))
-            save_json(out / "results.json", {"results": results})
-            click.echo(table(results[-1:]).splitlines()[-1] if len(results) > 1 else table(results))
+            for seed in range(seeds):
+                results.append(run(name, count, steps, batch, rate, test_particles, seed))
+                save_json(out / "results.json", {"results": results})
+                click.echo(table(results[-1:]).splitlines()[-1] if len(results) > 1 else table(results))
     (out / "table.txt").write_text(table(results) + "\n", encoding="utf-8")
     draw(results, out)
     click.echo(f"written to {out}")
