@@ -39,7 +39,7 @@ def products() -> list[dict[str, Any]]:
         keys = jax.random.split(jax.random.key(0))
         left = 3 * jax.random.normal(keys[0], (batch, wide, terms))
         right = 3 * jax.random.normal(keys[1], (batch, terms, wide))
-        own, other = seconds(lambda l=left, r=right: semiring(l, r))[0], seconds(lambda l=left, r=right: plain(l, r))[0]
+        own, other = (seconds(partial(product, left, right))[0] for product in (semiring, plain))
         limit = limit_seconds(2 * batch * terms * wide**2, left.nbytes + right.nbytes + 4 * batch * wide**2)
         shape = [batch, wide, terms, wide]
         rows.append({"shape": shape, "seconds": own, "of_product": own / other, "of_limit": own / limit})

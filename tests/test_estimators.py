@@ -492,9 +492,9 @@ def test_the_relaxed_one_hot_density_is_the_published_one(batch, x64):
 def test_relaxed_densities_are_finite_at_the_edge():
     """Shares that have rounded to zero and one, under logits that are far apart."""
     fn = RelaxedOneHot(0.5, jnp.array([0.0, 80.0, -80.0]))
-    density, slopes = jax.value_and_grad(lambda logits: RelaxedOneHot(0.5, logits).log_prob(jnp.array([0.0, 1.0, 0.0])))(
-        fn.logits
-    )
+    density, slopes = jax.value_and_grad(
+        lambda logits: RelaxedOneHot(0.5, logits).log_prob(jnp.array([0.0, 1.0, 0.0]))
+    )(fn.logits)
     assert np.isfinite(density)
     assert np.isfinite(slopes).all()
     assert np.isfinite(fn.log_prob(fn.sample(jax.random.key(0), (100,)))).all()

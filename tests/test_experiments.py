@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import json
 import os
 import sys
 from pathlib import Path
@@ -65,6 +66,20 @@ def test_the_mixture_experiment_trains(method):
     assert [h["step"] for h in history][-1] == 60
     assert all(np.isfinite(h[n]).all() for h in history for n in ("p", "q", "gradient_sd"))
     assert method in module.table([result])
+
+
+def test_the_gradient_experiment_tells_bias_from_chance(tmp_path, monkeypatch):
+    module = load("gradients/run.py")
+    monkeypatch.setattr(module, "ESTIMATORS", {n: module.ESTIMATORS[n] for n in ("ww", "ws", "vimco", "relax")})
+    command = ["--particles", "2", "--draws", "3000", "--out", str(tmp_path)]
+    result = CliRunner().invoke(module.main, command, catch_exceptions=False)
+    rows = {r["estimator"]: r for r in json.loads((tmp_path / "results.json").read_text())["results"]}
+    assert set(rows) == {"ww", "ws", "vimco", "relax"}
+    for name in ("ws", "vimco", "relax"):
+        # false alarms below 0.003 even if one direction had all of the noise, and of twenty directions far below
+        assert rows[name]["bias"] < 3 * rows[name]["by_chance"], result.output
+    assert rows["ww"]["bias"] > 10 * rows["ww"]["by_chance"]
+    assert rows["vimco"]["noise"] < rows["relax"]["noise"]
 
 
 def test_the_chain_experiment_knows_its_evidence(tmp_path, monkeypatch):
