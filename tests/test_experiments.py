@@ -169,7 +169,7 @@ def test_pictures_are_pasted_where_they_are_cut():
     np.testing.assert_allclose([grid[column], grid[row]], [0.35, -0.4], atol=0.05)
 
 
-@pytest.mark.parametrize("name", ["ww", "vimco"])
+@pytest.mark.parametrize("name", ["ww", "wsw", "vimco"])
 def test_gradients_of_the_scene_model_are_finite(name):
     module = load("air/run.py")
     x = (np.random.default_rng(0).random((3, module.CANVAS**2)) < 0.1).astype(np.int32)

@@ -130,6 +130,7 @@ def guide(x: Any) -> None:
 
 LOSSES = {
     "ww": lambda k: kayn.RWS(k, "local"),
+    "wsw": lambda k: kayn.RWS(k, "local", wake_phi=0.5, sleep_phi=0.5, sleep_particles=2),
     "delta-ww": lambda k: kayn.RWS(k, "local", defensive=0.2),
     "vimco": lambda k: kayn.VIMCO(k, "local"),
 }
@@ -211,22 +212,30 @@ def table(results: list[dict[str, Any]]) -> str:
 def draw(results: list[dict[str, Any]], out: Path) -> None:
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4))
+    figure, panels = plt.subplots(1, 2, figsize=(12, 4))
+    colours, styles = (
+        {x: i for i, x in enumerate(dict.fromkeys(r[what] for r in results))} for what in ("loss", "particles")
+    )
     for rows in cases(results):
+        style = {
+            "color": f"C{colours[rows[0]['loss']]}",
+            "linestyle": ("-", "--", ":", "-.")[styles[rows[0]["particles"]] % 4],
+        }
         for panel, what in zip(panels, ("held_out", "accuracies"), strict=True):
             steps = [step for step, _ in rows[0][what]][1:]
             values = np.asarray([[value for _, value in r[what]][1:] for r in rows])
-            (line,) = panel.plot(steps, values.mean(0), label=f"{rows[0]['loss']}, K = {rows[0]['particles']}")
-            panel.fill_between(steps, values.min(0), values.max(0), alpha=0.2, color=line.get_color())
+            label = f"{rows[0]['loss']}, K = {rows[0]['particles']}, {rows[0]['steps']:,} steps"
+            panel.plot(steps, values.mean(0), label=label, **style)
+            panel.fill_between(steps, values.min(0), values.max(0), alpha=0.1, color=style["color"])
     panels[0].set(xlabel="iteration", ylabel="held-out log evidence, 20 particles")
     panels[1].set(xlabel="iteration", ylabel="share of right counts")
-    panels[0].legend()
+    panels[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     figure.savefig(out / "air.png", dpi=110)
     plt.close(figure)
     grey, _ = pictures(1000, 2, 8000, 10_000)
     shown = [("data", grey[:12], results[0]["numbers"])]
-    for first, *_ in cases(results):
+    for first in (rows[0] for rows in cases(results) if "reconstructions" in rows[0]):
         label = f"{first['loss']}\nK = {first['particles']}"
         shown.append((label, np.asarray(first["reconstructions"]), first["found"]))
     labelled = [(label, images, [str(int(n)) for n in np.asarray(numbers)]) for label, images, numbers in shown]
