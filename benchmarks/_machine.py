@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from functools import cache
@@ -36,6 +37,20 @@ def rates() -> tuple[float, float]:
     vector = jnp.ones(2**26 if jax.default_backend() == "cpu" else 2**28, jnp.float32)
     scale = jax.jit(lambda a: 1.5 * a)
     return flops, 2 * vector.nbytes / seconds(lambda: scale(vector))[0]
+
+
+def described() -> str:
+    """Both rates, in words."""
+    flops, moved = rates()
+    return f"matrix product {flops / 1e9:.0f} GFLOP/s, copy {moved / 1e9:.1f} GB/s"
+
+
+def save(path: str, **figures: Any) -> None:
+    """Write figures to a JSON file, beside what the machine can do."""
+    flops, moved = rates()
+    machine = {"device": jax.devices()[0].device_kind, "matmul_flops": flops, "copy_bytes": moved}
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump({**machine, **figures}, file, indent=1)
 
 
 def limit_seconds(flops: float, moved: float) -> float:

@@ -5,7 +5,6 @@ Run: python benchmarks/kernels.py [--json FILE]
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -13,12 +12,12 @@ from unittest import mock
 import click
 import jax
 import jax.numpy as jnp
-from _machine import limit_seconds, rates, seconds
+from _machine import described, limit_seconds, save, seconds
 from models import MODELS
-from scaling import STEPS, chain, point
+from scaling import chain, point
+from steps import fitted, qem_step
 
 import kayn
-from kayn import QEM
 from kayn.contraction import tree
 from kayn.contraction.logdot import log_matmul
 
@@ -62,17 +61,14 @@ def chains() -> list[dict[str, Any]]:
 def precision(name: str = "bus", particles: int = 30) -> dict[str, Any]:
     """A QEM step and the log evidence of one set of particles, with full products and with those of ten-bit operands where the device has them."""
     model, args = MODELS[name]()
-    params = QEM(model, num_particles=10).run(0, 50, *args).params
+    params = fitted(model, args, particles)
     found: dict[str, Any] = {"model": name, "particles": particles}
     for kind in ("highest", "tensorfloat32"):
         with jax.default_matmul_precision(kind):
-            qem = QEM(model, num_particles=particles)
-            state = qem.init(0, *args, params=params)
-            numbers = qem._problem().numbers
-            compiled = qem._advance.lower(numbers, state, 1.0, STEPS).compile()
-            best, _ = seconds(partial(compiled, numbers, state, 1.0))
+            _, warmed, steps = qem_step(model, args, particles)
+            best, _ = seconds(warmed())
             posterior = kayn.Importance(model, num_particles=particles, num_replicates=4).run(1, params, *args)
-        found[kind] = {"step_seconds": best / STEPS, "log_evidence": float(posterior.log_evidence)}
+        found[kind] = {"step_seconds": best / steps, "log_evidence": float(posterior.log_evidence)}
     return found
 
 
@@ -80,8 +76,7 @@ def precision(name: str = "bus", particles: int = 30) -> dict[str, Any]:
 @click.option("--json", "path", type=click.Path(dir_okay=False), help="Write the figures there too.")
 def main(path: str | None) -> None:
     """Print the three tables."""
-    flops, moved = rates()
-    click.echo(f"matrix product {flops / 1e9:,.0f} GFLOP/s, copy {moved / 1e9:,.1f} GB/s")
+    click.echo(described())
     found = {"products": products()}
     for row in found["products"]:
         batch, wide, terms, _ = row["shape"]
@@ -101,9 +96,7 @@ def main(path: str | None) -> None:
         row = found["precision"][kind]
         click.echo(f"{kind}: {1e3 * row['step_seconds']:.2f} ms, log evidence {row['log_evidence']:.4f}")
     if path:
-        with open(path, "w", encoding="utf-8") as file:
-            machine = {"device": jax.devices()[0].device_kind, "matmul_flops": flops, "copy_bytes": moved}
-            json.dump({**machine, **found}, file, indent=1)
+        save(path, **found)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ compiled program, counted by XLA, would take at the rates of a large matrix prod
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +18,7 @@ from typing import Any
 import click
 import jax
 import numpyro
-from _machine import counted, limit_seconds, rates, seconds
+from _machine import counted, described, limit_seconds, save, seconds
 from models import HELD_BACK, MODELS
 from numpyro.infer import SVI
 
@@ -162,8 +161,7 @@ def main(
     tasks: tuple[str, ...], particles: tuple[int, ...], models: tuple[str, ...], path: str | None, plot: str | None
 ) -> None:
     """Print one line for every task, model and K."""
-    flops, moved = rates()
-    click.echo(f"matrix product {flops / 1e9:.0f} GFLOP/s, copy {moved / 1e9:.1f} GB/s")
+    click.echo(described())
     click.echo(
         f"{'task':<9}{'model':<22}{'K':>5}{'first step s':>14}{'step ms':>10}{'best ms':>10}{'temp MB':>10}{'of limit':>10}{'ratio':>8}"
     )
@@ -184,9 +182,7 @@ def main(
                 )
                 jax.clear_caches()
     if path:
-        with open(path, "w", encoding="utf-8") as file:
-            machine = {"device": jax.devices()[0].device_kind, "matmul_flops": flops, "copy_bytes": moved}
-            json.dump({**machine, "rows": rows}, file, indent=1)
+        save(path, rows=rows)
     if plot:
         draw([r for r in rows if "left_out" not in r], plot)
 
