@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import jax
 import numpy as np
 from numpyro import handlers
@@ -23,6 +24,51 @@ def save_json(path: Path, content: Any) -> None:
     # lists of numbers on one line
     text = re.sub(r"\[[^\[\]{}\"]*\]", lambda found: re.sub(r"\s+", " ", found[0]), text)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+Table = Callable[[list[dict[str, Any]]], str]
+Draw = Callable[[list[dict[str, Any]], Path], None]
+
+
+def newest(results: list[dict[str, Any]], table: Table) -> str:
+    """The table's line on the newest result, under its heading where that is the first one."""
+    text = table(results[-1:])
+    return text if len(results) == 1 else text.splitlines()[-1]
+
+
+def present(out: Path, results: list[dict[str, Any]], table: Table, draw: Draw | None) -> None:
+    """Write the table of all results, and draw them."""
+    (out / "table.txt").write_text(table(results) + "\n", encoding="utf-8")
+    if draw:
+        draw(results, out)
+
+
+def keep(out: Path, results: list[dict[str, Any]], table: Table, draw: Draw | None = None, **about: Any) -> None:
+    """Write results, with what they have in common, their table and pictures into a directory."""
+    save_json(out / "results.json", {**about, "results": results})
+    present(out, results, table, draw)
+    click.echo(f"written to {out}")
+
+
+def by_case(results: list[dict[str, Any]], same: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """Runs that have some figures in common: those that differ by their seed only."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for r in results:
+        groups.setdefault(str([r[what] for what in same]), []).append(r)
+    return list(groups.values())
+
+
+def plot_looks(panel: Any, rows: list[dict[str, Any]], what: str, **style: Any) -> Any:
+    """Draw what was looked at in training, after the first steps: the mean over runs and the band between them.
+
+    Returns:
+        The colour of the line.
+    """
+    steps = [step for step, _ in rows[0][what]][1:]
+    values = np.asarray([[value for _, value in r[what]][1:] for r in rows])
+    (line,) = panel.plot(steps, values.mean(0), **style)
+    panel.fill_between(steps, values.min(0), values.max(0), alpha=0.2, color=line.get_color())
+    return line.get_color()
 
 
 def rows_of_others(path: Path, redone: Sequence[str]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import click
+from _common import present
 
 HERE = Path(__file__).parent
 SOURCES = sorted(HERE.glob("*/results/**/results.json"))
@@ -25,9 +26,7 @@ def main(names: tuple[str, ...]) -> None:
             continue
         run = runpy.run_path(str(HERE / experiment(source) / "run.py"))
         results = json.loads(source.read_text(encoding="utf-8"))["results"]
-        source.with_name("table.txt").write_text(run["table"](results) + "\n", encoding="utf-8")
-        if "draw" in run:
-            run["draw"](results, source.parent)
+        present(source.parent, results, run["table"], run.get("draw"))
         click.echo(f"drawn from {source.relative_to(HERE)}")
 
 

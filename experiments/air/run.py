@@ -23,7 +23,7 @@ import optax
 from numpyro import handlers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _common import binarise, draw_rows, evidence_by_datum, reconstruct, save_json
+from _common import binarise, by_case, draw_rows, evidence_by_datum, keep, newest, plot_looks, reconstruct, save_json
 
 import kayn
 from kayn import meters
@@ -144,7 +144,7 @@ def counts(params: Any, x: Any, seed: int = 0) -> Any:
 
 
 def run(
-    name: str, particles: int, steps: int, batch: int, rate: float, test_particles: int, seed: int = 0
+    name: str, particles: int, steps: int, batch: int, rate: float, test_particles: int, seed: int
 ) -> dict[str, Any]:
     images, _ = pictures(20_000, 1, 0, 8000)
     grey, numbers = pictures(1000, 2, 8000, 10_000)
@@ -187,19 +187,15 @@ def run(
     }
 
 
-def cases(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Runs that differ by their seed only."""
-    found: dict[Any, list[dict[str, Any]]] = {}
-    for r in results:
-        found.setdefault((r["loss"], r["particles"], r["steps"]), []).append(r)
-    return list(found.values())
+SAME = ("loss", "particles", "steps")
+"""What runs of several seeds have in common."""
 
 
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
         f"{'loss':<10}{'K':>3}{'steps':>8}{'seeds':>7}{'right counts':>14}{'lowest':>8}{'highest':>9}{'test log evidence':>19}{'lowest':>9}{'highest':>9}{'KL(q, p)':>10}"
     ]
-    for rows in cases(results):
+    for rows in by_case(results, SAME):
         right, test = (np.asarray([float(r[what]) for r in rows]) for what in ("accuracy", "test"))
         gap = np.mean([r["gap"] for r in rows])
         lines.append(
@@ -216,17 +212,14 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
     colours, styles = (
         {x: i for i, x in enumerate(dict.fromkeys(r[what] for r in results))} for what in ("loss", "particles")
     )
-    for rows in cases(results):
+    for rows in by_case(results, SAME):
         style = {
+            "label": f"{rows[0]['loss']}, K = {rows[0]['particles']}, {rows[0]['steps']:,} steps",
             "color": f"C{colours[rows[0]['loss']]}",
             "linestyle": ("-", "--", ":", "-.")[styles[rows[0]["particles"]] % 4],
         }
         for panel, what in zip(panels, ("held_out", "accuracies"), strict=True):
-            steps = [step for step, _ in rows[0][what]][1:]
-            values = np.asarray([[value for _, value in r[what]][1:] for r in rows])
-            label = f"{rows[0]['loss']}, K = {rows[0]['particles']}, {rows[0]['steps']:,} steps"
-            panel.plot(steps, values.mean(0), label=label, **style)
-            panel.fill_between(steps, values.min(0), values.max(0), alpha=0.1, color=style["color"])
+            plot_looks(panel, rows, what, **style)
     panels[0].set(xlabel="iteration", ylabel="held-out log evidence, 20 particles")
     panels[1].set(xlabel="iteration", ylabel="share of right counts")
     panels[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -235,7 +228,7 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
     plt.close(figure)
     grey, _ = pictures(1000, 2, 8000, 10_000)
     shown = [("data", grey[:12], results[0]["numbers"])]
-    for first in (rows[0] for rows in cases(results) if "reconstructions" in rows[0]):
+    for first in (rows[0] for rows in by_case(results, SAME) if "reconstructions" in rows[0]):
         label = f"{first['loss']}\nK = {first['particles']}"
         shown.append((label, np.asarray(first["reconstructions"]), first["found"]))
     labelled = [(label, images, [str(int(n)) for n in np.asarray(numbers)]) for label, images, numbers in shown]
@@ -271,10 +264,8 @@ def main(
             for seed in range(seeds):
                 results.append(run(name, count, steps, batch, rate, test_particles, seed))
                 save_json(out / "results.json", {"results": results})
-                click.echo(table(results[-1:]).splitlines()[-1] if len(results) > 1 else table(results))
-    (out / "table.txt").write_text(table(results) + "\n", encoding="utf-8")
-    draw(results, out)
-    click.echo(f"written to {out}")
+                click.echo(newest(results, table))
+    keep(out, results, table, draw)
 
 
 if __name__ == "__main__":

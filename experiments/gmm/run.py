@@ -23,7 +23,7 @@ import numpyro.distributions as dist
 from numpyro.infer import SVI
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _common import save_json, train_seeds
+from _common import keep, newest, train_seeds
 
 import kayn
 
@@ -306,11 +306,8 @@ def main(
         for count in particles or ((2, 5, 10, 20) if full else (2, 20)):
             for method in methods or METHODS:
                 results.append(run(method, count, init, steps, seeds))
-                click.echo(table(results[-1:]).splitlines()[-1] if len(results) > 1 else table(results))
-    save_json(out / "results.json", {"steps": steps, "seeds": seeds, "results": results})
-    (out / "table.txt").write_text(table(results) + "\n", encoding="utf-8")
-    draw(results, out)
-    click.echo(f"written to {out}")
+                click.echo(newest(results, table))
+    keep(out, results, table, draw, steps=steps, seeds=seeds)
 
 
 if __name__ == "__main__":

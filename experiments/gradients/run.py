@@ -25,7 +25,7 @@ import optax
 from numpyro.infer import SVI
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _common import save_json
+from _common import keep, newest
 
 import kayn
 from kayn import meters
@@ -115,6 +115,8 @@ ESTIMATORS: dict[str, tuple[str, Callable[[int], Any]]] = {
     "all others": ("model", lambda k: kayn.RWS(k, "local")),
     "concrete": ("model", lambda k: kayn.Concrete(k, "local")),
 }
+CONTROLLED = ("rebar", "relax")
+"""Those with control variates to train."""
 TEMPERATURES = (2.0, 1.0, 0.5, 0.25, 0.1)
 
 
@@ -130,18 +132,19 @@ def flat(tree: Any, names: tuple[str, ...]) -> np.ndarray:
     return np.concatenate([np.ravel(tree[n]) for n in names])
 
 
-def trained(loss: Any, steps: int) -> dict[str, Any]:
-    """Parameters with control variates that suit the others, which stay as they are."""
+def parameters(loss: Any, steps: int) -> dict[str, Any]:
+    """The parameters, with control variates that have been trained for them if there are steps; the others stay as they are."""
     rules = {"control": optax.adam(1e-2), "rebar*": optax.adam(1e-2), "*": optax.set_to_zero()}
     svi = SVI(model, guide, by_parameter(rules), loss)
     state = svi.init(jax.random.key(1), X)
-    state, _ = jax.lax.scan(lambda s, _: svi.update(s, X), state, None, length=steps)
+    if steps:
+        state, _ = jax.lax.scan(lambda s, _: svi.update(s, X), state, None, length=steps)
     return svi.get_params(state)
 
 
 def measure(kind: str, loss: Any, particles: int, draws: int, steps: int) -> dict[str, Any]:
     """Relative to the length of the exact gradient: how far the mean over draws is from it, how far it would be by chance, and the noise of one draw."""
-    params = trained(loss, steps)
+    params = parameters(loss, steps)
     found = meters.gradient_noise(loss, model, guide, params, X, num_draws=draws)
     stands_for, names, _ = OBJECTIVES[kind]
     exact = target(kind, params, particles)
@@ -170,12 +173,14 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 3, figsize=(13, 4))
-    for name in dict.fromkeys(r["estimator"] for r in results if r["target"] != OBJECTIVES["model"][0]):
-        rows = [r for r in results if r["estimator"] == name]
+    models = [r for r in results if r["target"] == OBJECTIVES["model"][0]]
+    guides = [r for r in results if r not in models]
+    for name in dict.fromkeys(r["estimator"] for r in guides):
+        rows = [r for r in guides if r["estimator"] == name]
         for panel, what in zip(panels, ("bias", "noise"), strict=False):
             panel.loglog([r["particles"] for r in rows], [r[what] for r in rows], "o-", label=name)
-    for temperature in dict.fromkeys(r["temperature"] for r in results if r["target"] == OBJECTIVES["model"][0]):
-        rows = [r for r in results if r["target"] == OBJECTIVES["model"][0] and r["temperature"] == temperature]
+    for temperature in dict.fromkeys(r["temperature"] for r in models):
+        rows = [r for r in models if r["temperature"] == temperature]
         label = f"Concrete, temperature {temperature}" if temperature else "discrete particles"
         panels[2].loglog([r["particles"] for r in rows], [r["bias"] for r in rows], "o-", label=label)
     panels[0].set(ylabel="distance of the mean from the exact gradient", title="guide")
@@ -196,19 +201,16 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
 @click.option("--out", default=str(Path(__file__).parent / "results"), type=click.Path(file_okay=False, path_type=Path))
 def main(particles: tuple[int, ...], draws: int | None, full: bool, out: Path) -> None:
     """Compare all estimators."""
-    draws, steps = draws or (30_000 if full else 2_000), 2_000 if full else 100
+    draws, training = draws or (30_000 if full else 2_000), 2_000 if full else 100
     results = []
     for count in particles or ((2, 5, 10, 20, 100) if full else (2, 5)):
         for name, (kind, make) in ESTIMATORS.items():
             for temperature in TEMPERATURES if name == "concrete" else (None,):
                 loss = make(count) if temperature is None else kayn.Concrete(count, "local", temperature=temperature)
-                row = measure(kind, loss, count, draws, steps)
+                row = measure(kind, loss, count, draws, training if name in CONTROLLED else 0)
                 results.append({"estimator": name, "temperature": temperature, **row})
-                click.echo(table(results[-1:]).splitlines()[-1] if len(results) > 1 else table(results))
-    save_json(out / "results.json", {"draws": draws, "results": results})
-    (out / "table.txt").write_text(table(results) + "\n", encoding="utf-8")
-    draw(results, out)
-    click.echo(f"written to {out}")
+                click.echo(newest(results, table))
+    keep(out, results, table, draw, draws=draws)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import numpyro.distributions as dist
 import optax
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _common import evidence_by_datum, save_json
+from _common import evidence_by_datum, keep, newest, save_json
 
 import kayn
 from kayn.training import HELD_OUT, Phase, train
@@ -258,10 +258,9 @@ def main(methods: tuple[str, ...], particles: tuple[int, ...], steps: int, seeds
         for method in methods or METHODS:
             for seed in range(seeds):
                 results.append(run(method, count, steps, seed))
-                click.echo(table(results[-1:]).splitlines()[-1] if len(results) > 1 else table(results))
+                click.echo(newest(results, table))
                 save_json(out / "results.json", {"results": results})
-    (out / "table.txt").write_text(table(results) + "\n", encoding="utf-8")
-    click.echo(f"written to {out}")
+    keep(out, results, table)
 
 
 if __name__ == "__main__":

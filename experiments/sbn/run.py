@@ -23,7 +23,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
-from _common import binarise, digits, evidence_by_datum, save_json
+from _common import binarise, by_case, digits, evidence_by_datum, keep, plot_looks, save_json
 from layers import LAYERS, top
 
 import kayn
@@ -168,19 +168,11 @@ SAME = ("data", "sizes", "p", "q", "method", "particles", "strategy", "steps")
 """What runs of several seeds have in common."""
 
 
-def by_case(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Runs that differ by their seed only."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for r in results:
-        groups.setdefault(str([r[what] for what in SAME]), []).append(r)
-    return list(groups.values())
-
-
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
         f"{'data':<7}{'layers':<16}{'p':<6}{'q':<6}{'method':<11}{'K':>4} {'particles':<10}{'steps':>7}{'seeds':>6}{'test log evidence':>20}{'error':>7}{'images / s':>12}"
     ]
-    for rows in by_case(results):
+    for rows in by_case(results, SAME):
         data, sizes, p, q, method, particles, strategy, steps = (rows[0][what] for what in SAME)
         layers, kind = "-".join(map(str, sizes)), {"local": "joint", "parallel": "per layer"}[strategy]
         values = np.asarray([r["test"] for r in rows])
@@ -203,16 +195,14 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
     sets = list(dict.fromkeys(r["data"] for r in results))
     figure, panels = plt.subplots(2, len(sets), figsize=(5.2 * len(sets), 8), squeeze=False)
     for column, name in enumerate(sets):
-        for rows in by_case([r for r in results if r["data"] == name]):
+        for rows in by_case([r for r in results if r["data"] == name], SAME):
             first, layered = rows[0], rows[0]["strategy"] == "parallel"
             label = f"{first['method']}, K = {first['particles']}{' per layer' if layered else ''}, {first['p']}/{first['q']}, {first['steps']:,} steps"
-            steps = [s for s, _ in first["held_out"]][1:]
-            values = np.asarray([[v for _, v in r["held_out"]][1:] for r in rows])
-            (line,) = panels[0, column].plot(steps, values.mean(0), "--" if layered else "-", label=label)
-            panels[0, column].fill_between(steps, values.min(0), values.max(0), alpha=0.2, color=line.get_color())
+            style = {"linestyle": "--" if layered else "-", "label": label}
+            style["color"] = plot_looks(panels[0, column], rows, "held_out", **style)
             counts = sorted(map(int, first["curve"]))
             curve = np.asarray([[{int(k): v for k, v in r["curve"].items()}[c] for c in counts] for r in rows]).mean(0)
-            panels[1, column].semilogx(counts, curve, "o--" if layered else "o-", label=label, color=line.get_color())
+            panels[1, column].semilogx(counts, curve, marker="o", **style)
         panels[0, column].set(title=name, xlabel="iteration", ylabel="held-out log evidence, 50 particles")
         panels[1, column].set(xlabel="particles of the test", ylabel="test log evidence")
     panels[0, 0].legend(fontsize=6)
@@ -270,9 +260,7 @@ def main(
             table(results[-seeds:]).splitlines()[1] if len(results) > seeds else table(results).split("\nA perfect")[0]
         )
         save_json(out / "results.json", {"results": results})
-    (out / "table.txt").write_text(table(results) + "\n", encoding="utf-8")
-    draw(results, out)
-    click.echo(f"written to {out}")
+    keep(out, results, table, draw)
 
 
 if __name__ == "__main__":

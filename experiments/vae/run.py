@@ -21,7 +21,7 @@ import optax
 from numpyro import handlers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _common import binarise, digits, draw_rows, evidence_by_datum, reconstruct, save_json
+from _common import binarise, digits, draw_rows, evidence_by_datum, keep, newest, plot_looks, reconstruct, save_json
 
 import kayn
 from kayn import meters
@@ -127,8 +127,8 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     for r in results:
-        steps, values = zip(*r["held_out"][1:], strict=True)
-        left.plot(steps, values, "-" if r["loss"] == "ww" else "--", label=f"{r['loss']}, K = {r['particles']}")
+        style = "-" if r["loss"] == "ww" else "--"
+        plot_looks(left, [r], "held_out", linestyle=style, label=f"{r['loss']}, K = {r['particles']}")
     left.set(xlabel="iteration", ylabel="held-out log evidence, 64 particles")
     left.legend(fontsize=7)
     for name in dict.fromkeys(r["loss"] for r in results):
@@ -172,10 +172,8 @@ def main(
         for name in losses or ("iwae", "ww"):
             results.append(run(name, count, steps, batch, rate, test_particles))
             save_json(out / "results.json", {"results": results})
-            click.echo(table(results[-1:]).splitlines()[-1] if len(results) > 1 else table(results))
-    (out / "table.txt").write_text(table(results) + "\n", encoding="utf-8")
-    draw(results, out)
-    click.echo(f"written to {out}")
+            click.echo(newest(results, table))
+    keep(out, results, table, draw)
 
 
 if __name__ == "__main__":
