@@ -4,6 +4,7 @@ from kayn.analysis import Analysis, analyze
 from kayn.compilation import cache_compilation
 from kayn.errors import (
     DataError,
+    DataWarning,
     GuideError,
     KaynError,
     KaynWarning,
@@ -41,6 +42,7 @@ __all__ = [
     "ConcreteHardPrior",
     "DReG",
     "DataError",
+    "DataWarning",
     "FactorisedGuide",
     "Fit",
     "GuideError",

@@ -35,3 +35,7 @@ class PoorFitWarning(KaynWarning):
 
 class StructureWarning(KaynWarning):
     """A valid but slower or less accurate route was taken."""
+
+
+class DataWarning(KaynWarning):
+    """Data that were probably not meant: none observed, missing codes as indices, a checkpoint of another run."""

@@ -22,6 +22,7 @@ from kayn.errors import DataError, KaynError
 from kayn.keys import as_key
 from kayn.meters import evidence_meter
 from kayn.progress import progress_bar
+from kayn.records import PROGRAM, Record, equations
 
 HELD_OUT = "held-out log evidence"
 
@@ -118,7 +119,8 @@ def train(
         look: `params -> figures` taken down at every look.
         look_every: steps between looks; an epoch by default.
         patience: stop after so many looks without a better held-out log evidence; None never stops early.
-        checkpoint: a file written at every look. Where it is there already, training goes on from it, to the same bits as without a break.
+        checkpoint: a file written at every look. Where it is there already, training goes on from it, to the same bits as without a break. It
+            is refused where it belongs to other data; to settings or programs that have changed since, a warning says so.
 
     Raises:
         KaynError: arguments that do not fit together, named; a loss that is no longer finite, with its step.
@@ -167,11 +169,17 @@ def train(
             looks.setdefault(name, []).append((len(losses), value))
         return state["params"] if better else best
 
-    path = Path(checkpoint) if checkpoint is not None else None
-    if path and path.exists():
-        state, best, losses, looks = _resume(path, state, best)
+    record = None
+    if checkpoint is not None:
+        source = {"data": arrays, "held-out data": held, "further arguments": args}
+        settings = {"batch_size": batch_size, "rng_key": checkpoints.fingerprint(key), "strategy": strategy}
+        record = Record(Path(checkpoint), source, {**settings, PROGRAM: loop.program(state, arrays, batch_size)})
+    if record and record.path.exists():
+        state, best, losses, looks = record.resume(state, best)
     else:
         best = look_now()
+        if record:
+            record.keep(state, best, losses, looks)  # so that a path that cannot be written to is known at once
 
     def stale() -> bool:
         return patience is not None and bool(len(scores()) - 1 - np.argmax(scores()) >= patience)
@@ -187,8 +195,8 @@ def train(
                 )
             losses.extend(found.tolist())
             best = look_now()
-            if path:
-                _keep(path, state, best, losses, looks)
+            if record:
+                record.keep(state, best, losses, looks)
             show(step + count, -float(found.mean()))
     last = loop.constrained(state["params"])
     return Training(loop.constrained(best) if meter else last, last, np.asarray(losses), looks, stale())
@@ -210,6 +218,8 @@ class _Loop:
         self.args, self.augment, self.key = args, augment, key
         self.constrain: Callable = dict
         self.advance = jax.jit(self._advance)
+        # traced once for the loop and for its fingerprint
+        self.one = jax.jit(self._one, inline=True)
 
     def start(self, batch: tuple, params: dict[str, Any]) -> dict[str, Any]:
         if self.augment:
@@ -225,22 +235,31 @@ class _Loop:
 
     def _advance(self, state: Any, arrays: tuple, rows: Any, first: Any) -> tuple[Any, Any]:
         def body(state: Any, now: tuple[Any, Any]) -> tuple[Any, Any]:
-            number, chosen = now
-            key = jax.random.fold_in(self.key, number)
-            batch = tuple(a[chosen] for a in arrays)
-            if self.augment:
-                batch = self.augment(jax.random.fold_in(key, len(self.phases)), batch)
-            state, loss = self.step(0, jax.random.fold_in(key, 0), batch, state)
-            for i, phase in enumerate(self.phases[1:], 1):
-                take = partial(self.step, i, jax.random.fold_in(key, i), batch)
-                if phase.every == 1:
-                    state, _ = take(state)
-                else:
-                    due = number % phase.every == 0
-                    state = jax.lax.cond(due, lambda s, take=take: take(s)[0], lambda s: s, state)
-            return state, loss
+            return self.one(state, arrays, *now)
 
         return jax.lax.scan(body, state, (first + jnp.arange(rows.shape[0]), rows))
+
+    def _one(self, state: Any, arrays: tuple, number: Any, chosen: Any) -> tuple[Any, Any]:
+        """All phases that are due in one step: the new state, and the first one's loss."""
+        key = jax.random.fold_in(self.key, number)
+        batch = tuple(a[chosen] for a in arrays)
+        if self.augment:
+            batch = self.augment(jax.random.fold_in(key, len(self.phases)), batch)
+        state, loss = self.step(0, jax.random.fold_in(key, 0), batch, state)
+        for i, phase in enumerate(self.phases[1:], 1):
+            take = partial(self.step, i, jax.random.fold_in(key, i), batch)
+            if phase.every == 1:
+                state, _ = take(state)
+            else:
+                due = number % phase.every == 0
+                state = jax.lax.cond(due, lambda s, take=take: take(s)[0], lambda s: s, state)
+        return state, loss
+
+    def program(self, state: Any, arrays: tuple, batch_size: int) -> str:
+        """A fingerprint of what a step computes: model, guide, losses and optimisers as equations."""
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+        chosen = jax.ShapeDtypeStruct((batch_size,), jax.dtypes.canonicalize_dtype(int))
+        return equations(self.one.trace(state, arrays, number, chosen).jaxpr)
 
     def step(self, index: int, key: Any, batch: tuple, state: Any) -> tuple[Any, Any]:
         phase = self.phases[index]
@@ -279,14 +298,3 @@ def _arrays(name: str, data: Any) -> tuple[Any, ...]:
             f"{name} has shapes {', '.join(str(a.shape) for a in arrays)}; pass an array, or a tuple of arrays with the same leading dimension"
         )
     return arrays
-
-
-def _keep(path: Path, state: Any, best: Any, losses: list[float], looks: dict[str, list]) -> None:
-    plain = {n: [(step, np.asarray(value).tolist()) for step, value in found] for n, found in looks.items()}
-    checkpoints.save(path, {"state": state, "best": best}, {"losses": losses, "looks": plain})
-
-
-def _resume(path: Path, state: Any, best: Any) -> tuple[Any, Any, list[float], dict[str, list]]:
-    tree, notes = checkpoints.load(path, {"state": state, "best": best})
-    looks = {n: [(step, value) for step, value in found] for n, found in notes["looks"].items()}
-    return tree["state"], tree["best"], notes["losses"], looks
