@@ -399,12 +399,12 @@ OPTIONS = [
     ),
     case("num_steps, QEM", lambda: QEM(flat).run(0, 0, Y), KaynError, "num_steps is 0"),
     case("params is the data", lambda: Importance(flat).run(0, Y), KaynError, "params is ndarray", "numpyro.param names", "None"),
-    case("params is NaN", lambda: Importance(flat).run(0, {"mu_loc": np.nan}, Y), KaynError, "params['mu_loc'] holds NaN"),
-    case("params of no site", lambda: Importance(flat).run(0, {"mu_lco": 1.0}, Y), KaynError, "'mu_lco'", "numpyro.param", "mu_loc"),
+    case("params is NaN", lambda: Importance(flat).run(0, {"kayn:mu:loc": np.nan}, Y), KaynError, "params['kayn:mu:loc'] holds NaN"),
+    case("params of no site", lambda: Importance(flat).run(0, {"kayn:mu:lco": 1.0}, Y), KaynError, "'kayn:mu:lco'", "numpyro.param", "kayn:mu:loc"),
     case("params of no site in fit", lambda: kayn.fit(flat, args=(Y,), params={"nu": 1.0}, progress=False), KaynError, "'nu'", "numpyro.param"),
     case("QEM rate is a word", lambda: QEM(flat, rate="fast"), KaynError, "rate is 'fast'", "(0, 1]"),
     case("QEM proposals narrower", lambda: QEM(flat, overdispersion=-0.5), KaynError, "overdispersion is -0.5", "0 or more"),
-    case("params of another shape", lambda: Importance(flat).run(0, {"mu_loc": np.zeros(3)}, Y), GuideError, "'mu'", "(3,)", "()"),
+    case("params of another shape", lambda: Importance(flat).run(0, {"kayn:mu:loc": np.zeros(3)}, Y), GuideError, "'mu'", "(3,)", "()"),
 ]  # fmt: skip
 
 

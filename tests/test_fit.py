@@ -167,9 +167,9 @@ MEAN, SD, LOG_EVIDENCE = gaussian(COUNTY, Y)
 def test_qem_recovers_the_posterior():
     result = QEM(hierarchy, num_particles=30).run(0, 144, COUNTY, Y)
     assert result.log_evidence.shape == (144,)
-    assert set(result.params) == {"mu_loc", "mu_scale", "alpha_loc", "alpha_scale"}
-    np.testing.assert_allclose([result.params["mu_loc"], *result.params["alpha_loc"]], MEAN, atol=0.12)
-    np.testing.assert_allclose([result.params["mu_scale"], *result.params["alpha_scale"]], SD, rtol=0.12)
+    assert set(result.params) == {"kayn:mu:loc", "kayn:mu:scale", "kayn:alpha:loc", "kayn:alpha:scale"}
+    np.testing.assert_allclose([result.params["kayn:mu:loc"], *result.params["kayn:alpha:loc"]], MEAN, atol=0.12)
+    np.testing.assert_allclose([result.params["kayn:mu:scale"], *result.params["kayn:alpha:scale"]], SD, rtol=0.12)
     last = np.asarray(result.log_evidence[-50:])
     assert abs(logsumexp(last) - np.log(50) - LOG_EVIDENCE) < 0.15
     # the guide and its parameters work elsewhere
@@ -192,8 +192,8 @@ def test_qem_does_not_depend_on_units():
     other = QEM(lambda county, y: hierarchy(county, y, 1024.0), scaled_guide(1024.0), num_particles=10)
     other = other.run(3, 16, COUNTY, Y)
     np.testing.assert_allclose(other.log_evidence, one.log_evidence, rtol=1e-4, atol=1e-3)
-    np.testing.assert_allclose(other.params["mu_loc"], 1024 * one.params["mu_loc"], rtol=1e-3)
-    np.testing.assert_allclose(other.params["mu_scale"], 1024 * one.params["mu_scale"], rtol=1e-3)
+    np.testing.assert_allclose(other.params["kayn:mu:loc"], 1024 * one.params["kayn:mu:loc"], rtol=1e-3)
+    np.testing.assert_allclose(other.params["kayn:mu:scale"], 1024 * one.params["kayn:mu:scale"], rtol=1e-3)
 
 
 def test_qem_is_an_update_like_svis():
@@ -361,7 +361,7 @@ def test_qem_with_families_of_the_users_guide(name):
     if name == "MultivariateNormal":
         mean, covariance = exact_vector(y)
         tril = result.params["z_scale_tril"]
-        np.testing.assert_allclose(result.params["z_loc"], mean, atol=0.08)
+        np.testing.assert_allclose(result.params["kayn:z:loc"], mean, atol=0.08)
         np.testing.assert_allclose(tril @ tril.T, covariance, atol=0.08)
 
 
@@ -384,7 +384,7 @@ def test_vectors_get_a_covariance_per_plate_element():
     tril = fitted.params["w_scale_tril"]
     assert tril.shape == (4, 2, 2)
     spread = np.sqrt(np.diag(covariance))
-    np.testing.assert_allclose((fitted.params["w_loc"] - y @ x @ covariance) / spread, 0.0, atol=0.15)
+    np.testing.assert_allclose((fitted.params["kayn:w:loc"] - y @ x @ covariance) / spread, 0.0, atol=0.15)
     relative = tril @ np.swapaxes(tril, -1, -2) / (spread[:, None] * spread)
     np.testing.assert_allclose(relative, np.broadcast_to(covariance / (spread[:, None] * spread), (4, 2, 2)), atol=0.2)
 
@@ -677,7 +677,7 @@ def test_autoguides_need_no_preparation():
         SVI(hierarchy, guide, numpyro.optim.Adam(0.1), loss=VI(3)).init(jax.random.key(0), COUNTY, Y)[0][0]
     )
     result = QEM(hierarchy, AutoNormal(hierarchy), num_particles=20).run(0, 64, COUNTY, Y)
-    np.testing.assert_allclose([result.params["mu_loc"], *result.params["alpha_loc"]], MEAN, atol=0.15)
+    np.testing.assert_allclose([result.params["kayn:mu:loc"], *result.params["kayn:alpha:loc"]], MEAN, atol=0.15)
 
 
 def test_auto_multivariate_normal():
@@ -805,11 +805,11 @@ def test_is_flat():
 
 def test_guide_parameters_have_readable_names():
     guide = FactorisedGuide.from_model(hierarchy, (COUNTY, Y))
-    assert set(guide.start) == {"mu_loc", "mu_scale", "alpha_loc", "alpha_scale"}
-    assert guide.start["alpha_loc"].shape == (3,)
+    assert set(guide.start) == {"kayn:mu:loc", "kayn:mu:scale", "kayn:alpha:loc", "kayn:alpha:scale"}
+    assert guide.start["kayn:alpha:loc"].shape == (3,)
     _, params = train(hierarchy, guide, VI(5), 600, COUNTY, Y)
-    np.testing.assert_allclose(params["alpha_loc"], MEAN[1:], atol=0.3)
-    np.testing.assert_allclose(params["alpha_scale"], SD[1:], rtol=0.4)
+    np.testing.assert_allclose(params["kayn:alpha:loc"], MEAN[1:], atol=0.3)
+    np.testing.assert_allclose(params["kayn:alpha:scale"], SD[1:], rtol=0.4)
 
 
 def test_three_particles_do_not_drift_away():

@@ -18,7 +18,9 @@ from kayn.errors import StructureError
 from kayn.graph.discover import Structure
 from kayn.graph.types import Graph, Link, Output
 from kayn.memory import cut_to_fit, memory_budget
+from kayn.names import RESERVED, joined
 
+PROPOSAL = f"{RESERVED}proposal:"
 STRATEGIES = ("parallel", "global", "local")
 TARGET_ELEMENTS = 2**20
 """Default number of entries above which latents without plates are put on one axis, which costs little accuracy."""
@@ -223,13 +225,13 @@ def _chains(graph: Graph, axes: Sequence[Axis]) -> dict[str, Chained]:
 
 
 def axis_name(latents: Sequence[str]) -> str:
-    """Brackets keep axis names apart from plate names, which may equal a latent's."""
-    return f"K[{'+'.join(latents)}]"
+    """Kept apart from plate names, which may be anything that a user writes."""
+    return f"{RESERVED}K[{joined(latents)}]"
 
 
 def proposal_name(axis: Axis) -> str:
     """The term that holds minus the log proposal density of an axis."""
-    return f"proposal:{axis.name}"
+    return f"{PROPOSAL}{axis.name}"
 
 
 def output_term(axes: Sequence[Axis], output: Output) -> Term:

@@ -27,6 +27,7 @@ from kayn.graph.trace import DATA, VALUE, Program, Site, inspect_sites, trace_pr
 from kayn.graph.types import Graph, Kind, Output
 from kayn.keys import as_key
 from kayn.layout import choose_layout
+from kayn.names import refuse_reserved
 from kayn.particles import DENOMINATORS, GuideProgram
 
 
@@ -103,6 +104,7 @@ def build_problem(
         raise GuideError(f"denominator {denominator!r} is unknown; use one of {', '.join(map(repr, DENOMINATORS))}")
     params = parameter_values(params)
     sites = inspect_sites(model, args, kwargs, params)
+    refuse_reserved(sites)
     traced_guide = particles.trace_guide(guide, args, kwargs, params, sites)
     _refuse_unknown(params, [*sites.values(), *traced_guide.density.sites.values()])
     # a latent that the guide draws is sampled, even if the model would allow to sum it out

@@ -22,7 +22,9 @@ from kayn.evidence import Draws, Problem
 from kayn.graph.discover import Structure, discover_output
 from kayn.graph.trace import VALUE, Program
 from kayn.graph.types import MIXED, Kind, Output
+from kayn.names import RESERVED
 
+QUERY = f"{RESERVED}query"
 MAX_ELEMENTS = 2**26
 """Larger joint marginals are not formed; the caller falls back to draws."""
 
@@ -85,10 +87,10 @@ def of_function(problem: Problem, function: Callable, names: Sequence[str]) -> E
         raise QueryError(
             f"the function passed to expectation() returned {type(result).__name__}; it must return one array"
         )
-    program = Program(closed.jaxpr, tuple(closed.consts), tuple(unique), ("query:",), {}, (), jax.tree.structure({}))
+    program = Program(closed.jaxpr, tuple(closed.consts), tuple(unique), (QUERY,), {}, (), jax.tree.structure({}))
     constants = [*program.consts, *([None] * len(program.inputs))]
-    structure, output = discover_output(problem.structure, program, "query:", Kind.VALUE, constants, constants)
-    return _planned(problem, structure, program, "query:", output)
+    structure, output = discover_output(problem.structure, program, QUERY, Kind.VALUE, constants, constants)
+    return _planned(problem, structure, program, QUERY, output)
 
 
 def _planned(

@@ -22,9 +22,11 @@ from numpyro.distributions.transforms import ComposeTransform, IdentityTransform
 from kayn import even, families, normals
 from kayn.errors import GuideError
 from kayn.families import Family
+from kayn.graph.given import Given
 from kayn.graph.seeded import draw
 from kayn.graph.trace import Site, innermost, inspect_sites
 from kayn.keys import as_key
+from kayn.names import parameter, refuse_reserved
 from kayn.prior import Prior, prior
 
 LONGEST_VECTOR = 32
@@ -55,7 +57,7 @@ class GuideSite:
 
 @dataclass(frozen=True, eq=False)
 class FactorisedGuide:
-    """A NumPyro guide with independent sites; parameters are called `<latent>_<parameter>`, e.g. `alpha_loc`."""
+    """A NumPyro guide with independent sites; parameters are called `kayn:<latent>:<parameter>`, e.g. `kayn:alpha:loc`."""
 
     sites: tuple[GuideSite, ...]
 
@@ -67,7 +69,10 @@ class FactorisedGuide:
                     stack.enter_context(numpyro.plate(name, full, size if size != full else None, dim=dim))
                 params = {
                     p: numpyro.param(
-                        f"{site.name}_{p}", start, constraint=site.family.parameters[p], event_dim=_event_dim(site, p)
+                        parameter(site.name, p),
+                        start,
+                        constraint=site.family.parameters[p],
+                        event_dim=_event_dim(site, p),
                     )
                     for p, start in site.start.items()
                 }
@@ -105,11 +110,11 @@ class FactorisedGuide:
     @property
     def start(self) -> dict[str, Any]:
         """Parameters to start from, by `numpyro.param` name."""
-        return {f"{s.name}_{p}": v for s in self.sites for p, v in s.start.items()}
+        return {parameter(s.name, p): v for s in self.sites for p, v in s.start.items()}
 
     def split(self, params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Parameters by site, then by parameter name."""
-        return {s.name: {p: params[f"{s.name}_{p}"] for p in s.start} for s in self.sites}
+        return {s.name: {p: params[parameter(s.name, p)] for p in s.start} for s in self.sites}
 
     @staticmethod
     def from_model(
@@ -134,7 +139,7 @@ class FactorisedGuide:
             GuideError: a site's distribution is in none of the supported families.
         """
         sites = inspect_sites(guide, args, kwargs, params)
-        program = handlers.seed(handlers.substitute(guide, data=dict(params)), jax.random.key(0))
+        program = handlers.seed(Given(guide, params=params), jax.random.key(0))
         trace = handlers.trace(program).get_trace(*args, **kwargs)
         chosen = []
         for name, site in sites.items():
@@ -164,6 +169,7 @@ class Unstarted:
     def from_model(model: Callable, args: tuple, kwargs: Mapping, params: Mapping, key: Any = None) -> Unstarted:
         """See `FactorisedGuide.from_model`."""
         sites = inspect_sites(model, args, kwargs, params)
+        refuse_reserved(sites)
         latents = [s for s in sites.values() if s.kind == "sample" and not s.observed and not s.enumerate]
         for site in latents:
             if site.discrete:

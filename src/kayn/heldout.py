@@ -18,13 +18,15 @@ from numpyro import handlers
 
 from kayn import evidence
 from kayn.evidence import Problem
+from kayn.graph.given import Given
 from kayn.graph.trace import innermost, inspect_sites
 from kayn.layout import kept_layout
+from kayn.names import RESERVED
 
 if TYPE_CHECKING:
     from kayn.posterior import Posterior
 
-PREFIX = "held out:"
+PREFIX = f"{RESERVED}held out:"
 
 
 def contracted_joint(posterior: Posterior, args: tuple, kwargs: Mapping) -> Any | None:
@@ -79,9 +81,10 @@ def _both(model: Callable, latents: tuple[str, ...], train: tuple, test: tuple) 
     def run() -> None:
         with handlers.trace() as first:
             model(*train[0], **train[1])
-        known = {n: s["value"] for n, s in first.items() if n in latents or s["type"] == "param"}
+        known = {n: first[n]["value"] for n in latents}
+        params = {n: s["value"] for n, s in first.items() if s["type"] == "param"}
         with handlers.block():
-            again = handlers.seed(handlers.substitute(model, data=known), jax.random.key(0))
+            again = handlers.seed(Given(model, params=params, latents=known), jax.random.key(0))
             second = handlers.trace(again).get_trace(*test[0], **test[1])
         for name, scores in observed_scores(second).items():
             numpyro.factor(PREFIX + name, scores)

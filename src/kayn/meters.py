@@ -19,6 +19,7 @@ from kayn.axes import make_request
 from kayn.checks import parameter_values, whole_number
 from kayn.contraction.execute import by_element
 from kayn.evidence import Problem
+from kayn.graph.given import Given
 from kayn.graph.seeded import seeded
 from kayn.keys import as_key
 from kayn.objectives.score import outer_plate
@@ -224,8 +225,10 @@ def layers(
 
     def one(key: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         inner, outer = jax.random.split(key)
-        log_q, drawn = compute_log_probs(seeded(guide, inner), args, kwargs, params)
-        log_p, _ = compute_log_probs(handlers.seed(handlers.replay(model, drawn), outer), args, kwargs, params)
+        log_q, drawn = compute_log_probs(Given(seeded(guide, inner), params=params), args, kwargs, {})
+        draws = {n: s for n, s in drawn.items() if s["type"] in ("sample", "plate") and not s.get("is_observed")}
+        again = handlers.seed(handlers.replay(model, draws), outer)
+        log_p, _ = compute_log_probs(Given(again, params=params), args, kwargs, {})
         return {n: v for n, v in log_q.items() if n in log_p}, log_p
 
     keys = jax.random.split(as_key(rng_key), whole_number("num_draws", num_draws))

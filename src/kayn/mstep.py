@@ -21,6 +21,7 @@ from kayn.compilation import is_traced
 from kayn.evidence import Problem
 from kayn.families import Family, Moments, Params
 from kayn.guides import GuideSite
+from kayn.names import RESERVED, joined
 from kayn.normals import Normal
 
 FULL_RATE_ESS = 5.0
@@ -91,7 +92,7 @@ class SideBySide:
 
     @property
     def name(self) -> str:
-        return ", ".join(s.name for s in self.sites)
+        return RESERVED + joined(s.name for s in self.sites)
 
     @cached_property
     def shapes(self) -> list[tuple[int, ...]]:

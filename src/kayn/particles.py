@@ -27,6 +27,7 @@ from kayn.axes import Axis, Constraint, Layout
 from kayn.errors import GuideError
 from kayn.even import even_normal
 from kayn.graph.dependence import read_program
+from kayn.graph.given import Given
 from kayn.graph.nodes import Node
 from kayn.graph.rules import Aligned
 from kayn.graph.seeded import seeded
@@ -91,13 +92,15 @@ def trace_guide(
 
 def _check_match(drawn: Mapping[str, Site], model_sites: Mapping[str, Site]) -> None:
     latents = {n: s for n, s in model_sites.items() if s.kind == "sample" and not s.observed}
-    extra = [n for n, s in drawn.items() if n not in latents and not s.auxiliary]
+    extra = [n for n, s in drawn.items() if n not in latents and (n in model_sites or not s.auxiliary)]
     if extra:
-        observed = [n for n in extra if n in model_sites]
-        hint = "it is observed there" if observed else "no such latent"
+        other = model_sites.get(extra[0])
+        hint = "no such latent"
+        if other is not None:
+            hint = "it is observed there" if other.observed else f"it is a {other.kind} site there"
         raise GuideError(
             f"guide site {extra[0]!r} is not a latent of the model ({hint}); remove it, rename it to one of "
-            f"{sorted(latents)}, or mark it infer={{'is_auxiliary': True}}"
+            f"{sorted(latents)}, or (if the model has no site of its name) mark it infer={{'is_auxiliary': True}}"
         )
     for name, site in latents.items():
         if name in drawn:
@@ -192,17 +195,23 @@ def _trace_sampler(
     indices = {n: jax.ShapeDtypeStruct(density.sites[n].shape, "int32") for n in density.subsamples}
 
     def run(key: Any, params: Any, indices: dict) -> list[Any]:
-        return run_guide(guide, key, args, kwargs, {**(params or {}), **indices}, density.latents)
+        return run_guide(guide, key, args, kwargs, params, indices, density.latents)
 
     closed = jax.make_jaxpr(run)(as_key(0), params, indices)
     return closed.jaxpr, tuple(closed.consts)
 
 
 def run_guide(
-    guide: Callable, key: Any, args: tuple, kwargs: Mapping, known: Mapping[str, Any], names: Sequence[str]
+    guide: Callable,
+    key: Any,
+    args: tuple,
+    kwargs: Mapping,
+    params: Mapping[str, Any] | None,
+    subsample: Mapping[str, Any],
+    names: Sequence[str],
 ) -> list[Any]:
-    """One run of a guide with known values of its parameters: what it draws for some sites."""
-    program = seeded(InvertedDraws(handlers.substitute(guide, data=dict(known))), key)
+    """One run of a guide with given parameters and indices of subsampled plates: what it draws for some sites."""
+    program = seeded(InvertedDraws(Given(guide, params=params, subsample=subsample)), key)
     trace = handlers.trace(program).get_trace(*args, **kwargs)
     return [jnp.asarray(trace[n]["value"]) for n in names]
 

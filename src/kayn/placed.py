@@ -28,13 +28,13 @@ def evenly(program: GuideProgram, guide: Callable, args: tuple, kwargs: Mapping,
     if program.draw is not None or program.density.subsamples:
         return program
     recorded = _FromNoise(guide, None)
-    jax.eval_shape(lambda key: run_guide(recorded, key, args, kwargs, params, ()), as_key(0))
+    jax.eval_shape(lambda key: run_guide(recorded, key, args, kwargs, params, {}, ()), as_key(0))
     if not recorded.noise:
         return program
     noise = tuple(recorded.noise)
 
     def run(key: Any, drawn: Mapping[str, Any], params: Mapping) -> list[Any]:
-        return run_guide(_FromNoise(guide, drawn), key, args, kwargs, params, program.names)
+        return run_guide(_FromNoise(guide, drawn), key, args, kwargs, params, {}, program.names)
 
     shapes = {n.site: jax.ShapeDtypeStruct(n.shape, jnp.result_type(float)) for n in noise}
     closed = jax.make_jaxpr(run)(as_key(0), shapes, dict(params))

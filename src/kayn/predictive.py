@@ -16,6 +16,7 @@ from numpyro.primitives import Messenger
 from kayn.checks import whole_number
 from kayn.errors import PoorFitWarning, QueryError
 from kayn.evidence import read_model
+from kayn.graph.given import Given
 from kayn.graph.seeded import seeded
 from kayn.graph.trace import Site, innermost, inspect_sites
 from kayn.heldout import contracted_joint, observed_scores
@@ -265,7 +266,7 @@ def _run(
     paths = {n: values[n] for n, s in chains.items() if not s.walk and n not in all_new}
     known = {n: values[n] for n in posterior.latent_names if n not in (paths.keys() | all_new)}
     # inside the conditioning, so that it records the draw's values
-    program = handlers.trace(handlers.substitute(posterior.call.model, data={**posterior.params, **paths}))
+    program = handlers.trace(Given(posterior.call.model, params=posterior.params, latents=paths))
     seeded(_Condition(program, known, new_plates, observe), key)(*args, **kwargs)
     return program.trace
 

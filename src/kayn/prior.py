@@ -13,6 +13,7 @@ from numpyro.distributions.transforms import biject_to
 
 from kayn.compilation import ahead, is_traced
 from kayn.errors import GuideError
+from kayn.graph.given import Given
 from kayn.graph.seeded import seeded
 from kayn.graph.trace import placeholder
 
@@ -41,7 +42,7 @@ def prior(model: Callable, args: tuple, kwargs: Mapping, params: Mapping, names:
     fixed: dict[str, list[Any]] = {}
 
     def one(key: Any) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-        program = handlers.substitute(handlers.substitute(model, data=dict(params)), substitute_fn=placeholder)
+        program = handlers.substitute(Given(model, params=params), substitute_fn=placeholder)
         trace = handlers.trace(seeded(program, key)).get_trace(*args, **kwargs)
         moving, unconstrained = {}, {}
         for name in names:

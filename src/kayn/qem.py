@@ -29,6 +29,7 @@ from kayn.graph.trace import inspect_sites
 from kayn.guides import FactorisedGuide, Unstarted
 from kayn.keys import as_key
 from kayn.mstep import Block
+from kayn.names import parameter
 from kayn.progress import progress_bar
 from kayn.quick import QuickJit
 
@@ -182,7 +183,7 @@ class QEM:
         # cut into sites without compiling anything, unless that is part of a larger program
         found = found if traced else jax.tree.map(np.asarray, found)
         by_site = {n: p for b in self.blocks for n, p in b.by_site(found[b.name][which]).items()}
-        params = {f"{n}_{p}": v for n, own in by_site.items() for p, v in own.items()}
+        params = {parameter(n, p): v for n, own in by_site.items() for p, v in own.items()}
         return {**self.model_params, **(params if traced else jax.device_put(params))}
 
     def _first(self, params: Mapping[str, Any], key: Any) -> QEMState:

@@ -11,6 +11,8 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+from kayn.names import shown
+
 LinkKey = Hashable
 
 
@@ -263,7 +265,7 @@ class Plan:
             else:
                 other = "" if step.right is None else f" x [{', '.join(self.axes[step.right])}]"
                 lines.append(f"  sum {', '.join(step.eliminated) or 'nothing'}: [{source}]{other} -> [{target}]")
-        return "\n".join(lines)
+        return shown("\n".join(lines))
 
 
 def _flat(steps: tuple[Step, ...]) -> Iterator[Step]:

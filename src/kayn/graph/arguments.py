@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions.util import clamp_probs
 
-ARGUMENT = "argument:"
-"""Prefix of traced outputs that are arguments of a site's density: `argument:<argument>:<site>`."""
+from kayn.names import RESERVED
+
+ARGUMENT = f"{RESERVED}argument:"
+"""Prefix of traced outputs that are arguments of a site's density: `<prefix><argument>:<site>`."""
 
 CORE_NDIM: Mapping[str, Mapping[str, int]] = {
     "MultivariateNormal": {"value": 1, "loc": 1, "scale_tril": 2},

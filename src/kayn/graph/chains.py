@@ -25,6 +25,7 @@ from numpyro.primitives import Messenger
 
 from kayn.errors import ModelError
 from kayn.graph.slices import slice_outputs
+from kayn.names import RESERVED
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Alias:
     @property
     def name(self) -> str:
         moment = "T" if self.end else "t"
-        return f"{self.base}@{moment}-{self.lag}" if self.lag else f"{self.base}@{moment}"
+        return f"{RESERVED}{self.base}@{moment}-{self.lag}" if self.lag else f"{RESERVED}{self.base}@{moment}"
 
     def move(self, value: Any, axis: int) -> Any:
         """The chain's values where this alias stands for them; steps before the first repeat the first, and are not used.

@@ -17,6 +17,7 @@ from kayn.graph.nodes import Node, Nodes, evaluate, nested_through
 from kayn.graph.rules import Aligned
 from kayn.graph.trace import DATA, INSIDE, MASK, SUPPORT, VALUE, Program, Site
 from kayn.graph.types import MIXED, AliasOf, Argument, Density, Graph, Kind, Latent, Link, Output, Plate, Read
+from kayn.names import fresh
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,13 +184,18 @@ def _latent(site: Site, plates: dict[str, Plate]) -> Latent:
     for dim, size in enumerate(site.batch_shape):
         name = declared.get(dim)
         if name is None and size > 1:
-            name = f"{site.name}_dim_{dim}"
+            name = _implicit(site.name, dim, plates)
             plates[name] = Plate(name, size, size, implicit=True)
         if name is not None:
             runs.append((name, dim))
     return Latent(
         site.name, site.shape, site.dtype, len(site.batch_shape), tuple(runs), site.discrete, site.support_size
     )
+
+
+def _implicit(site: str, dim: int, plates: Mapping[str, Plate]) -> str:
+    """The name of the plate that a site's dimension is, where the user has not declared one."""
+    return fresh(f"{site}_dim_{dim}", {n for n, p in plates.items() if not p.implicit})
 
 
 class _Builder:
@@ -241,7 +247,7 @@ class _Builder:
             for plate in aligned[1:]:
                 self._unify(aligned[0], plate)
             return aligned[0]
-        own = f"{name}_dim_{dim}"
+        own = _implicit(name, dim, self.plates)
         self.plates.setdefault(own, Plate(own, size, size, implicit=True))
         return own
 

@@ -26,13 +26,15 @@ from kayn.errors import DataError, GuideError, ModelError
 from kayn.graph.arguments import ARGUMENT, density_arguments, family_of
 from kayn.graph.chains import Alias, Chains, aliases
 from kayn.graph.densities import vectorisable
+from kayn.graph.given import Given, OneKind
 from kayn.graph.walks import WALK, Walks
+from kayn.names import RESERVED, fresh
 
-VALUE = "value:"
-DATA = "data:"
-MASK = "mask:"
-SUPPORT = "support:"
-INSIDE = "inside:"
+VALUE = f"{RESERVED}value:"
+DATA = f"{RESERVED}data:"
+MASK = f"{RESERVED}mask:"
+SUPPORT = f"{RESERVED}support:"
+INSIDE = f"{RESERVED}inside:"
 """Prefixes of traced outputs that are no log probabilities: deterministic values, observed data, masks, supports of
 enumerated latents, and whether data lie in their likelihood's support."""
 
@@ -117,24 +119,20 @@ class Program:
         return (*leaves, *jax.tree.leaves(params), *(subsample.get(name) for name in self.subsamples))
 
 
-def inspect_sites(
-    fn: Callable, args: tuple, kwargs: Mapping, params: Any, substitutions: Mapping[str, Site] | None = None
-) -> dict[str, Site]:
+def inspect_sites(fn: Callable, args: tuple, kwargs: Mapping, params: Any) -> dict[str, Site]:
     """All sites of a program, found by abstract evaluation (nothing is computed).
 
     Raises:
-        ModelError: a site name is used twice, or a plate with two sizes.
+        ModelError: a site name is used twice, or for sites of two kinds, or a plate with two sizes.
     """
     if not callable(fn):
         raise ModelError(f"model and guide must be NumPyro programs (functions), but one is {type(fn).__name__} {fn!r}")
     if isinstance(fn, AutoGuide):
         _set_up_autoguide(fn, args, kwargs)
     found: dict[str, Site] = {}
-    given = {n: jnp.zeros(s.shape, s.dtype) for n, s in (substitutions or {}).items()}
 
-    def run(given: Any) -> int:
-        program = handlers.substitute(fn, data={**(params or {}), **given})
-        program = handlers.substitute(program, substitute_fn=placeholder)
+    def run() -> int:
+        program = handlers.substitute(OneKind(Given(fn, params=params)), substitute_fn=placeholder)
         try:
             with Walks({}):
                 trace = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(*args, **kwargs)
@@ -147,7 +145,7 @@ def inspect_sites(
         found.update({name: _site(name, site, trace) for name, site in trace.items() if _is_site(site)})
         return 0
 
-    jax.eval_shape(run, given)
+    jax.eval_shape(run)
     found = _name_steps(found)
     _check_plates(found)
     return found
@@ -156,14 +154,14 @@ def inspect_sites(
 def _name_steps(sites: Mapping[str, Site]) -> dict[str, Site]:
     """Sites in loops with the loop's steps as a plate: "time", or "time_<length>" where there are several lengths."""
     lengths = {s.steps for s in sites.values() if s.steps is not None}
-    taken = {f[0] for s in sites.values() for f in s.frames}
+    taken = {f[0] for s in sites.values() for f in s.frames} | {n for n, s in sites.items() if s.kind == "plate"}
     base = "time" if "time" not in taken else "scan_time"
+    names = {length: fresh(base if len(lengths) == 1 else f"{base}_{length}", taken) for length in sorted(lengths)}
 
     def named(site: Site) -> Site:
         if site.steps is None:
             return site
-        name = base if len(lengths) == 1 else f"{base}_{site.steps}"
-        return replace(site, frames=(*site.frames, (name, -len(site.batch_shape), site.steps)))
+        return replace(site, frames=(*site.frames, (names[site.steps], -len(site.batch_shape), site.steps)))
 
     return {n: named(s) for n, s in sites.items()}
 
@@ -219,7 +217,7 @@ def trace_program(
 
     def run(values: dict, params: Any, indices: dict) -> dict[str, Any]:
         own = {n: v for n, v in values.items() if n in inputs}
-        program = handlers.substitute(fn, data={**(params or {}), **own, **indices})
+        program = Given(fn, params=params, latents=own, subsample=indices)
         chains, walks = Chains(values, lengths), Walks(values)
         with chains, walks:
             trace = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(*args, **kwargs)

@@ -17,6 +17,7 @@ from kayn.axes import proposal_name
 from kayn.contraction.execute import by_element
 from kayn.errors import GuideError, KaynError
 from kayn.evidence import Draws, Problem
+from kayn.graph.given import Given
 from kayn.objectives.base import Call, MassivelyParallelELBO, log_evidence_of, only_gradient, sampled_axes
 from kayn.objectives.relaxed import Relaxed, discrete_logits
 from kayn.objectives.score import along, outer_plate
@@ -213,7 +214,7 @@ def _keyed(logits: Mapping[str, _Logits], key: Any) -> list[tuple[tuple[str, _Lo
 
 def _logits(call: Call, params: Mapping[str, Any]) -> dict[str, _Logits]:
     """Logits of every guide site under given parameters."""
-    guide = handlers.seed(handlers.substitute(call.guide, data=dict(params)), jax.random.key(0))
+    guide = handlers.seed(Given(call.guide, params=params), jax.random.key(0))
     out = {}
     for name, site in handlers.trace(guide).get_trace(*call.args, **call.kwargs).items():
         if site["type"] == "sample" and not site["is_observed"]:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from kayn import evidence, products
-from kayn.axes import Axis, plan_within
+from kayn.axes import Axis, plan_within, proposal_name
 from kayn.contraction.execute import log_contract
 from kayn.contraction.plan import Stuck
 from kayn.errors import GuideError, KaynError, StructureWarning
@@ -101,11 +101,10 @@ class RWS(MassivelyParallelELBO):
         drawn = terms if proposal is problem else evidence.proposal_terms(proposal, proposal.numbers, draws, params)
         dependent = [a for a in sampled_axes(problem) if self.phi == "conditional" and _external_parents(problem, a)]
         extended, added = _with_conditionals(problem, numbers, draws, params, dependent, self.wake_phi)
-        done = {a.name for a in dependent} if added is not None else set()
+        done = {proposal_name(a) for a in dependent} if added is not None else set()
         # minus a log density, which wake-phi wants to increase: its derivative is negated
         flipped = {
-            name: jax.lax.stop_gradient(drawn[name])
-            - (0.0 if name.removeprefix("proposal:") in done else self.wake_phi * only_gradient(t))
+            name: jax.lax.stop_gradient(drawn[name]) - (0.0 if name in done else self.wake_phi * only_gradient(t))
             for name, t in terms.items()
         }
         slots = evidence.model_slots(extended, numbers, draws, params) | (added or {})

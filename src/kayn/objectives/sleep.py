@@ -13,6 +13,7 @@ from numpyro.primitives import Messenger
 
 from kayn.checks import whole_number
 from kayn.errors import KaynError
+from kayn.graph.given import Given
 from kayn.graph.seeded import seeded
 from kayn.objectives.base import Call, Objective
 from kayn.particles import InvertedDraws
@@ -60,14 +61,16 @@ def sleep_loss(call: Call, params: Mapping[str, Any], rng_key: Any, count: int, 
     fixed = jax.lax.stop_gradient(dict(params))
 
     def one(key: Any) -> Any:
-        dreaming = _Dream(handlers.substitute(call.model, data=fixed))
+        dreaming = _Dream(Given(call.model, params=fixed))
         trace = handlers.trace(seeded(InvertedDraws(dreaming), key)).get_trace(*call.args, **call.kwargs)
         dream = {n: jax.lax.stop_gradient(s["value"]) for n, s in trace.items() if s["type"] == "sample"}
         shown = {n: v for n, v in dream.items() if n in dreaming.given}
         args, kwargs = (
             replace(shown, *call.args, **call.kwargs) if replace is not None else _replaced(call, dreaming.given, shown)
         )
-        log_q, asleep = compute_log_probs(handlers.seed(call.guide, key), args, kwargs, {**params, **dream})
+        latents = {n: v for n, v in dream.items() if n not in dreaming.given}
+        guide = Given(handlers.seed(call.guide, key), params=params, latents=latents)
+        log_q, asleep = compute_log_probs(guide, args, kwargs, {})
         return sum((v for n, v in log_q.items() if not asleep[n]["is_observed"]), jnp.zeros(()))
 
     return -jnp.mean(jax.vmap(one)(jax.random.split(rng_key, count)))

@@ -1,0 +1,66 @@
+"""Put values into a NumPyro program: parameters, latents and indices of subsampled plates, each into sites of its own kind.
+
+`numpyro.handlers.substitute` goes by the name alone, so that a parameter would replace data, a deterministic value or a latent of its name. Every
+value that kayn gives a program goes through `Given` instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from numpyro.primitives import Messenger
+
+from kayn.errors import ModelError
+
+
+class Given(Messenger):
+    """A program whose parameters, latents and plates have given values.
+
+    Sites that have a value already keep it: data, and what a handler within `fn` has set. So do deterministic sites.
+
+    Args:
+        fn: the program.
+        params: values of `numpyro.param` sites.
+        latents: values of sample sites that are not observed; inside `scan`, those of all steps.
+        subsample: indices of subsampled plates.
+    """
+
+    def __init__(
+        self,
+        fn: Callable,
+        *,
+        params: Mapping[str, Any] | None = None,
+        latents: Mapping[str, Any] | None = None,
+        subsample: Mapping[str, Any] | None = None,
+    ):
+        super().__init__(fn)
+        self.latents = dict(latents or {})
+        self.values = {"param": dict(params or {}), "sample": self.latents, "plate": dict(subsample or {})}
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "control_flow":
+            if self.latents:
+                msg["kwargs"]["substitute_stack"].append(("substitute", self.latents))
+        elif self._takes(msg) and msg["name"] in (values := self.values[msg["type"]]):
+            msg["value"] = values[msg["name"]]
+
+    def _takes(self, msg: Mapping[str, Any]) -> bool:
+        return msg["type"] in self.values and msg["value"] is None and not msg.get("is_observed", False)
+
+
+class OneKind(Messenger):
+    """Refuses a name that a program uses for sites of two kinds: NumPyro's trace would keep the last of them only, or neither say which."""
+
+    def __init__(self, fn: Callable):
+        super().__init__(fn)
+        self.kinds: dict[str, str] = {}
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if "name" not in msg or msg["type"] not in ("sample", "deterministic", "plate", "param", "mutable"):
+            return
+        first = self.kinds.setdefault(msg["name"], msg["type"])
+        if first != msg["type"]:
+            raise ModelError(
+                f"{msg['name']!r} is the name of a {first} site and of a {msg['type']} site; every site needs its own name, so rename one of the two"
+            )
