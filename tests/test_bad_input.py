@@ -165,8 +165,8 @@ STRUCTURE = [
         "'groups'", "size 3 at site 'a'", "size 4 at site 'b'", "use two names or one size",
     ),
     case("no latent", lambda: kayn.analyze(observed_only, 0.3), ModelError, "no latent sample site", "obs="),
-    case("model is no function", lambda: kayn.analyze("model", Y), ModelError, "str", "NumPyro programs"),
-    case("guide is no function", lambda: kayn.analyze(flat, Y, guide="AutoNormal"), ModelError, "str 'AutoNormal'"),
+    case("model is no function", lambda: kayn.analyze("model", Y), ModelError, "'model'", "NumPyro programs"),
+    case("guide is no function", lambda: kayn.analyze(flat, Y, guide="AutoNormal"), ModelError, "'AutoNormal'", "NumPyro programs"),
     case("guide misses a latent", lambda: kayn.analyze(flat, Y, guide=guide_of()), GuideError, "'mu'", "add a guide site"),
     case(
         "guide misses a discrete latent", lambda: kayn.analyze(coin, 0.3, guide=guide_of()), GuideError,
@@ -382,7 +382,7 @@ OPTIONS = [
     case("memory too small", lambda: kayn.analyze(flat, Y, memory=900), StructureError, "a step would take", "num_particles=16", "memory=900 B"),
     *(case(f"memory is {m}", lambda m=m: kayn.analyze(flat, Y, memory=m), KaynError, f"memory is {m!r}", "'2GB'") for m in (0, -5, "2 parsecs", "..", float("nan"), True)),
     case("denominator", lambda: Importance(flat, denominator="average").run(0, None, Y), GuideError, "'average'", "'mixture', 'paired'"),
-    case("phi", lambda: RWS(3, phi="joint"), KaynError, "'joint'", "'conditional' or 'mixture'"),
+    case("phi", lambda: RWS(3, phi="joint"), KaynError, "'joint'", "'conditional', 'mixture'"),
     *(
         case(f"num_replicates is {n!r}", lambda n=n: Importance(flat, num_replicates=n), KaynError, "num_replicates", repr(n), "at least 1")
         for n in (0, 1.5, True)
@@ -404,7 +404,7 @@ OPTIONS = [
     case("params of no site in fit", lambda: kayn.fit(flat, args=(Y,), params={"nu": 1.0}, progress=False), KaynError, "'nu'", "numpyro.param"),
     case("QEM rate is a word", lambda: QEM(flat, rate="fast"), KaynError, "rate is 'fast'", "(0, 1]"),
     case("QEM proposals narrower", lambda: QEM(flat, overdispersion=-0.5), KaynError, "overdispersion is -0.5", "0 or more"),
-    case("params of another shape", lambda: Importance(flat).run(0, {"kayn:mu:loc": np.zeros(3)}, Y), GuideError, "'mu'", "(3,)", "()"),
+    case("params of another shape", lambda: Importance(flat).run(0, {"kayn:mu:loc": np.zeros(3)}, Y), KaynError, "'kayn:mu:loc'", "(3,)", "()"),
 ]  # fmt: skip
 
 
@@ -554,7 +554,7 @@ QUERIES = [
         for n in (0, -1, 2.5, "7", True)
     ),
     case("draws with a key of the wrong kind", lambda p: p.sample(0.5, 3), KaynError, "rng_key is float 0.5"),
-    case("predictive without a number", lambda p: p.predictive(0, COUNTY), QueryError, "num_samples is array", "whole number"),
+    case("predictive without a number", lambda p: p.predictive(0, COUNTY), QueryError, "num_samples is ndarray", "whole number"),
     case("predictive, num_samples", lambda p: p.predictive(0, 0), QueryError, "num_samples is 0"),
     case(
         "predictive with a shrunken plate", lambda p: p.predictive(0, 5, np.array([0, 1]), J=2), QueryError,
@@ -570,7 +570,7 @@ QUERIES = [
     case("coords of an unknown dimension", lambda p: p.to_datatree(coords={"county": [1, 2, 3]}), QueryError, "coords=", "'county'", "'counties'"),
     case("coords of wrong length", lambda p: p.to_datatree(coords={"counties": ["a", "b"]}), QueryError, "coords=", "(2,)", "'counties'", "3 elements"),
     case("coords is a scalar", lambda p: p.to_datatree(coords={"counties": 3}), QueryError, "coords=", "'counties'"),
-    case("coords is a list", lambda p: p.to_datatree(coords=["counties"]), QueryError, "coords= is list", "mapping"),
+    case("coords is a list", lambda p: p.to_datatree(coords=["counties"]), QueryError, "coords is list", "mapping"),
     case("to_datatree, num_samples", lambda p: p.to_datatree(num_samples=0), QueryError, "num_samples is 0"),
 ]  # fmt: skip
 

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kayn import predictors
 from kayn.axes import TARGET_ELEMENTS, Coupling, Layout, make_request
+from kayn.checks import checked
 from kayn.contraction.execute import settled_slot
 from kayn.contraction.plan import Plan
 from kayn.evidence import Problem, build_problem
 from kayn.graph.types import Graph, Link, Output
 from kayn.guides import FactorisedGuide
 from kayn.memory import format_bytes, step_bytes
+from kayn.options import (
+    Couple,
+    Elements,
+    Groups,
+    Guide,
+    Memory,
+    Model,
+    Params,
+    Particles,
+    PathOption,
+    Strategy,
+)
 from kayn.splits import choose
 from kayn.table import format_table
 
@@ -96,7 +108,8 @@ class Analysis:
             sections.append(f"To fit, the particles of {names} are summed in {step.parts} parts, one after the other")
         return "\n".join(sections)
 
-    def render(self, filename: str | None = None) -> Any:
+    @checked()
+    def render(self, filename: PathOption = None) -> Any:
         """A `graphviz.Digraph` of latents, factors and plates; written to `filename` (its suffix gives the format) if given.
 
         Needs the extra `kayn[graph]`.
@@ -147,17 +160,18 @@ class Analysis:
         )
 
 
+@checked()
 def analyze(
-    model: Callable,
+    model: Model,
     *args: Any,
-    guide: Callable | None = None,
-    num_particles: int | Mapping[str, int] = 30,
-    strategy: str = "parallel",
-    groups: Sequence[Sequence[str]] = (),
-    couple: Mapping[str, str | Sequence[str]] | None = None,
-    target_elements: int = TARGET_ELEMENTS,
-    memory: int | str | None = None,
-    params: Mapping[str, Any] | None = None,
+    guide: Guide | None = None,
+    num_particles: Particles = 30,
+    strategy: Strategy = "parallel",
+    groups: Groups = (),
+    couple: Couple = None,
+    target_elements: Elements = TARGET_ELEMENTS,
+    memory: Memory = None,
+    params: Params = None,
     **kwargs: Any,
 ) -> Analysis:
     """Read the structure of a model with its arguments, choose particle axes and plan the contraction. Nothing is sampled.

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kayn.checks import whole_number
+from kayn.checks import checked
 from kayn.contraction.plan import Chained, Plan, PlateLink, Term
 from kayn.contraction.planner import plan_contraction
 from kayn.errors import StructureError
@@ -19,9 +19,9 @@ from kayn.graph.discover import Structure
 from kayn.graph.types import Graph, Link, Output
 from kayn.memory import cut_to_fit, memory_budget
 from kayn.names import RESERVED, joined
+from kayn.options import Couple, Elements, Groups, Memory, Particles, Strategy
 
 PROPOSAL = f"{RESERVED}proposal:"
-STRATEGIES = ("parallel", "global", "local")
 TARGET_ELEMENTS = 2**20
 """Default number of entries above which latents without plates are put on one axis, which costs little accuracy."""
 
@@ -67,10 +67,10 @@ class Request:
     """
 
     num_particles: int | tuple[tuple[str, int], ...] = 30
-    strategy: str = "parallel"
+    strategy: Strategy = "parallel"
     groups: tuple[tuple[str, ...], ...] = ()
     couple: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    target_elements: int = TARGET_ELEMENTS
+    target_elements: Elements = TARGET_ELEMENTS
     memory: int = 2**32
 
     def particles_of(self, latent: str) -> int:
@@ -80,28 +80,21 @@ class Request:
         return table.get(latent, table.get("", 30))
 
 
+@checked(StructureError)
 def make_request(
-    num_particles: int | Mapping[str, int] = 30,
-    strategy: str = "parallel",
-    groups: Sequence[Sequence[str]] = (),
-    couple: Mapping[str, str | Sequence[str]] | None = None,
-    target_elements: int = TARGET_ELEMENTS,
-    memory: int | str | None = None,
+    num_particles: Particles = 30,
+    strategy: Strategy = "parallel",
+    groups: Groups = (),
+    couple: Couple = None,
+    target_elements: Elements = TARGET_ELEMENTS,
+    memory: Memory = None,
 ) -> Request:
     """Check and freeze what the user asks for.
 
     Raises:
-        StructureError: unknown strategy, or fewer than one particle.
+        StructureError: an option is none of what it may be.
     """
-    if strategy not in STRATEGIES:
-        raise StructureError(
-            f"strategy {strategy!r} is unknown; use one of {', '.join(map(repr, STRATEGIES))}, or groups="
-        )
     counts = dict(num_particles) if isinstance(num_particles, Mapping) else {"": num_particles}
-    for name, count in counts.items():
-        whole_number(f"num_particles of latent {name!r}" if name else "num_particles", count, StructureError)
-    if isinstance(groups, str) or any(isinstance(g, str) for g in groups):
-        raise StructureError(f"groups= is {groups!r}; pass a list of groups of latents, e.g. groups=[('mu', 'alpha')]")
     frozen = tuple(
         (name, (plates,) if isinstance(plates, str) else tuple(plates)) for name, plates in (couple or {}).items()
     )

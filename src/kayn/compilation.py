@@ -7,10 +7,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+
+from kayn.checks import Rule, Text, checked
+from kayn.errors import KaynError
 
 CACHE_VARIABLE = "KAYN_CACHE"
 LANES = 8
@@ -78,7 +81,8 @@ def apart(array: Any, witness: Any) -> Any:
     )
 
 
-def cache_compilation(directory: str | os.PathLike[str] | None = None) -> Path:
+@checked()
+def cache_compilation(directory: Annotated[Text | os.PathLike | None, Rule("a path, or None")] = None) -> Path:
     """Keep compiled programs on disk, so that the same model on data of the same shape compiles once and not in every session.
 
     Args:
@@ -90,7 +94,10 @@ def cache_compilation(directory: str | os.PathLike[str] | None = None) -> Path:
     chosen = directory or os.environ.get(CACHE_VARIABLE)
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = Path(chosen) if chosen else base / "kayn" / "programs"
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KaynError(f"directory {path} cannot be made ({error.strerror}); give another one") from error
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -25,11 +25,13 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 
+from kayn.checks import Count, Rule, checked
 from kayn.errors import KaynError
+from kayn.memory import refuse_too_many
 
 Arrays = dict[str, np.ndarray]
 
@@ -40,6 +42,9 @@ _POSTERIORDB = "https://raw.githubusercontent.com/stan-dev/posteriordb/master/po
 
 class DatasetError(KaynError):
     """A data set is unknown, was not found, could not be downloaded, or is not what it should be."""
+
+
+Seed = Annotated[int, Rule("a whole number, 0 or more", lambda n: n >= 0)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -79,7 +84,8 @@ class SimulatedRadon:
         return np.bincount(self.county, minlength=self.num_counties)
 
 
-def simulate_radon(seed: int = 0, num_groups: int = 85) -> SimulatedRadon:
+@checked(DatasetError)
+def simulate_radon(seed: Seed = 0, num_groups: Count = 85) -> SimulatedRadon:
     """Draw radon measurements of houses in counties of very different size (1 to 100 houses).
 
     ``alpha[g] ~ Normal(mu, sd)``, ``log_radon[n] ~ Normal(alpha[county[n]] + beta * floor[n], sigma)``. The numbers are
@@ -89,8 +95,7 @@ def simulate_radon(seed: int = 0, num_groups: int = 85) -> SimulatedRadon:
         seed: the same seed gives the same data.
         num_groups: number of counties.
     """
-    if num_groups < 1:
-        raise DatasetError(f"simulate_radon: num_groups must be at least 1, got {num_groups}.")
+    refuse_too_many("num_groups", num_groups, 100, DatasetError)
     rng = np.random.default_rng(seed)
     mu, sd, beta, sigma = 1.3, 0.35, -0.65, 0.75
     sizes = np.clip(np.rint(np.exp(rng.normal(1.9, 1.2, num_groups))), 1, 100).astype(np.int64)
@@ -286,6 +291,7 @@ DATASETS: Mapping[str, Dataset] = {
 }
 
 
+@checked(DatasetError)
 def checksum(arrays: Mapping[str, np.ndarray]) -> str:
     """SHA-256 of named arrays that does not depend on integer width, byte order or file format.
 
@@ -326,6 +332,7 @@ def _lookup(name: str) -> Dataset:
         raise DatasetError(f"Unknown data set {name!r}. Known data sets: {', '.join(DATASETS)}.") from None
 
 
+@checked(DatasetError)
 def locate(name: str) -> Path | None:
     """Path of the data set's file, or None when it is not there. Nothing is downloaded."""
     _lookup(name)
@@ -334,6 +341,7 @@ def locate(name: str) -> Path | None:
     return path if path.is_file() else None
 
 
+@checked(DatasetError)
 def load(name: str) -> Arrays:
     """Arrays of a data set by key; see `DATASETS` for the names.
 
@@ -352,6 +360,7 @@ def load(name: str) -> Arrays:
         ) from error
 
 
+@checked(DatasetError)
 def fetch(name: str) -> Path:
     """Download a data set into the cache unless it is already there; returns the path of the ``.npz`` file."""
     dataset = _lookup(name)

@@ -56,6 +56,13 @@ class Problem:
         return math.prod(self.graph.latent(latent).shape) // elements
 
     @property
+    def entries(self) -> int:
+        """Numbers in one set of particles: values, as drawn and as used, and weights."""
+        size = self.layout.plan.size
+        weights = sum(math.prod(size[p] for p in a.scope) * a.size for a in self.layout.axes)
+        return weights + 2 * sum(math.prod(z.shape) * self.layout.axis_of(z.name).size for z in self.graph.latents)
+
+    @property
     def numbers(self) -> dict[str, Any]:
         """The arrays that the traced programs close over; pass them as arguments into compiled functions."""
         return {
@@ -98,7 +105,7 @@ def build_problem(
         params: values (or tracers) of `numpyro.param` sites in model and guide.
 
     Raises:
-        KaynError: a name in `params` belongs to no param site.
+        KaynError: a name in `params` belongs to no param site, or its value cannot be that site's.
     """
     if denominator not in DENOMINATORS:
         raise GuideError(f"denominator {denominator!r} is unknown; use one of {', '.join(map(repr, DENOMINATORS))}")
@@ -117,7 +124,20 @@ def build_problem(
     return Problem(traced, traced_guide, structure, layout, denominator)
 
 
-def _refuse_unknown(params: Mapping, sites: Iterable[Site]) -> None:
+def refuse_unknown_params(
+    model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, Any]
+) -> None:
+    """Refuse values for parameters that neither a model nor its guide has, or that cannot be theirs.
+
+    Raises:
+        KaynError: there is one.
+    """
+    if params:
+        programs = (model, guide)
+        _refuse_unknown(params, [s for f in programs for s in inspect_sites(f, args, kwargs, params).values()])
+
+
+def _refuse_unknown(params: Mapping[str, Any], sites: Iterable[Site]) -> None:
     known = {s.name for s in sites if s.kind == "param"}
     unknown = [n for n in params if n not in known]
     if unknown:

@@ -14,7 +14,6 @@ import xarray as xr
 from kayn.errors import QueryError
 from kayn.evidence import observed_values
 from kayn.graph.trace import Site
-from kayn.keys import as_key
 
 if TYPE_CHECKING:
     from kayn.posterior import Posterior
@@ -29,16 +28,12 @@ def to_datatree(posterior: Posterior, rng_key: Any, num_samples: int, coords: Ma
     Raises:
         QueryError: coords name an unknown dimension, or have the wrong length.
     """
-    key = as_key(rng_key)
+    key = rng_key
     draws = {n: np.asarray(v) for n, v in posterior.sample(key, num_samples).items()}
     log_likelihood = {n: np.asarray(v) for n, v in posterior.log_likelihood(key, num_samples).items()}
     sites = posterior.problem.model.sites
     found = observed_values(posterior.problem, posterior.numbers, posterior.params)
     observed = {n: np.asarray(v) for n, v in found.items()}
-    if not isinstance(coords, Mapping | None):
-        raise QueryError(
-            f"coords= is {type(coords).__name__}; pass a mapping from dimension to labels, e.g. {{'county': names}}"
-        )
     coords = {d: np.asarray(labels) for d, labels in (coords or {}).items()}
     groups = {
         "posterior": {

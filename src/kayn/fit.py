@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +15,32 @@ import optax
 from numpyro.infer import SVI
 
 from kayn.axes import TARGET_ELEMENTS, make_request
-from kayn.checks import parameter_values, whole_number
+from kayn.checks import Count, Positive, checked
 from kayn.complaints import warn_if_poor
-from kayn.errors import KaynError
+from kayn.evidence import refuse_unknown_params
 from kayn.guides import FactorisedGuide
 from kayn.importance import Weigher, evenly_drawn
 from kayn.keys import as_key
 from kayn.objectives.rws import RWS
 from kayn.objectives.vi import VI
+from kayn.options import (
+    Arguments,
+    Couple,
+    Elements,
+    Groups,
+    Guide,
+    Key,
+    Memory,
+    Model,
+    Named,
+    Params,
+    Particles,
+    Strategy,
+)
 from kayn.posterior import Call, Posterior
 from kayn.progress import progress_bar
 from kayn.qem import CHUNK, QEM
 from kayn.quick import QuickJit
-
-METHODS = ("qem", "rws", "vi")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +67,9 @@ class Fit:
     sampler: Sampler | None = None
     _weighers: dict[Any, Weigher] = field(default_factory=dict, repr=False)
 
+    @checked()
     def posterior(
-        self, num_particles: int | Mapping[str, int] | None = None, num_replicates: int = 4 * CHUNK, rng_key: Any = None
+        self, num_particles: Particles | None = None, num_replicates: Count = 4 * CHUNK, rng_key: Key | None = None
     ) -> Posterior:
         """Particles from the fitted guide, weighed in all combinations.
 
@@ -64,8 +77,7 @@ class Fit:
             num_particles: K; None for that of the fit.
             num_replicates: independent sets of particles, pooled; their spread gives the error of the log evidence.
         """
-        num_replicates = whole_number("num_replicates", num_replicates)
-        key = jax.random.fold_in(self.rng_key, 1) if rng_key is None else as_key(rng_key)
+        key = jax.random.fold_in(self.rng_key, 1) if rng_key is None else rng_key
         if num_particles is None and self.sampler is not None:
             posterior = self.sampler(key, num_replicates, self.call)
             if posterior is not None:
@@ -81,24 +93,25 @@ class Fit:
         return self._weighers[request].run(key, self.proposal, num_replicates)
 
 
+@checked()
 def fit(
-    model: Callable,
-    args: Sequence[Any] = (),
-    kwargs: Mapping[str, Any] | None = None,
-    method: str = "qem",
-    num_particles: int | Mapping[str, int] = 30,
-    key: Any = 0,
+    model: Model,
+    args: Arguments = (),
+    kwargs: Named = None,
+    method: Literal["qem", "rws", "vi"] = "qem",
+    num_particles: Particles = 30,
+    key: Key = 0,
     progress: bool = True,
     *,
-    guide: Callable | None = None,
-    strategy: str = "parallel",
-    num_steps: int = 500,
-    learning_rate: float = 0.03,
-    groups: Sequence[Sequence[str]] = (),
-    couple: Mapping[str, str | Sequence[str]] | None = None,
-    target_elements: int = TARGET_ELEMENTS,
-    memory: int | str | None = None,
-    params: Mapping[str, Any] | None = None,
+    guide: Guide | None = None,
+    strategy: Strategy = "parallel",
+    num_steps: Count = 500,
+    learning_rate: Positive = 0.03,
+    groups: Groups = (),
+    couple: Couple = None,
+    target_elements: Elements = TARGET_ELEMENTS,
+    memory: Memory = None,
+    params: Params = None,
 ) -> Fit:
     """Fit a guide to a model's posterior.
 
@@ -116,17 +129,6 @@ def fit(
     Raises:
         KaynError: an unknown method, and everything that building the problem raises.
     """
-    if not isinstance(args, list | tuple):
-        raise KaynError(f"args is {type(args).__name__}; pass the model's arguments as a tuple, e.g. args=(x, y)")
-    if method not in METHODS:
-        raise KaynError(f"method {method!r} is unknown; use one of {', '.join(map(repr, METHODS))}")
-    num_steps = whole_number("num_steps", num_steps)
-    if not isinstance(kwargs, Mapping | None):
-        raise KaynError(
-            f"kwargs is {type(kwargs).__name__}; pass the model's keyword arguments as a mapping, e.g. {{'y': y}}"
-        )
-    args, kwargs = tuple(args), dict(kwargs or {})
-    rng_key = as_key(key)
     options = {
         "num_particles": num_particles,
         "strategy": strategy,
@@ -137,14 +139,14 @@ def fit(
     }
     runner = _fit_qem if method == "qem" else _fit_svi
     setup = _Setup(
-        Call(model, args, kwargs),
+        Call(model, tuple(args), dict(kwargs or {})),
         guide,
         method,
         options,
-        rng_key,
+        as_key(key),
         num_steps,
         learning_rate,
-        parameter_values(params),
+        dict(params or {}),
         progress,
     )
     return runner(setup)
@@ -220,6 +222,8 @@ def _fit_svi(setup: _Setup) -> Fit:
 
 def _begin(svi: SVI, setup: _Setup) -> Any:
     """The first state: for kayn's own guides from one compiled program, which takes a tenth of the time of one operation after the other."""
+
+    refuse_unknown_params(svi.model, svi.guide, setup.call.args, setup.call.kwargs, setup.params)
 
     def init(key: Any) -> Any:
         return svi.init(key, *setup.call.args, init_params=setup.params or None, **setup.call.kwargs)

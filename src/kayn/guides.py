@@ -20,6 +20,7 @@ from numpyro import handlers
 from numpyro.distributions.transforms import ComposeTransform, IdentityTransform, biject_to
 
 from kayn import even, families, normals
+from kayn.checks import Count, checked
 from kayn.errors import GuideError
 from kayn.families import Family
 from kayn.graph.given import Given
@@ -27,6 +28,7 @@ from kayn.graph.seeded import draw
 from kayn.graph.trace import Site, innermost, inspect_sites
 from kayn.keys import as_key
 from kayn.names import parameter, refuse_reserved
+from kayn.options import Arguments, Key, Model, Named, Params
 from kayn.prior import Prior, prior
 
 LONGEST_VECTOR = 32
@@ -79,7 +81,8 @@ class FactorisedGuide:
                 out[site.name] = numpyro.sample(site.name, site.family.distribution(params))
         return out
 
-    def draw_particles(self, key: Any, num: int, params: Mapping[str, Any]) -> dict[str, Any]:
+    @checked()
+    def draw_particles(self, key: Any, num: Count, params: Mapping[str, Any]) -> dict[str, Any]:
         """`num` particles of every site: [num, *shape]; those of Normal families fill the quantiles evenly.
 
         Every single particle still has its site's law, which is all that an unbiased evidence estimate needs, and averages
@@ -117,8 +120,9 @@ class FactorisedGuide:
         return {s.name: {p: params[parameter(s.name, p)] for p in s.start} for s in self.sites}
 
     @staticmethod
+    @checked()
     def from_model(
-        model: Callable, args: tuple = (), kwargs: Mapping | None = None, params: Mapping | None = None, key: Any = None
+        model: Model, args: Arguments = (), kwargs: Named = None, params: Params = None, key: Key | None = None
     ) -> FactorisedGuide:
         """A Normal in unconstrained space for every continuous latent (vectors: with covariance), started from the prior's quantiles.
 
@@ -127,7 +131,7 @@ class FactorisedGuide:
         Raises:
             GuideError: a discrete latent is not enumerated, or a latent's support depends on another latent.
         """
-        return Unstarted.from_model(model, args, kwargs or {}, params or {}, key).started()
+        return Unstarted.from_model(model, tuple(args), kwargs or {}, params or {}, key).started()
 
     @staticmethod
     def from_guide(

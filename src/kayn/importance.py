@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,11 +10,24 @@ from typing import Any
 import jax
 
 from kayn.axes import TARGET_ELEMENTS, Request, make_request
-from kayn.checks import parameter_values, whole_number
+from kayn.checks import Count, checked
 from kayn.complaints import warn_if_poor
 from kayn.evidence import Problem, build_problem
 from kayn.guides import FactorisedGuide
-from kayn.keys import as_key
+from kayn.memory import refuse_too_many
+from kayn.options import (
+    Couple,
+    Denominator,
+    Elements,
+    Groups,
+    Guide,
+    Key,
+    Memory,
+    Model,
+    Params,
+    Particles,
+    Strategy,
+)
 from kayn.placed import evenly
 from kayn.posterior import Call, Posterior
 from kayn.queries import weighted_draws
@@ -38,27 +51,29 @@ class Importance:
             are always evaluated in parts; what would take more is made smaller by putting any latents on one axis.
     """
 
+    @checked()
     def __init__(
         self,
-        model: Callable,
-        guide: Callable | None = None,
-        num_particles: int | Mapping[str, int] = 100,
-        strategy: str = "parallel",
+        model: Model,
+        guide: Guide | None = None,
+        num_particles: Particles = 100,
+        strategy: Strategy = "parallel",
         *,
-        num_replicates: int = 1,
-        groups: Sequence[Sequence[str]] = (),
-        couple: Mapping[str, str | Sequence[str]] | None = None,
-        denominator: str = "mixture",
-        target_elements: int = TARGET_ELEMENTS,
-        memory: int | str | None = None,
+        num_replicates: Count = 1,
+        groups: Groups = (),
+        couple: Couple = None,
+        denominator: Denominator = "mixture",
+        target_elements: Elements = TARGET_ELEMENTS,
+        memory: Memory = None,
     ):
         self.model = model
         self.guide = guide
-        self.num_replicates = whole_number("num_replicates", num_replicates)
+        self.num_replicates = num_replicates
         self.denominator = denominator
         self.request = make_request(num_particles, strategy, groups, couple, target_elements, memory)
 
-    def run(self, rng_key: Any, params: Mapping[str, Any] | None, *args: Any, **kwargs: Any) -> Posterior:
+    @checked()
+    def run(self, rng_key: Key, params: Params, *args: Any, **kwargs: Any) -> Posterior:
         """Draw particles and weigh them.
 
         Works under `jax.jit` and `jax.vmap` over keys. Outside of them it warns (`PoorFitWarning`) about latents
@@ -68,16 +83,14 @@ class Importance:
             rng_key: a key or an int seed.
             params: values of `numpyro.param` sites in model and guide, as `SVI.get_params` gives them.
         """
-        key = as_key(rng_key)
-        params = parameter_values(params)
         problem = self.problem(params, *args, **kwargs)
-        return Weigher(problem, Call(self.model, args, kwargs)).run(key, params, self.num_replicates)
+        return Weigher(problem, Call(self.model, args, kwargs)).run(rng_key, dict(params or {}), self.num_replicates)
 
-    def problem(self, params: Mapping[str, Any] | None, *args: Any, **kwargs: Any) -> Problem:
+    @checked()
+    def problem(self, params: Params, *args: Any, **kwargs: Any) -> Problem:
         """Structure, particle axes and plan for the model's arguments, the guide's Normal sites drawn evenly."""
-        params = parameter_values(params)
         guide = self.guide if self.guide is not None else FactorisedGuide.from_model(self.model, args, kwargs)
-        return evenly_drawn(self.model, guide, args, kwargs, params, self.request, self.denominator)
+        return evenly_drawn(self.model, guide, args, kwargs, params or {}, self.request, self.denominator)
 
 
 def evenly_drawn(
@@ -105,6 +118,7 @@ class Weigher:
 
     def run(self, key: Any, params: dict[str, Any], num_replicates: int) -> Posterior:
         numbers = self.problem.numbers
+        refuse_too_many("num_replicates", num_replicates, self.problem.entries)
         log_evidences, weights, draws = self._run(numbers, params, jax.random.split(key, num_replicates))
         posterior = Posterior(self.problem, self.call, numbers, params, draws, log_evidences, weights)
         if not isinstance(log_evidences, jax.core.Tracer):

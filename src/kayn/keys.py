@@ -64,6 +64,8 @@ def _checked(rng_key: Any) -> Any:
     if isinstance(rng_key, bool):
         raise KaynError(f"rng_key is {rng_key!r}; pass an int seed or jax.random.key(seed)")
     if hasattr(rng_key, "__index__") and jnp.ndim(rng_key) == 0 and not hasattr(rng_key, "dtype"):
+        if not -(2**63) <= rng_key.__index__() < 2**63:
+            raise KaynError(f"rng_key is {rng_key!r}; a seed must be a whole number that 64 bits hold, below 2**63")
         return jax.random.key(rng_key)
     dtype = getattr(rng_key, "dtype", None)
     if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):

@@ -45,6 +45,23 @@ def device_memory() -> int:
     return known.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def refuse_too_many(option: str, count: int, each: float, error: type[KaynError] = KaynError) -> None:
+    """Refuse a number of things before they are made, if the device cannot hold them.
+
+    Args:
+        each: entries of one of them.
+
+    Raises:
+        KaynError: they do not fit.
+    """
+    total, most = count * each * jnp.result_type(float).itemsize, device_memory()
+    if total > most:
+        raise error(
+            f"{option}={count} would take about {format_bytes(total)}, and the device has {format_bytes(most)}; "
+            f"{option}={max(int(most / total * count), 1)} would fit"
+        )
+
+
 def format_bytes(count: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
@@ -115,7 +132,8 @@ def _of_a_part(plan: Plan, out: int) -> int:
 
 
 def _divisors(size: int) -> list[int]:
-    return [n for n in range(2, size + 1) if size % n == 0]
+    small = [n for n in range(1, math.isqrt(size) + 1) if size % n == 0]
+    return sorted({*small, *(size // n for n in small)} - {1})
 
 
 def _elements(plan: Plan) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,18 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
-from numpyro.infer import ELBO
 from numpyro.infer.util import compute_log_probs
 
 from kayn import evidence
 from kayn.axes import make_request
-from kayn.checks import parameter_values, whole_number
+from kayn.checks import Count, NonNegative, checked, parameter_values, shown
 from kayn.contraction.execute import by_element
+from kayn.errors import KaynError
 from kayn.evidence import Problem
 from kayn.graph.given import Given
 from kayn.graph.seeded import seeded
 from kayn.keys import as_key
+from kayn.memory import refuse_too_many
 from kayn.objectives.score import outer_plate
+from kayn.options import Guide, Key, Loss, Model, Params, Strategy
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,16 @@ class Evidence:
     curve: Mapping[int, float]
 
 
+@checked()
 def log_evidence(
-    model: Callable,
-    guide: Callable,
-    params: Mapping[str, Any],
+    model: Model,
+    guide: Guide,
+    params: Params,
     *args: Any,
-    num_particles: int = 1000,
-    chunk: int = 100,
-    rng_key: Any = 0,
-    strategy: str = "local",
+    num_particles: Count = 1000,
+    chunk: Count = 100,
+    rng_key: Key = 0,
+    strategy: Strategy = "local",
     **kwargs: Any,
 ) -> Evidence:
     """Log evidence of (held-out) data by importance weighting with many particles, a chunk at a time.
@@ -67,14 +71,15 @@ def log_evidence(
     return meter(params, rng_key)
 
 
+@checked()
 def evidence_meter(
-    model: Callable,
-    guide: Callable,
-    params: Mapping[str, Any],
+    model: Model,
+    guide: Guide,
+    params: Params,
     *args: Any,
-    num_particles: int = 1000,
-    chunk: int = 100,
-    strategy: str = "local",
+    num_particles: Count = 1000,
+    chunk: Count = 100,
+    strategy: Strategy = "local",
     **kwargs: Any,
 ) -> Callable[..., Evidence]:
     """`log_evidence` to be called many times, `(params, rng_key, *args) -> Evidence`, compiled once.
@@ -85,7 +90,7 @@ def evidence_meter(
     Args:
         params: any values of the parameters; the meter takes others of the same shapes.
     """
-    chunk = min(whole_number("chunk", chunk), whole_number("num_particles", num_particles))
+    chunk = min(chunk, num_particles)
     count = -(-num_particles // chunk)
     request = make_request(chunk, strategy)
 
@@ -95,6 +100,9 @@ def evidence_meter(
     problem = read(args, kwargs)
     plate = outer_plate(problem)
     scale = problem.graph.plate(plate).scale if plate else 1.0
+
+    elements = problem.graph.plate(plate).size if plate else 1
+    refuse_too_many("num_particles", num_particles, (4 + 2 * elements) / chunk)
 
     def one(numbers: Any, params: Any, key: Any) -> Any:
         draws = evidence.draw_particles(problem, numbers, key, params)
@@ -146,14 +154,15 @@ class Noise:
     signal_to_noise: Mapping[str, float]
 
 
+@checked()
 def gradient_noise(
-    loss: ELBO,
-    model: Callable,
-    guide: Callable,
-    params: Mapping[str, Any],
+    loss: Loss,
+    model: Model,
+    guide: Guide,
+    params: Params,
     *args: Any,
-    num_draws: int = 100,
-    rng_key: Any = 0,
+    num_draws: Count = 100,
+    rng_key: Key = 0,
     **kwargs: Any,
 ) -> Noise:
     """How noisy a loss's gradient is at given parameters, from independent draws on the same data.
@@ -165,7 +174,8 @@ def gradient_noise(
     def gradient(params: Any, key: Any) -> Any:
         return jax.grad(lambda p: loss.loss_with_mutable_state(key, p, model, guide, *args, **kwargs)["loss"])(params)
 
-    keys = jax.random.split(as_key(rng_key), whole_number("num_draws", num_draws))
+    refuse_too_many("num_draws", num_draws, 4 + sum(math.prod(jnp.shape(x)) for x in jax.tree.leaves(params)))
+    keys = jax.random.split(as_key(rng_key), num_draws)
     found = jax.jit(lambda params, keys: jax.lax.map(lambda k: gradient(params, k), keys))(params, keys)
     mean = {n: jnp.mean(g, 0) for n, g in found.items()}
     sd = {n: jnp.std(g, 0, ddof=1) for n, g in found.items()}
@@ -173,13 +183,20 @@ def gradient_noise(
     return Noise(mean, sd, ratio)
 
 
-def active_units(means: Any, threshold: float = 0.01) -> int:
+@checked()
+def active_units(means: Any, threshold: NonNegative = 0.01) -> int:
     """How many coordinates of an amortised posterior depend on the data: variance of E_q[z | x] over x above a threshold.
 
     Args:
         means: [N, D], posterior means of the D coordinates for N data (Burda, Grosse & Salakhutdinov, 2016).
     """
-    return int(np.sum(np.var(np.asarray(means), axis=0) > threshold))
+    try:
+        array = np.asarray(means, float)
+    except (TypeError, ValueError):
+        array = np.zeros(0)
+    if array.ndim != 2 or not array.size or not np.isfinite(array).all():
+        raise KaynError(f"means is {shown(means)}; it must be an array of finite numbers, [N, D]")
+    return int(np.sum(np.var(array, axis=0) > threshold))
 
 
 @dataclass(frozen=True)
@@ -206,13 +223,14 @@ class Layers:
         return log_evidence - self.elbo
 
 
+@checked()
 def layers(
-    model: Callable,
-    guide: Callable,
-    params: Mapping[str, Any],
+    model: Model,
+    guide: Guide,
+    params: Params,
     *args: Any,
-    num_draws: int = 100,
-    rng_key: Any = 0,
+    num_draws: Count = 100,
+    rng_key: Key = 0,
     **kwargs: Any,
 ) -> Layers:
     """Where a guide spends its nats, latent by latent, over all data (plate scales included).
@@ -231,7 +249,8 @@ def layers(
         log_p, _ = compute_log_probs(Given(again, params=params), args, kwargs, {})
         return {n: v for n, v in log_q.items() if n in log_p}, log_p
 
-    keys = jax.random.split(as_key(rng_key), whole_number("num_draws", num_draws))
+    refuse_too_many("num_draws", num_draws, 20)
+    keys = jax.random.split(as_key(rng_key), num_draws)
     q, p = jax.tree.map(lambda x: float(jnp.mean(x)), jax.jit(lambda keys: jax.lax.map(one, keys))(keys))
     return Layers(
         {n: -v for n, v in q.items()}, {n: v - p[n] for n, v in q.items()}, sum(p[n] for n in p if n not in q)

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from kayn import diagnostics, evidence, queries
-from kayn.checks import whole_number
+from kayn.checks import Natural, checked
 from kayn.complaints import complaints
 from kayn.errors import QueryError, StructureWarning
 from kayn.evidence import Draws, Problem
 from kayn.expectation import Expectation, of_deterministic, of_function
-from kayn.keys import as_key
+from kayn.memory import refuse_too_many
+from kayn.options import Coords, Key, Name, Plates, Samples
 from kayn.quick import QuickJit
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ class Posterior:
         """Pooled particles of every latent: [P, *shape], to be read with `weights`."""
         return {n: _local(v).reshape((-1, *v.shape[2:])) for n, v in self.draws.values.items()}
 
-    def weights(self, name: str) -> Any:
+    @checked(QueryError)
+    def weights(self, name: Name) -> Any:
         """Marginal posterior weights of a latent's particles: [P, *batch shape], summing to one over P.
 
         A latent that was coupled over a plate has equal weights along it. Source: Bowyer et al. (UAI 2024).
@@ -116,25 +118,30 @@ class Posterior:
         pooled = by_replicate * _local(self._shares).reshape((-1, *(1,) * (by_replicate.ndim - 1)))
         return pooled.reshape((-1, *pooled.shape[2:]))
 
-    def ess(self, name: str) -> Any:
+    @checked(QueryError)
+    def ess(self, name: Name) -> Any:
         """Effective sample size of a latent's pooled particles: [*batch shape], between 0 and P."""
         return jnp.asarray(diagnostics.effective_sample_size(np.asarray(self.weights(name))))
 
-    def khat(self, name: str) -> np.ndarray:
+    @checked(QueryError)
+    def khat(self, name: Name) -> np.ndarray:
         """Pareto k-hat of a latent's weights: [*batch shape]; above 0.7 is unreliable, NaN with fewer than 25 particles."""
         return diagnostics.pareto_khat(self.weights(name))
 
     # -- moments
 
-    def mean(self, name: str) -> Any:
+    @checked(QueryError)
+    def mean(self, name: Name) -> Any:
         """Posterior mean of a latent or deterministic site: the site's shape."""
         return self._moments(name)[0]
 
-    def std(self, name: str) -> Any:
+    @checked(QueryError)
+    def std(self, name: Name) -> Any:
         """Posterior standard deviation of a latent or deterministic site: the site's shape."""
         return self._moments(name)[1]
 
-    def expectation(self, function: Callable, *names: str) -> Any:
+    @checked(QueryError)
+    def expectation(self, function: Callable, *names: Name) -> Any:
         """Posterior expectation of `function(latent_1, latent_2, ...)` under the joint of these latents.
 
         `function` is written for one posterior sample. It is evaluated on exactly the particle axes it depends on, jointly:
@@ -162,12 +169,14 @@ class Posterior:
             lambda values: function(*(values[n] for n in names)), f"expectation over {', '.join(names)}"
         )
 
-    def covariance(self, first: str, second: str) -> Any:
+    @checked(QueryError)
+    def covariance(self, first: Name, second: Name) -> Any:
         """Posterior covariance of two latents, elementwise after broadcasting."""
         a, b = self.mean(first), self.mean(second)
         return self.expectation(lambda x, y: (x - a) * (y - b), first, second)
 
-    def probabilities(self, name: str) -> dict[Any, Any]:
+    @checked(QueryError)
+    def probabilities(self, name: Name) -> dict[Any, Any]:
         """Posterior probability of every value that a discrete latent takes among its particles: value -> [*batch shape]."""
         latent = self.problem.graph.latent(self._latent(name))
         if not latent.discrete:
@@ -179,12 +188,14 @@ class Posterior:
 
     # -- draws
 
-    def sample(self, rng_key: Any, num_samples: int = 1000) -> dict[str, Any]:
+    @checked(QueryError)
+    def sample(self, rng_key: Key, num_samples: Samples = 1000) -> dict[str, Any]:
         """Exact joint draws from the weighted combinations of particles: [S, *shape] for every latent and deterministic site."""
-        num_samples = whole_number("num_samples", num_samples, QueryError)
+        sites = [s for s in self.problem.model.sites.values() if s.kind in ("sample", "deterministic")]
+        refuse_too_many("num_samples", num_samples, sum(math.prod(s.shape) for s in sites), QueryError)
         names = ("sample", num_samples)
         return self._jit(names, partial(_sample, self.problem, num_samples))(
-            self.numbers, self.params, self.draws, self.log_evidences, as_key(rng_key)
+            self.numbers, self.params, self.draws, self.log_evidences, rng_key
         )
 
     def mode(self) -> dict[str, Any]:
@@ -195,37 +206,40 @@ class Posterior:
 
     # -- prediction and export
 
+    @checked(QueryError)
     def predictive(
-        self, rng_key: Any, num_samples: int, *args: Any, new_plates: tuple[str, ...] = (), **kwargs: Any
+        self, rng_key: Key, num_samples: Samples, *args: Any, new_plates: Plates = (), **kwargs: Any
     ) -> dict[str, Any]:
         """Draws of all sites of the model, data included, given posterior draws of the latents. See `kayn.predictive`."""
         from kayn.predictive import predictive
 
         return predictive(self, rng_key, num_samples, args, kwargs, new_plates)
 
+    @checked(QueryError)
     def log_predictive(
-        self, rng_key: Any, num_samples: int, *args: Any, new_plates: tuple[str, ...] = (), **kwargs: Any
+        self, rng_key: Key, num_samples: Samples, *args: Any, new_plates: Plates = (), **kwargs: Any
     ) -> LogPredictive:
         """Log predictive density of held-out data passed as model arguments. See `kayn.predictive`."""
         from kayn.predictive import log_predictive
 
         return log_predictive(self, rng_key, num_samples, args, kwargs, new_plates)
 
-    def log_likelihood(self, rng_key: Any, num_samples: int = 1000) -> dict[str, Any]:
+    @checked(QueryError)
+    def log_likelihood(self, rng_key: Key, num_samples: Samples = 1000) -> dict[str, Any]:
         """Pointwise log likelihood of the training data: [S, *rows] for every observed site."""
         from kayn.predictive import log_likelihood
 
         return log_likelihood(self, rng_key, num_samples)
 
-    def to_datatree(
-        self, rng_key: Any = 0, num_samples: int = 1000, coords: Mapping[str, Any] | None = None
-    ) -> DataTree:
+    @checked(QueryError)
+    def to_datatree(self, rng_key: Key = 0, num_samples: Samples = 1000, coords: Coords = None) -> DataTree:
         """Draws, log likelihood and data as an ArviZ-schema `xarray.DataTree`. See `kayn.export`."""
         from kayn.export import to_datatree
 
         return to_datatree(self, rng_key, num_samples, coords)
 
-    def summary(self, max_rows: int = 12) -> Summary:
+    @checked(QueryError)
+    def summary(self, max_rows: Natural = 12) -> Summary:
         """Mean, sd, quantiles, ESS and k-hat of every latent; print it."""
         from kayn.summary import summarise
 
@@ -292,7 +306,7 @@ class Posterior:
             f"{what}: it mixes plate elements whose particles are indexed separately, so it is estimated from "
             f"{FALLBACK_DRAWS} joint draws instead of an exact contraction",
             StructureWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
         draws = self.sample(0, FALLBACK_DRAWS)
         return jnp.mean(jax.vmap(function)(draws), 0)

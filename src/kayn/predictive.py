@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
-from kayn.checks import whole_number
 from kayn.errors import PoorFitWarning, QueryError
 from kayn.evidence import read_model
 from kayn.graph.given import Given
@@ -113,7 +112,12 @@ def _carried_on(fresh: Any, drawn: Any) -> Any:
 
 
 def predictive(
-    posterior: Posterior, rng_key: Any, num_samples: int, args: tuple, kwargs: Mapping, new_plates: tuple[str, ...] = ()
+    posterior: Posterior,
+    rng_key: Any,
+    num_samples: int,
+    args: tuple,
+    kwargs: Mapping,
+    new_plates: str | Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run the model with posterior draws of its latents, drawing the observed sites too.
 
@@ -144,7 +148,12 @@ def predictive(
 
 
 def log_predictive(
-    posterior: Posterior, rng_key: Any, num_samples: int, args: tuple, kwargs: Mapping, new_plates: tuple[str, ...] = ()
+    posterior: Posterior,
+    rng_key: Any,
+    num_samples: int,
+    args: tuple,
+    kwargs: Mapping,
+    new_plates: str | Sequence[str] = (),
 ) -> LogPredictive:
     """Log predictive density of held-out data: the model's arguments with the test data in place of the training data.
 
@@ -191,7 +200,7 @@ def log_predictive(
             f"the joint log predictive density rests on {float(ess):.1f} of {num_samples} draws and is too low on average; take more draws, or "
             "compare by the pointwise densities",
             PoorFitWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return LogPredictive(joint - count, pointwise, ess)
 
@@ -218,7 +227,7 @@ def _scored_draws(
     return _draws(posterior, rng_key, num_samples), one
 
 
-def _known_plates(posterior: Posterior, new_plates: str | tuple[str, ...]) -> tuple[str, ...]:
+def _known_plates(posterior: Posterior, new_plates: str | Sequence[str]) -> tuple[str, ...]:
     named = (new_plates,) if isinstance(new_plates, str) else tuple(new_plates)
     known = {p for z in posterior.problem.graph.latents for p in z.plate_names}
     unknown = [p for p in named if p not in known]
@@ -273,9 +282,9 @@ def _run(
 
 def _draws(posterior: Posterior, rng_key: Any, num_samples: int) -> tuple[Any, Any]:
     """Keys and posterior draws, one each a sample."""
-    num_samples = whole_number("num_samples", num_samples, QueryError)
     draw_key, run_key = jax.random.split(as_key(rng_key))
-    return jax.random.split(run_key, num_samples), posterior.sample(draw_key, num_samples)
+    draws = posterior.sample(draw_key, num_samples)  # first, as it refuses numbers that no memory holds
+    return jax.random.split(run_key, num_samples), draws
 
 
 def _over_draws(items: tuple[Any, Any], one: Callable[[Any, Mapping], dict[str, Any]]) -> dict[str, Any]:

@@ -9,11 +9,10 @@ parameterised. Parameters of the model (`numpyro.param`) stay as they are given.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +20,17 @@ import numpy as np
 
 from kayn import mstep, queries
 from kayn.axes import TARGET_ELEMENTS, make_request
-from kayn.checks import parameter_values, whole_number
+from kayn.checks import Count, NonNegative, Rule, checked
 from kayn.compilation import is_traced
 from kayn.errors import GuideError, KaynError
 from kayn.evidence import Draws, Problem, build_problem
 from kayn.graph.trace import inspect_sites
 from kayn.guides import FactorisedGuide, Unstarted
 from kayn.keys import as_key
+from kayn.memory import refuse_too_many
 from kayn.mstep import Block
 from kayn.names import parameter
+from kayn.options import Couple, Elements, Groups, Guide, Key, Memory, Model, Params, Particles, Strategy
 from kayn.progress import progress_bar
 from kayn.quick import QuickJit
 
@@ -39,6 +40,14 @@ KEPT_BYTES = 2**28
 """Particles of a whole chunk are kept if they fit; they serve as posterior replicates without another compilation."""
 
 Schedule = Callable[[Any], Any]
+Rate = Annotated[
+    float | Schedule,
+    Rule(
+        "the step towards new moments, a number in (0, 1] or a function of the step",
+        lambda r: callable(r) or 0 < r <= 1,
+    ),
+]
+LeastSize = Annotated[float, Rule("a number of particles, 1 (no tempering) or more", lambda n: 1 <= n < math.inf)]
 
 
 def default_rate(step: Any) -> Any:
@@ -56,6 +65,11 @@ class QEMState:
 
 
 jax.tree_util.register_dataclass(QEMState, ["moments", "step", "rng_key"], [])
+
+
+State = Annotated[
+    QEMState, Rule("the state that QEM.init(rng_key, *args) gives; call it before update, get_params or advance")
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,31 +100,22 @@ class QEM:
             guide's spread would collapse; the larger the number, the more steps the guide takes to get there.
     """
 
+    @checked()
     def __init__(
         self,
-        model: Callable,
-        guide: Callable | None = None,
-        num_particles: int | Mapping[str, int] = 30,
-        strategy: str = "parallel",
+        model: Model,
+        guide: Guide | None = None,
+        num_particles: Particles = 30,
+        strategy: Strategy = "parallel",
         *,
-        rate: float | Schedule = default_rate,
-        min_ess: float = 2.0,
-        overdispersion: float = 0.5,
-        groups: Sequence[Sequence[str]] = (),
-        couple: Mapping[str, str | Sequence[str]] | None = None,
-        target_elements: int = TARGET_ELEMENTS,
-        memory: int | str | None = None,
+        rate: Rate = default_rate,
+        min_ess: LeastSize = 2.0,
+        overdispersion: NonNegative = 0.5,
+        groups: Groups = (),
+        couple: Couple = None,
+        target_elements: Elements = TARGET_ELEMENTS,
+        memory: Memory = None,
     ):
-        if not callable(rate) and not (isinstance(rate, Real) and 0 < rate <= 1):
-            raise KaynError(
-                f"rate is {rate!r}; the step towards new moments is a number in (0, 1], or a function of the step"
-            )
-        if not min_ess >= 1:
-            raise KaynError(f"min_ess is {min_ess}; it is a number of particles, 1 (no tempering) or more")
-        if overdispersion < 0:
-            raise KaynError(
-                f"overdispersion is {overdispersion}; proposals cannot be narrower than the guide: use 0 or more"
-            )
         self.model = model
         self.user_guide = guide
         self.rate: Schedule = rate if callable(rate) else lambda step: rate
@@ -122,14 +127,14 @@ class QEM:
         self.blocks: tuple[Block, ...] = ()
         self.model_params: dict[str, Any] = {}
 
-    def init(self, rng_key: Any, *args: Any, params: Mapping[str, Any] | None = None, **kwargs: Any) -> QEMState:
+    @checked()
+    def init(self, rng_key: Key, *args: Any, params: Params = None, **kwargs: Any) -> QEMState:
         """Read the model, prepare the guide and start from its initial values.
 
         Raises:
             GuideError: a guide site is in no supported family, or guide sites depend on each other.
         """
-        key = as_key(rng_key)
-        params = parameter_values(params)
+        key, params = as_key(rng_key), dict(params or {})
         if isinstance(self.user_guide, FactorisedGuide):
             begun = Unstarted(self.user_guide)
         elif self.user_guide is None:
@@ -153,7 +158,8 @@ class QEM:
         self.guide = begun.started()
         return jax.device_put(self._first(params, key))
 
-    def update(self, state: QEMState, *args: Any, **kwargs: Any) -> tuple[QEMState, Any]:
+    @checked()
+    def update(self, state: State, *args: Any, **kwargs: Any) -> tuple[QEMState, Any]:
         """One step: the new state, and the log evidence under the old guide.
 
         Arguments that differ from those of `init`, such as another minibatch, have the model read again; wrap the call in
@@ -168,11 +174,13 @@ class QEM:
         state, (log_z, *_) = _step(self, problem, problem.numbers, state)
         return state, log_z
 
-    def get_params(self, state: QEMState) -> dict[str, Any]:
+    @checked()
+    def get_params(self, state: State) -> dict[str, Any]:
         """Values of the guide's `numpyro.param` sites, and those of the model that were given."""
         return self._named(state, 0)
 
-    def get_proposal(self, state: QEMState) -> dict[str, Any]:
+    @checked()
+    def get_proposal(self, state: State) -> dict[str, Any]:
         """As `get_params`, of the wider guide that particles are drawn from."""
         return self._named(state, 1)
 
@@ -201,17 +209,17 @@ class QEM:
 
         return {s.name: of(s.name) for s in self._guide().sites}
 
+    @checked()
     def run(
         self,
-        rng_key: Any,
-        num_steps: int,
+        rng_key: Key,
+        num_steps: Count,
         *args: Any,
-        params: Mapping[str, Any] | None = None,
+        params: Params = None,
         progress: bool = False,
         **kwargs: Any,
     ) -> QEMResult:
         """Fit for a fixed number of steps."""
-        num_steps = whole_number("num_steps", num_steps)
         state = self.init(rng_key, *args, params=params, **kwargs)
         history: list[Any] = []
         with progress_bar(num_steps, progress) as show:
@@ -224,18 +232,21 @@ class QEM:
                 show(done, float(log_z.mean()))
         return QEMResult(self.get_params(state), self._guide(), state, jnp.concatenate(history))
 
-    def advance(self, state: QEMState, count: int) -> tuple[QEMState, Any]:
+    @checked()
+    def advance(self, state: State, count: Count) -> tuple[QEMState, Any]:
         """Several steps in one compiled loop: the state, and log Z of every step [count]."""
         state, kept = self._advance(self._problem().numbers, state, 1.0, count)
         return state, kept[0]
 
-    def replicates(self, state: QEMState, count: int) -> tuple[Any, dict[str, Any], Draws] | None:
+    @checked()
+    def replicates(self, state: State, count: Count) -> tuple[Any, dict[str, Any], Draws] | None:
         """`count` sets of particles from the guide as it is, weighed: log Z, axis weights, particles, each with a leading count.
 
         This is the compiled loop of `advance` at rate zero. None when particles are too large to be kept.
         """
         if not self._keeps_particles():
             return None
+        refuse_too_many("num_replicates", count, self._problem().entries)
         parts = []
         for _ in range(-(-count // CHUNK)):
             state, kept = self._advance(self._problem().numbers, state, 0.0, CHUNK)

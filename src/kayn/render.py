@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from kayn.errors import KaynError
 from kayn.graph.types import Graph, Kind
 
 
-def render(graph: Graph, layout: Layout, filename: str | None = None) -> Any:
+def render(graph: Graph, layout: Layout, filename: str | os.PathLike | None = None) -> Any:
     """Latents as ellipses, observed sites shaded, factors' dependences as arrows, plates as boxes of their latents.
 
     Raises:

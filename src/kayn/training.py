@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from numpyro.infer import ELBO, SVI
+from numpyro.infer import SVI
 
 from kayn import checkpoints
-from kayn.checks import parameter_values, whole_number
+from kayn.checks import Count, Rule, check_fields, checked
 from kayn.errors import DataError, KaynError
+from kayn.evidence import refuse_unknown_params
 from kayn.keys import as_key
+from kayn.memory import refuse_too_many
 from kayn.meters import evidence_meter
+from kayn.options import Guide, Key, Loss, Model, Optimizer, Params, PathOption, Strategy
 from kayn.progress import progress_bar
 from kayn.records import PROGRAM, Record, equations
 
 HELD_OUT = "held-out log evidence"
+Rules = Annotated[
+    Mapping[str, Optimizer],
+    Rule("a mapping from patterns of names to optax transformations, not empty", lambda rules: len(rules) > 0),
+]
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,18 @@ class Phase:
         every: 2 for every other step. The first phase is taken in every step.
     """
 
-    loss: ELBO
-    optimizer: optax.GradientTransformation
-    every: int = 1
+    loss: Loss
+    optimizer: Optimizer
+    every: Count = 1
 
     def __post_init__(self) -> None:
-        whole_number("every", self.every)
+        check_fields(self)
+
+
+Phases = Annotated[
+    Phase | Sequence[Phase],
+    Rule("a kayn.Phase(loss, optimizer), or a list of at least one", lambda p: isinstance(p, Phase) or len(p) > 0),
+]
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,8 @@ class Training:
     stopped_early: bool
 
 
-def by_parameter(rules: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+@checked()
+def by_parameter(rules: Rules) -> optax.GradientTransformation:
     """An optimiser that treats parameters by name: `by_parameter({"encoder*": optax.adam(3e-4), "*": optax.adam(1e-3)})`.
 
     Args:
@@ -85,24 +98,25 @@ def by_parameter(rules: Mapping[str, optax.GradientTransformation]) -> optax.Gra
     return optax.multi_transform(dict(rules), labels)
 
 
+@checked()
 def train(
-    model: Callable,
-    guide: Callable,
-    phases: Phase | Sequence[Phase],
+    model: Model,
+    guide: Guide,
+    phases: Phases,
     data: Any,
     *args: Any,
-    batch_size: int,
-    num_steps: int,
-    rng_key: Any = 0,
-    params: Mapping[str, Any] | None = None,
+    batch_size: Count,
+    num_steps: Count,
+    rng_key: Key = 0,
+    params: Params = None,
     augment: Callable[[Any, tuple], tuple] | None = None,
     held_out: Any = None,
-    held_out_particles: int = 100,
-    strategy: str = "local",
+    held_out_particles: Count = 100,
+    strategy: Strategy = "local",
     look: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
-    look_every: int | None = None,
-    patience: int | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
+    look_every: Count | None = None,
+    patience: Count | None = None,
+    checkpoint: PathOption = None,
     progress: bool = True,
 ) -> Training:
     """Fit the `numpyro.param` sites of a model and its guide to data in minibatches.
@@ -128,21 +142,18 @@ def train(
     phases = (phases,) if isinstance(phases, Phase) else tuple(phases)
     arrays, held = _arrays("data", data), None if held_out is None else _arrays("held_out", held_out)
     rows = arrays[0].shape[0]
-    batch_size, num_steps = whole_number("batch_size", batch_size), whole_number("num_steps", num_steps)
-    if not phases:
-        raise KaynError("phases is empty; pass at least one kayn.training.Phase(loss, optimizer)")
     if phases[0].every != 1:
         raise KaynError(f"the first phase has every={phases[0].every}; put one first that is taken in every step")
     if batch_size > rows:
         raise DataError(f"batch_size is {batch_size}, but data has {rows} rows; use at most that many")
     if patience is not None and held is None:
         raise KaynError("patience is given, but no held_out data to tell when to stop; pass held_out=")
-    look_every = whole_number("look_every", look_every or rows // batch_size)
-    key = as_key(rng_key)
+    look_every, key = look_every or rows // batch_size, as_key(rng_key)
+    refuse_too_many("look_every", min(look_every, num_steps), 4 * batch_size)  # the rows of all minibatches until then
 
     loop = _Loop(model, guide, phases, args, augment, key)
     first = tuple(a[:batch_size] for a in arrays)
-    state = loop.start(first, parameter_values(params))
+    state = loop.start(first, dict(params or {}))
     values = loop.constrained(state["params"])
     meter = held and evidence_meter(
         model, guide, values, *held, *args, num_particles=held_out_particles, strategy=strategy
@@ -224,6 +235,7 @@ class _Loop:
     def start(self, batch: tuple, params: dict[str, Any]) -> dict[str, Any]:
         if self.augment:
             batch = self.augment(self.key, batch)
+        refuse_unknown_params(self.model, self.guide, (*batch, *self.args), {}, params)
         svi = SVI(self.model, self.guide, self.phases[0].optimizer, self.phases[0].loss)
         begun = svi.init(self.key, *batch, *self.args, init_params=params or None)
         free = svi.optim.get_params(begun.optim_state)

@@ -27,6 +27,7 @@ from kayn.graph.arguments import ARGUMENT, density_arguments, family_of
 from kayn.graph.chains import Alias, Chains, aliases
 from kayn.graph.densities import vectorisable
 from kayn.graph.given import Given, OneKind
+from kayn.graph.params import CheckedParams
 from kayn.graph.walks import WALK, Walks
 from kayn.names import RESERVED, fresh
 
@@ -132,7 +133,8 @@ def inspect_sites(fn: Callable, args: tuple, kwargs: Mapping, params: Any) -> di
     found: dict[str, Site] = {}
 
     def run() -> int:
-        program = handlers.substitute(OneKind(Given(fn, params=params)), substitute_fn=placeholder)
+        program = CheckedParams(OneKind(Given(fn, params=params)), params or {})
+        program = handlers.substitute(program, substitute_fn=placeholder)
         try:
             with Walks({}):
                 trace = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(*args, **kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,11 @@ from numpyro.infer import ELBO
 
 from kayn import evidence
 from kayn.axes import TARGET_ELEMENTS, Axis, make_request
+from kayn.checks import checked
 from kayn.errors import GuideError
 from kayn.evidence import Draws, Problem, build_problem
 from kayn.keys import as_key
+from kayn.options import Couple, Denominator, Elements, Groups, Memory, Particles, Strategy
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,16 +53,17 @@ class MassivelyParallelELBO(Objective):
         groups, couple, denominator, target_elements, memory: as in `kayn.Importance`.
     """
 
+    @checked()
     def __init__(
         self,
-        num_particles: int | Mapping[str, int] = 10,
-        strategy: str = "parallel",
+        num_particles: Particles = 10,
+        strategy: Strategy = "parallel",
         *,
-        groups: Sequence[Sequence[str]] = (),
-        couple: Mapping[str, str | Sequence[str]] | None = None,
-        denominator: str = "mixture",
-        target_elements: int = TARGET_ELEMENTS,
-        memory: int | str | None = None,
+        groups: Groups = (),
+        couple: Couple = None,
+        denominator: Denominator = "mixture",
+        target_elements: Elements = TARGET_ELEMENTS,
+        memory: Memory = None,
     ):
         self.request = make_request(num_particles, strategy, groups, couple, target_elements, memory)
         self.denominator = denominator

@@ -14,6 +14,7 @@ from numpyro.distributions import discrete
 
 from kayn import evidence
 from kayn.axes import proposal_name
+from kayn.checks import Text, checked
 from kayn.contraction.execute import by_element
 from kayn.errors import GuideError, KaynError
 from kayn.evidence import Draws, Problem
@@ -21,6 +22,7 @@ from kayn.graph.given import Given
 from kayn.objectives.base import Call, MassivelyParallelELBO, log_evidence_of, only_gradient, sampled_axes
 from kayn.objectives.relaxed import Relaxed, discrete_logits
 from kayn.objectives.score import along, outer_plate
+from kayn.options import Particles, Strategy
 
 
 class ControlVariate(MassivelyParallelELBO):
@@ -96,13 +98,14 @@ class RELAX(ControlVariate):
         GuideError: a guide site is not Bernoulli or categorical, or depends on another latent.
     """
 
+    @checked()
     def __init__(
         self,
-        num_particles: int | Mapping[str, int] = 10,
-        strategy: str = "parallel",
+        num_particles: Particles = 10,
+        strategy: Strategy = "parallel",
         *,
         control: Callable[..., Any],
-        control_params: Sequence[str],
+        control_params: Sequence[Text],
         **options: Any,
     ):
         super().__init__(num_particles, strategy, **options)

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints, discrete
 from numpyro.distributions.util import validate_sample
 from numpyro.primitives import Messenger
 
+from kayn.checks import Positive, checked, fitted, shown
 from kayn.errors import KaynError
 from kayn.objectives.base import Call
 from kayn.objectives.vi import VI
+from kayn.options import Particles, Strategy
+
+
+def _temperature(value: Any) -> Any:
+    return value if isinstance(value, jax.core.Tracer) else fitted("temperature", value, Positive)
+
+
+Temperature = Annotated[Any, _temperature]
+"""A positive number, which may be traced."""
 
 
 def lookup(table: Any, z: Any) -> Any:
@@ -27,8 +38,27 @@ def lookup(table: Any, z: Any) -> Any:
         table: [C, ...].
         z: integers [...], or floats [..., C].
     """
-    table, z = jnp.asarray(table), jnp.asarray(z)
+    table, z = _numbers("table", table), _numbers("z", z)
+    count = table.shape[0] if table.ndim else 0
+    if not count:
+        raise KaynError(f"lookup: table has shape {table.shape}; it must be [C, ...], one row for each of C values")
+    if z.dtype == bool:
+        raise KaynError("lookup: z holds truth values; it must be integers, or floats [..., C] of shares")
+    if not jnp.issubdtype(z.dtype, jnp.integer):
+        if not z.ndim or z.shape[-1] != count:
+            raise KaynError(
+                f"lookup: z has shape {z.shape}; shares must be [..., {count}], one for each row of the table"
+            )
+    elif not isinstance(z, jax.core.Tracer) and (np.asarray(z) >= count).any() | (np.asarray(z) < -count).any():
+        raise KaynError(f"lookup: z holds {int(np.abs(z).max())}; it must lie in 0..{count - 1}, the rows of the table")
     return table[z] if jnp.issubdtype(z.dtype, jnp.integer) else jnp.tensordot(z, table, 1)
+
+
+def _numbers(name: str, value: Any) -> Any:
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise KaynError(f"lookup: {name} is {shown(value)}; it must be an array of numbers") from error
 
 
 class RelaxedOneHot(dist.Distribution):
@@ -126,18 +156,17 @@ class Concrete(VI):
 
     hard_prior = False
 
+    @checked()
     def __init__(
         self,
-        num_particles: int | Mapping[str, int] = 10,
-        strategy: str = "parallel",
+        num_particles: Particles = 10,
+        strategy: Strategy = "parallel",
         *,
-        temperature: Any = 0.5,
-        prior_temperature: Any = None,
+        temperature: Temperature = 0.5,
+        prior_temperature: Temperature | None = None,
         **options: Any,
     ):
         super().__init__(num_particles, strategy, **options)
-        if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
-            raise KaynError(f"temperature is {temperature}; it must be positive")
         self.temperature = temperature
         self.prior_temperature = temperature if prior_temperature is None else prior_temperature
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
+import numpy as np
 
 from kayn import evidence, products
 from kayn.axes import Axis, plan_within, proposal_name
+from kayn.checks import Count, NonNegative, Rule, checked
 from kayn.contraction.execute import log_contract
 from kayn.contraction.plan import Stuck
 from kayn.errors import GuideError, KaynError, StructureWarning
@@ -20,8 +22,17 @@ from kayn.graph.types import MIXED, Kind, Output
 from kayn.objectives.base import Call, MassivelyParallelELBO, only_gradient, sampled_axes
 from kayn.objectives.defensive import Defensive
 from kayn.objectives.sleep import Replace, sleep_loss
+from kayn.options import Particles, Strategy
 
 PREFIX = "guide:"
+Share = Annotated[float, Rule("the base's share of the proposal, at least 0 and below 1", lambda s: 0 <= s < 1)]
+Base = Annotated[
+    Mapping[str, Any] | None,
+    Rule(
+        "probabilities by site, each between 0 and 1, or None",
+        lambda base: all(map(_are_probabilities, (base or {}).values())),
+    ),
+]
 
 
 class RWS(MassivelyParallelELBO):
@@ -48,28 +59,25 @@ class RWS(MassivelyParallelELBO):
             argument that an observed site was given is found and replaced.
     """
 
+    @checked()
     def __init__(
         self,
-        num_particles: int | Mapping[str, int] = 10,
-        strategy: str = "parallel",
+        num_particles: Particles = 10,
+        strategy: Strategy = "parallel",
         *,
-        phi: str = "conditional",
-        wake_phi: float = 1.0,
-        sleep_phi: float = 0.0,
-        defensive: float = 0.0,
-        base: Mapping[str, Any] | None = None,
-        sleep_particles: int | None = None,
+        phi: Literal["conditional", "mixture"] = "conditional",
+        wake_phi: NonNegative = 1.0,
+        sleep_phi: NonNegative = 0.0,
+        defensive: Share = 0.0,
+        base: Base = None,
+        sleep_particles: Count | None = None,
         replace: Replace | None = None,
         **options: Any,
     ):
-        if phi not in ("conditional", "mixture"):
-            raise KaynError(f"phi is {phi!r}; it must be 'conditional' or 'mixture'")
-        if min(wake_phi, sleep_phi) < 0 or wake_phi + sleep_phi == 0:
+        if wake_phi + sleep_phi == 0:
             raise KaynError(
                 f"wake_phi={wake_phi} and sleep_phi={sleep_phi} are the weights of the guide's two phases; give at least one a positive weight"
             )
-        if not 0 <= defensive < 1:
-            raise KaynError(f"defensive is {defensive}; it is the base's share of the proposal, at least 0 and below 1")
         super().__init__(num_particles, strategy, **options)
         self.phi, self.wake_phi, self.sleep_phi = phi, wake_phi, sleep_phi
         self.defensive, self.base = defensive, dict(base or {})
@@ -83,6 +91,10 @@ class RWS(MassivelyParallelELBO):
         if self.defensive:
             guide = Defensive(call.guide, self.defensive, self.base)
             proposal = self.problem(replace(call, guide=guide), params)
+            if unknown := set(self.base) - guide.mixed:
+                raise GuideError(
+                    f"base= names {sorted(unknown)}, which are no Bernoulli or categorical sites of the guide; those are {sorted(guide.mixed)}"
+                )
             if not guide.mixed:
                 raise GuideError(
                     "defensive= is given, but the guide has no Bernoulli or categorical site to mix with a base; leave it out"
@@ -111,6 +123,14 @@ class RWS(MassivelyParallelELBO):
         slots |= evidence.proposal_slots(extended, flipped)
         index = evidence.link_index(extended, evidence.model_inputs(extended, numbers, params, draws.subsample))
         return -log_contract(extended.layout.plan, slots, index)
+
+
+def _are_probabilities(values: Any) -> bool:
+    try:
+        array = np.asarray(values, float)
+    except (TypeError, ValueError):
+        return False
+    return bool(((array >= 0) & (array <= 1)).all())
 
 
 def _external_parents(problem: Problem, axis: Axis) -> list[str]:

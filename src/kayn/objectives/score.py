@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from kayn import evidence, particles, queries
 from kayn.axes import Axis, proposal_name
+from kayn.checks import checked
 from kayn.contraction.execute import by_element
 from kayn.errors import KaynError
 from kayn.evidence import Draws, Problem
@@ -23,8 +24,7 @@ from kayn.objectives.base import (
     sampled_axes,
 )
 from kayn.objectives.vi import independent
-
-BASELINES = ("arithmetic", "geometric")
+from kayn.options import Particles, Strategy
 
 
 class Reinforce(MassivelyParallelELBO):
@@ -38,10 +38,11 @@ class Reinforce(MassivelyParallelELBO):
             plate. Parameters it uses (register them with `numpyro.param` in the guide) are fitted to log Z by least squares.
     """
 
+    @checked()
     def __init__(
         self,
-        num_particles: int | Mapping[str, int] = 10,
-        strategy: str = "parallel",
+        num_particles: Particles = 10,
+        strategy: Strategy = "parallel",
         *,
         baseline: Callable[..., Any] | None = None,
         **options: Any,
@@ -80,17 +81,16 @@ class VIMCO(MassivelyParallelELBO):
         baseline: "arithmetic" deletes the particle; "geometric" replaces its share by the geometric mean of the others', as in the original.
     """
 
+    @checked()
     def __init__(
         self,
-        num_particles: int | Mapping[str, int] = 10,
-        strategy: str = "parallel",
+        num_particles: Particles = 10,
+        strategy: Strategy = "parallel",
         *,
-        baseline: str = "arithmetic",
+        baseline: Literal["arithmetic", "geometric"] = "arithmetic",
         **options: Any,
     ):
         super().__init__(num_particles, strategy, **options)
-        if baseline not in BASELINES:
-            raise KaynError(f"baseline is {baseline!r}; it must be one of {', '.join(map(repr, BASELINES))}")
         self.baseline = baseline
 
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:

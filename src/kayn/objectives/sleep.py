@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,14 +12,20 @@ from numpyro import handlers
 from numpyro.infer.util import compute_log_probs
 from numpyro.primitives import Messenger
 
-from kayn.checks import whole_number
+from kayn.checks import Count, checked
 from kayn.errors import KaynError
 from kayn.graph.given import Given
 from kayn.graph.seeded import seeded
+from kayn.graph.trace import inspect_sites
+from kayn.memory import refuse_too_many
 from kayn.objectives.base import Call, Objective
 from kayn.particles import InvertedDraws
 
 Replace = Callable[..., tuple[tuple, Mapping[str, Any]]]
+
+
+MANY = 10**4
+"""Dreams from which their memory is estimated first."""
 
 
 class Sleep(Objective):
@@ -31,8 +38,9 @@ class Sleep(Objective):
         replace: as in `kayn.RWS`.
     """
 
-    def __init__(self, num_particles: int = 1, *, replace: Replace | None = None):
-        super().__init__(num_particles=whole_number("num_particles", num_particles))
+    @checked()
+    def __init__(self, num_particles: Count = 1, *, replace: Replace | None = None):
+        super().__init__(num_particles=num_particles)
         self.replace = replace
 
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
@@ -73,6 +81,9 @@ def sleep_loss(call: Call, params: Mapping[str, Any], rng_key: Any, count: int, 
         log_q, asleep = compute_log_probs(guide, args, kwargs, {})
         return sum((v for n, v in log_q.items() if not asleep[n]["is_observed"]), jnp.zeros(()))
 
+    if count > MANY:  # before that many are drawn at once
+        sites = inspect_sites(call.model, call.args, call.kwargs, fixed).values()
+        refuse_too_many("num_particles", count, 8 + sum(math.prod(s.shape) for s in sites if s.kind == "sample"))
     return -jnp.mean(jax.vmap(one)(jax.random.split(rng_key, count)))
 
 
