@@ -26,10 +26,10 @@ from numpyro.primitives import Messenger
 from kayn.axes import Axis, Constraint, Layout
 from kayn.errors import GuideError
 from kayn.even import even_normal
+from kayn.graph.aligned import Aligned
 from kayn.graph.dependence import read_program
 from kayn.graph.given import Given
 from kayn.graph.nodes import Node
-from kayn.graph.rules import Aligned
 from kayn.graph.seeded import seeded
 from kayn.graph.slices import slice_outputs
 from kayn.graph.trace import MASK, SUPPORT, Program, Site, inspect_sites, refuse_point_estimates, trace_program
@@ -155,11 +155,15 @@ def parent_plates(guide: GuideProgram, graph: Graph) -> dict[str, dict[str, froz
             p: frozenset(
                 q
                 for q in plates.get(p, ())
-                if q in own and not isinstance(read, Node) and read.get((p, q)) == Aligned(own[q], None)
+                if q in own and not isinstance(read, Node) and _runs_along(read.get((p, q)), own[q])
             )
             for p in parents
         }
     return out
+
+
+def _runs_along(value: Any, dim: int) -> bool:
+    return isinstance(value, Aligned) and value.dim == dim and value.link is None
 
 
 def _delta_sources(drawn: Mapping[str, Site]) -> tuple[str, ...]:

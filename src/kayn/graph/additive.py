@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
+from kayn.graph.calls import called
 from kayn.graph.trace import Program
 
 Sets = frozenset[frozenset[str]]
@@ -56,8 +57,6 @@ SAME = frozenset(
     )
 )
 """Every entry of the result is an entry of an operand; which one does not depend on latents, or else all is one part."""
-CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-LOOPS = frozenset(("scan", "while", "cond"))
 
 
 def read_parts(program: Program) -> dict[str, Parts]:
@@ -97,12 +96,10 @@ def _walk(jaxpr: Jaxpr, constants: Sequence[Parts], inputs: Sequence[Parts]) -> 
 
 
 def _equation(eqn: JaxprEqn, operands: Sequence[Parts]) -> list[Parts]:
-    name = eqn.primitive.name
-    inner = None if name in LOOPS else next((eqn.params[p] for p in CALLS if p in eqn.params), None)
-    if isinstance(inner, ClosedJaxpr):
-        return _walk(inner.jaxpr, [CONSTANT] * len(inner.jaxpr.constvars), operands)
-    if isinstance(inner, Jaxpr) and not inner.constvars:
-        return _walk(inner, [], operands)
+    call = called(eqn)
+    if call is not None:
+        inner, consts = call
+        return _walk(inner, [CONSTANT] * len(consts), operands)
     if all(p == CONSTANT for p in operands):
         return [CONSTANT] * len(eqn.outvars)
     return [_rule(eqn, operands)(operands)] * len(eqn.outvars)

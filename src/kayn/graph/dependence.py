@@ -11,15 +11,15 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
+from kayn.graph.aligned import Aligned, Annotation, Operands, in_one_dimension, mixed
+from kayn.graph.calls import called
 from kayn.graph.nodes import Node, Nodes
-from kayn.graph.rules import RULES, Aligned, Annotation, Operands, mixed
+from kayn.graph.rules import RULES
 from kayn.graph.slices import equation_as_function
 from kayn.graph.trace import Program
 from kayn.graph.types import Latent
 
 Abstract = Annotation | Node
-CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-LOOPS = frozenset({"scan", "while", "cond"})
 
 
 def read_program(
@@ -42,12 +42,15 @@ def read_program(
         else:
             inputs.append(nodes.leaf(len(program.consts) + position))
     outputs = _walk(program.jaxpr, inputs, nodes)
-    return dict(zip(program.outputs, outputs, strict=True)), nodes
+    found = [o if isinstance(o, Node) else in_one_dimension(o) for o in outputs]
+    return dict(zip(program.outputs, found, strict=True)), nodes
 
 
 def source(latent: Latent) -> Annotation:
     """The annotation of the latent's own value."""
-    return {(latent.name, ""): None} | {(latent.name, p): Aligned(dim, None) for p, dim in latent.plates}
+    return {(latent.name, ""): None} | {
+        (latent.name, p): Aligned(dim, None, latent.shape[dim]) for p, dim in latent.plates
+    }
 
 
 def _walk(jaxpr: Jaxpr, inputs: Sequence[Abstract], nodes: Nodes) -> list[Abstract]:
@@ -63,24 +66,24 @@ def _walk(jaxpr: Jaxpr, inputs: Sequence[Abstract], nodes: Nodes) -> list[Abstra
 
 def _equation(eqn: JaxprEqn, inputs: list[Abstract], nodes: Nodes, jaxpr: Jaxpr) -> list[Abstract]:
     name = eqn.primitive.name
-    inner = None if name in LOOPS else next((eqn.params[p] for p in CALLS if p in eqn.params), None)
-    if isinstance(inner, ClosedJaxpr):
-        return _walk(inner.jaxpr, [*(_hidden(nodes, c) for c in inner.consts), *inputs], nodes)
-    if isinstance(inner, Jaxpr) and not inner.constvars:
-        return _walk(inner, inputs, nodes)
+    call = called(eqn)
+    if call is not None:
+        inner, consts = call
+        return _walk(inner, [*(_hidden(nodes, c) for c in consts), *inputs], nodes)
     if all(isinstance(i, Node) for i in inputs):
         return [_apply(eqn, inputs, nodes, output, jaxpr) for output in range(len(eqn.outvars))]  # type: ignore[arg-type]
 
     annotations = [{} if isinstance(i, Node) else i for i in inputs]
     rule = RULES.get(name)
     out: list[Abstract] = []
-    for variable in eqn.outvars:
+    for output, variable in enumerate(eqn.outvars):
         operands = Operands(
             nodes,
             annotations,
             [i if isinstance(i, Node) else None for i in inputs],
             [v.aval.shape for v in eqn.invars],
             variable.aval.shape,
+            output,
         )
         out.append(mixed(annotations) if rule is None else rule(operands, eqn.params))
     return out

@@ -10,11 +10,11 @@ import numpy as np
 
 from kayn.errors import DataError, ModelError
 from kayn.graph.additive import CONSTANT, read_parts
+from kayn.graph.aligned import Aligned
 from kayn.graph.arguments import ARGUMENT, PREDICTORS
 from kayn.graph.chains import Alias
 from kayn.graph.dependence import read_program
 from kayn.graph.nodes import Node, Nodes, evaluate, nested_through
-from kayn.graph.rules import Aligned
 from kayn.graph.trace import DATA, INSIDE, MASK, SUPPORT, VALUE, Program, Site
 from kayn.graph.types import MIXED, AliasOf, Argument, Density, Graph, Kind, Latent, Link, Output, Plate, Read
 from kayn.names import fresh

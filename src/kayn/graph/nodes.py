@@ -35,6 +35,8 @@ class Nodes:
 
     known: Sequence[Any]
     table: dict[Any, Node] = field(default_factory=dict)
+    lengths: dict[Node, int] = field(default_factory=dict)
+    """How long the vector is that a "take" takes from, where that is known."""
     _values: dict[int, Any] = field(default_factory=dict)
 
     def leaf(self, position: int) -> Node:

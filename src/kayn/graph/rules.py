@@ -1,15 +1,13 @@
 """How each JAX primitive moves plate dimensions: one rule a primitive, and a default that is always right.
 
-An annotation says, for every (latent, plate) that a value depends on, along which of the value's dimensions that plate
-runs and through which index (`Aligned`), or `MIXED`: the value at one position may depend on several plate elements.
-A rule may always answer MIXED; it must never claim an alignment that does not hold. Primitives without a rule are MIXED.
+A rule may always answer MIXED; it must never claim an alignment that does not hold (`kayn.graph.aligned`). Primitives without a
+rule are MIXED.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,51 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from kayn.errors import DataError
+from kayn.graph.aligned import Aligned, Key, Operands, merge, mixed, move, reshape, through
 from kayn.graph.nodes import Node, Nodes, take
 from kayn.graph.types import MIXED
-
-
-@dataclass(frozen=True)
-class Aligned:
-    """Element i along `dim` reads plate element `link[i]` (element i itself when `link` is None)."""
-
-    dim: int
-    link: Node | None
-
-
-Key = tuple[str, str]
-"""(latent, plate); the plate is "" for the bare fact that the latent is read at all."""
-Annotation = Mapping[Key, Any]
-Mover = Callable[[Aligned], Any]
-
-
-@dataclass(frozen=True)
-class Operands:
-    """An equation's operands: an annotation for latent-dependent ones, a node for the others."""
-
-    nodes: Nodes
-    annotations: Sequence[Annotation]
-    values: Sequence[Node | None]
-    shapes: Sequence[tuple[int, ...]]
-    out_shape: tuple[int, ...]
-
-
-def move(annotation: Annotation, mover: Mover) -> dict[Key, Any]:
-    return {k: v if v is MIXED or v is None else mover(v) for k, v in annotation.items()}
-
-
-def merge(annotations: Sequence[Annotation]) -> dict[Key, Any]:
-    """The annotation of an elementwise combination."""
-    out: dict[Key, Any] = {}
-    for annotation in annotations:
-        for key, value in annotation.items():
-            out[key] = value if key not in out or out[key] == value else MIXED
-    return out
-
-
-def mixed(annotations: Sequence[Annotation]) -> dict[Key, Any]:
-    return {k: (None if v is None else MIXED) for a in annotations for k, v in a.items()}
-
 
 ELEMENTWISE = frozenset(
     [
@@ -145,7 +101,6 @@ ELEMENTWISE = frozenset(
         "zeta",
         "mul_no_nan",
         "square_p",
-        "optimization_barrier",
     ]
 )
 
@@ -161,29 +116,34 @@ def broadcast_in_dim(operands: Operands, params: Mapping[str, Any]) -> dict[Key,
     dims, shape, out = params["broadcast_dimensions"], operands.shapes[0], operands.out_shape
 
     def mover(a: Aligned) -> Any:
-        return Aligned(dims[a.dim], a.link) if shape[a.dim] == out[dims[a.dim]] else MIXED
+        return replace(a, dim=dims[a.dim]) if shape[a.dim] == out[dims[a.dim]] else MIXED
 
-    return move(operands.annotations[0], mover)
+    return move(operands.nodes, operands.annotations[0], mover)
 
 
 def transpose(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
     order = list(params["permutation"])
-    return move(operands.annotations[0], lambda a: Aligned(order.index(a.dim), a.link))
+    return move(operands.nodes, operands.annotations[0], lambda a: replace(a, dim=order.index(a.dim)))
 
 
 def squeeze(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
     gone = {d % len(operands.shapes[0]) for d in params["dimensions"]}
-    return move(operands.annotations[0], lambda a: _without(a, gone))
+    return move(operands.nodes, operands.annotations[0], lambda a: _without(a, gone))
 
 
 def reduction(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
-    return merge([move(x, lambda a: _without(a, set(params["axes"]))) for x in operands.annotations])
+    return merge([move(operands.nodes, x, lambda a: _without(a, set(params["axes"]))) for x in operands.annotations])
+
+
+def barrier(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
+    """Every result is the operand in the same place."""
+    return dict(operands.annotations[operands.output])
 
 
 def along_axis(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
     """Cumulative operations, sorts and the like: only `axis` is mixed."""
     axis = params.get("axis", params.get("dimension", 0)) % max(len(operands.shapes[0]), 1)
-    return merge([move(x, lambda a: MIXED if a.dim == axis else a) for x in operands.annotations])
+    return merge([move(operands.nodes, x, lambda a: MIXED if a.dim == axis else a) for x in operands.annotations])
 
 
 def last_axes(count: int) -> Callable[[Operands, Mapping[str, Any]], dict[Key, Any]]:
@@ -194,18 +154,20 @@ def last_axes(count: int) -> Callable[[Operands, Mapping[str, Any]], dict[Key, A
         if len(batches) != 1 or operands.out_shape[: len(next(iter(batches)))] != next(iter(batches)):
             return mixed(operands.annotations)
         batch = len(next(iter(batches)))
-        return merge([move(x, lambda a: a if a.dim < batch else MIXED) for x in operands.annotations])
+        return merge([move(operands.nodes, x, lambda a: a if a.dim < batch else MIXED) for x in operands.annotations])
 
     return rule
 
 
 def reverse(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
+    shape = operands.shapes[0]
+
     def mover(a: Aligned) -> Any:
         if a.dim not in params["dimensions"]:
             return a
-        return _through(operands.nodes, a, np.arange(operands.shapes[0][a.dim])[::-1], a.dim)
+        return through(operands.nodes, a, np.arange(shape[a.dim])[::-1], a.dim, shape[a.dim])
 
-    return move(operands.annotations[0], mover)
+    return move(operands.nodes, operands.annotations[0], mover)
 
 
 def slice_(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
@@ -214,32 +176,44 @@ def slice_(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
 
     def mover(a: Aligned) -> Any:
         rows = np.arange(shape[a.dim])[params["start_indices"][a.dim] : params["limit_indices"][a.dim] : strides[a.dim]]
-        return a if len(rows) == shape[a.dim] else _through(operands.nodes, a, rows, a.dim)
+        return a if len(rows) == shape[a.dim] else through(operands.nodes, a, rows, a.dim, shape[a.dim])
 
-    return move(operands.annotations[0], mover)
+    return move(operands.nodes, operands.annotations[0], mover)
+
+
+def tile(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
+    shape, out = operands.shapes[0], operands.out_shape
+
+    def mover(a: Aligned) -> Any:
+        n, m = shape[a.dim], out[a.dim]
+        return a if m == n else through(operands.nodes, a, np.arange(m) % n, a.dim, n)
+
+    return move(operands.nodes, operands.annotations[0], mover)
 
 
 def whole_dimensions(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
     """Dynamic slices and pads: dimensions kept whole stay aligned, others are mixed (and so is a latent index)."""
     shape, out = operands.shapes[0], operands.out_shape
-    first = move(operands.annotations[0], lambda a: a if shape[a.dim] == out[a.dim] else MIXED)
+    first = move(operands.nodes, operands.annotations[0], lambda a: a if shape[a.dim] == out[a.dim] else MIXED)
     return merge([first, mixed(operands.annotations[1:])])
 
 
 def pad(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
     untouched = [d for d, c in enumerate(params["padding_config"]) if tuple(c) == (0, 0, 0)]
-    first = move(operands.annotations[0], lambda a: a if a.dim in untouched else MIXED)
+    first = move(operands.nodes, operands.annotations[0], lambda a: a if a.dim in untouched else MIXED)
     return merge([first, mixed(operands.annotations[1:])])
 
 
 def concatenate(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
     axis = params["dimension"]
-    return merge([move(x, lambda a: MIXED if a.dim == axis else a) for x in operands.annotations])
+    return merge([move(operands.nodes, x, lambda a: MIXED if a.dim == axis else a) for x in operands.annotations])
 
 
 def stack(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
     axis = params["axis"] % len(operands.out_shape)
-    return merge([move(x, lambda a: Aligned(a.dim + (a.dim >= axis), a.link)) for x in operands.annotations])
+    return merge(
+        [move(operands.nodes, x, lambda a: replace(a, dim=a.dim + (a.dim >= axis))) for x in operands.annotations]
+    )
 
 
 def unstack(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
@@ -250,28 +224,13 @@ def triangular_solve(operands: Operands, params: Mapping[str, Any]) -> dict[Key,
     """Solves for the columns (or rows) of the right-hand side one by one, so these stay aligned."""
     batch = len(operands.out_shape) - 2
     free = batch + 1 if params["left_side"] else batch
-    matrix = move(operands.annotations[0], lambda a: a if a.dim < batch else MIXED)
-    return merge([matrix, move(operands.annotations[1], lambda a: a if a.dim < batch or a.dim == free else MIXED)])
-
-
-def reshape(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
-    shape, out = operands.shapes[0], operands.out_shape
-    blocks = _reshape_blocks(shape, out)
-
-    def mover(a: Aligned) -> Any:
-        before, after = next((b, o) for b, o in blocks if a.dim in b)
-        extents = [shape[d] for d in before]
-        wide = [d for d in after if out[d] > 1]
-        if len([e for e in extents if e > 1]) <= 1 and len(wide) == 1:
-            return Aligned(wide[0], a.link)
-        if shape[a.dim] == 1 and not wide and after:
-            return Aligned(after[0], a.link)
-        if len(wide) == 1:
-            rows = np.unravel_index(np.arange(math.prod(extents)), extents)[list(before).index(a.dim)]
-            return _through(operands.nodes, a, rows, wide[0])
-        return MIXED
-
-    return move(operands.annotations[0], mover)
+    matrix = move(operands.nodes, operands.annotations[0], lambda a: a if a.dim < batch else MIXED)
+    return merge(
+        [
+            matrix,
+            move(operands.nodes, operands.annotations[1], lambda a: a if a.dim < batch or a.dim == free else MIXED),
+        ]
+    )
 
 
 def dot_general(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
@@ -284,7 +243,7 @@ def dot_general(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]
     ):
         free = [d for d in range(len(operands.shapes[side])) if d not in contract and d not in batch]
         place = {d: list(batch).index(d) for d in batch} | {d: offset + i for i, d in enumerate(free)}
-        sides.append(move(operands.annotations[side], partial(_place, place)))
+        sides.append(move(operands.nodes, operands.annotations[side], partial(_place, place)))
     return merge(sides)
 
 
@@ -297,10 +256,10 @@ def gather(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
 
     def read(key: Key, a: Aligned) -> Any:
         if a.dim in kept and sizes[a.dim] == shape[a.dim]:
-            return Aligned(numbers.offset_dims[kept.index(a.dim)], a.link)
+            return replace(a, dim=numbers.offset_dims[kept.index(a.dim)])
         if a.dim in numbers.operand_batching_dims:
             where = numbers.start_indices_batching_dims[list(numbers.operand_batching_dims).index(a.dim)]
-            return Aligned(batch[where], a.link)
+            return replace(a, dim=batch[where])
         if index is None or a.dim not in numbers.collapsed_slice_dims or a.dim not in numbers.start_index_map:
             return MIXED
         column = list(numbers.start_index_map).index(a.dim)
@@ -310,12 +269,14 @@ def gather(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
             return MIXED
         vector, dim = found
         link = vector if a.link is None else operands.nodes.canonical(take(operands.nodes, a.link, vector))
-        return Aligned(batch[dim], link)
+        return replace(a, dim=batch[dim], link=link)
 
-    source = {k: v if v is MIXED or v is None else read(k, v) for k, v in operands.annotations[0].items()}
+    source = merge([move(operands.nodes, {k: v}, partial(read, k)) for k, v in operands.annotations[0].items()])
     # the index itself may be a latent (the component of a mixture): its batch dimensions become the output's
     chosen = move(
-        operands.annotations[1], lambda a: Aligned(batch[a.dim], a.link) if a.dim < len(index_shape) - 1 else MIXED
+        operands.nodes,
+        operands.annotations[1],
+        lambda a: replace(a, dim=batch[a.dim]) if a.dim < len(index_shape) - 1 else MIXED,
     )
     return merge([source, chosen])
 
@@ -325,36 +286,11 @@ def split(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
 
 
 def _place(place: Mapping[int, int], a: Aligned) -> Any:
-    return Aligned(place[a.dim], a.link) if a.dim in place else MIXED
+    return replace(a, dim=place[a.dim]) if a.dim in place else MIXED
 
 
 def _without(a: Aligned, gone: set[int]) -> Any:
-    return MIXED if a.dim in gone else Aligned(a.dim - sum(d < a.dim for d in gone), a.link)
-
-
-def _through(nodes: Nodes, a: Aligned, rows: np.ndarray, dim: int) -> Aligned:
-    index = nodes.constant(rows.astype(np.int32))
-    return Aligned(dim, index if a.link is None else take(nodes, a.link, index))
-
-
-def _reshape_blocks(shape: Sequence[int], out: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Minimal runs of input and output dimensions with equal element counts."""
-    blocks, i, j = [], 0, 0
-    while i < len(shape) or j < len(out):
-        before, after = ([i] if i < len(shape) else []), ([j] if j < len(out) else [])
-        i, j = i + len(before), j + len(after)
-        a, b = math.prod(shape[d] for d in before), math.prod(out[d] for d in after)
-        while a != b:
-            if a < b and i < len(shape):
-                a, i = a * shape[i], i + 1
-                before.append(i - 1)
-            elif j < len(out):
-                b, j = b * out[j], j + 1
-                after.append(j - 1)
-            else:
-                break
-        blocks.append((before, after))
-    return blocks
+    return MIXED if a.dim in gone else replace(a, dim=a.dim - sum(d < a.dim for d in gone))
 
 
 def _index_vector(nodes: Nodes, index: Node, shape: tuple[int, ...], column: int) -> tuple[Node, int] | None:
@@ -413,17 +349,18 @@ RULES: dict[str, Callable[[Operands, Mapping[str, Any]], dict[Key, Any]]] = {
         ],
         reduction,
     ),
-    **dict.fromkeys(["cumsum", "cumlogsumexp", "cumprod", "cummax", "cummin", "sort"], along_axis),
+    **dict.fromkeys(["cumsum", "cumlogsumexp", "cumprod", "cummax", "cummin", "sort", "top_k"], along_axis),
     **dict.fromkeys(["cholesky", "lu", "eigh", "qr", "svd", "householder_product", "symmetric_product"], last_axes(2)),
     "triangular_solve": triangular_solve,
     "stack": stack,
     "unstack": unstack,
-    "top_k": last_axes(1),
+    "optimization_barrier": barrier,
     "broadcast_in_dim": broadcast_in_dim,
     "transpose": transpose,
     "squeeze": squeeze,
     "rev": reverse,
     "slice": slice_,
+    "tile": tile,
     "dynamic_slice": whole_dimensions,
     "pad": pad,
     "concatenate": concatenate,

@@ -110,11 +110,16 @@ def _call(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     return [_read(inner, v) for v in closed.jaxpr.outvars]
 
 
+def _barrier(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    return list(eqn.primitive.bind(*operands, **eqn.params))
+
+
 RULES: Mapping[str, Callable[[JaxprEqn, Sequence[Any]], list[Any] | None]] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     "broadcast_in_dim": _broadcast_in_dim,
     **dict.fromkeys(("reshape", "squeeze", "expand_dims"), _same_order),
     "transpose": _transpose,
+    "optimization_barrier": _barrier,
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"), _reduce),
     **dict.fromkeys(("jit", "pjit"), _call),
 }

@@ -1,0 +1,42 @@
+"""Equations that call another program on the operands as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+CALLS = frozenset(
+    (
+        "call",
+        "checkpoint",
+        "closed_call",
+        "composite",
+        "core_call",
+        "custom_jvp_call",
+        "custom_jvp_call_jaxpr",
+        "custom_vjp_call",
+        "custom_vjp_call_jaxpr",
+        "jit",
+        "pjit",
+        "remat",
+        "remat2",
+    )
+)
+"""Other primitives have programs among their parameters too (`reduce`, loops), but call them on parts of their operands."""
+
+
+def called(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
+    """The program that an equation calls, and its constants; None if it is not such a call."""
+    if eqn.primitive.name not in CALLS:
+        return None
+    inner = next((eqn.params[p] for p in ("jaxpr", "call_jaxpr", "fun_jaxpr") if p in eqn.params), None)
+    if isinstance(inner, ClosedJaxpr):
+        inner, consts = inner.jaxpr, inner.consts
+    elif isinstance(inner, Jaxpr) and not inner.constvars:
+        consts = ()
+    else:
+        return None
+    fits = len(inner.invars) == len(eqn.invars) and len(inner.outvars) == len(eqn.outvars)
+    return (inner, consts) if fits else None
