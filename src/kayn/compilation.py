@@ -55,8 +55,18 @@ def quick_options() -> dict[str, bool] | None:
 
 
 def ahead(function: Callable, *args: Any) -> Callable[[], Any]:
-    """Compile in the background: traces now, and gives a function that waits for the program and runs it once on `args`."""
-    lowered = jax.jit(function).lower(*args)
+    """Compile in the background: traces now, and gives a function that waits for the program and runs it once on `args`.
+
+    Within a transformation of the user's (`jax.jit`, `vmap`, `grad`) there is nothing to compile ahead: the function becomes a part of
+    whatever is being traced.
+    """
+    if is_traced(args) or within_transformation():
+        return cache(lambda: function(*args))
+    traced = jax.jit(function).trace(*args)
+    if len(traced.jaxpr.jaxpr.invars) != len(jax.tree.leaves(args)) or is_traced(traced.jaxpr.consts):
+        # the function closes over numbers that are being transformed, which JAX makes arguments of it
+        return cache(lambda: function(*args))
+    lowered = traced.lower()
     # NumPyro's handlers are not safe to use from two threads, but only the compiler runs in this one
     background = ThreadPoolExecutor(1, "kayn-compile")
     compiled = background.submit(lowered.compile, quick_options())

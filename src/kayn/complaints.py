@@ -10,6 +10,7 @@ import numpy as np
 
 from kayn import diagnostics
 from kayn.axes import Axis
+from kayn.compilation import is_traced
 from kayn.errors import PoorFitWarning
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ ADVICE = "Fit the guide longer, use more particles, or group latents that are st
 
 
 def warn_if_poor(posterior: Posterior) -> None:
+    """Warn of what the weights say, where they are known: not while a transformation of the user's is being traced."""
+    if is_traced(posterior.log_evidences):
+        return
     for complaint in posterior.check():
         warnings.warn(complaint, PoorFitWarning, stacklevel=3)
 

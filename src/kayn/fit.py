@@ -16,6 +16,7 @@ from numpyro.infer import SVI
 
 from kayn.axes import TARGET_ELEMENTS, make_request
 from kayn.checks import Count, Positive, checked
+from kayn.compilation import is_traced
 from kayn.complaints import warn_if_poor
 from kayn.evidence import refuse_unknown_params
 from kayn.guides import FactorisedGuide
@@ -234,17 +235,25 @@ def _begin(svi: SVI, setup: _Setup) -> Any:
     return init(setup.key)
 
 
-def _until_flat(advance: Callable, state: Any, num_steps: int, progress: bool) -> tuple[Any, np.ndarray, bool]:
-    """Run in chunks until the log evidence is flat, at most `num_steps` steps."""
-    history = np.zeros(0)
-    converged = False
+def _until_flat(advance: Callable, state: Any, num_steps: int, progress: bool) -> tuple[Any, Any, Any]:
+    """Run in chunks until the log evidence is flat, at most `num_steps` steps.
+
+    Within a transformation of the user's (`jax.jit`, `vmap`) nothing is known of the log evidence while the program is being written: all steps
+    are taken, and whether it had become flat by the end is a result of the run.
+    """
+    parts: list[Any] = []
+    done, converged = 0, False
     with progress_bar(num_steps, progress) as show:
-        while len(history) < num_steps and not converged:
-            state, log_z = advance(state, min(CHUNK, num_steps - len(history)))
-            history = np.concatenate([history, np.asarray(jnp.ravel(log_z), np.float64)])
-            show(min(len(history), num_steps), float(np.mean(history[-CHUNK:])))
-            converged = is_flat(history)
-    return state, history, converged
+        while done < num_steps and not converged:
+            state, log_z = advance(state, min(CHUNK, num_steps - done))
+            parts.append(jnp.ravel(log_z))
+            done += len(parts[-1])
+            if not is_traced(log_z):
+                parts = [np.concatenate([np.asarray(p, np.float64) for p in parts])]
+                show(done, float(np.mean(parts[0][-CHUNK:])))
+                converged = is_flat(parts[0])
+    history = jnp.concatenate(parts) if is_traced(parts) else np.concatenate([np.zeros(0), *parts])
+    return state, history, _is_flat(history) if is_traced(history) else converged
 
 
 def is_flat(history: np.ndarray, shortest: int = 2 * CHUNK) -> bool:
@@ -253,10 +262,17 @@ def is_flat(history: np.ndarray, shortest: int = 2 * CHUNK) -> bool:
     Quarters, and not windows of one length: the noisier the history, the longer it takes to see that it still rises.
     """
     window = max(shortest, len(history) // 4)
+    if len(history) < max(3 * shortest, 2 * window) or not np.isfinite(history[-2 * window :]).all():
+        return False
+    return bool(_is_flat(history, shortest))
+
+
+def _is_flat(history: Any, shortest: int = 2 * CHUNK) -> Any:
+    """As `is_flat`, of numbers that may not be known yet."""
+    window = max(shortest, len(history) // 4)
     if len(history) < max(3 * shortest, 2 * window):
-        return False
+        return jnp.array(False)
     before, last = history[-2 * window : -window], history[-window:]
-    if not (np.isfinite(before).all() and np.isfinite(last).all()):
-        return False
-    error = np.sqrt((before.var() + last.var()) / window)
-    return bool(last.mean() - before.mean() < 2 * error + 0.05)
+    error = ((before.var() + last.var()) / window) ** 0.5
+    # false where anything is NaN or infinite
+    return last.mean() - before.mean() < 2 * error + 0.05

@@ -181,7 +181,7 @@ class Unstarted:
                     f"latent {site.name!r} is discrete, so a Normal guide cannot stand for it; sum it out exactly with "
                     "infer={'enumerate': 'parallel'} in the model, or write a guide with a discrete site for it"
                 )
-        found = prior(model, args, kwargs, params, [s.name for s in latents], as_key(0 if key is None else key))
+        found = prior(model, args, kwargs, params, sites, as_key(0 if key is None else key))
         chosen = []
         for site in latents:
             event_dim = len(site.shape) - len(site.batch_shape)

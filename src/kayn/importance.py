@@ -121,6 +121,5 @@ class Weigher:
         refuse_too_many("num_replicates", num_replicates, self.problem.entries)
         log_evidences, weights, draws = self._run(numbers, params, jax.random.split(key, num_replicates))
         posterior = Posterior(self.problem, self.call, numbers, params, draws, log_evidences, weights)
-        if not isinstance(log_evidences, jax.core.Tracer):
-            warn_if_poor(posterior)
+        warn_if_poor(posterior)
         return posterior

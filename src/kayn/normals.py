@@ -14,6 +14,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import ComposeTransform, IdentityTransform, Transform
 
 from kayn.cholesky import lower_cholesky
+from kayn.compilation import is_traced
 from kayn.families import TINY, Family, Moments, Params, average
 
 
@@ -77,13 +78,15 @@ class Gaussian(Family):
 
         They are clipped: vague hyperpriors draw values beyond reason.
         """
-        u = np.asarray(u)
-        u = np.where(np.isfinite(u), u, 0.0)
-        low, middle, high = np.quantile(u, [0.25, 0.5, 0.75], axis=0).astype(u.dtype)
+        # plain NumPy for plain arrays: nothing to compile
+        xp: Any = jnp if is_traced(u) else np
+        u = xp.asarray(u)
+        u = xp.where(xp.isfinite(u), u, 0.0)
+        low, middle, high = xp.quantile(u, xp.array([0.25, 0.5, 0.75]), axis=0).astype(u.dtype)
         spread = (high - low) / 1.35
         # a latent on the whole real line has units of its own, in which its prior may be narrow
-        least = np.where(spread > 0, 0.0, 0.1) if isinstance(self.transform, IdentityTransform) else 0.1
-        return self.scaled(np.clip(middle, -10.0, 10.0), np.clip(spread, least, 3.0).astype(u.dtype))
+        least = xp.where(spread > 0, 0.0, 0.1) if isinstance(self.transform, IdentityTransform) else 0.1
+        return self.scaled(xp.clip(middle, -10.0, 10.0), xp.clip(spread, least, 3.0).astype(u.dtype))
 
     def scaled(self, loc: Any, scale: Any) -> Params:
         """Parameters of independent coordinates."""

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
-from kayn.compilation import ahead, is_traced
+from kayn.compilation import ahead
 from kayn.errors import GuideError
 from kayn.graph.given import Given
+from kayn.graph.reach import Sources, reach
 from kayn.graph.seeded import seeded
-from kayn.graph.trace import placeholder
+from kayn.graph.trace import Site, placeholder
 
 PRIOR_DRAWS = 100
 MANY_LATENTS = 50
@@ -32,33 +32,73 @@ class Prior:
     draws: Callable[[], dict[str, Any]]
 
 
-def prior(model: Callable, args: tuple, kwargs: Mapping, params: Mapping, names: Sequence[str], key: Any) -> Prior:
+def prior(model: Callable, args: tuple, kwargs: Mapping, params: Mapping, sites: Mapping[str, Site], key: Any) -> Prior:
     """Trace a model's prior and start to compile it.
+
+    Args:
+        sites: what `inspect_sites` found for the model; discrete latents have no unconstrained space and are left out.
 
     Raises:
         GuideError: a latent's support depends on another latent.
     """
+    latents = {n: s for n, s in sites.items() if s.kind == "sample" and not s.observed}
+    names = [n for n, s in latents.items() if not s.enumerate]
     forms: dict[str, Any] = {}
     fixed: dict[str, list[Any]] = {}
 
     def one(key: Any) -> tuple[dict[str, Any], dict[str, list[Any]]]:
         program = handlers.substitute(Given(model, params=params), substitute_fn=placeholder)
         trace = handlers.trace(seeded(program, key)).get_trace(*args, **kwargs)
-        moving, unconstrained = {}, {}
+        computed, unconstrained = {}, {}
         for name in names:
             support = trace[name]["fn"].support
             unconstrained[name] = biject_to(support)._inverse(trace[name]["value"])
             bounds, forms[name] = jax.tree.flatten(support)
-            if is_traced(bounds):
-                moving[name] = bounds
+            if any(isinstance(b, jax.Array) for b in bounds):
+                computed[name] = bounds
             else:
                 fixed[name] = bounds
-        return unconstrained, moving
+        return unconstrained, computed
 
     wait = _draws_of(one, key, len(names) > MANY_LATENTS)
-    if len(fixed) < len(names):
-        fixed |= {n: _same(n, b) for n, b in wait()[1].items()}
+    computed = [n for n in names if n not in fixed]
+    if computed:
+        refuse_dependent_supports(model, args, kwargs, params, latents, computed)
+        fixed |= {n: [b[0] for b in bounds] for n, bounds in wait()[1].items()}
     return Prior({n: jax.tree.unflatten(forms[n], fixed[n]) for n in names}, lambda: wait()[0])
+
+
+def refuse_dependent_supports(
+    model: Callable, args: tuple, kwargs: Mapping, params: Mapping, latents: Mapping[str, Site], names: Sequence[str]
+) -> None:
+    """Raise where the bounds of a latent's support are computed from another latent, whatever the numbers.
+
+    Args:
+        latents: all latents of the model.
+        names: those whose supports are looked at.
+
+    Raises:
+        GuideError: they are.
+    """
+    # a point mass is no source: it passes on what it was computed from
+    given = {n: jax.ShapeDtypeStruct(s.shape, s.dtype) for n, s in latents.items() if not s.delta}
+
+    def bounds(given: Mapping[str, Any]) -> list[list[Any]]:
+        program = Given(model, params=params, values=given)
+        trace = handlers.trace(seeded(program, jax.random.key(0))).get_trace(*args, **kwargs)
+        return [jax.tree.leaves(trace[n]["fn"].support) for n in names]
+
+    closed, shapes = jax.make_jaxpr(bounds, return_shape=True)(given)
+    # `make_jaxpr` flattens dictionaries by sorted key
+    sources = iter(reach(closed.jaxpr, [Sources((n,)) for n in sorted(given)]))
+    for name, own in zip(names, shapes, strict=True):
+        found = Sources().union(*(next(sources) for _ in own))
+        if found:
+            raise GuideError(
+                f"the support of latent {name!r} depends on latent {min(found)!r}, so one unconstrained space does not fit all "
+                "particles; rewrite it with a fixed support (scale a Uniform(0, 1), or add a positive latent to the bound), or "
+                "pass a guide"
+            )
 
 
 def _draws_of(one: Callable[[Any], Any], key: Any, many: bool) -> Callable[[], Any]:
@@ -74,13 +114,3 @@ def _draws_of(one: Callable[[Any], Any], key: Any, many: bool) -> Callable[[], A
         return lambda: found
     # a loop rather than a batch: it runs once, and compiles faster
     return ahead(lambda key: jax.lax.map(one, keys(key)), key)
-
-
-def _same(name: str, bounds: Sequence[Any]) -> list[Any]:
-    """Bounds of a support, which are the same in all draws."""
-    if any(np.ptp(np.asarray(b), axis=0).any() for b in bounds):
-        raise GuideError(
-            f"the support of latent {name!r} depends on another latent, so one unconstrained space does not fit all "
-            "particles; rewrite it with a fixed support (scale a Uniform(0, 1)), or pass a guide"
-        )
-    return [b[0] for b in bounds]

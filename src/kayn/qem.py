@@ -229,7 +229,8 @@ class QEM:
                 state, log_z = self.advance(state, count)
                 history.append(log_z)
                 done += count
-                show(done, float(log_z.mean()))
+                if not is_traced(log_z):
+                    show(done, float(log_z.mean()))
         return QEMResult(self.get_params(state), self._guide(), state, jnp.concatenate(history))
 
     @checked()
@@ -251,6 +252,8 @@ class QEM:
         for _ in range(-(-count // CHUNK)):
             state, kept = self._advance(self._problem().numbers, state, 0.0, CHUNK)
             parts.append(kept)
+        if is_traced(parts):
+            return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *parts)
         return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(x) for x in leaves])[:count], *parts)
 
     def _keeps_particles(self) -> bool:
