@@ -230,7 +230,7 @@ class Exponential(_Mean):
         return {"mean": 1 / params["rate"]}
 
     def from_moments(self, moments: Moments) -> Params:
-        return {"rate": 1 / jnp.maximum(moments["mean"], TINY)}
+        return {"rate": 1 / jnp.maximum(moments["mean"], 1e-30)}
 
 
 @dataclass(frozen=True, eq=False)

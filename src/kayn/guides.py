@@ -6,7 +6,7 @@ A `FactorisedGuide` is an ordinary NumPyro guide: it works with `numpyro.infer.S
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +21,7 @@ from numpyro.distributions.transforms import ComposeTransform, IdentityTransform
 
 from kayn import even, families, normals
 from kayn.checks import Count, checked
+from kayn.compilation import is_traced
 from kayn.errors import GuideError
 from kayn.families import Family
 from kayn.graph.given import Given
@@ -49,12 +50,17 @@ SUPPORTED = (
 
 @dataclass(frozen=True, eq=False)
 class GuideSite:
-    """One latent of a factorised guide: its family, starting parameters and plates (name, dim, full size, size)."""
+    """One latent of a factorised guide: its family, starting parameters and plates (name, dim, full size, size).
+
+    Attributes:
+        wide: other parameters to start from, as wide as the prior, where that is vague.
+    """
 
     name: str
     family: Family
     start: Mapping[str, Any]
     plates: tuple[tuple[str, int, int, int], ...]
+    wide: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +120,19 @@ class FactorisedGuide:
     def start(self) -> dict[str, Any]:
         """Parameters to start from, by `numpyro.param` name."""
         return {parameter(s.name, p): v for s in self.sites for p, v in s.start.items()}
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """All sets of parameters to start from: `start`, and one that is as wide as vague priors are, if there are such."""
+        if all(s.wide is None for s in self.sites):
+            return [self.start]
+        wide = replace(self, sites=tuple(s if s.wide is None else replace(s, start=s.wide) for s in self.sites))
+        return [self.start, wide.start]
+
+    def started_at(self, params: Mapping[str, Any]) -> FactorisedGuide:
+        """The guide that starts from these parameters."""
+        by_site = self.split(params)
+        return FactorisedGuide(tuple(replace(s, start=by_site[s.name], wide=None) for s in self.sites))
 
     def split(self, params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Parameters by site, then by parameter name."""
@@ -201,9 +220,27 @@ class Unstarted:
 
         def started(site: GuideSite) -> GuideSite:
             assert isinstance(site.family, normals.Gaussian)
-            return replace(site, start=site.family.start(draws[site.name]))
+            start, wide = site.family.starts(draws[site.name])
+            return replace(site, start=start, wide=wide)
 
         return FactorisedGuide(tuple(started(s) for s in self.guide.sites))
+
+
+def best_start(starts: Sequence[dict[str, Any]], log_evidence: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    """The parameters under which a few sets of particles see more of the posterior.
+
+    Args:
+        log_evidence: parameters to log Z of several sets of particles from there, in nats.
+    """
+    if len(starts) == 1:
+        return starts[0]
+    near, wide = starts
+    logs = [jax.nn.logsumexp(jnp.nan_to_num(log_evidence(s), nan=-jnp.inf)) for s in starts]
+    # plain numbers stay plain, and traced ones are chosen between at run time
+    wider = logs[1] > logs[0]
+    if is_traced(wider):
+        return jax.tree.map(lambda a, b: jnp.where(wider, b, a), near, wide)
+    return wide if wider else near
 
 
 def _vectors(shape: tuple[int, ...], family: normals.Gaussian) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from kayn.axes import TARGET_ELEMENTS, Request, make_request
 from kayn.checks import Count, checked
 from kayn.complaints import warn_if_poor
 from kayn.evidence import Problem, build_problem
-from kayn.guides import FactorisedGuide
+from kayn.guides import FactorisedGuide, best_start
 from kayn.memory import refuse_too_many
 from kayn.options import (
     Couple,
@@ -83,14 +83,30 @@ class Importance:
             rng_key: a key or an int seed.
             params: values of `numpyro.param` sites in model and guide, as `SVI.get_params` gives them.
         """
-        problem = self.problem(params, *args, **kwargs)
-        return Weigher(problem, Call(self.model, args, kwargs)).run(rng_key, dict(params or {}), self.num_replicates)
+        params = dict(params or {})
+        guide = self._guide(params, args, kwargs)
+        starts = guide.starts if self.guide is None else [{}]
+        if len(starts) == 1:
+            problem = self._problem(guide, params, args, kwargs)
+            return Weigher(problem, Call(self.model, args, kwargs)).run(rng_key, params, self.num_replicates)
+        problem = self._problem(guide, {**starts[0], **params}, args, kwargs)
+        weigher = Weigher(problem, Call(self.model, args, kwargs))
+        # with a key of its own, so that the evidence stays unbiased
+        look = jax.random.fold_in(rng_key, 2**32 - 2)
+        chosen = best_start(starts, lambda start: weigher.weighed(look, {**start, **params}, self.num_replicates)[0])
+        return weigher.run(rng_key, {**chosen, **params}, self.num_replicates)
 
     @checked()
     def problem(self, params: Params, *args: Any, **kwargs: Any) -> Problem:
         """Structure, particle axes and plan for the model's arguments, the guide's Normal sites drawn evenly."""
-        guide = self.guide if self.guide is not None else FactorisedGuide.from_model(self.model, args, kwargs)
-        return evenly_drawn(self.model, guide, args, kwargs, params or {}, self.request, self.denominator)
+        params = dict(params or {})
+        return self._problem(self._guide(params, args, kwargs), params, args, kwargs)
+
+    def _guide(self, params: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any]) -> Any:
+        return FactorisedGuide.from_model(self.model, args, kwargs, params) if self.guide is None else self.guide
+
+    def _problem(self, guide: Callable, params: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any]) -> Problem:
+        return evenly_drawn(self.model, guide, args, kwargs, params, self.request, self.denominator)
 
 
 def evenly_drawn(
@@ -116,10 +132,13 @@ class Weigher:
             lambda numbers, params, keys: jax.lax.map(partial(weighted_draws, problem, numbers, params), keys)
         )
 
-    def run(self, key: Any, params: dict[str, Any], num_replicates: int) -> Posterior:
-        numbers = self.problem.numbers
+    def weighed(self, key: Any, params: dict[str, Any], num_replicates: int) -> tuple[Any, dict[str, Any], Any]:
+        """log Z, weights of every axis and particles, each with a leading dimension of replicates."""
         refuse_too_many("num_replicates", num_replicates, self.problem.entries)
-        log_evidences, weights, draws = self._run(numbers, params, jax.random.split(key, num_replicates))
-        posterior = Posterior(self.problem, self.call, numbers, params, draws, log_evidences, weights)
+        return self._run(self.problem.numbers, params, jax.random.split(key, num_replicates))
+
+    def run(self, key: Any, params: dict[str, Any], num_replicates: int) -> Posterior:
+        log_evidences, weights, draws = self.weighed(key, params, num_replicates)
+        posterior = Posterior(self.problem, self.call, self.problem.numbers, params, draws, log_evidences, weights)
         warn_if_poor(posterior)
         return posterior

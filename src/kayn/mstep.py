@@ -98,6 +98,10 @@ class SideBySide:
     def shapes(self) -> list[tuple[int, ...]]:
         return [np.shape(s.start["loc"]) for s in self.sites]
 
+    @property
+    def dtype(self) -> Any:
+        return jnp.result_type(*(s.start["loc"] for s in self.sites))
+
     @cached_property
     def lengths(self) -> list[int]:
         return [math.prod(shape) for shape in self.shapes]
@@ -117,7 +121,8 @@ class SideBySide:
 
     def parameters(self, moments: Moments) -> tuple[Params, Params]:
         """Parameters with these mean parameters, and those of the wider proposal."""
-        found = self.family.from_moments(moments)
+        units = [_normal(s).unit for s in self.sites]
+        found = self.family.from_moments(moments, np.repeat(units, self.lengths).astype(self.dtype))
         return found, self.family.widened(found, np.repeat(self.widening, self.lengths))
 
     def by_site(self, params: Params) -> dict[str, Params]:

@@ -54,9 +54,15 @@ class Gaussian(Family):
 
     def unconstrained(self, values: Any) -> Any:
         """u of particles."""
-        u = values if isinstance(self.transform, IdentityTransform) else self.transform._inverse(values)
+        if isinstance(self.transform, IdentityTransform):
+            return values
         # a particle at the edge of a constrained support may map to infinity
-        return jnp.clip(u, -1e6, 1e6)
+        return jnp.clip(self.transform._inverse(values), -1e6, 1e6)
+
+    @property
+    def unit(self) -> float:
+        """The size of a step in u that matters wherever u is: none on the real line, whose units are the user's, one elsewhere."""
+        return 0.0 if isinstance(self.transform, IdentityTransform) else 1.0
 
     def expect(self, values: Any, weights: Any) -> Moments:
         u = self.unconstrained(values)
@@ -73,10 +79,12 @@ class Gaussian(Family):
         """The parameters of standard Normals, u being of that shape."""
         return self.scaled(np.zeros(shape, dtype), np.ones(shape, dtype))
 
-    def start(self, u: Any) -> Params:
+    def starts(self, u: Any) -> tuple[Params, Params | None]:
         """Parameters to start from: median and scale by the interquartile range of a few draws of the prior, [S, *B, *unconstrained event].
 
-        They are clipped: vague hyperpriors draw values beyond reason.
+        Where the prior is so wide that it says little, and does not exclude zero, users rarely mean its extent: there the start is near
+        zero with a scale of 3, in their units. The second start, if that differs, is the prior's extent there too; the data say which
+        of the two is better.
         """
         # plain NumPy for plain arrays: nothing to compile
         xp: Any = jnp if is_traced(u) else np
@@ -85,8 +93,15 @@ class Gaussian(Family):
         low, middle, high = xp.quantile(u, xp.array([0.25, 0.5, 0.75]), axis=0).astype(u.dtype)
         spread = (high - low) / 1.35
         # a latent on the whole real line has units of its own, in which its prior may be narrow
-        least = xp.where(spread > 0, 0.0, 0.1) if isinstance(self.transform, IdentityTransform) else 0.1
-        return self.scaled(xp.clip(middle, -10.0, 10.0), xp.clip(spread, least, 3.0).astype(u.dtype))
+        least = 0.1 if self.unit else xp.where(spread > 0, 0.0, 0.1)
+        spread = xp.maximum(spread, least).astype(u.dtype)
+        vague = (spread > WIDE) & (xp.abs(middle) < 3 * spread)
+        wide = self.scaled(middle, spread)
+        if not is_traced(vague) and not vague.any():
+            return wide, None
+        return self.scaled(
+            xp.where(vague, xp.clip(middle, -FAR, FAR), middle), xp.where(vague, WIDE, spread).astype(u.dtype)
+        ), wide
 
     def scaled(self, loc: Any, scale: Any) -> Params:
         """Parameters of independent coordinates."""
@@ -127,8 +142,9 @@ class Normal(Gaussian):
             "noise": _blend_noise(old["noise"], new["noise"], rate),
         }
 
-    def from_moments(self, moments: Moments) -> Params:
-        floor = (TINY * (1 + jnp.abs(moments["mean"]))) ** 2
+    def from_moments(self, moments: Moments, unit: Any = None) -> Params:
+        """See `Family.from_moments`; `unit` is that of every coordinate, by default the family's own."""
+        floor = _least_variance(moments["mean"], self.unit if unit is None else unit)
         return {"loc": moments["mean"], "scale": jnp.sqrt(jnp.maximum(moments["variance"], floor))}
 
     def scaled(self, loc: Any, scale: Any) -> Params:
@@ -181,7 +197,7 @@ class MultivariateNormal(Gaussian):
     def from_moments(self, moments: Moments) -> Params:
         covariance = moments["covariance"]
         variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
-        variance = jnp.maximum(variance, (TINY * (1 + jnp.abs(moments["mean"]))) ** 2)
+        variance = jnp.maximum(variance, _least_variance(moments["mean"], self.unit))
         scale = jnp.sqrt(variance)
         eye = jnp.eye(scale.shape[-1], dtype=scale.dtype)
         correlation = (covariance / (scale[..., :, None] * scale[..., None, :])) * (1 - eye)
@@ -199,6 +215,15 @@ class MultivariateNormal(Gaussian):
 
 GUARD = 1e-4
 """Least shrinkage of correlations: keeps the covariance of few particles, which span few directions, positive definite."""
+
+
+WIDE, FAR = 3.0, 10.0
+"""Scale and distance from zero at which a guide starts where the prior is vague, see `Gaussian.starts`."""
+
+
+def _least_variance(mean: Any, unit: Any) -> Any:
+    """What a guide's variance is kept above: particles closer than that are the same floating-point number, or nearly."""
+    return (TINY * (unit + jnp.abs(mean))) ** 2 + jnp.finfo(jnp.result_type(mean)).tiny
 
 
 def _noise(weights: Any, mean: Any) -> Any:

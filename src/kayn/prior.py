@@ -84,7 +84,7 @@ def refuse_dependent_supports(
     given = {n: jax.ShapeDtypeStruct(s.shape, s.dtype) for n, s in latents.items() if not s.delta}
 
     def bounds(given: Mapping[str, Any]) -> list[list[Any]]:
-        program = Given(model, params=params, values=given)
+        program = Given(model, params=params, latents=given)
         trace = handlers.trace(seeded(program, jax.random.key(0))).get_trace(*args, **kwargs)
         return [jax.tree.leaves(trace[n]["fn"].support) for n in names]
 

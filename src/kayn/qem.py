@@ -25,7 +25,7 @@ from kayn.compilation import is_traced
 from kayn.errors import GuideError, KaynError
 from kayn.evidence import Draws, Problem, build_problem
 from kayn.graph.trace import inspect_sites
-from kayn.guides import FactorisedGuide, Unstarted
+from kayn.guides import FactorisedGuide, Unstarted, best_start
 from kayn.keys import as_key
 from kayn.memory import refuse_too_many
 from kayn.mstep import Block
@@ -156,7 +156,14 @@ class QEM:
         # only types matter here, so this is done while the prior that the guide starts from is being compiled
         self._one_step.trace(self.problem.numbers, self._first(params, key), 1.0)
         self.guide = begun.started()
+        chosen = best_start(self.guide.starts, lambda start: self._look({**start, **params}, key))
+        self.guide = self.guide.started_at(chosen)
         return jax.device_put(self._first(params, key))
+
+    def _look(self, params: Mapping[str, Any], key: Any) -> Any:
+        """log Z after the first steps from some parameters, [CHUNK // 2]."""
+        state = jax.device_put(self._first(params, key))
+        return self.advance(state, CHUNK)[1][CHUNK // 2 :]
 
     @checked()
     def update(self, state: State, *args: Any, **kwargs: Any) -> tuple[QEMState, Any]:
