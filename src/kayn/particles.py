@@ -35,6 +35,7 @@ from kayn.graph.slices import slice_outputs
 from kayn.graph.trace import MASK, SUPPORT, Program, Site, inspect_sites, refuse_point_estimates, trace_program
 from kayn.graph.types import Graph, Latent
 from kayn.keys import as_key
+from kayn.minibatches import proposal_count
 
 DENOMINATORS = ("mixture", "paired")
 
@@ -283,6 +284,7 @@ def log_density(
     inputs: Sequence[Any],
     masks: Mapping[str, Any],
     denominator: str = "mixture",
+    drawn: bool = False,
 ) -> Any:
     """Log density that the particles of one axis are divided by: [*scope plates, K].
 
@@ -291,6 +293,7 @@ def log_density(
         inputs: constants and inputs of the guide's density program.
         masks: masks of latents in the model; a masked-out element has density one on both sides.
         denominator: "mixture" over the guide parents' particles, or "paired" with the k-th parent alone.
+        drawn: the density of drawing these particles instead: rows of subsampled plates count once, see `kayn.minibatches`.
     """
     internal = (*axis.latents, *_joint_sources(guide, axis))
     own_path = _own_path(guide, graph, axis)
@@ -300,7 +303,10 @@ def log_density(
 
     def single(own: Mapping[str, Any], outside: Mapping[str, Any]) -> Any:
         values = {**own, **outside}
-        return sum(_site_density(guide, graph, axis, n, values, inputs, masks) for n in internal)
+        return sum(count(n) * _site_density(guide, graph, axis, n, values, inputs, masks) for n in internal)
+
+    def count(name: str) -> float:
+        return 1.0 if drawn else proposal_count(guide.density, graph, axis, name)
 
     if not external:
         return jax.vmap(lambda own: single(own, {}), out_axes=-1)(mine)

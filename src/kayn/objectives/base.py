@@ -15,6 +15,7 @@ from kayn.checks import checked
 from kayn.errors import GuideError
 from kayn.evidence import Draws, Problem, build_problem
 from kayn.keys import as_key
+from kayn.minibatches import proposal_count
 from kayn.options import Couple, Denominator, Elements, Groups, Memory, Particles, Strategy
 
 
@@ -89,6 +90,11 @@ def log_evidence_of(problem: Problem, draws: Draws, params: Mapping[str, Any], t
 def sampled_axes(problem: Problem) -> list[Axis]:
     """The particle axes that are drawn from the guide."""
     return [a for a in problem.layout.axes if not a.enumerated]
+
+
+def site_count(problem: Problem, name: str) -> float:
+    """How often the log density of a latent's guide counts in its axis's proposal: more than once for rows of a subsampled plate without index."""
+    return proposal_count(problem.guide.density, problem.graph, problem.layout.axis_of(name), name)
 
 
 def refuse_dependent_axes(problem: Problem, who: str, remedy: str) -> None:

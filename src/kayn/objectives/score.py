@@ -16,12 +16,14 @@ from kayn.checks import checked
 from kayn.contraction.execute import by_element
 from kayn.errors import KaynError
 from kayn.evidence import Draws, Problem
+from kayn.minibatches import refuse_powers
 from kayn.objectives.base import (
     Call,
     MassivelyParallelELBO,
     only_gradient,
     refuse_dependent_axes,
     sampled_axes,
+    site_count,
 )
 from kayn.objectives.vi import independent
 from kayn.options import Particles, Strategy
@@ -100,6 +102,7 @@ class VIMCO(MassivelyParallelELBO):
             "VIMCO",
             "Put both on one axis (strategy='local' or groups=), or use kayn.RWS or kayn.Reinforce",
         )
+        refuse_powers(problem.layout, "VIMCO")
         scored = [(a, names) for a in sampled_axes(problem) if (names := _without_path(problem, a))]
         for axis, _ in scored:
             if axis.size < 2:
@@ -116,9 +119,7 @@ class VIMCO(MassivelyParallelELBO):
         for axis, names in scored:
             gain = jax.lax.stop_gradient(_gain(weights[axis.name], self.baseline))
             scale = math.prod(problem.graph.plate(p).scale for p in axis.scope)
-            score = -terms[proposal_name(axis)]
-            if names != axis.latents:
-                score = _score(problem, numbers, replace(axis, latents=names), draws, params, terms)
+            score = _score(problem, numbers, replace(axis, latents=names), draws, params, terms)
             surrogate = surrogate + scale * jnp.sum(gain * score)
         log_z = evidence.log_evidence(problem, numbers, slots, params, draws.subsample)
         return -log_z - only_gradient(surrogate)
@@ -161,11 +162,12 @@ def _score(
     problem: Problem, numbers: Mapping, axis: Axis, draws: Draws, params: Mapping, terms: Mapping[str, Any]
 ) -> Any:
     """Log density of drawing every particle, given the particles it was drawn from: [*scope, K]."""
-    if not any(p not in axis.latents for n in axis.latents for p in problem.guide.parents[n]):
+    whole = axis in problem.layout.axes and all(site_count(problem, n) == 1.0 for n in axis.latents)
+    if whole and not any(p not in axis.latents for n in axis.latents for p in problem.guide.parents[n]):
         return -terms[proposal_name(axis)]
     inputs = evidence.guide_inputs(problem, numbers, params, draws.subsample)
     masks = particles.latent_masks(problem.model, evidence.model_inputs(problem, numbers, params, draws.subsample))
-    return particles.log_density(problem.guide, problem.graph, axis, draws.runs, inputs, masks, "paired")
+    return particles.log_density(problem.guide, problem.graph, axis, draws.runs, inputs, masks, "paired", drawn=True)
 
 
 def along(score: Any, axis: Axis, plate: str | None) -> Any:

@@ -9,8 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from numpyro import handlers
-from numpyro.infer.util import compute_log_probs
-from numpyro.primitives import Messenger
 
 from kayn.checks import Count, checked
 from kayn.errors import KaynError
@@ -18,7 +16,9 @@ from kayn.graph.given import Given
 from kayn.graph.seeded import seeded
 from kayn.graph.trace import inspect_sites
 from kayn.memory import refuse_too_many
+from kayn.minibatches import chosen_rows
 from kayn.objectives.base import Call, Objective
+from kayn.objectives.dreams import Dreaming, dreamable_data, scored_values
 from kayn.particles import InvertedDraws
 
 Replace = Callable[..., tuple[tuple, Mapping[str, Any]]]
@@ -47,44 +47,56 @@ class Sleep(Objective):
         return sleep_loss(call, params, rng_key, self.num_particles, self.replace)
 
 
-class _Dream(Messenger):
-    """Draws observed sites too, and remembers the data they were given."""
-
-    def __init__(self, fn: Callable):
-        super().__init__(fn)
-        self.given: dict[str, Any] = {}
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "sample" and msg["is_observed"]:
-            self.given[msg["name"]] = msg["value"]
-            msg["is_observed"], msg["value"] = False, None
-
-
 def sleep_loss(call: Call, params: Mapping[str, Any], rng_key: Any, count: int, replace: Replace | None) -> Any:
     """`- mean over dreams of log q(z | x)`, (z, x) drawn from the model; the gradient is in the guide's parameters only.
 
+    Data are dreamt where the model scores them: under a mask they stay as they are, and latents under a mask add nothing. Model and guide are on the
+    same rows of subsampled plates.
+
     Raises:
-        KaynError: an observed site's data are not among the arguments, so that the guide could not be shown the dream.
+        KaynError: the model is none that data can be drawn from, see `dreamable_data`; the data of an observed site are not among the arguments, so
+            that the guide could not be shown the dream; or the guide has auxiliary sites, so that its density of a dream is not known.
     """
     fixed = jax.lax.stop_gradient(dict(params))
-
-    def one(key: Any) -> Any:
-        dreaming = _Dream(Given(call.model, params=fixed))
-        trace = handlers.trace(seeded(InvertedDraws(dreaming), key)).get_trace(*call.args, **call.kwargs)
-        dream = {n: jax.lax.stop_gradient(s["value"]) for n, s in trace.items() if s["type"] == "sample"}
-        shown = {n: v for n, v in dream.items() if n in dreaming.given}
-        args, kwargs = (
-            replace(shown, *call.args, **call.kwargs) if replace is not None else _replaced(call, dreaming.given, shown)
-        )
-        latents = {n: v for n, v in dream.items() if n not in dreaming.given}
-        guide = Given(handlers.seed(call.guide, key), params=params, latents=latents)
-        log_q, asleep = compute_log_probs(guide, args, kwargs, {})
-        return sum((v for n, v in log_q.items() if not asleep[n]["is_observed"]), jnp.zeros(()))
-
     if count > MANY:  # before that many are drawn at once
         sites = inspect_sites(call.model, call.args, call.kwargs, fixed).values()
         refuse_too_many("num_particles", count, 8 + sum(math.prod(s.shape) for s in sites if s.kind == "sample"))
-    return -jnp.mean(jax.vmap(one)(jax.random.split(rng_key, count)))
+    keys = jax.random.split(rng_key, count)
+    given = dreamable_data(call, fixed, keys[0])
+
+    def one(key: Any) -> Any:
+        dreaming = Dreaming(Given(call.model, params=fixed))
+        trace = handlers.trace(seeded(InvertedDraws(dreaming), key)).get_trace(*call.args, **call.kwargs)
+        dream = {n: jax.lax.stop_gradient(s["value"]) for n, s in trace.items() if s["type"] == "sample"}
+        shown = {n: v for n, v in dream.items() if n in given}
+        args, kwargs = (
+            replace(shown, *call.args, **call.kwargs) if replace is not None else _replaced(call, given, shown)
+        )
+        latents = {n: v for n, v in dream.items() if n not in given}
+        guide = Given(handlers.seed(call.guide, key), params=params, latents=latents, subsample=chosen_rows(trace))
+        asleep = handlers.trace(guide).get_trace(*args, **kwargs)
+        return sum((_log_q(s, trace.get(n)) for n, s in asleep.items() if _is_drawn(s)), jnp.zeros(()))
+
+    return -jnp.mean(jax.vmap(one)(keys))
+
+
+def _is_drawn(site: Mapping[str, Any]) -> bool:
+    return site["type"] == "sample" and not site["is_observed"]
+
+
+def _log_q(site: Mapping[str, Any], dreamt: Mapping[str, Any] | None) -> Any:
+    """Log density of a guide site at its dream, summed; elements that the model masks are left out."""
+    if dreamt is None:
+        raise KaynError(
+            f"sleep phase: guide site {site['name']!r} is no latent of the model, so the guide's density of a dream is not known; write a guide "
+            "without auxiliary sites (AutoNormal has none), or train by the wake phase alone"
+        )
+    log_q, scored = site["fn"].log_prob(site["value"]), scored_values(dreamt["fn"])
+    if scored is not None:
+        scored = jnp.all(scored, tuple(range(scored.ndim - dreamt["fn"].event_dim, scored.ndim)))
+        if jnp.ndim(log_q) >= scored.ndim:
+            log_q = jnp.where(scored, log_q, 0.0)
+    return jnp.sum(log_q if site["scale"] is None else site["scale"] * log_q)
 
 
 def _replaced(call: Call, given: Mapping[str, Any], shown: Mapping[str, Any]) -> tuple[tuple, Mapping[str, Any]]:

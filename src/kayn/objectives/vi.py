@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from kayn import evidence, queries
 from kayn.errors import GuideError
 from kayn.evidence import Draws, Problem
-from kayn.objectives.base import Call, MassivelyParallelELBO, log_evidence_of, refuse_dependent_axes
+from kayn.minibatches import refuse_powers
+from kayn.objectives.base import Call, MassivelyParallelELBO, log_evidence_of, refuse_dependent_axes, site_count
 
 
 class VI(MassivelyParallelELBO):
@@ -66,6 +67,7 @@ class DReG(VI):
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
         problem = pathwise_problem(self.problem(call, params))
         refuse_dependent_axes(problem, "DReG", REMEDY)
+        refuse_powers(problem.layout, "DReG")
         for name, parents in problem.guide.parents.items():
             if parents:
                 raise GuideError(
@@ -85,12 +87,18 @@ REMEDY = "Use kayn.VI or kayn.STL"
 
 
 def _scaled(problem: Problem, numbers: Mapping, draws: Draws, params: Mapping, weights: Mapping[str, Any]) -> Draws:
-    """The same particles, with derivatives through each multiplied by its weight."""
+    """The same particles, with derivatives through each multiplied by its weight.
+
+    Where log q counts c times in the proposal (rows of a subsampled plate that share an index), by `1 - c (1 - weight)`: the score that its
+    derivative in the parameters stands for counts c times, what is differentiated counts c times already.
+    """
     runs = dict(draws.runs)
     for axis in problem.layout.axes:
         for name in axis.latents:
             if name in runs and not axis.enumerated:
+                count = site_count(problem, name)
                 own = queries.latent_weights(problem, weights, name)
+                own = own if count == 1.0 else 1 - count * (1 - own)
                 values = runs[name]
                 own = jnp.pad(own, [(0, values.shape[0] - own.shape[0]), *[(0, 0)] * (own.ndim - 1)])
                 own = own.reshape((*own.shape, *(1,) * (values.ndim - own.ndim)))
