@@ -73,7 +73,7 @@ def test_minibatches_of_a_model_with_a_global_latent_are_scaled():
     still = Phase(kayn.VI(1), optax.set_to_zero())
     steps = train(whole, point, still, DATA, 60, batch_size=10, num_steps=6, progress=False).losses
     once = train(whole, point, still, DATA, 60, batch_size=60, num_steps=1, progress=False).losses
-    np.testing.assert_allclose(steps.mean() * 10, once.mean() * 60, rtol=1e-3)
+    np.testing.assert_allclose(steps.mean(), once.mean(), rtol=1e-3)
 
 
 def test_phases_have_their_own_optimisers_and_rhythm():

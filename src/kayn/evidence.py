@@ -248,8 +248,10 @@ def _unmasked(problem: Problem, axis: Axis, masks: Mapping[str, Any]) -> Any:
     return jnp.where(inside[..., None], 0.0, -jnp.log(float(axis.size))).astype(_float_dtype())
 
 
-def model_slots(problem: Problem, numbers: Mapping, draws: Draws, params: Any) -> dict[int, Any]:
-    """Log factors of the model by slot of the plan, rows already multiplied out; queries are zero.
+def model_slots(
+    problem: Problem, numbers: Mapping, draws: Draws, params: Any, keep: str | None = None
+) -> dict[int, Any]:
+    """Log factors of the model by slot of the plan, rows already multiplied out, but for a plate to keep; queries are zero.
 
     Factors with the axis of a sliced variable are made part by part, when the contraction asks for them.
     """
@@ -264,7 +266,7 @@ def model_slots(problem: Problem, numbers: Mapping, draws: Draws, params: Any) -
             if slot in parts:
                 slots[slot] = _made_by_part(problem, parts[slot], slot, output, axes, draws.values, inputs, index)
             else:
-                steps, settled = settled_slot(plan, slot)
+                steps, settled = settled_slot(plan, slot, keep)
                 slots[settled] = products.evaluate(
                     problem.model, term.name, output, axes, draws.values, inputs, plan, steps, index
                 )

@@ -178,6 +178,7 @@ class _Chooser:
         self.sizes = {p.name: p.size for p in self.graph.plates}
         # a plate of one element is none, unless the element stands for others: then its log-sum counts several times
         self.real = {p.name for p in self.graph.plates if p.size > 1 or p.full_size > p.size}
+        self.steps = {p.name for p in self.graph.plates if p.steps}
         self.couplings: list[Coupling] = []
         self.itemsize = jnp.result_type(float).itemsize
 
@@ -210,7 +211,7 @@ class _Chooser:
         if self.request.strategy == "local":
             outer: dict[str, list[str]] = {}
             for z in latents:
-                runs = [p for p in z.plate_names if p in self.real]
+                runs = [p for p in z.plate_names if p in self.real - self.steps]
                 outer.setdefault(runs[0] if runs else "", []).append(z.name)
             return [tuple(names) for names in outer.values()]
         return []
@@ -246,6 +247,8 @@ class _Chooser:
             shared: set[str] = set()
         else:
             shared = set.intersection(*(set(z.plate_names) for z in latents))
+            if self.request.strategy == "local" and not latents[0].enumerated:
+                shared -= self.steps  # the particles of a datum that is a sequence are whole paths
         scope = tuple(p for p in latents[0].plate_names if p in shared and p in self.real)
         enumerated = latents[0].support_size
         counts = {self.request.particles_of(n) for n in names}

@@ -17,15 +17,14 @@ from numpyro.infer.util import compute_log_probs
 from kayn import evidence
 from kayn.axes import make_request
 from kayn.checks import Count, NonNegative, checked, parameter_values, shown
-from kayn.contraction.execute import by_element
 from kayn.errors import KaynError
 from kayn.evidence import Problem
 from kayn.graph.given import Given
 from kayn.graph.seeded import seeded
 from kayn.keys import as_key
 from kayn.memory import refuse_too_many
-from kayn.objectives.score import outer_plate
 from kayn.options import Guide, Key, Loss, Model, Params, Strategy
+from kayn.summands import log_evidence_summands, outer_plate
 
 
 @dataclass(frozen=True)
@@ -33,14 +32,18 @@ class Evidence:
     """Log evidence under a trained model and guide, in nats.
 
     Attributes:
-        total: over all data, with all particles.
+        total: over all data, with all particles: `scale * by_element.sum() + rest`.
         by_element: its summands by the elements of the outer plate, e.g. one for each image; None where there is none.
+        scale: how many elements each of these stands for; above one where the plate is subsampled.
+        rest: log density of data that belong to no element. Zero without an outer plate.
         curve: the mean total that fewer particles would give, by their number: disjoint sets of the same particles.
     """
 
     total: float
     by_element: Any
     curve: Mapping[int, float]
+    scale: float = 1.0
+    rest: float = 0.0
 
 
 @checked()
@@ -104,13 +107,11 @@ def evidence_meter(
     elements = problem.graph.plate(plate).size if plate else 1
     refuse_too_many("num_particles", num_particles, (4 + 2 * elements) / chunk)
 
-    def one(numbers: Any, params: Any, key: Any) -> Any:
+    def one(numbers: Any, params: Any, key: Any) -> tuple[Any, Any]:
         draws = evidence.draw_particles(problem, numbers, key, params)
-        slots = evidence.weigh(problem, numbers, draws, params)
-        index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, params, draws.subsample))
-        if plate is None:
-            return evidence.log_evidence(problem, numbers, slots, params, draws.subsample)[None]
-        return by_element(problem.layout.plan, slots, index, plate)
+        terms = evidence.proposal_terms(problem, numbers, draws, params)
+        found = log_evidence_summands(problem, numbers, draws, params, terms)
+        return jnp.atleast_1d(found.parts), found.rest
 
     run = jax.jit(lambda numbers, params, keys: jax.lax.map(lambda k: one(numbers, params, k), keys))
 
@@ -120,12 +121,13 @@ def evidence_meter(
             settings: dict[str, Any] = {"num_particles": num_particles, "chunk": chunk, "strategy": strategy}
             return log_evidence(model, guide, params, *others, rng_key=rng_key, **settings, **named)
         keys = jax.random.split(as_key(rng_key), count)
-        logs = np.asarray(run(now.numbers, parameter_values(params), keys), np.float64)
+        logs, rests = (np.asarray(x, np.float64) for x in run(now.numbers, parameter_values(params), keys))
+        rest = float(rests[0])  # no particle is in it
         # 1, 2, 4, ... chunks at a time, and all of them
         groups = [*(2**i for i in range(count.bit_length()) if 2**i < count), count]
-        curve = {g * chunk: scale * float(_pooled(logs, g).sum(1).mean()) for g in groups}
+        curve = {g * chunk: scale * float(_pooled(logs, g).sum(1).mean()) + rest for g in groups}
         whole = _pooled(logs, count)[0]
-        return Evidence(scale * float(whole.sum()), whole if plate else None, curve)
+        return Evidence(scale * float(whole.sum()) + rest, whole if plate else None, curve, scale, rest)
 
     return meter
 

@@ -296,9 +296,9 @@ def log_density(
         drawn: the density of drawing these particles instead: rows of subsampled plates count once, see `kayn.minibatches`.
     """
     internal = (*axis.latents, *_joint_sources(guide, axis))
-    own_path = _own_path(guide, graph, axis)
-    external = sorted({p for n in internal for p in guide.parents[n] if p not in (*internal, *own_path)})
-    mine = {n: runs[n][: axis.size] for n in (*internal, *own_path)}
+    path = own_path(guide, graph, axis)
+    external = sorted({p for n in internal for p in guide.parents[n] if p not in (*internal, *path)})
+    mine = {n: runs[n][: axis.size] for n in (*internal, *path)}
     theirs = {n: runs[n][: axis.size] for n in external}
 
     def single(own: Mapping[str, Any], outside: Mapping[str, Any]) -> Any:
@@ -317,7 +317,7 @@ def log_density(
     return jax.nn.logsumexp(both, -1) - jnp.log(float(axis.size))
 
 
-def _own_path(guide: GuideProgram, graph: Graph, axis: Axis) -> tuple[str, ...]:
+def own_path(guide: GuideProgram, graph: Graph, axis: Axis) -> tuple[str, ...]:
     """The axis's own latents at other steps, where its particles are whole paths."""
 
     def whole(base: str) -> bool:

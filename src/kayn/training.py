@@ -25,6 +25,7 @@ from kayn.meters import evidence_meter
 from kayn.options import Guide, Key, Loss, Model, Optimizer, Params, PathOption, Strategy
 from kayn.progress import progress_bar
 from kayn.records import PROGRAM, Record, equations
+from kayn.rows import data_behind
 
 HELD_OUT = "held-out log evidence"
 Rules = Annotated[
@@ -64,8 +65,8 @@ class Training:
     Attributes:
         params: values of the `numpyro.param` sites at the best look at held-out data; the last ones where there are none.
         last: the last values.
-        losses: [steps], of the first phase, per datum, in nats.
-        looks: by name, [(step, value), ...]: the held-out log evidence per datum and what `look` returned.
+        losses: [steps], of the first phase, per datum, in nats. Data are the rows of a minibatch, or those that a subsampled plate says they stand for.
+        looks: by name, [(step, value), ...]: the held-out log evidence per datum, counted likewise, and what `look` returned.
         stopped_early: whether the held-out log evidence had stopped improving.
     """
 
@@ -155,6 +156,8 @@ def train(
     first = tuple(a[:batch_size] for a in arrays)
     state = loop.start(first, dict(params or {}))
     values = loop.constrained(state["params"])
+    data_of_batch = data_behind(model, (*loop.seen, *args), values, batch_size)
+    data_held_out = data_behind(model, (*held, *args), values, held[0].shape[0]) if held else 0
     meter = held and evidence_meter(
         model, guide, values, *held, *args, num_particles=held_out_particles, strategy=strategy
     )
@@ -173,8 +176,7 @@ def train(
         found = dict(look(values)) if look else {}
         better = False
         if meter:
-            assert held is not None
-            found[HELD_OUT] = float(meter(values, jax.random.fold_in(key, 1)).total) / held[0].shape[0]
+            found[HELD_OUT] = float(meter(values, jax.random.fold_in(key, 1)).total) / data_held_out
             better = found[HELD_OUT] > np.max(scores(), initial=-np.inf)
         for name, value in found.items():
             looks.setdefault(name, []).append((len(losses), value))
@@ -199,7 +201,7 @@ def train(
         while (step := len(losses)) < num_steps and not stale():
             count = min(look_every, num_steps - step)
             state, found = loop.advance(state, arrays, epochs.rows(step, count), step)
-            found = np.asarray(found, np.float64) / batch_size
+            found = np.asarray(found, np.float64) / data_of_batch
             if not np.isfinite(found).all():
                 raise KaynError(
                     f"the loss is {found[~np.isfinite(found)][0]} at step {step + int((~np.isfinite(found)).argmax())}; lower the learning rate, or clip gradients with optax"
@@ -228,6 +230,7 @@ class _Loop:
         self.model, self.guide, self.phases = model, guide, phases
         self.args, self.augment, self.key = args, augment, key
         self.constrain: Callable = dict
+        self.seen: tuple = ()
         self.advance = jax.jit(self._advance)
         # traced once for the loop and for its fingerprint
         self.one = jax.jit(self._one, inline=True)
@@ -236,6 +239,7 @@ class _Loop:
         if self.augment:
             batch = self.augment(self.key, batch)
         refuse_unknown_params(self.model, self.guide, (*batch, *self.args), {}, params)
+        self.seen = batch
         svi = SVI(self.model, self.guide, self.phases[0].optimizer, self.phases[0].loss)
         begun = svi.init(self.key, *batch, *self.args, init_params=params or None)
         free = svi.optim.get_params(begun.optim_state)

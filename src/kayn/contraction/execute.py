@@ -28,15 +28,20 @@ of a part, what the body's settled steps make of that part.
 """
 
 
-def settled_slot(plan: Plan, term: int) -> tuple[tuple[Product, ...], int]:
+def settled_slot(plan: Plan, term: int, keep: str | None = None) -> tuple[tuple[Product, ...], int]:
     """The plate products that a term goes through before it meets another, and the slot they end in.
 
     A caller may apply them itself, part by part, so that the rows of a large factor are never all held at once.
+
+    Args:
+        keep: a plate to stop before.
     """
     steps: list[Product] = []
     slot = term
     for step in plan.steps:
         if isinstance(step, Product) and step.source == slot:
+            if step.plate == keep:
+                break
             steps.append(step)
             slot = step.out
     return tuple(steps), slot
@@ -60,31 +65,30 @@ def log_contract(plan: Plan, arrays: Slots, index: Index) -> Any:
     return _total(plan, forward(joined(plan), arrays, index, sum_rule))
 
 
-def by_element(plan: Plan, arrays: Slots, index: Index, plate: str) -> Any:
-    """The summands of `log_contract` by the elements of a plate that all variables have an index over: [plate].
+def by_element(plan: Plan, arrays: Slots, index: Index, plate: str) -> tuple[Any, Any]:
+    """`log_contract` as a sum over the elements of a plate that all variables have an index over.
 
-    Factors without variables are left out.
+    Args:
+        arrays: as for `log_contract`, but with that plate where a term has it (see `settled_slot`).
+
+    Returns:
+        The summands, [plate], before the plate's own scale, and what no element owns: the sum of the terms without the plate, a scalar.
     """
     slots = forward(plan, arrays, index, sum_rule)
     scales = {s.plate: s.scale for s in plan.steps if isinstance(s, Product)}
-    total = jnp.zeros(plan.size[plate], jax.tree.leaves(dict(arrays))[0].dtype)
-    depends = _with_variables(plan)
+    dtype = jax.tree.leaves(dict(arrays))[0].dtype
+    summands, owned = jnp.zeros(plan.size[plate], dtype), set()
     for step in plan.steps:
-        if isinstance(step, Product) and step.plate == plate and step.source in depends:
+        if isinstance(step, Product) and step.plate == plate:
             axes = plan.axes[step.source]
             rest = [a for a in axes if a != plate]
             part = jnp.sum(slots[step.source], tuple(axes.index(a) for a in rest))
-            total = total + part * math.prod(scales[a] for a in rest)
-    return total
-
-
-def _with_variables(plan: Plan) -> set[int]:
-    """Slots that hold what is left of a factor of some variable, but no variable any more."""
-    seen = {i for i, term in enumerate(plan.terms) if any(a in plan.scope for a in term.axes)}
-    for step in plan.steps:
-        if seen.intersection(step.read):
-            seen.add(step.out)
-    return {s for s in seen if not any(a in plan.scope for a in plan.axes[s])}
+            summands = summands + part * math.prod(scales[a] for a in rest)
+            owned.add(step.out)
+        elif owned.intersection(step.read):
+            owned.add(step.out)
+    others = [slots[r] for r in plan.results if r not in owned]
+    return summands, sum(others, jnp.zeros((), dtype))
 
 
 def sum_rule(left: Any, right: Any, count: int) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
+from kayn.graph import loops
 from kayn.graph.aligned import Aligned, Annotation, Operands, in_one_dimension, mixed
 from kayn.graph.calls import called
 from kayn.graph.nodes import Node, Nodes
@@ -73,6 +74,8 @@ def _equation(eqn: JaxprEqn, inputs: list[Abstract], nodes: Nodes, jaxpr: Jaxpr)
     if all(isinstance(i, Node) for i in inputs):
         return [_apply(eqn, inputs, nodes, output, jaxpr) for output in range(len(eqn.outvars))]  # type: ignore[arg-type]
 
+    if name in loops.RULES:
+        return list(loops.read_loop(eqn, inputs, nodes, _walk))
     annotations = [{} if isinstance(i, Node) else i for i in inputs]
     rule = RULES.get(name)
     out: list[Abstract] = []

@@ -88,8 +88,9 @@ def discover(program: Program, known: Sequence[Any]) -> Structure:
     """
     plates = {n: Plate(n, s.shape[0], s.batch_shape[0]) for n, s in program.sites.items() if s.kind == "plate"}
     for site in program.sites.values():
-        for name, _, size in site.frames:  # plates inside loops, and the loops' steps
-            plates.setdefault(name, Plate(name, size, size))
+        for name, dim, size in site.frames:  # plates inside loops, and the loops' steps
+            leading = site.steps is not None and dim == -len(site.batch_shape)
+            plates.setdefault(name, Plate(name, size, size, steps=leading))
     latents = [_latent(s, plates) for s in program.sites.values() if s.kind == "sample" and not s.observed]
     aliases = [_alias(a, program, latents) for a in program.aliases]
     if not latents:

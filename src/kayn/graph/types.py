@@ -25,13 +25,15 @@ class Plate:
     """A plate of conditionally independent elements.
 
     `size` is the number of elements present, `full_size` the number they stand for (larger when subsampled).
-    `implicit` plates are batch dimensions of a site that no `numpyro.plate` declares.
+    `implicit` plates are batch dimensions of a site that no `numpyro.plate` declares. `steps` are those of a loop: each may depend on
+    the one before, so they are no plate over whose elements a log evidence is a sum.
     """
 
     name: str
     size: int
     full_size: int
     implicit: bool = False
+    steps: bool = False
 
     @property
     def scale(self) -> float:

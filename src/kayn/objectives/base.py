@@ -17,6 +17,7 @@ from kayn.evidence import Draws, Problem, build_problem
 from kayn.keys import as_key
 from kayn.minibatches import proposal_count
 from kayn.options import Couple, Denominator, Elements, Groups, Memory, Particles, Strategy
+from kayn.particles import own_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,15 +104,19 @@ def refuse_dependent_axes(problem: Problem, who: str, remedy: str) -> None:
     Raises:
         GuideError: it does.
     """
+    earlier = {a.name: a.base for a in problem.guide.density.aliases}
     for axis in sampled_axes(problem):
+        inside = (*axis.latents, *own_path(problem.guide, problem.graph, axis), *problem.guide.auxiliary)
         for name in axis.latents:
-            others = [
-                p
-                for p in problem.guide.parents.get(name, ())
-                if p not in axis.latents and p not in problem.guide.auxiliary
-            ]
-            if others:
-                raise GuideError(
-                    f"kayn.{who} needs particle axes that the guide draws independently, but it draws {name!r} given {others[0]!r}, whose "
-                    f"particles are indexed apart. {remedy}"
-                )
+            others = [p for p in problem.guide.parents.get(name, ()) if p not in inside]
+            if not others:
+                continue
+            given, advice = repr(others[0]), remedy
+            if earlier.get(others[0]) in axis.latents:
+                given = f"{earlier[others[0]]!r} at earlier steps"
+                steps = next(plate for plate, dim in problem.graph.latent(name).plates if dim == 0)
+                advice = f"Make its particles whole paths, with strategy='local' or couple={{{name!r}: {steps!r}}}, or use kayn.RWS"
+            raise GuideError(
+                f"kayn.{who} needs particle axes that the guide draws independently, but it draws {name!r} given {given}, whose "
+                f"particles are indexed apart. {advice}"
+            )

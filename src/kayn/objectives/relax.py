@@ -15,14 +15,14 @@ from numpyro.distributions import discrete
 from kayn import evidence
 from kayn.axes import proposal_name
 from kayn.checks import Text, checked
-from kayn.contraction.execute import by_element
 from kayn.errors import GuideError, KaynError
 from kayn.evidence import Draws, Problem
 from kayn.graph.given import Given
 from kayn.objectives.base import Call, MassivelyParallelELBO, log_evidence_of, only_gradient, sampled_axes
 from kayn.objectives.relaxed import Relaxed, discrete_logits
-from kayn.objectives.score import along, outer_plate
+from kayn.objectives.score import along
 from kayn.options import Particles, Strategy
+from kayn.summands import Summands, log_evidence_summands, outer_plate
 
 
 class ControlVariate(MassivelyParallelELBO):
@@ -58,8 +58,7 @@ class ControlVariate(MassivelyParallelELBO):
         runs = {n: b.astype(problem.guide.density.sites[n].dtype) for n, b in rounded.items()}
         draws = evidence.draws_from_runs(problem, problem.numbers, fixed, runs, {})
         plate = outer_plate(problem)
-        scale = problem.graph.plate(plate).scale if plate else 1.0
-        log_z, value = _by_plate(problem, draws, fixed, plate)
+        log_z = _summands(problem, draws, fixed)
 
         def controls(params: Mapping[str, Any]) -> tuple[Any, Any]:
             logits = _logits(call, params)
@@ -73,8 +72,8 @@ class ControlVariate(MassivelyParallelELBO):
             terms = evidence.proposal_terms(problem, problem.numbers, draws, every)
             score = sum(along(-terms[proposal_name(a)], a, plate) for a in sampled_axes(problem))
             on_z, on_again = controls({**guide, **rho})
-            coefficient = value - controls({**still, **rho})[1]
-            steered = scale * jnp.sum(coefficient * score + on_z - on_again)
+            coefficient = log_z.parts - controls({**still, **rho})[1]
+            steered = log_z.scale * jnp.sum(coefficient * score + on_z - on_again)
             return steered + log_evidence_of(problem, draws, every, terms)
 
         # one gradient for both: the guide's own, and what the control variate makes small
@@ -82,7 +81,7 @@ class ControlVariate(MassivelyParallelELBO):
         moved = zip(jax.tree.leaves(gradient), jax.tree.leaves(guide), strict=True)
         steered = sum(jnp.sum(jax.lax.stop_gradient(g) * p) for g, p in moved)
         squared = sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient))
-        return -log_z - only_gradient(steered) + only_gradient(squared)
+        return -log_z.total - only_gradient(steered) + only_gradient(squared)
 
 
 class RELAX(ControlVariate):
@@ -140,7 +139,7 @@ class REBAR(ControlVariate):
             for n, v in z.items()
         }
         draws = evidence.draws_from_runs(relaxed, relaxed.numbers, still, shares, {})
-        return params[SCALE] * _by_plate(relaxed, draws, still, outer_plate(relaxed))[1]
+        return params[SCALE] * _summands(relaxed, draws, still).parts
 
 
 def _check(problem: Problem, who: str) -> None:
@@ -164,13 +163,9 @@ def _check(problem: Problem, who: str) -> None:
             )
 
 
-def _by_plate(problem: Problem, draws: Draws, params: Mapping[str, Any], plate: str | None) -> tuple[Any, Any]:
-    """log Z, and its summands by the elements of a plate (log Z itself without one)."""
-    numbers = problem.numbers
-    slots = evidence.weigh(problem, numbers, draws, params)
-    index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, params, {}))
-    log_z = evidence.log_evidence(problem, numbers, slots, params, {})
-    return log_z, by_element(problem.layout.plan, slots, index, plate) if plate else log_z
+def _summands(problem: Problem, draws: Draws, params: Mapping[str, Any]) -> Summands:
+    terms = evidence.proposal_terms(problem, problem.numbers, draws, params)
+    return log_evidence_summands(problem, problem.numbers, draws, params, terms)
 
 
 @dataclass(frozen=True)

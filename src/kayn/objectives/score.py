@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from kayn import evidence, particles, queries
 from kayn.axes import Axis, proposal_name
 from kayn.checks import checked
-from kayn.contraction.execute import by_element
 from kayn.errors import KaynError
 from kayn.evidence import Draws, Problem
 from kayn.minibatches import refuse_powers
@@ -27,6 +26,7 @@ from kayn.objectives.base import (
 )
 from kayn.objectives.vi import independent
 from kayn.options import Particles, Strategy
+from kayn.summands import log_evidence_summands, outer_plate
 
 
 class Reinforce(MassivelyParallelELBO):
@@ -57,19 +57,15 @@ class Reinforce(MassivelyParallelELBO):
         numbers = problem.numbers
         draws = jax.lax.stop_gradient(evidence.draw_particles(problem, numbers, rng_key, params))
         terms = evidence.proposal_terms(problem, numbers, draws, params)
-        slots = evidence.model_slots(problem, numbers, draws, params) | evidence.proposal_slots(problem, terms)
-        index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, params, draws.subsample))
-        log_z = evidence.log_evidence(problem, numbers, slots, params, draws.subsample)
-        plate = outer_plate(problem)
-        scale = problem.graph.plate(plate).scale if plate else 1.0
-        signal = jax.lax.stop_gradient(by_element(problem.layout.plan, slots, index, plate) if plate else log_z)
+        log_z = log_evidence_summands(problem, numbers, draws, params, terms)
+        plate, signal = outer_plate(problem), jax.lax.stop_gradient(log_z.parts)
         fitted = 0.0
         if self.baseline is not None:
             expected = self.baseline(params, *call.args, **call.kwargs)
             fitted = only_gradient(jnp.sum((signal - expected) ** 2))
             signal = signal - jax.lax.stop_gradient(expected)
         scores = [along(_score(problem, numbers, a, draws, params, terms), a, plate) for a in sampled_axes(problem)]
-        return -log_z - only_gradient(scale * jnp.sum(signal * sum(scores))) + fitted
+        return -log_z.total - only_gradient(log_z.scale * jnp.sum(signal * sum(scores))) + fitted
 
 
 class VIMCO(MassivelyParallelELBO):
@@ -149,13 +145,6 @@ def _gain(weights: Any, baseline: str) -> Any:
     logs = jnp.log(jnp.maximum(weights, tiny))
     mean = jnp.matmul(logs, others, precision=jax.lax.Precision.HIGHEST) / (count - 1)
     return -jnp.log(jnp.maximum(rest + jnp.exp(mean), tiny))
-
-
-def outer_plate(problem: Problem) -> str | None:
-    """A plate that every drawn or enumerated latent has an index of its own over, so that log Z is a sum over its elements."""
-    axes = problem.layout.axes
-    shared = [p for p in axes[0].scope if all(p in a.scope for a in axes)]
-    return shared[0] if shared else None
 
 
 def _score(
