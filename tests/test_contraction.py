@@ -402,7 +402,7 @@ def test_draws_and_best(problem, x64):
         lambda keys: back.draw(problem.plan, slots, problem.indices.__getitem__, keys), compiler_options=QUICK
     )
     assert chi_square(_numbers(problem, run(keys)), np.exp(log_weights - logsumexp(log_weights))) > FALSE_ALARM
-    best = back.best(problem.plan, slots, problem.indices.__getitem__)
+    _, best = back.best(problem.plan, slots, problem.indices.__getitem__)
     number = _numbers(problem, {v: np.asarray(k)[None] for v, k in best.items()})[0]
     assert number == np.argmax(log_weights)
 
@@ -659,7 +659,7 @@ def test_impossible_combinations_are_never_drawn():
     slots = {i: jnp.asarray(a) for i, a in enumerate(arrays)}
     drawn = back.draw(problem.plan, slots, problem.indices.__getitem__, jax.random.split(jax.random.key(0), 1000))
     assert np.isfinite(log_weights[_numbers(problem, drawn)]).all()
-    best = back.best(problem.plan, slots, problem.indices.__getitem__)
+    _, best = back.best(problem.plan, slots, problem.indices.__getitem__)
     assert _numbers(problem, {v: np.asarray(k)[None] for v, k in best.items()})[0] == np.argmax(log_weights)
 
 

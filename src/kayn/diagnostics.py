@@ -34,8 +34,16 @@ def efficiency(weights: Any) -> np.ndarray:
     return np.mean((ess - 1) / (weights.shape[1] - 1), axis=0)
 
 
+def tail_length(count: int) -> int:
+    """How many of the largest of so many weights a Pareto distribution is fitted to (Vehtari et al., 2024)."""
+    return int(3 * count**0.5) if count > 225 else count // 5
+
+
 def pareto_khat(weights: Any) -> np.ndarray:
-    """Pareto shape of the largest weights along the first axis; NaN with fewer than 25 particles or equal weights.
+    """Pareto shape of the largest weights along the first axis; NaN with fewer than 25 particles, or where the tail is no more than ties.
+
+    Discrete latents have few different weights. Where the largest are all equal, or a quarter of the tail is no larger than what lies below it, no
+    Pareto distribution can be fitted.
 
     Args:
         weights: [K, ...], nonnegative.
@@ -48,8 +56,12 @@ def pareto_khat(weights: Any) -> np.ndarray:
         return np.full(shape, np.nan)
     tiny = np.finfo(np.float64).tiny
     columns = np.log(np.maximum(weights, tiny)).reshape(weights.shape[0], -1).T
-    tail = np.sort(columns, axis=1)[:, -(weights.shape[0] // 5) :]
-    spread = np.ptp(tail, axis=1) > 1e-6
+    count = tail_length(weights.shape[0])
+    tail = np.sort(columns, axis=1)[:, -count - 1 :]
+    # what the fit divides by: the excess of the tail's lower quartile over the largest weight below the tail
+    quartile = int(count / 4 + 0.5)
+    excess = np.exp(tail[:, quartile] - tail[:, -1]) - np.exp(tail[:, 0] - tail[:, -1])
+    spread = (tail[:, -1] - tail[:, 1] > 1e-6) & (excess > 0)
     khat = np.full(columns.shape[0], np.nan)
     if spread.any():
         # this function takes minus log weights, as leave-one-out cross-validation has them

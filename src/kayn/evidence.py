@@ -23,7 +23,7 @@ from kayn.contraction.plan import Sliced
 from kayn.errors import GuideError, KaynError, StructureWarning
 from kayn.graph.discover import Structure, discover
 from kayn.graph.slices import slice_outputs
-from kayn.graph.trace import DATA, VALUE, Program, Site, inspect_sites, trace_program
+from kayn.graph.trace import VALUE, Program, Site, inspect_sites, trace_program
 from kayn.graph.types import Graph, Kind, Output
 from kayn.keys import as_key
 from kayn.layout import choose_layout
@@ -332,16 +332,6 @@ def deterministic_values(problem: Problem, latents: Mapping[str, Any], inputs: S
         return run(*(values[position[i]] if i in position else inputs[i] for i in used))
 
     return dict(zip(names, jax.vmap(one)(program.with_aliases(latents, leading=1)), strict=True))
-
-
-def observed_values(problem: Problem, numbers: Mapping, params: Any) -> dict[str, Any]:
-    """The data of every observed site."""
-    program = problem.model
-    names = [n for n, s in program.sites.items() if s.kind == "sample" and s.observed and s.family != "Unit"]
-    run, used = slice_outputs(program.jaxpr, [program.outputs.index(DATA + n) for n in names])
-    subsample = {n: jnp.arange(program.sites[n].shape[0]) for n in program.subsamples}
-    inputs = model_inputs(problem, numbers, params, subsample)
-    return dict(zip(names, run(*(inputs[i] for i in used)), strict=True))
 
 
 def _float_dtype() -> Any:

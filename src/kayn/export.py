@@ -5,80 +5,157 @@ Draws are exact joint draws, not a chain; they are stored as one chain so that A
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 import xarray as xr
 
 from kayn.errors import QueryError
-from kayn.evidence import observed_values
-from kayn.graph.trace import Site
+from kayn.names import fresh
+from kayn.replay import scored_data
 
 if TYPE_CHECKING:
     from kayn.posterior import Posterior
 
+SAMPLES = ("chain", "draw")
+"""The dimensions that ArviZ's schema has for samples."""
+
 
 def to_datatree(posterior: Posterior, rng_key: Any, num_samples: int, coords: Mapping[str, Any] | None) -> xr.DataTree:
-    """Groups `posterior`, `log_likelihood`, `observed_data` and `sample_stats`.
+    """Groups `posterior`, `log_likelihood` (of the same draws) and `observed_data`.
+
+    ArviZ counts every entry of the last two as a datum. What a mask hides, and values among the data that are latents (imputation), are therefore left
+    out there; the rows that are left run along one dimension `<site>_seen`, whose labels say which they are.
+
+    A tree takes "/" in a name for a path, so it becomes "."; a dimension called like a variable gets the ending `_2`.
 
     Args:
         coords: labels for plates (and for `<site>_dim_<i>` dimensions).
 
     Raises:
-        QueryError: coords name an unknown dimension, or have the wrong length.
+        QueryError: coords name an unknown dimension, or have the wrong length; a site is called like a dimension of samples; or replicates hold
+            different elements of a subsampled plate.
     """
     key = rng_key
-    draws = {n: np.asarray(v) for n, v in posterior.sample(key, num_samples).items()}
-    log_likelihood = {n: np.asarray(v) for n, v in posterior.log_likelihood(key, num_samples).items()}
-    sites = posterior.problem.model.sites
-    found = observed_values(posterior.problem, posterior.numbers, posterior.params)
-    observed = {n: np.asarray(v) for n, v in found.items()}
-    coords = {d: np.asarray(labels) for d, labels in (coords or {}).items()}
-    groups = {
-        "posterior": {
-            n: _variable(sites[n], v[None], draws=True, dims=_value_dims(posterior, n)) for n, v in draws.items()
-        },
-        "log_likelihood": {
-            n: _variable(sites[n], v[None], draws=True, batch_only=True) for n, v in log_likelihood.items()
-        },
-        "observed_data": {n: _variable(sites[n], v, draws=False) for n, v in observed.items()},
-    }
-    sizes = {d: s for g in groups.values() for v in g.values() for d, s in zip(v.dims, v.shape, strict=True)}
-    for dim, labels in coords.items():
-        if dim not in sizes:
-            raise QueryError(
-                f"coords= names dimension {dim!r}, which no variable has; dimensions: {sorted(map(str, sizes))}"
-            )
-        if labels.shape != (sizes[dim],):
-            raise QueryError(f"coords= has labels of shape {labels.shape} for {dim!r}, which has {sizes[dim]} elements")
-    trees = {}
-    for name, variables in groups.items():
-        used = {d for v in variables.values() for d in v.dims}
-        own = {d: coords[d] if d in coords else np.arange(sizes[d]) for d in used}
-        trees[name] = xr.Dataset(variables, coords=own)
-    trees["posterior"].attrs |= {
+    draws = posterior._joint(key, num_samples)
+    for name in draws.values:
+        posterior._refuse_mixed_rows(name)
+    scores, seen, data, known = jax.tree.map(
+        np.asarray, scored_data(posterior, (jax.random.split(key, num_samples), draws))
+    )
+    names = _Names(posterior, [*draws.values, *scores], {d: np.asarray(v) for d, v in (coords or {}).items()})
+    groups: dict[str, list[xr.DataArray]] = {"posterior": [], "log_likelihood": [], "observed_data": []}
+    for name, values in draws.values.items():
+        rank = len(posterior.problem.model.sites[name].batch_shape)
+        groups["posterior"].append(names.array(name, np.asarray(values)[None], rank, 2))
+    for name, score in scores.items():
+        rows = score.shape[1:]
+        event = _event_dim(data[name].shape, posterior.problem.model.sites[name].batch_shape, rows)
+        values = np.broadcast_to(data[name], (*rows, *data[name].shape[data[name].ndim - event :]))
+        fixed = known[name].reshape((*known[name].shape[: known[name].ndim - event], -1)).all(-1)
+        kept = seen[name].any(0) & fixed
+        if kept.any():
+            groups["log_likelihood"].append(names.rows(name, score[None], kept, 2))
+            groups["observed_data"].append(names.rows(name, values, kept, 0))
+    names.check_labels()
+    tree = xr.DataTree.from_dict({g: xr.Dataset({v.name: v for v in found}) for g, found in groups.items()})
+    tree["posterior"].attrs |= {
         "inference_library": "kayn",
         "log_evidence": float(posterior.log_evidence),
         "log_evidence_error": float(posterior.log_evidence_error),
     }
-    return xr.DataTree.from_dict(trees)
+    return tree
 
 
-def _value_dims(posterior: Posterior, name: str) -> list[str] | None:
-    """Dimensions of a deterministic site, found from the latents it reads."""
-    return list(posterior.problem.graph.output(name).dims) if name in posterior.deterministic_names else None
+def _event_dim(shape: tuple[int, ...], batch_shape: tuple[int, ...], rows: tuple[int, ...]) -> int:
+    """How many of the last dimensions of data are events, given their distribution's batch shape and the shape of their log densities."""
+
+    def gives_rows(event: int) -> bool:
+        try:
+            return np.broadcast_shapes(shape[: len(shape) - event], batch_shape) == rows
+        except ValueError:
+            return False
+
+    return next(e for e in range(len(shape) + 1) if gives_rows(e))
 
 
-def _variable(
-    site: Site, values: np.ndarray, draws: bool, batch_only: bool = False, dims: list[str] | None = None
-) -> xr.Variable:
-    shape = site.batch_shape if batch_only else site.shape
-    declared = {
-        len(site.batch_shape) + dim: name
-        for name, dim, size in site.frames
-        if shape[len(site.batch_shape) + dim] == size
-    }
-    dims = dims or [declared.get(d, f"{site.name}_dim_{d}") for d in range(len(shape))]
-    lead = values.ndim - len(dims)
-    return xr.Variable([*(("chain", "draw")[:lead] if draws else ()), *dims], values)
+class _Names:
+    """Makes arrays whose names and dimensions a tree can hold, and their labels.
+
+    Args:
+        sites: all that are to be exported.
+        labels: those that the user gave, by dimension.
+
+    Raises:
+        QueryError: a site is called like a dimension of samples.
+    """
+
+    def __init__(self, posterior: Posterior, sites: Sequence[str], labels: Mapping[str, np.ndarray]):
+        self.posterior, self.labels = posterior, labels
+        self.variables: dict[str, str] = {}
+        for site in sites:
+            if site in SAMPLES:
+                raise QueryError(
+                    f"site {site!r} is called like a dimension of samples in ArviZ's schema, {' and '.join(SAMPLES)}; rename it to export it"
+                )
+            self.variables[site] = fresh(site.replace("/", "."), {*sites, *self.variables.values()} - {site})
+        self.sizes: dict[str, int] = {}
+
+    def array(self, site: str, values: np.ndarray, rank: int, lead: int) -> xr.DataArray:
+        """All of a site's values: [*samples, *rows, *event], with `lead` dimensions of samples and `rank` of rows."""
+        shape = values.shape[lead:]
+        dims = self._dims(site, shape, rank)
+        self.sizes |= dict(zip(dims, shape, strict=True))
+        named = {self._dim(d): self.labels.get(d, np.arange(n)) for d, n in zip(dims, shape, strict=True)}
+        coords = {d: found for d, found in named.items() if found.ndim == 1}
+        return self._array(site, values, [self._dim(d) for d in dims], coords, lead)
+
+    def rows(self, site: str, values: np.ndarray, kept: np.ndarray, lead: int) -> xr.DataArray:
+        """Those rows of a site that are `kept`: bool [*rows]."""
+        whole = self.array(site, values, kept.ndim, lead)
+        if kept.all():
+            return whole
+        dims = whole.dims[lead : lead + kept.ndim]
+        where = [whole.coords[d].values[i] for d, i in zip(dims, np.nonzero(kept), strict=True)]
+        labels = where[0] if len(where) == 1 else np.array([", ".join(map(str, w)) for w in zip(*where, strict=True)])
+        event = whole.dims[lead + kept.ndim :]
+        values = values.reshape((*values.shape[:lead], -1, *values.shape[lead + kept.ndim :]))
+        dim = fresh(f"{self.variables[site]}_seen", {*self.variables.values(), *event})
+        coords = {dim: labels, **{d: whole.coords[d].values for d in event}}
+        return self._array(site, np.compress(kept.ravel(), values, lead), [dim, *event], coords, lead)
+
+    def check_labels(self) -> None:
+        """Refuse labels of no dimension, or of the wrong number, once all arrays are made."""
+        for dim, labels in self.labels.items():
+            if dim not in self.sizes:
+                raise QueryError(
+                    f"coords= names dimension {dim!r}, which no variable has; dimensions: {sorted(map(str, self.sizes))}"
+                )
+            if labels.shape != (self.sizes[dim],):
+                raise QueryError(
+                    f"coords= has labels of shape {labels.shape} for {dim!r}, which has {self.sizes[dim]} elements"
+                )
+
+    def _array(
+        self, site: str, values: np.ndarray, dims: Sequence[str], coords: Mapping[str, Any], lead: int
+    ) -> xr.DataArray:
+        samples = {d: np.arange(n) for d, n in zip(SAMPLES, values.shape[:lead], strict=False)}
+        return xr.DataArray(values, {**samples, **coords}, (*samples, *dims), self.variables[site])
+
+    def _dims(self, site: str, shape: tuple[int, ...], rank: int) -> list[str]:
+        graph, found = self.posterior.problem.graph, self.posterior.problem.model.sites[site]
+        if site in self.posterior.deterministic_names:
+            plates = dict(enumerate(graph.output(site).dims))
+        else:
+            plates = {rank + dim: name for name, dim, size in found.frames if shape[rank + dim] == size}
+        dims: list[str] = []
+        for d in range(len(shape)):
+            # a matrix over pairs of a plate's elements has the plate once
+            own = plates.get(d) or f"{site}_dim_{d}"
+            dims.append(own if own not in dims else f"{site}_dim_{d}")
+        return dims
+
+    def _dim(self, dim: str) -> str:
+        return fresh(dim.replace("/", "."), {*self.variables.values(), *SAMPLES})

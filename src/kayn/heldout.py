@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpyro
-import numpyro.distributions as dist
 from numpyro import handlers
 
 from kayn import evidence
 from kayn.evidence import Problem
 from kayn.graph.given import Given
-from kayn.graph.trace import innermost, inspect_sites
+from kayn.graph.trace import inspect_sites
 from kayn.layout import kept_layout
 from kayn.names import RESERVED
+from kayn.scores import observed_scores
 
 if TYPE_CHECKING:
     from kayn.posterior import Posterior
@@ -90,12 +90,3 @@ def _both(model: Callable, latents: tuple[str, ...], train: tuple, test: tuple) 
             numpyro.factor(PREFIX + name, scores)
 
     return run
-
-
-def observed_scores(trace: Mapping[str, Any]) -> dict[str, Any]:
-    """Log densities of the data by observed site: [*rows]. `numpyro.factor` sites are no data, and scales do not count."""
-    return {
-        n: s["fn"].log_prob(s["value"])
-        for n, s in trace.items()
-        if s["type"] == "sample" and s["is_observed"] and not isinstance(innermost(s["fn"]), dist.Unit)
-    }

@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kayn import diagnostics, evidence, queries
+from kayn import diagnostics, joint, queries
 from kayn.checks import Natural, checked
 from kayn.complaints import complaints
 from kayn.errors import QueryError, StructureWarning
 from kayn.evidence import Draws, Problem
 from kayn.expectation import Expectation, of_deterministic, of_function
+from kayn.joint import JointDraws
+from kayn.keys import as_key
 from kayn.memory import refuse_too_many
 from kayn.options import Coords, Key, Name, Plates, Samples
 from kayn.quick import QuickJit
@@ -161,6 +163,7 @@ class Posterior:
         names = _arguments(function, names)
         for name in names:
             self._known(name)
+            self._refuse_mixed_rows(name)
         if all(n in self.latent_names for n in names):
             plan = of_function(self.problem, function, names)
             if plan is not None:
@@ -179,6 +182,7 @@ class Posterior:
     def probabilities(self, name: Name) -> dict[Any, Any]:
         """Posterior probability of every value that a discrete latent takes among its particles: value -> [*batch shape]."""
         latent = self.problem.graph.latent(self._latent(name))
+        self._refuse_mixed_rows(name)
         if not latent.discrete:
             raise QueryError(
                 f"latent {name!r} is continuous; probabilities() is for discrete latents, use mean() and std()"
@@ -190,19 +194,17 @@ class Posterior:
 
     @checked(QueryError)
     def sample(self, rng_key: Key, num_samples: Samples = 1000) -> dict[str, Any]:
-        """Exact joint draws from the weighted combinations of particles: [S, *shape] for every latent and deterministic site."""
-        sites = [s for s in self.problem.model.sites.values() if s.kind in ("sample", "deterministic")]
-        refuse_too_many("num_samples", num_samples, sum(math.prod(s.shape) for s in sites), QueryError)
-        names = ("sample", num_samples)
-        return self._jit(names, partial(_sample, self.problem, num_samples))(
-            self.numbers, self.params, self.draws, self.log_evidences, rng_key
-        )
+        """Exact joint draws from the weighted combinations of particles: [S, *shape] for every latent and deterministic site.
+
+        Along a subsampled plate, the elements of a draw are those that its replicate holds (`draws.subsample`).
+        """
+        return self._joint(rng_key, num_samples).values
 
     def mode(self) -> dict[str, Any]:
         """The combination of particles with the largest weight, over all replicates: the site's shape for every latent."""
-        return self._jit("mode", partial(_mode, self.problem))(
-            self.numbers, self.params, self.draws, self.log_evidences
-        )
+        for name in self.latent_names:
+            self._refuse_mixed_rows(name)
+        return self._jit("mode", partial(joint.mode, self.problem))(self.numbers, self.params, self.draws)
 
     # -- prediction and export
 
@@ -251,6 +253,21 @@ class Posterior:
 
     # -- internals
 
+    def _joint(self, rng_key: Any, num_samples: int) -> JointDraws:
+        sites = [s for s in self.problem.model.sites.values() if s.kind in ("sample", "deterministic")]
+        refuse_too_many("num_samples", num_samples, sum(math.prod(s.shape) for s in sites), QueryError)
+        return self._jit(("sample", num_samples), partial(joint.sample, self.problem, num_samples))(
+            self.numbers, self.params, self.draws, self.log_evidences, as_key(rng_key)
+        )
+
+    def _refuse_mixed_rows(self, name: str) -> None:
+        plate = joint.mixed_plate(self, name)
+        if plate is not None:
+            raise QueryError(
+                f"{name!r} runs over plate {plate!r}, which is subsampled, and each of the {self.num_replicates} replicates holds other "
+                "elements of it, so there is no one answer; take num_replicates=1, whose elements are draws.subsample, or the whole plate"
+            )
+
     def _known(self, name: str) -> None:
         if name not in self.latent_names and name not in self.deterministic_names:
             what = "an observed site" if name in self.problem.model.sites else "no site of the model"
@@ -283,6 +300,7 @@ class Posterior:
 
     def _moments(self, name: str) -> tuple[Any, Any]:
         self._known(name)
+        self._refuse_mixed_rows(name)
         if name in self.latent_names:
             values, weights = self.particles[name], self.weights(name)
             weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
@@ -308,7 +326,7 @@ class Posterior:
             StructureWarning,
             stacklevel=5,
         )
-        draws = self.sample(0, FALLBACK_DRAWS)
+        draws = self._joint(0, FALLBACK_DRAWS).values
         return jnp.mean(jax.vmap(function)(draws), 0)
 
     def _jit(self, key: Any, function: Callable) -> Callable:
@@ -335,11 +353,6 @@ def _namespace(array: Any) -> Any:
     return np if isinstance(array, np.ndarray) else jnp
 
 
-def _replicate_slots(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws) -> tuple[dict[int, Any], Any]:
-    inputs = evidence.model_inputs(problem, numbers, params, draws.subsample)
-    return evidence.weigh(problem, numbers, draws, params), evidence.link_index(problem, inputs)
-
-
 def _arguments(function: Callable, names: tuple[str, ...]) -> tuple[str, ...]:
     """The latents that a function's arguments stand for.
 
@@ -362,51 +375,3 @@ def _arguments(function: Callable, names: tuple[str, ...]) -> tuple[str, ...]:
             "'mu', 'alpha'); without names, arguments are taken for the latents that they are called after"
         )
     return names
-
-
-def _sample(
-    problem: Problem, num_samples: int, numbers: Mapping, params: Mapping, draws: Draws, log_evidences: Any, key: Any
-) -> dict[str, Any]:
-    replicates = log_evidences.shape[0]
-    # the possible ones again in the places of those whose particles are all impossible
-    possible = jnp.isfinite(log_evidences)
-    chosen = jnp.argsort(~possible)[jnp.arange(replicates) % jnp.maximum(possible.sum(), 1)]
-    draws = jax.tree.map(lambda x: x[chosen], draws)
-    per = -(-num_samples // replicates)
-
-    def one(item: tuple[Draws, Any]) -> dict[str, Any]:
-        mine, key = item
-        slots, index = _replicate_slots(problem, numbers, params, mine)
-        chosen = queries.draw_indices(problem.layout.plan, slots, index, jax.random.split(key, per))
-        latents = jax.vmap(lambda c: take_particles(problem, mine.values, c))(chosen)
-        inputs = evidence.model_inputs(problem, numbers, params, mine.subsample)
-        return latents | evidence.deterministic_values(problem, latents, inputs)
-
-    pick, split = jax.random.split(key)
-    out = jax.lax.map(one, (draws, jax.random.split(split, replicates)))
-    # every replicate gives the same number of draws; which ones are left over is random
-    order = jax.random.permutation(pick, per * replicates)[:num_samples]
-    return {n: v.reshape((-1, *v.shape[2:]))[order] for n, v in out.items()}
-
-
-def take_particles(problem: Problem, values: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The latents' values at chosen particle indices ([*scope] for every axis): the site's shape for every latent."""
-    out = {}
-    for axis in problem.layout.axes:
-        index = chosen[axis.name]
-        sorted_scope = sorted(axis.scope)
-        for name in axis.latents:
-            latent = problem.graph.latent(name)
-            dims = dict(latent.plates)
-            order = sorted(axis.scope, key=dims.__getitem__)
-            aligned = jnp.transpose(index, [sorted_scope.index(p) for p in order])
-            shape = [latent.shape[d] if any(dims[p] == d for p in order) else 1 for d in range(len(latent.shape))]
-            picked = jnp.take_along_axis(values[name], aligned.reshape((1, *shape)), axis=0, mode="clip")
-            out[name] = jnp.broadcast_to(picked[0], latent.shape)
-    return out
-
-
-def _mode(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws, log_evidences: Any) -> dict[str, Any]:
-    mine = jax.tree.map(lambda x: x[jnp.argmax(log_evidences)], draws)
-    slots, index = _replicate_slots(problem, numbers, params, mine)
-    return take_particles(problem, mine.values, queries.best_indices(problem.layout.plan, slots, index))

@@ -80,8 +80,8 @@ def draw_indices(plan: Plan, slots: Mapping[int, Any], index: Index, keys: Any) 
     return back.draw(plan, slots, index, keys)
 
 
-def best_indices(plan: Plan, slots: Mapping[int, Any], index: Index) -> dict[str, Any]:
-    """The combination of particles with the largest weight: int [*scope] for every axis."""
+def best_indices(plan: Plan, slots: Mapping[int, Any], index: Index) -> tuple[Any, dict[str, Any]]:
+    """The largest log weight, and its combination of particles: int [*scope] for every axis."""
     return back.best(plan, slots, index)
 
 

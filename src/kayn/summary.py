@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kayn.diagnostics import effective_sample_size, pareto_khat
+from kayn.joint import mixed_plate
 from kayn.table import format_table
 
 if TYPE_CHECKING:
@@ -30,7 +32,8 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class Summary:
-    """Rows for every latent (the first elements of large ones), the log evidence, and what `Posterior.check` says."""
+    """Rows for every latent (the first elements of large ones, none of those whose elements differ between replicates), the log evidence, and what
+    `Posterior.check` says."""
 
     rows: tuple[SummaryRow, ...]
     hidden: tuple[tuple[str, int], ...]
@@ -63,6 +66,9 @@ def summarise(posterior: Posterior, max_rows: int) -> Summary:
     hidden = []
     total = 0
     for name in posterior.latent_names:
+        if mixed_plate(posterior, name) is not None:
+            hidden.append((name, math.prod(posterior.problem.graph.latent(name).shape)))
+            continue
         values, weights = np.asarray(posterior.particles[name]), np.asarray(posterior.weights(name))
         total = max(total, values.shape[0])
         weights = np.broadcast_to(weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim))), values.shape)

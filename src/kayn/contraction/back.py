@@ -23,6 +23,7 @@ from kayn.contraction.execute import (
     look_up,
     one_part,
     sum_rule,
+    total,
 )
 from kayn.contraction.plan import Chain, Combine, Plan, Sliced
 
@@ -51,14 +52,15 @@ def draw(plan: Plan, arrays: Slots, index: Index, rng_keys: Any) -> dict[str, An
     return jax.vmap(one)(rng_keys)
 
 
-def best(plan: Plan, arrays: Slots, index: Index) -> dict[str, Any]:
-    """The combination of particles with the largest weight: int [*scope plates] for every variable."""
+def best(plan: Plan, arrays: Slots, index: Index) -> tuple[Any, dict[str, Any]]:
+    """The largest log weight, and its combination of particles: int [*scope plates] for every variable."""
     slots = forward(plan, arrays, index, _max_rule)
 
     def largest(logits: Any, number: None) -> Any:
         return jnp.argmax(logits, -1)
 
-    return _Walk(plan, slots, index, _max_rule, largest, lambda shapes, *place: [None] * len(shapes)).choose({})
+    walk = _Walk(plan, slots, index, _max_rule, largest, lambda shapes, *place: [None] * len(shapes))
+    return total(plan, slots), walk.choose({})
 
 
 def _by_share(logits: Any, number: Any) -> Any:

@@ -62,7 +62,7 @@ def log_contract(plan: Plan, arrays: Slots, index: Index) -> Any:
         arrays: log factors by slot, one for every term of the plan (axes in the term's order) or for its settled slot.
         index: index vectors of the plan's links.
     """
-    return _total(plan, forward(joined(plan), arrays, index, sum_rule))
+    return total(plan, forward(joined(plan), arrays, index, sum_rule))
 
 
 def by_element(plan: Plan, arrays: Slots, index: Index, plate: str) -> tuple[Any, Any]:
@@ -113,11 +113,12 @@ def forward(plan: Plan, arrays: Slots, index: Index, rule: Callable) -> dict[int
     return slots
 
 
-def _total(plan: Plan, slots: Slots) -> Any:
-    total = slots[plan.results[0]]
+def total(plan: Plan, slots: Slots) -> Any:
+    """What is left of all factors at the end: a scalar."""
+    found = slots[plan.results[0]]
     for slot in plan.results[1:]:
-        total = total + slots[slot]
-    return total
+        found = found + slots[slot]
+    return found
 
 
 def _combine(plan: Plan, step: Combine, slots: Slots, rule: Callable) -> Any:

@@ -44,6 +44,9 @@ class Given(Messenger):
                 msg["kwargs"]["substitute_stack"].append(("substitute", self.latents))
         elif self._takes(msg) and msg["name"] in (values := self.values[msg["type"]]):
             msg["value"] = values[msg["name"]]
+            if msg["type"] == "plate":
+                # any number of elements may be given, whatever the size of subsamples
+                msg["args"] = (msg["args"][0], len(msg["value"]))
 
     def _takes(self, msg: Mapping[str, Any]) -> bool:
         return msg["type"] in self.values and msg["value"] is None and not msg.get("is_observed", False)
