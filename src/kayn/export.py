@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from kayn.errors import QueryError
+from kayn.keys import as_key
 from kayn.names import fresh
 from kayn.replay import scored_data
 
@@ -38,7 +39,7 @@ def to_datatree(posterior: Posterior, rng_key: Any, num_samples: int, coords: Ma
         QueryError: coords name an unknown dimension, or have the wrong length; a site is called like a dimension of samples; or replicates hold
             different elements of a subsampled plate.
     """
-    key = rng_key
+    key = as_key(rng_key)
     draws = posterior._joint(key, num_samples)
     for name in draws.values:
         posterior._refuse_mixed_rows(name)
