@@ -28,6 +28,7 @@ from kayn.graph.given import Given
 from kayn.graph.seeded import draw
 from kayn.graph.trace import Site, innermost, inspect_sites
 from kayn.keys import as_key
+from kayn.minibatches import assembled, blocks_of_rows, full_shape, subsampled_plates
 from kayn.names import parameter, refuse_reserved
 from kayn.options import Arguments, Key, Model, Named, Params
 from kayn.prior import Prior, prior
@@ -61,6 +62,21 @@ class GuideSite:
     start: Mapping[str, Any]
     plates: tuple[tuple[str, int, int, int], ...]
     wide: Mapping[str, Any] | None = None
+
+    @property
+    def batch_ndim(self) -> int:
+        name, value = next(iter(self.start.items()))
+        return np.ndim(value) - _event_dim(self, name)
+
+    @property
+    def subsampled(self) -> dict[int, str]:
+        """Subsampled plates by dimension; parameters are those of all their elements."""
+        return {self.batch_ndim + dim: name for name, dim, full, size in self.plates if full != size}
+
+    def sampled(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a subsample of an array over all elements."""
+        sizes = {self.batch_ndim + dim: size for _, dim, full, size in self.plates if full != size}
+        return tuple(sizes.get(d, n) for d, n in enumerate(shape))
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +130,7 @@ class FactorisedGuide:
 
     @property
     def subsampled(self) -> bool:
-        return any(full != size for s in self.sites for _, _, full, size in s.plates)
+        return any(s.subsampled for s in self.sites)
 
     @property
     def start(self) -> dict[str, Any]:
@@ -162,23 +178,28 @@ class FactorisedGuide:
             GuideError: a site's distribution is in none of the supported families.
         """
         sites = inspect_sites(guide, args, kwargs, params)
-        program = handlers.seed(Given(guide, params=params), jax.random.key(0))
-        trace = handlers.trace(program).get_trace(*args, **kwargs)
-        chosen = []
-        for name, site in sites.items():
-            if site.kind != "sample" or site.observed:
-                continue
-            if name not in model_sites:
-                raise GuideError(
-                    f"guide site {name!r} is no latent of the model; QEM needs exactly one site for each latent"
-                )
-            family, start = _family_of(name, trace[name]["fn"], len(model_sites[name].batch_shape), model_sites[name])
-            shape = model_sites[name].batch_shape
-            start = {
-                p: jnp.broadcast_to(v, (*shape, *jnp.shape(v)[_batch_rank(family, p, v) :])) for p, v in start.items()
+        plates = subsampled_plates({**model_sites, **sites})
+        blocks = blocks_of_rows(plates) if plates else {}
+
+        def read(rows: Mapping[str, Any]) -> dict[str, tuple[Family, dict[str, Any]]]:
+            program = handlers.seed(Given(guide, params=params, subsample=rows), jax.random.key(0))
+            trace = handlers.trace(program).get_trace(*args, **kwargs)
+            return {n: _site_start(n, trace[n]["fn"], model_sites) for n in drawn}
+
+        drawn = [n for n, s in sites.items() if s.kind == "sample" and not s.observed]
+        found = read(jax.tree.map(lambda rows: rows[0], blocks))
+        starts = {n: start for n, (_, start) in found.items()}
+        if blocks:
+            by_block = jax.lax.map(lambda rows: {n: start for n, (_, start) in read(rows).items()}, blocks)
+            starts = {
+                n: {p: assembled(v, *full_shape(model_sites[n], v.shape[1:], plates), blocks) for p, v in own.items()}
+                for n, own in by_block.items()
             }
-            chosen.append(GuideSite(name, family, start, _plates(model_sites[name], {**model_sites, **sites})))
-        return FactorisedGuide(tuple(chosen))
+        return FactorisedGuide(
+            tuple(
+                GuideSite(n, found[n][0], starts[n], _plates(model_sites[n], {**model_sites, **sites})) for n in drawn
+            )
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +229,7 @@ class Unstarted:
             transform = IdentityTransform() if _identity(transform) else transform
             shape = jax.eval_shape(transform._inverse, jax.ShapeDtypeStruct(site.shape, site.dtype)).shape
             family = _normal(event_dim, transform, shape)
-            start = family.standard(shape, site.dtype)
+            start = family.standard(full_shape(site, shape, subsampled_plates(sites))[0], site.dtype)
             chosen.append(GuideSite(site.name, family, start, _plates(site, sites)))
         return Unstarted(FactorisedGuide(tuple(chosen)), found)
 
@@ -264,6 +285,7 @@ def _batch_rank(family: Family, parameter: str, value: Any) -> int:
 
 
 def _event_dim(site: GuideSite, parameter: str) -> int:
+    """How many dimensions of a parameter are no batch dimensions of the site."""
     family = site.family
     whole = family.unconstrained_event_dim if isinstance(family, normals.Gaussian) else family.event_dim
     return max(family.parameters[parameter].event_dim, whole)
@@ -279,6 +301,17 @@ def _identity(transform: Any) -> bool:
     while isinstance(transform, dist.transforms.IndependentTransform):
         transform = transform.base_transform
     return isinstance(transform, IdentityTransform)
+
+
+def _site_start(name: str, fn: dist.Distribution, model_sites: Mapping[str, Site]) -> tuple[Family, dict[str, Any]]:
+    """The family of a guide's site, and its parameters [*batch shape of the model's site, ...]."""
+    if name not in model_sites:
+        raise GuideError(f"guide site {name!r} is no latent of the model; QEM needs exactly one site for each latent")
+    shape = model_sites[name].batch_shape
+    family, start = _family_of(name, fn, len(shape), model_sites[name])
+    return family, {
+        p: jnp.broadcast_to(v, (*shape, *jnp.shape(v)[_batch_rank(family, p, v) :])) for p, v in start.items()
+    }
 
 
 def _family_of(name: str, fn: dist.Distribution, batch_ndim: int, site: Site) -> tuple[Family, dict[str, Any]]:

@@ -9,17 +9,71 @@ their mean to the power N/M. Estimators whose baselines or derivatives rest on t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from kayn.axes import Axis, Layout
 from kayn.contraction.plan import Chain, Plan, Product, Sliced, Step
 from kayn.errors import GuideError
-from kayn.graph.trace import Program
+from kayn.graph.trace import Program, Site
 from kayn.graph.types import Graph
+
+
+def subsampled_plates(sites: Mapping[str, Site]) -> dict[str, tuple[int, int]]:
+    """N and M of every subsampled plate of a program."""
+    return {
+        n: (s.batch_shape[0], s.shape[0]) for n, s in sites.items() if s.kind == "plate" and s.shape != s.batch_shape
+    }
+
+
+def blocks_of_rows(plates: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+    """Indices of subsampled plates that together reach all their elements, and all pairs of elements of two plates: [blocks, M] by plate.
+
+    Args:
+        plates: N and M of every subsampled plate.
+    """
+    own = []
+    for full, size in plates.values():
+        # the last block overlaps where M does not divide N
+        starts = np.minimum(np.arange(0, full, size), full - size)
+        own.append(starts[:, None] + np.arange(size))
+    pairs = list(itertools.product(*(range(len(rows)) for rows in own)))
+    return {n: jnp.asarray(rows[[p[i] for p in pairs]]) for i, (n, rows) in enumerate(zip(plates, own, strict=True))}
+
+
+def row_index(shape: Sequence[int], plates: Mapping[int, str], rows: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Where the rows of subsampled plates are in an array over all elements, to index it with.
+
+    Args:
+        shape: of the array over all elements.
+        plates: subsampled plates by dimension.
+        rows: indices by plate, [..., M].
+    """
+    found = []
+    for d, length in enumerate(shape):
+        at = rows[plates[d]] if d in plates else jnp.arange(length)
+        found.append(at.reshape((*at.shape[:-1], *(-1 if i == d else 1 for i in range(len(shape))))))
+    return tuple(found)
+
+
+def full_shape(
+    site: Site, shape: Sequence[int], plates: Mapping[str, tuple[int, int]]
+) -> tuple[tuple[int, ...], dict[int, str]]:
+    """The shape over all elements of an array over a latent's rows, its batch dimensions first, and the subsampled plates by dimension."""
+    dims = {len(site.batch_shape) + dim: name for name, dim, _ in site.frames if name in plates}
+    return tuple(plates[dims[d]][0] if d in dims else n for d, n in enumerate(shape)), dims
+
+
+def assembled(values: Any, shape: Sequence[int], plates: Mapping[int, str], rows: Mapping[str, Any]) -> Any:
+    """An array over all elements, [*shape], from those of blocks of rows, [blocks, *shape with M for N]."""
+    if not plates:
+        return values[0]
+    return jnp.zeros(tuple(shape), values.dtype).at[row_index(shape, plates, rows)].set(values)
 
 
 def chosen_rows(trace: Mapping[str, Any]) -> dict[str, Any]:

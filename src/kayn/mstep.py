@@ -21,6 +21,7 @@ from kayn.compilation import is_traced
 from kayn.evidence import Problem
 from kayn.families import Family, Moments, Params
 from kayn.guides import GuideSite
+from kayn.minibatches import row_index
 from kayn.names import RESERVED, joined
 from kayn.normals import Normal
 
@@ -69,6 +70,11 @@ class Single:
     def by_coordinate(self, of_sites: Sequence[np.ndarray]) -> np.ndarray:
         """Numbers for the batch of every site, laid out as weights are to be."""
         return of_sites[0]
+
+    def index(self, rows: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """Where the elements of the particles are among all of the batch; None if these are all."""
+        shape = np.shape(next(iter(self.site.start.values())))[: self.site.batch_ndim]
+        return row_index(shape, self.site.subsampled, rows) if self.site.subsampled else None
 
     def expect(self, values: Mapping[str, Any], weights: Any) -> Moments:
         """Mean parameters under particles [K, *B, *E] with weights [K, *B]."""
@@ -135,9 +141,22 @@ class SideBySide:
 
     def by_coordinate(self, of_sites: Sequence[np.ndarray]) -> np.ndarray:
         """Numbers for the batch of every site, laid out as weights are to be."""
+        # a subsampled site has particles of some of its coordinates
+        lengths = [math.prod(s.sampled(shape)) for s, shape in zip(self.sites, self.shapes, strict=True)]
         return np.concatenate(
-            [np.repeat(np.ravel(own), n // own.size) for own, n in zip(of_sites, self.lengths, strict=True)]
+            [np.repeat(np.ravel(own), n // own.size) for own, n in zip(of_sites, lengths, strict=True)]
         )
+
+    def index(self, rows: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """Where the coordinates of the particles are among all of them; None if these are all."""
+        if not any(s.subsampled for s in self.sites):
+            return None
+        found, first = [], 0
+        for site, shape, length in zip(self.sites, self.shapes, self.lengths, strict=True):
+            places = jnp.arange(first, first + length).reshape(shape)
+            found.append(places[row_index(shape, site.subsampled, rows)].ravel())
+            first += length
+        return (jnp.concatenate(found),)
 
     def expect(self, values: Mapping[str, Any], weights: Any) -> Moments:
         """Mean parameters under particles [K, ...] of every site with weights [K, M]."""
@@ -175,6 +194,7 @@ def step(
     rate: Any,
     min_ess: float,
     usable: Any,
+    rows: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """The mean parameters of every block after a step.
 
@@ -182,6 +202,7 @@ def step(
         values: [K, *shape] particles of every latent.
         by_axis: [*scope, K] marginal weights of every axis.
         usable: whether the weights mean anything; if not, or where the new moments are not finite, nothing moves.
+        rows: indices of subsampled plates; elements that were not drawn stay where they are.
     """
     tempered: dict[int, tuple[Any, Any]] = {}
     for size in {b.size for b in blocks}:
@@ -196,9 +217,11 @@ def step(
         weights, sizes = tempered[block.size]
         columns, owners = _columns(problem, block)
         rates = rate * jnp.minimum(sizes[owners] / FULL_RATE_ESS, 1.0)
-        old = moments[block.name]
+        every, at = dict(moments[block.name]), block.index(rows)
+        old = every if at is None else {n: m[at] for n, m in every.items()}
         new = block.family.blend(old, block.expect(values, weights[:, columns]), rates)
-        out[block.name] = jax.tree.map(lambda b, o: jnp.where(usable & jnp.isfinite(b), b, o), dict(new), dict(old))
+        new = jax.tree.map(lambda b, o: jnp.where(usable & jnp.isfinite(b), b, o), dict(new), old)
+        out[block.name] = new if at is None else {n: m.at[at].set(new[n]) for n, m in every.items()}
     return out
 
 

@@ -307,7 +307,15 @@ def _step(
     log_z, by_axis, draws = queries.weighted_draws(problem, numbers, params, draw_key)
     rate = strength * qem.rate(state.step)
     moments = mstep.step(
-        problem, qem.blocks, state.moments, draws.values, by_axis, rate, qem.min_ess, jnp.isfinite(log_z)
+        problem,
+        qem.blocks,
+        state.moments,
+        draws.values,
+        by_axis,
+        rate,
+        qem.min_ess,
+        jnp.isfinite(log_z),
+        draws.subsample,
     )
     return QEMState(moments, state.step + 1, key), (log_z, by_axis, draws)
 
