@@ -28,7 +28,32 @@ from kayn.graph.types import Kind, Output
 from kayn.memory import CHUNK_ELEMENTS
 
 Particles = Mapping[str, Any]
-"""[K, *shape] for every latent, K that of the latent's axis."""
+"""[K, *shape] for every latent, K that of the latent's axis; `Shared` for what was computed of several."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What several computations need of a program, computed once: an input of theirs like a latent's particles.
+
+    Attributes:
+        array: [*(K of every axis), *shape].
+        axes: names of the particle axes in front.
+    """
+
+    array: Any
+    axes: tuple[str, ...]
+
+    def of_any(self) -> Any:
+        """The value for the first particles."""
+        return self.array[(0,) * len(self.axes)]
+
+    def moved(self, order: Sequence[str]) -> Any:
+        """The array with its particle axes in this order."""
+        places = [self.axes.index(a) for a in order if a in self.axes]
+        return jnp.transpose(self.array, (*places, *range(len(places), self.array.ndim)))
+
+
+jax.tree_util.register_dataclass(Shared, ["array"], ["axes"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +191,10 @@ def of_one_particle(
             if i not in latents:
                 return inputs[i]
             # a latent that the equations mention but the result does not depend on: any particle will do
-            return values[latents[i]] if latents[i] in values else particles[latents[i]][0]
+            if latents[i] in values:
+                return values[latents[i]]
+            other = particles[latents[i]]
+            return other.of_any() if isinstance(other, Shared) else other[0]
 
         return run(*(argument(i) for i in used))
 
@@ -243,14 +271,19 @@ def _mapped(
     single: Callable[[Mapping], Any], axes: Sequence[Axis], particles: Particles, fixed: Sequence[str], place: int
 ) -> Any:
     """Map a function of one particle over axes one after the other, each of which comes out at dimension `place`."""
-    names = [n for a in axes for n in a.latents if n not in fixed]
+    mapped = [a.name for a in axes]
+    shared = {n: s for n, s in particles.items() if isinstance(s, Shared) and all(a in mapped for a in s.axes)}
+    names = [*(n for a in axes for n in a.latents if n not in fixed), *shared]
+    # the axis that is mapped last is the first of the operands
+    operands = [shared[n].moved(mapped[::-1]) if n in shared else particles[n] for n in names]
 
     def call(*values: Any) -> Any:
         return single(dict(zip(names, values, strict=True)))
 
     for axis in axes:
-        call = jax.vmap(call, in_axes=tuple(0 if n in axis.latents else None for n in names), out_axes=place)
-    return call(*(particles[n] for n in names))
+        mine = [n in axis.latents or (n in shared and axis.name in shared[n].axes) for n in names]
+        call = jax.vmap(call, in_axes=tuple(0 if m else None for m in mine), out_axes=place)
+    return call(*operands)
 
 
 def _loop_axes(axes: Sequence[Axis], elements: int) -> list[Axis]:

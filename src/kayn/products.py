@@ -27,6 +27,8 @@ from kayn.graph.arguments import ARGUMENT
 from kayn.graph.trace import Program
 from kayn.graph.types import Output
 from kayn.guarded import guarded
+from kayn.memory import CHUNK_ELEMENTS
+from kayn.shared import factorised_once
 from kayn.splits import Shape, Split, choose, work
 
 
@@ -46,6 +48,10 @@ def evaluate(
     groups = predictors.choose(output, axes, plan, steps)
     split = choose(output, axes, plan, steps) if groups is None else None
     terms = 0 if split is None else split.num_terms * math.prod(a.size for a in axes)
+    whole = math.prod(plan.size[a] for a in plan.axes[steps[0].source]) if steps else 0
+    if split is not None and max(whole, terms) <= CHUNK_ELEMENTS:
+        arguments = [f"{ARGUMENT}{a.name}:{name}" for a in split.density.arguments]
+        program, particles, inputs = factorised_once(program, [name, *arguments], axes, particles, inputs)
 
     def exact(arguments: Any) -> Any:
         particles, inputs, links = arguments
@@ -53,14 +59,14 @@ def evaluate(
             program, name, output, axes, particles, inputs, plan, steps, links.__getitem__, terms
         )
 
-    arguments = (dict(particles), list(inputs), links)
+    given = (dict(particles), list(inputs), links)
     if groups is not None:
         way: Any = predictors.Additive(program, output, tuple(axes), plan, tuple(steps), groups)
     elif split is not None:
         way = _Factorisation(program, output, tuple(axes), plan, tuple(steps), split)
     else:
-        return exact(arguments)
-    return guarded(lambda a: way.prepare(*a), way.finish, exact, arguments)
+        return exact(given)
+    return guarded(lambda a: way.prepare(*a), way.finish, exact, given)
 
 
 @dataclass(frozen=True, eq=False)
