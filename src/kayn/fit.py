@@ -217,7 +217,8 @@ def _fit_svi(setup: _Setup) -> Fit:
         return state, -losses
 
     state, history, converged = _until_flat(QuickJit(advance, (1,)), state, setup.num_steps, setup.progress)
-    params = svi.get_params(state)
+    # with the state of modules, such as running statistics
+    params = {**svi.get_params(state), **(state.mutable_state or {})}
     return setup.result(guide, params, params, history, converged)
 
 

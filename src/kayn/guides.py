@@ -177,7 +177,7 @@ class FactorisedGuide:
         Raises:
             GuideError: a site's distribution is in none of the supported families.
         """
-        sites = inspect_sites(guide, args, kwargs, params)
+        sites = inspect_sites(guide, args, kwargs, params, guide=True)
         plates = subsampled_plates({**model_sites, **sites})
         blocks = blocks_of_rows(plates) if plates else {}
 

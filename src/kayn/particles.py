@@ -30,6 +30,8 @@ from kayn.graph.aligned import Aligned
 from kayn.graph.dependence import read_program
 from kayn.graph.given import Given
 from kayn.graph.nodes import Node
+from kayn.graph.randomness import Keys
+from kayn.graph.roles import Fixed
 from kayn.graph.seeded import seeded
 from kayn.graph.slices import slice_outputs
 from kayn.graph.trace import MASK, SUPPORT, Program, Site, inspect_sites, refuse_point_estimates, trace_program
@@ -77,7 +79,7 @@ def trace_guide(
     Raises:
         GuideError: it misses a latent, adds one, disagrees about a shape, or is a point estimate.
     """
-    sites = inspect_sites(guide, args, kwargs, params)
+    sites = inspect_sites(guide, args, kwargs, params, guide=True)
     drawn = {n: s for n, s in sites.items() if s.kind == "sample" and not s.observed}
     refuse_point_estimates(sites)
     _check_match(drawn, model_sites)
@@ -85,7 +87,7 @@ def trace_guide(
     density = trace_program(guide, args, kwargs, params, sites, keep)
     parents = _guide_parents(density, drawn)
     sampler, consts = _trace_sampler(guide, args, kwargs, params, density)
-    auxiliary = tuple(n for n in drawn if n not in model_sites)
+    auxiliary = tuple(n for n in density.latents if n not in model_sites or sites[n].kind == "key")
     constraints = _constraints(density, drawn, model_sites, parents, auxiliary)
     even = getattr(guide, "draw_particles", None) if not getattr(guide, "subsampled", True) else None
     return GuideProgram(density, sampler, consts, parents, auxiliary, constraints, even)
@@ -127,10 +129,11 @@ def _check_match(drawn: Mapping[str, Site], model_sites: Mapping[str, Site]) -> 
 
 def _guide_parents(density: Program, drawn: Mapping[str, Site]) -> dict[str, tuple[str, ...]]:
     whole = [Latent(n, s.shape, s.dtype, len(s.batch_shape), (), s.discrete) for n, s in drawn.items()]
+    whole += [Latent(n, s.shape, s.dtype, 0, (), True) for n, s in density.sites.items() if s.kind == "key"]
     whole += [Latent(a.name, (), "", 0, (), False) for a in density.aliases]
     unknown = [None] * (len(density.consts) + len(density.jaxpr.invars))
     found, _ = read_program(density, whole, unknown)
-    out = {}
+    out: dict[str, tuple[str, ...]] = {n: () for n, s in density.sites.items() if s.kind == "key"}
     for name, site in drawn.items():
         read = found[name]
         names = () if isinstance(read, Node) else tuple(dict.fromkeys(latent for latent, _ in read))
@@ -151,12 +154,12 @@ def parent_plates(guide: GuideProgram, graph: Graph) -> dict[str, dict[str, froz
     for name, sources in guide.parents.items():
         # a latent may follow its own earlier steps; those of another count as that latent, whole
         parents = dict.fromkeys(bases.get(p, p) for p in sources if bases.get(p, p) != name)
-        read, own = found[name], plates.get(name, {})
+        read, own = found.get(name), plates.get(name, {})
         out[name] = {
             p: frozenset(
                 q
                 for q in plates.get(p, ())
-                if q in own and not isinstance(read, Node) and _runs_along(read.get((p, q)), own[q])
+                if q in own and isinstance(read, Mapping) and _runs_along(read.get((p, q)), own[q])
             )
             for p in parents
         }
@@ -216,9 +219,9 @@ def run_guide(
     names: Sequence[str],
 ) -> list[Any]:
     """One run of a guide with given parameters and indices of subsampled plates: what it draws for some sites."""
-    program = seeded(InvertedDraws(Given(guide, params=params, subsample=subsample)), key)
+    program = Keys(seeded(InvertedDraws(Given(Fixed(guide), params=params, subsample=subsample)), key))
     trace = handlers.trace(program).get_trace(*args, **kwargs)
-    return [jnp.asarray(trace[n]["value"]) for n in names]
+    return [program.found[n] if n in program.found else jnp.asarray(trace[n]["value"]) for n in names]
 
 
 class InvertedDraws(Messenger):

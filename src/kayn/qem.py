@@ -24,6 +24,7 @@ from kayn.checks import Count, NonNegative, Rule, checked
 from kayn.compilation import is_traced
 from kayn.errors import GuideError, KaynError
 from kayn.evidence import Draws, Problem, build_problem
+from kayn.graph.nodes import is_key
 from kayn.graph.trace import inspect_sites
 from kayn.guides import FactorisedGuide, Unstarted, best_start
 from kayn.keys import as_key
@@ -327,4 +328,7 @@ def _same(first: Any, second: Any) -> bool:
 
 
 def _equal(x: Any, y: Any) -> bool:
-    return not isinstance(x, jax.core.Tracer) and np.array_equal(np.asarray(x), np.asarray(y))
+    if is_traced((x, y)) or is_key(x) != is_key(y):
+        return False
+    x, y = (jax.random.key_data(v) if is_key(v) else v for v in (x, y))
+    return np.array_equal(np.asarray(x), np.asarray(y))

@@ -242,6 +242,11 @@ class _Loop:
         self.seen = batch
         svi = SVI(self.model, self.guide, self.phases[0].optimizer, self.phases[0].loss)
         begun = svi.init(self.key, *batch, *self.args, init_params=params or None)
+        if begun.mutable_state:
+            raise KaynError(
+                f"kayn.train does not hand on the state of modules ({', '.join(map(repr, begun.mutable_state))}, numpyro.primitives.mutable); take "
+                "steps by numpyro.infer.SVI.update with the same loss, which does"
+            )
         free = svi.optim.get_params(begun.optim_state)
         self.constrain = svi.constrain_fn
         return {"params": free, "optimizers": [phase.optimizer.init(free) for phase in self.phases]}

@@ -6,22 +6,28 @@ value that kayn gives a program goes through `Given` instead.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 from numpyro.primitives import Messenger
 
-from kayn.errors import ModelError
+from kayn.errors import KaynError, ModelError
+
+UNSEEDED = "_kayn_unseeded"
+"""Marks messages that ask for a key which no handler of the user's has set."""
 
 
 class Given(Messenger):
     """A program whose parameters, latents and plates have given values.
 
-    Sites that have a value already keep it: data, and what a handler within `fn` has set. So do deterministic sites.
+    Sites that have a value already keep it: data, and what a handler within `fn` has set. So do deterministic sites. A parameter without a given
+    value is a number and no random variable: what draws its first value is the same key in every run.
 
     Args:
         fn: the program.
-        params: values of `numpyro.param` sites.
+        params: values of `numpyro.param` and `numpyro.primitives.mutable` sites.
         latents: values of sample sites that are not observed; inside `scan`, those of all steps.
         subsample: indices of subsampled plates.
     """
@@ -37,9 +43,20 @@ class Given(Messenger):
         super().__init__(fn)
         self.latents = dict(latents or {})
         self.values = {"param": dict(params or {}), "sample": self.latents, "plate": dict(subsample or {})}
+        self.starting = ""
+        """The parameter whose first value is being drawn."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "control_flow":
+        if msg["type"] == "prng_key" and msg["kwargs"]["rng_key"] is None and msg["value"] is None:
+            if self.starting:
+                msg["value"] = jax.random.fold_in(jax.random.key(0), zlib.crc32(self.starting.encode()))
+            else:
+                msg[UNSEEDED] = True
+        elif msg["type"] == "mutable":
+            state = self._state(msg["name"], msg["value"])
+            # programs change states in place
+            msg["value"] = dict(state) if isinstance(state, dict) else state
+        elif msg["type"] == "control_flow":
             if self.latents:
                 msg["kwargs"]["substitute_stack"].append(("substitute", self.latents))
         elif self._takes(msg) and msg["name"] in (values := self.values[msg["type"]]):
@@ -47,6 +64,24 @@ class Given(Messenger):
             if msg["type"] == "plate":
                 # any number of elements may be given, whatever the size of subsamples
                 msg["args"] = (msg["args"][0], len(msg["value"]))
+        if msg["type"] == "param":
+            self.starting = msg["name"] if msg["value"] is None else ""
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        # modules ask for the value, draw it where there is none, and tell
+        if msg["type"] == "param" and msg["value"] is not None:
+            self.starting = ""
+
+    def _state(self, name: str, first: Any) -> Any:
+        params = self.values["param"]
+        if name in params or first is not None:
+            return params.get(name, first)
+        if name.replace("$state", "$params") in params:
+            raise KaynError(
+                f"params has no value for the state {name!r} of a module whose parameters it has; pass both, as in "
+                "params={**svi.get_params(state), **state.mutable_state}"
+            )
+        return None
 
     def _takes(self, msg: Mapping[str, Any]) -> bool:
         return msg["type"] in self.values and msg["value"] is None and not msg.get("is_observed", False)

@@ -43,7 +43,7 @@ class Nodes:
         """An input; concrete integer inputs with equal contents are the same leaf."""
         value = self.known[position]
         key: Any = ("leaf", position)
-        if is_concrete(value) and np.issubdtype(np.dtype(value.dtype), np.integer):
+        if is_concrete(value) and jax.dtypes.issubdtype(value.dtype, np.integer):
             array = np.asarray(value)
             key = ("content", array.shape, str(array.dtype), array.tobytes())
         if key not in self.table:
@@ -75,7 +75,8 @@ class Nodes:
         if not _is_known(node, self.known, {}):
             return None
         with jax.ensure_compile_time_eval():
-            return np.asarray(evaluate(node, self.known, self._values))
+            value = evaluate(node, self.known, self._values)
+        return None if is_key(value) else np.asarray(value)
 
 
 def evaluate(node: Node, inputs: Sequence[Any], memo: dict[int, Any] | None = None) -> Any:
@@ -129,6 +130,11 @@ def nested_through(
     table = np.zeros(inner_size, np.int64)
     table[inner] = outer
     return derive(nodes, to_inner, to_outer, inner_size) if np.array_equal(table[inner], outer) else None
+
+
+def is_key(value: Any) -> bool:
+    """Whether a value is a typed key, which is no array of numbers."""
+    return jax.dtypes.issubdtype(getattr(value, "dtype", np.float32), jax.dtypes.prng_key)
 
 
 def is_concrete(value: Any) -> bool:

@@ -11,6 +11,7 @@ from numpyro import handlers
 from numpyro.distributions import discrete
 from numpyro.primitives import Messenger
 
+from kayn.graph.randomness import Unseeded
 from kayn.keys import default_key
 
 SIMPLE = (
@@ -26,8 +27,8 @@ SIMPLE = (
 
 
 def seeded(program: Callable, key: Any) -> Callable:
-    """As `numpyro.handlers.seed`; Poisson counts and what rests on them get keys of JAX's default generator."""
-    return _Keys(handlers.seed(program, key))
+    """As `numpyro.handlers.seed`, whatever seeds handlers within have set; Poisson counts and what rests on them get keys of JAX's default generator."""
+    return _Keys(handlers.seed(Unseeded(program), key))
 
 
 def draw(fn: dist.Distribution, key: Any, sample_shape: tuple[int, ...]) -> Any:

@@ -7,7 +7,7 @@ evaluated many times on any combination of particle axes, and read by `kayn.grap
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,9 @@ from kayn.graph.chains import Alias, Chains, aliases
 from kayn.graph.densities import vectorisable
 from kayn.graph.given import Given, OneKind
 from kayn.graph.params import CheckedParams
+from kayn.graph.randomness import Keys
+from kayn.graph.roles import ADDED, Fixed, Untransformed, as_read, check_guide, innermost
+from kayn.graph.slices import slice_outputs
 from kayn.graph.walks import WALK, Walks
 from kayn.names import RESERVED, fresh
 
@@ -75,6 +78,8 @@ class Site:
     """Number of steps of the chain that the site is; its leading dimension."""
     walk: bool = False
     """Whether the chain is one site in the model, and not one of a `scan`."""
+    added: bool = False
+    """Whether kayn has added it: keys, and log densities of point masses."""
 
     @property
     def event_dim(self) -> int:
@@ -120,11 +125,15 @@ class Program:
         return (*leaves, *jax.tree.leaves(params), *(subsample.get(name) for name in self.subsamples))
 
 
-def inspect_sites(fn: Callable, args: tuple, kwargs: Mapping, params: Any) -> dict[str, Site]:
+def inspect_sites(fn: Callable, args: tuple, kwargs: Mapping, params: Any, guide: bool = False) -> dict[str, Site]:
     """All sites of a program, found by abstract evaluation (nothing is computed).
 
+    Args:
+        guide: whether the program is a guide, where point masses are draws as others are.
+
     Raises:
-        ModelError: a site name is used twice, or for sites of two kinds, or a plate with two sizes.
+        ModelError: a site name is used twice, or for sites of two kinds, or a plate with two sizes, or a site stands in a JAX transformation.
+        GuideError: a guide has a factor.
     """
     if not callable(fn):
         raise ModelError(f"model and guide must be NumPyro programs (functions), but one is {type(fn).__name__} {fn!r}")
@@ -133,24 +142,34 @@ def inspect_sites(fn: Callable, args: tuple, kwargs: Mapping, params: Any) -> di
     found: dict[str, Site] = {}
 
     def run() -> int:
-        program = CheckedParams(OneKind(Given(fn, params=params)), params or {})
-        program = handlers.substitute(program, substitute_fn=placeholder)
+        program = CheckedParams(OneKind(Given(Fixed(Untransformed(fn)), params=params)), params or {})
+        program = Keys(handlers.seed(handlers.substitute(program, substitute_fn=placeholder), jax.random.key(0)))
         try:
             with Walks({}):
-                trace = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(*args, **kwargs)
+                trace = handlers.trace(program).get_trace(*args, **kwargs)
         except AssertionError as error:
             if "unique names" in str(error):
                 raise ModelError(
                     f"{error}. Every site of a model needs its own name; rename one of the two."
                 ) from error
             raise
+        if guide:
+            ratios = _ratios(trace)
+            check_guide(trace, lambda site: _own_scale(site, ratios) is not None)
+        trace = as_read(trace, guide)
         found.update({name: _site(name, site, trace) for name, site in trace.items() if _is_site(site)})
+        found.update({n: Site(n, "key", jnp.shape(v), "uint32", added=True) for n, v in program.found.items()})
         return 0
 
     jax.eval_shape(run)
     found = _name_steps(found)
     _check_plates(found)
     return found
+
+
+def _ratios(trace: Mapping[str, Any]) -> dict[str, float]:
+    """How many elements one of a plate stands for."""
+    return {n: s["args"][0] / jnp.shape(s["value"])[0] for n, s in trace.items() if s["type"] == "plate"}
 
 
 def _name_steps(sites: Mapping[str, Site]) -> dict[str, Site]:
@@ -207,7 +226,8 @@ def trace_program(
         batch_ndims: for a guide, how many batch dimensions the log probability of each site should keep (those of the
             model's site), whatever the guide's distribution declares to be an event.
     """
-    inputs = tuple(n for n, s in sites.items() if s.kind == "sample" and not s.observed)
+    guide = batch_ndims is not None
+    inputs = tuple(n for n, s in sites.items() if s.kind == "key" or (s.kind == "sample" and not s.observed))
     subsamples = tuple(n for n, s in sites.items() if s.kind == "plate" and s.shape != s.batch_shape)
     ratios = {n: s.batch_shape[0] / s.shape[0] for n, s in sites.items() if s.kind == "plate"}
     lengths = {n: s.steps for n in inputs if (s := sites[n]).steps is not None}
@@ -218,11 +238,12 @@ def trace_program(
     broken: list[str] = []
 
     def run(values: dict, params: Any, indices: dict) -> dict[str, Any]:
-        own = {n: v for n, v in values.items() if n in inputs}
-        program = Given(fn, params=params, latents=own, subsample=indices)
+        own = {n: v for n, v in values.items() if n in inputs and sites[n].kind == "sample"}
+        program = Given(Fixed(fn), params=params, latents=own, subsample=indices)
+        program = Keys(handlers.seed(program, jax.random.key(0)), {n: v for n, v in values.items() if n in inputs and n not in own})
         chains, walks = Chains(values, lengths), Walks(values)
         with chains, walks:
-            trace = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(*args, **kwargs)
+            trace = as_read(handlers.trace(program).get_trace(*args, **kwargs), guide)
         orders.update(chains.orders | walks.orders)
         broken[:] = chains.broken
         out: dict[str, Any] = {}
@@ -255,6 +276,8 @@ def trace_program(
         values |= {a.name: _alias_shape(a, sites[a.base]) for a in aliases(orders)}
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(values, params, indices)
     names = tuple(jax.tree.leaves({n: n for n in shapes}))
+    if not guide:
+        _refuse_unrecorded(closed.jaxpr, names, tuple(closed.consts), [sites.get(n) for n in sorted(values)])
     # `make_jaxpr` flattens dictionaries by sorted key
     order = tuple(sorted(values))
     return Program(
@@ -270,20 +293,33 @@ def trace_program(
     )
 
 
+def _refuse_unrecorded(jaxpr: Jaxpr, names: Sequence[str], consts: tuple, inputs: Sequence[Site | None]) -> None:
+    """Raise where a model depends on random numbers that no site records."""
+    keys = {len(consts) + i for i, site in enumerate(inputs) if site is not None and site.kind == "key"}
+    for position, name in enumerate(names if keys else ()):
+        if keys & set(slice_outputs(jaxpr, [position])[1]):
+            site = name.rpartition(":")[2] if name not in {s.name for s in inputs if s} else name
+            raise ModelError(
+                f"site {site!r} of the model depends on random numbers that no sample site records (numpyro.prng_key, dropout, a site hidden by "
+                "numpyro.handlers.block), so nothing could be inferred about them. Draw them by numpyro.sample, switch dropout off, or fix them "
+                "by numpyro.handlers.seed(model, 0)"
+            )
+
+
 def _alias_shape(alias: Alias, site: Site) -> Any:
     return jax.ShapeDtypeStruct(site.shape[1:] if alias.end else site.shape, site.dtype)
 
 
 def _is_site(site: Mapping[str, Any]) -> bool:
-    return site["type"] in ("sample", "deterministic", "plate", "param")
+    return site["type"] in ("sample", "deterministic", "plate", "param", "mutable")
 
 
 def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
     if site["type"] == "plate":
         full, size = site["args"][0], jnp.shape(site["value"])[0]
         return Site(name, "plate", shape=(size,), batch_shape=(full,))
-    if site["type"] == "param":
-        return Site(name, "param")
+    if site["type"] in ("param", "mutable"):
+        return Site(name, site["type"])
     value = site["value"]
     if isinstance(value, list | tuple):
         raise DataError(f"observed site {name!r} is a {type(value).__name__}; pass an array, e.g. obs=jnp.asarray(y)")
@@ -317,6 +353,7 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         independent_ndim=fn.event_dim - base.event_dim,
         steps=steps,
         walk=walk,
+        added=ADDED in infer,
     )
 
 
@@ -338,13 +375,6 @@ def placeholder(site: Mapping[str, Any]) -> Any:
     if isinstance(innermost(fn), dist.ImproperUniform):
         return fn.support.feasible_like(jnp.zeros(fn.shape()))
     return None
-
-
-def innermost(fn: dist.Distribution) -> dist.Distribution:
-    """The distribution under masks, expansions and event reinterpretations."""
-    while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution | dist.Independent):
-        fn = fn.base_dist
-    return fn
 
 
 def _mask(fn: dist.Distribution) -> Any:

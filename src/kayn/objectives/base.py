@@ -16,6 +16,7 @@ from kayn.errors import GuideError
 from kayn.evidence import Draws, Problem, build_problem
 from kayn.keys import as_key
 from kayn.minibatches import proposal_count
+from kayn.objectives.state import Watched, next_state
 from kayn.options import Couple, Denominator, Elements, Groups, Memory, Particles, Strategy
 from kayn.particles import own_path
 
@@ -39,8 +40,10 @@ class Objective(ELBO):
         self, rng_key: Any, param_map: Mapping[str, Any], model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         """Loss for SVI: a scalar in nats, whose gradient is that of the estimator."""
-        call = Call(model, guide, args, kwargs)
-        return {"loss": self.objective(call, as_key(rng_key), dict(param_map)), "mutable_state": None}
+        call, key, params = Call(model, guide, args, kwargs), as_key(rng_key), dict(param_map)
+        with (watched := Watched()):
+            loss = self.objective(call, key, params)
+        return {"loss": loss, "mutable_state": next_state(call, key, params) if watched.mutable else None}
 
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
         raise NotImplementedError
