@@ -240,7 +240,9 @@ def trace_program(
     def run(values: dict, params: Any, indices: dict) -> dict[str, Any]:
         own = {n: v for n, v in values.items() if n in inputs and sites[n].kind == "sample"}
         program = Given(Fixed(fn), params=params, latents=own, subsample=indices)
-        program = Keys(handlers.seed(program, jax.random.key(0)), {n: v for n, v in values.items() if n in inputs and n not in own})
+        program = Keys(
+            handlers.seed(program, jax.random.key(0)), {n: v for n, v in values.items() if n in inputs and n not in own}
+        )
         chains, walks = Chains(values, lengths), Walks(values)
         with chains, walks:
             trace = as_read(handlers.trace(program).get_trace(*args, **kwargs), guide)
