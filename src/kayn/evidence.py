@@ -111,7 +111,7 @@ def build_problem(
         raise GuideError(f"denominator {denominator!r} is unknown; use one of {', '.join(map(repr, DENOMINATORS))}")
     params = parameter_values(params)
     sites = inspect_sites(model, args, kwargs, params)
-    refuse_reserved({n: s for n, s in sites.items() if not s.added})
+    refuse_reserved(sites)
     traced_guide = particles.trace_guide(guide, args, kwargs, params, sites)
     _refuse_unknown(params, [*sites.values(), *traced_guide.density.sites.values()])
     # a latent that the guide draws is sampled, even if the model would allow to sum it out

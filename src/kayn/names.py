@@ -48,7 +48,7 @@ def refuse_reserved(kinds: Mapping[str, Any]) -> None:
         ModelError: a site's name begins with `kayn:`.
     """
     for name, site in kinds.items():
-        if name.startswith(RESERVED):
+        if name.startswith(RESERVED) and not getattr(site, "added", False):
             raise ModelError(
                 f"the model has a {site.kind} site {name!r}, but names that begin with {RESERVED!r} are kept for what kayn adds; rename the site"
             )
