@@ -109,8 +109,7 @@ class _Names:
         shape = values.shape[lead:]
         dims = self._dims(site, shape, rank)
         self.sizes |= dict(zip(dims, shape, strict=True))
-        named = {self._dim(d): self.labels.get(d, np.arange(n)) for d, n in zip(dims, shape, strict=True)}
-        coords = {d: found for d, found in named.items() if found.ndim == 1}
+        coords = {self._dim(d): self._labels(d, n) for d, n in zip(dims, shape, strict=True)}
         return self._array(site, values, [self._dim(d) for d in dims], coords, lead)
 
     def rows(self, site: str, values: np.ndarray, kept: np.ndarray, lead: int) -> xr.DataArray:
@@ -128,16 +127,18 @@ class _Names:
         return self._array(site, np.compress(kept.ravel(), values, lead), [dim, *event], coords, lead)
 
     def check_labels(self) -> None:
-        """Refuse labels of no dimension, or of the wrong number, once all arrays are made."""
-        for dim, labels in self.labels.items():
-            if dim not in self.sizes:
-                raise QueryError(
-                    f"coords= names dimension {dim!r}, which no variable has; dimensions: {sorted(map(str, self.sizes))}"
-                )
-            if labels.shape != (self.sizes[dim],):
-                raise QueryError(
-                    f"coords= has labels of shape {labels.shape} for {dim!r}, which has {self.sizes[dim]} elements"
-                )
+        """Refuse labels of no dimension, once all arrays are made."""
+        unknown = [d for d in self.labels if d not in self.sizes]
+        if unknown:
+            raise QueryError(
+                f"coords= names dimension {unknown[0]!r}, which no variable has; dimensions: {sorted(map(str, self.sizes))}"
+            )
+
+    def _labels(self, dim: str, size: int) -> np.ndarray:
+        labels = self.labels.get(dim, np.arange(size))
+        if labels.shape != (size,):
+            raise QueryError(f"coords= has labels of shape {labels.shape} for {dim!r}, which has {size} elements")
+        return labels
 
     def _array(
         self, site: str, values: np.ndarray, dims: Sequence[str], coords: Mapping[str, Any], lead: int

@@ -144,6 +144,7 @@ def log_predictive(
 def log_likelihood(posterior: Posterior, rng_key: Any, num_samples: int) -> dict[str, Any]:
     """Pointwise log likelihood of the training data: [num_samples, *rows] for every observed site; 0 in rows that a mask hides.
 
+    Discrete states that a row owns are summed out of its density, see `kayn.states`.
     Along a subsampled plate with latents, the rows of a draw are those that its replicate holds (`draws.subsample`); along one without, all rows
     are scored.
     """

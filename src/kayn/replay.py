@@ -20,6 +20,7 @@ from kayn.graph.slices import needed_equations, slice_outputs
 from kayn.graph.trace import DATA, Program, Site, innermost, inspect_sites
 from kayn.joint import JointDraws
 from kayn.scores import observed_scores, seen_rows
+from kayn.states import owned_states, summed_out
 
 if TYPE_CHECKING:
     from kayn.posterior import Posterior
@@ -180,7 +181,11 @@ def run_model(posterior: Posterior, setting: Setting, key: Any, draw: JointDraws
 def scorer(
     posterior: Posterior, setting: Setting
 ) -> Callable[[Any, JointDraws], tuple[dict[str, Any], dict[str, Any]]]:
-    """What gives the log density of every datum under a draw, and whether it is seen."""
+    """What gives the log density of every datum under a draw, and whether it is seen.
+
+    Of the posterior's own data, states that rows own are summed out (`kayn.states`).
+    """
+    owned = owned_states(posterior.problem) if setting.own else {}
 
     def one(key: Any, draw: JointDraws) -> tuple[dict[str, Any], dict[str, Any]]:
         trace = run_model(posterior, setting, key, draw)
@@ -189,7 +194,13 @@ def scorer(
             raise QueryError(
                 "the model has no observed site under these arguments; pass the data (e.g. y=...) as when fitting"
             )
-        return scores, seen_rows(trace, scores)
+        seen = seen_rows(trace, scores)
+
+        def again(states: Mapping[str, Any]) -> dict[str, Any]:
+            return run_model(posterior, setting, key, replace(draw, values={**draw.values, **states}))
+
+        summed = summed_out(owned, trace, scores, again)
+        return {n: jnp.where(seen[n], v, scores[n]) for n, v in summed.items()}, seen
 
     return one
 
