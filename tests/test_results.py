@@ -1,0 +1,344 @@
+"""What is said of a posterior: the mode over replicates, k-hat of ties, which rows a draw is scored on, and what ArviZ is given as data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from arviz_stats.base import array_stats
+from numpyro import handlers
+from scipy.stats import norm
+
+import kayn
+from kayn.diagnostics import pareto_khat
+from kayn.errors import QueryError
+from kayn.keys import as_key
+
+pytestmark = pytest.mark.filterwarnings("ignore::kayn.errors.KaynWarning")
+
+Y = jnp.array([0.3, -0.4, 1.1, 0.8, -0.2, 0.5])
+SEEN = np.array([True, False, True, True, False, True])
+TABLE = jnp.arange(6.0).reshape(3, 2) / 3
+PARTLY = np.array([[True, False], [False, False], [True, True]])
+
+
+def importance(model, guide=None, size=6, replicates=1, seed=0):
+    return kayn.Importance(model, guide, size, num_replicates=replicates).run(seed, None)
+
+
+# -- the mode
+
+
+@pytest.mark.parametrize("replicates", [1, 2, 7])
+def test_the_mode_has_the_largest_weight_of_all_replicates(replicates):
+    """Particles come from the prior, so that weights are likelihoods; every combination of every replicate is tried."""
+
+    def prior():
+        numpyro.sample("a", dist.Normal(0.0, 1.0))
+        with numpyro.plate("two", 2):
+            numpyro.sample("b", dist.Normal(0.0, 1.0))
+
+    def model():
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        with numpyro.plate("two", 2):
+            b = numpyro.sample("b", dist.Normal(0.0, 1.0))
+            numpyro.sample("y", dist.Normal(a + b, 0.5), obs=Y[:2])
+
+    for seed in range(4):
+        found = importance(model, prior, 3, replicates, seed)
+        a, b = (np.asarray(found.draws.values[n]) for n in ("a", "b"))
+        fits = norm(a[:, :, None, None] + b[:, None], 0.5).logpdf(np.asarray(Y[:2]))
+        # the best b of every element given a, then the best a of all replicates
+        total = fits.max(2).sum(-1)
+        r, k = np.unravel_index(total.argmax(), total.shape)
+        mode = found.mode()
+        np.testing.assert_allclose(mode["a"], a[r, k])
+        np.testing.assert_allclose(mode["b"], b[r, fits[r, k].argmax(0), [0, 1]])
+
+
+# -- k-hat
+
+
+@pytest.mark.parametrize("size", [25, 100, 225, 226, 1000, 4000])
+@pytest.mark.parametrize("values", [1, 2, 3, 8])
+def test_khat_of_ties_is_no_number_or_that_of_arviz(size, values):
+    """Weights of few different values, as those of discrete latents: no exception, no infinity."""
+    rng = np.random.default_rng(size + values)
+    weights = np.exp(rng.normal(size=values))[rng.integers(0, values, size)][:, None]
+    weights = np.concatenate([weights, np.exp(rng.normal(size=(size, 1)))], 1)
+    with np.errstate(all="raise"):
+        khat = pareto_khat(weights / weights.sum(0))
+    assert np.isnan(khat[0]) or abs(khat[0]) < 10
+    assert np.isnan(khat[0]) or values > 2
+    np.testing.assert_allclose(khat[1], array_stats.psislw(-np.log(weights[:, 1]))[1], rtol=1e-9)
+
+
+def test_weighting_a_discrete_latent_whose_largest_weights_are_equal():
+    def guide():
+        numpyro.sample("z", dist.Categorical(jnp.full(8, 1 / 8)))
+
+    def model():
+        numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Categorical(jnp.full(8, 1 / 8))), 3.0), obs=7.0)
+
+    found = importance(model, guide, 1000)
+    right = np.log(np.mean(norm.pdf(7.0, np.arange(8), 3.0)))
+    assert abs(found.log_evidence - right) < 0.15  # five standard errors
+    assert np.isnan(found.summary().rows[0].khat)
+
+
+# -- subsamples
+
+FAR = jnp.array([-30.0, -10.0, 10.0, 30.0])
+
+
+def local(y):
+    with numpyro.plate("rows", 4, subsample_size=2) as rows:
+        z = numpyro.sample("z", dist.Normal(0.0, 100.0))
+        numpyro.deterministic("row", 1.0 * y[rows])
+        numpyro.sample("y", dist.Normal(z, 0.1), obs=y[rows])
+
+
+def local_guide(y):
+    with numpyro.plate("rows", 4, subsample_size=2) as rows:
+        numpyro.sample("z", dist.Normal(y[rows], 0.1))
+
+
+def shared(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", y.shape[0], subsample_size=2) as rows:
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y[rows])
+
+
+def fed(y):
+    """A minibatch that comes as an argument: the plate's own indices are not read."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 60, subsample_size=y.shape[0]):
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("replicates", [1, 6])
+def test_a_draw_keeps_the_rows_that_it_is_of(replicates):
+    """A latent meets the datum of its own row, or is a hundred standard deviations away."""
+    found = kayn.Importance(local, local_guide, 20, num_replicates=replicates).run(0, None, FAR)
+    assert found.log_likelihood(0, 30)["y"].shape == (30, 2)
+    assert found.log_likelihood(0, 30)["y"].min() > -20
+    drawn = found.predictive(0, 30)
+    np.testing.assert_allclose(drawn["z"], drawn["row"], atol=1.0)
+    np.testing.assert_allclose(drawn["y"], drawn["row"], atol=1.0)
+
+
+def test_elements_that_differ_between_replicates_have_no_one_answer():
+    one = kayn.Importance(local, local_guide, 20).run(0, None, FAR)
+    np.testing.assert_allclose(one.mean("z"), FAR[one.draws.subsample["rows"][0]], atol=0.5)
+    assert one.to_datatree(0, 5)["log_likelihood"]["y"].shape == (1, 5, 2)
+    many = kayn.Importance(local, local_guide, 20, num_replicates=6).run(0, None, FAR)
+    asked = [
+        lambda: many.mean("z"),
+        lambda: many.std("row"),
+        many.mode,
+        lambda: many.expectation(lambda z: z**2),
+        lambda: many.to_datatree(0, 5),
+    ]
+    for ask in asked:
+        with pytest.raises(QueryError, match="plate 'rows', which is subsampled"):
+            ask()
+    assert many.summary().hidden == (("z", 2),)
+    with pytest.raises(QueryError, match=r"latent 'z' runs over plate 'rows'.*new_plates="):
+        many.log_predictive(0, 5, FAR)
+
+
+@pytest.mark.parametrize(("model", "rows"), [(shared, 6), (fed, 6)])
+def test_rows_of_a_plate_without_latents_are_all_scored(model, rows):
+    found = kayn.Importance(model, None, 20, num_replicates=3).run(0, None, Y)
+    scores = found.log_likelihood(5, 40)["y"]
+    mu = found.sample(jax.random.split(as_key(5))[0], 40)["mu"]
+    np.testing.assert_allclose(scores, norm(np.asarray(mu)[:, None], 1.0).logpdf(Y), rtol=1e-4, atol=1e-5)
+    held_out = found.log_predictive(5, 40, Y[:4] + 1.0).pointwise["y"]
+    exact = np.log(norm(np.asarray(mu)[:, None], 1.0).pdf(Y[:4] + 1.0).mean(0))
+    np.testing.assert_allclose(held_out, exact, rtol=1e-4, atol=1e-5)
+
+
+# -- states
+
+CENTRES = jnp.array([-2.0, 2.0])
+
+
+def mixture(enumerate_, seen):
+    shift = numpyro.sample("shift", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 6), handlers.mask(mask=seen):
+        infer = {"enumerate": "parallel"} if enumerate_ else None
+        z = numpyro.sample("z", dist.Categorical(jnp.array([0.3, 0.7])), infer=infer)
+        numpyro.sample("y", dist.Normal(CENTRES[z] + shift, 0.5), obs=Y)
+
+
+def sampled_states():
+    numpyro.sample("shift", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 6):
+        numpyro.sample("z", dist.Categorical(jnp.array([0.5, 0.5])))
+
+
+@pytest.mark.parametrize("seen", [np.ones(6, bool), SEEN], ids=["all", "some"])
+@pytest.mark.parametrize("guide", [None, sampled_states], ids=["enumerated", "sampled"])
+def test_states_that_a_row_owns_are_summed_out(guide, seen):
+    """The density of a mixture, and not that of the component that a draw says."""
+    found = importance(lambda: mixture(guide is None, seen), guide)
+    tree = found.to_datatree(0, 20)
+    shift = tree["posterior"]["shift"].values[0]
+    density = norm(CENTRES[:, None, None] + shift[:, None], 0.5).pdf(Y[seen])
+    right = np.log(np.tensordot([0.3, 0.7], density, 1))
+    np.testing.assert_allclose(tree["log_likelihood"]["y"].values[0], right, rtol=1e-3, atol=1e-4)
+    scores = found.log_likelihood(0, 20)["y"]
+    assert (np.asarray(scores)[:, ~seen] == 0).all()
+
+
+def test_states_that_rows_share_are_not():
+    """Nor those of a chain: there is no density of one row without the others."""
+
+    def model():
+        z = numpyro.sample("z", dist.Categorical(jnp.array([0.3, 0.7])), infer={"enumerate": "parallel"})
+        shift = numpyro.sample("shift", dist.Normal(0.0, 1.0))
+        with numpyro.plate("rows", 6):
+            numpyro.sample("y", dist.Normal(CENTRES[z] + shift, 0.5), obs=Y)
+
+    tree = importance(model).to_datatree(0, 20)
+    where = tree["posterior"]["shift"].values[0] + CENTRES[tree["posterior"]["z"].values[0]]
+    right = norm(np.asarray(where)[:, None], 0.5).logpdf(Y)
+    np.testing.assert_allclose(tree["log_likelihood"]["y"].values[0], right, rtol=1e-3, atol=1e-4)
+
+
+# -- export
+
+
+def plain(mu):
+    numpyro.sample("y", dist.Normal(mu, 1.0), obs=Y)
+
+
+def one_number(mu):
+    numpyro.sample("y", dist.Normal(mu, 1.0), obs=0.3)
+
+
+def one_for_all(mu):
+    with numpyro.plate("rows", 3):
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=0.3)
+
+
+def events(mu):
+    with numpyro.plate("rows", 3):
+        numpyro.sample("y", dist.Normal(mu, 1.0).expand([2]).to_event(1), obs=TABLE)
+
+
+def table(mu):
+    with numpyro.plate("columns", 2, dim=-1), numpyro.plate("rows", 3, dim=-2):
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=TABLE)
+
+
+def hidden_rows(mu):
+    with numpyro.plate("rows", 6), handlers.mask(mask=SEEN):
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=Y)
+
+
+def hidden_outside(mu):
+    with handlers.mask(mask=SEEN), numpyro.plate("rows", 6):
+        numpyro.sample("y", dist.Normal(mu, 1.0).mask(np.arange(6) > 0), obs=Y)
+
+
+def hidden_entries(mu):
+    with numpyro.plate("columns", 2, dim=-1), numpyro.plate("rows", 3, dim=-2):
+        numpyro.sample("y", dist.Normal(mu, 1.0).mask(PARTLY), obs=TABLE)
+
+
+def hidden_events(mu):
+    with numpyro.plate("rows", 3):
+        numpyro.sample("y", dist.Normal(mu, 1.0).expand([3, 2]).mask(PARTLY).to_event(1), obs=TABLE)
+
+
+def imputed(mu):
+    missing = numpyro.sample("missing", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 6):
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=Y.at[1].set(missing))
+
+
+ROWS_OF_DATA = [
+    (plain, Y),
+    (one_number, jnp.array(0.3)),
+    (one_for_all, jnp.full(3, 0.3)),
+    (table, TABLE),
+    (hidden_rows, Y[SEEN]),
+    (hidden_outside, Y[SEEN & (np.arange(6) > 0)]),
+    (hidden_entries, TABLE[PARTLY]),
+    (imputed, Y[np.arange(6) != 1]),
+]
+
+
+@pytest.mark.parametrize(("model", "data"), ROWS_OF_DATA, ids=lambda m: getattr(m, "__name__", ""))
+def test_exported_rows_are_data_scored_on_the_exported_draws(model, data):
+    found = importance(lambda: model(numpyro.sample("mu", dist.Normal(0.0, 1.0))))
+    tree = found.to_datatree(3, 4)
+    score = tree["log_likelihood"]["y"].values
+    np.testing.assert_allclose(tree["observed_data"]["y"].values, data)
+    assert score.shape == (1, 4, *data.shape)
+    assert tree["observed_data"]["y"].dims == tree["log_likelihood"]["y"].dims[2:]
+    mu = tree["posterior"]["mu"].values[0].reshape((4,) + (1,) * data.ndim)
+    np.testing.assert_allclose(score[0], norm(mu, 1.0).logpdf(data), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("model", "rows"), [(events, [0, 1, 2]), (hidden_events, [0, 2])])
+def test_exported_events(model, rows):
+    """An event is one datum, if any of it is seen."""
+    tree = importance(lambda: model(numpyro.sample("mu", dist.Normal(0.0, 1.0)))).to_datatree(3, 4)
+    inside = PARTLY if model is hidden_events else np.ones((3, 2), bool)
+    mu = tree["posterior"]["mu"].values[0]
+    right = np.where(inside, norm(mu[:, None, None], 1.0).logpdf(TABLE), 0).sum(-1)[:, rows]
+    np.testing.assert_allclose(tree["log_likelihood"]["y"].values[0], right, rtol=1e-4)
+    np.testing.assert_allclose(tree["observed_data"]["y"].values, TABLE[np.array(rows)])
+
+
+def test_labels_say_which_rows_are_left():
+    found = importance(lambda: hidden_rows(numpyro.sample("mu", dist.Normal(0.0, 1.0))))
+    tree = found.to_datatree(0, 3, coords={"rows": list("abcdef")})
+    assert list(tree["log_likelihood"].coords["y_seen"].values) == list("acdf")
+    found = importance(lambda: hidden_entries(numpyro.sample("mu", dist.Normal(0.0, 1.0))))
+    tree = found.to_datatree(0, 3, coords={"rows": list("abc")})
+    assert list(tree["log_likelihood"].coords["y_seen"].values) == ["a, 0", "c, 0", "c, 1"]
+    with pytest.raises(QueryError, match="labels of shape"):
+        found.to_datatree(0, 3, coords={"rows": list("ab")})
+
+
+def test_sites_with_other_rows_in_one_plate():
+    def model():
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        numpyro.deterministic("pairs", Y[:, None] * Y * mu)
+        with numpyro.plate("mu_plate", 6):
+            numpyro.sample("x", dist.Normal(mu, 1.0), obs=Y)
+            numpyro.sample("y", dist.Normal(mu, 1.0).mask(SEEN), obs=Y)
+            numpyro.sample("nothing", dist.Normal(mu, 1.0).mask(False), obs=Y)
+            numpyro.sample("imputed", dist.Normal(mu, 1.0), obs=Y, obs_mask=SEEN)
+
+    found = importance(model)
+    tree = found.to_datatree(0, 3)
+    assert {n: v.shape[2:] for n, v in tree["log_likelihood"].data_vars.items()} == {
+        "x": (6,),
+        "y": (4,),
+        "imputed_observed": (4,),
+    }
+    assert not any(np.isnan(v).any() for v in tree["log_likelihood"].data_vars.values())
+    assert tree["posterior"]["imputed_unobserved"].shape == tree["posterior"]["imputed"].shape == (1, 3, 6)
+    assert tree["posterior"]["pairs"].shape == (1, 3, 6, 6)
+
+
+def test_names_that_a_tree_cannot_hold():
+    def model(name):
+        with numpyro.plate(name, 2):
+            z = numpyro.sample("a/z", dist.Normal(0.0, 1.0))
+        numpyro.sample("w", dist.Normal(z[0], 1.0), obs=0.5)
+        with numpyro.plate("rows", 2):
+            numpyro.sample("y", dist.Normal(z, 1.0), obs=Y[:2])
+
+    for plate, dim in (("chain", "chain_2"), ("a.z", "a.z_2"), ("b/c", "b.c")):
+        tree = importance(lambda plate=plate: model(plate)).to_datatree(0, 3, coords={plate: ["u", "v"]})
+        assert tree["posterior"]["a.z"].dims == ("chain", "draw", dim)
+        assert list(tree["posterior"].coords[dim].values) == ["u", "v"]
+        assert tree["log_likelihood"]["w"].shape == (1, 3)
+    with pytest.raises(QueryError, match="site 'draw' is called like a dimension"):
+        importance(lambda: plain(numpyro.sample("draw", dist.Normal(0.0, 1.0)))).to_datatree(0, 3)
