@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax.interpreters import partial_eval
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from kayn.errors import KaynError
 from kayn.graph.given import Given
+from kayn.graph.reach import Sources, reach
 from kayn.graph.seeded import seeded
 from kayn.graph.trace import innermost
 from kayn.minibatches import chosen_rows, plate_count
@@ -106,12 +106,11 @@ def _refuse_computed(data: Callable[[Mapping[str, Any]], dict[str, Any]], latent
     if not latents:
         return
     closed, shapes = jax.make_jaxpr(data, return_shape=True)(latents)
-    names = sorted(latents)
-    for number, site in enumerate(sorted(shapes)):
-        wanted = [i == number for i in range(len(shapes))]
-        used = partial_eval.dce_jaxpr(closed.jaxpr, wanted)[1]
-        if any(used):
+    # `make_jaxpr` flattens dictionaries by sorted key
+    sources = reach(closed.jaxpr, [Sources((n,)) for n in sorted(latents)])
+    for site, found in zip(sorted(shapes), sources, strict=True):
+        if found:
             raise KaynError(
-                f"sleep phase: the data of {site!r} are computed from latent {names[used.index(True)]!r}, so no dream can stand in their place; "
+                f"sleep phase: the data of {site!r} are computed from latent {min(found)!r}, so no dream can stand in their place; "
                 "train by the wake phase alone"
             )

@@ -146,8 +146,8 @@ def _check(problem: Problem, who: str) -> None:
     subsampled = [*problem.model.subsamples, *problem.guide.density.subsamples]
     if subsampled:
         raise KaynError(
-            f"kayn.{who} does not draw minibatches itself, but plate {subsampled[0]!r} is subsampled; pass a minibatch as data, with "
-            "numpyro.handlers.scale around its plate"
+            f"kayn.{who} does not draw minibatches itself, but plate {subsampled[0]!r} is subsampled; pass the minibatch as data "
+            "in a plate of its size, or use kayn.VIMCO, kayn.Reinforce or kayn.RWS"
         )
     for name, site in problem.guide.density.sites.items():
         if site.kind != "sample" or site.observed:
