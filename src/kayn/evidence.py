@@ -173,12 +173,16 @@ def link_index(problem: Problem, inputs: Sequence[Any]) -> Index:
     return lambda key: problem.structure.index(key, inputs, memo)
 
 
-def draw_particles(problem: Problem, numbers: Mapping, key: Any, params: Any) -> Draws:
-    """Run the guide and take the particles of every axis."""
+def draw_particles(problem: Problem, numbers: Mapping, key: Any, params: Any, rows_key: Any = None) -> Draws:
+    """Run the guide and take the particles of every axis.
+
+    Args:
+        rows_key: chooses the rows of subsampled plates, for several sets of particles on the same rows; from `key` if None.
+    """
     key, subsample = as_key(key), {}
     if problem.model.subsamples or problem.guide.density.subsamples:
-        key, subsample_key = jax.random.split(key)
-        subsample = _draw_subsample(problem, subsample_key)
+        key, own_key = jax.random.split(key)
+        subsample = _draw_subsample(problem, own_key if rows_key is None else rows_key)
     params = dict(params or {})
     runs = particles.draw_runs(problem.guide, numbers["sampler"], key, problem.num_runs, params, subsample)
     return draws_from_runs(problem, numbers, params, _stored(runs, key), subsample)

@@ -107,13 +107,16 @@ def evidence_meter(
     elements = problem.graph.plate(plate).size if plate else 1
     refuse_too_many("num_particles", num_particles, (4 + 2 * elements) / chunk)
 
-    def one(numbers: Any, params: Any, key: Any) -> tuple[Any, Any]:
-        draws = evidence.draw_particles(problem, numbers, key, params)
+    def one(numbers: Any, params: Any, key: Any, rows_key: Any) -> tuple[Any, Any]:
+        draws = evidence.draw_particles(problem, numbers, key, params, rows_key)
         terms = evidence.proposal_terms(problem, numbers, draws, params)
         found = log_evidence_summands(problem, numbers, draws, params, terms)
         return jnp.atleast_1d(found.parts), found.rest
 
-    run = jax.jit(lambda numbers, params, keys: jax.lax.map(lambda k: one(numbers, params, k), keys))
+    @jax.jit
+    def run(numbers: Any, params: Any, keys: Any) -> tuple[Any, Any]:
+        # all chunks on the same rows: particles of one row are not averaged with another's
+        return jax.lax.map(lambda k: one(numbers, params, k, jax.random.fold_in(keys[0], 1)), keys)
 
     def meter(params: Mapping[str, Any], rng_key: Any, *others: Any, **named: Any) -> Evidence:
         now = read(others, named) if others or named else problem

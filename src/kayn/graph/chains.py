@@ -122,8 +122,13 @@ class Chains(Messenger):
         return (steps, rng_key, last), (trace, ys)
 
 
-def _refuse_subsampling(trace: Mapping[str, Any]) -> None:
+def _refuse_inside(trace: Mapping[str, Any]) -> None:
     for site in trace.values():
+        if site["type"] == "param":
+            raise ModelError(
+                f"numpyro.param {site['name']!r} is inside scan, where NumPyro takes its initial value at every step, whatever it has been trained "
+                "to; move it in front of the loop"
+            )
         if site["type"] == "plate" and site["args"][1] not in (None, site["args"][0]):
             raise ModelError(
                 f"plate {site['name']!r} is subsampled inside scan, where its elements would differ from step to step; use the "
@@ -161,7 +166,7 @@ class _Body:
                     fn = handler(fn, **{f"{kind}_fn": partial(self._value, table, latents, step)})
                 with handlers.trace() as trace:
                     carry, y = fn(carry, x)
-            _refuse_subsampling(trace)
+            _refuse_inside(trace)
             flat, tree = jax.tree.flatten((PytreeTrace(trace), y))
             return [*map(jnp.asarray, jax.tree.leaves(carry)), *flat]
 

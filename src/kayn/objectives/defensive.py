@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import discrete
-from numpyro.primitives import Messenger
+
+from kayn.graph.inside import Inside
 
 
-class Defensive(Messenger):
+class Defensive(Inside):
     """A guide with `(1 - delta) q + delta base` in the place of q at Bernoulli and categorical sites; the mixture is of the same family.
 
     Attributes:
@@ -24,9 +25,7 @@ class Defensive(Messenger):
         self.delta, self.base = delta, base
         self.mixed: set[str] = set()
 
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] != "sample" or msg["is_observed"]:
-            return
+    def change(self, msg: dict[str, Any]) -> None:
         mixed = _mixed(msg["fn"], self.delta, self.base.get(msg["name"]))
         if mixed is not None:
             self.mixed.add(msg["name"])

@@ -12,10 +12,10 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints, discrete
 from numpyro.distributions.util import validate_sample
-from numpyro.primitives import Messenger
 
 from kayn.checks import Positive, checked, fitted, shown
 from kayn.errors import KaynError
+from kayn.graph.inside import Inside
 from kayn.objectives.base import Call
 from kayn.objectives.vi import VI
 from kayn.options import Particles, Strategy
@@ -188,15 +188,15 @@ class ConcreteHardPrior(Concrete):
     hard_prior = True
 
 
-class Relaxed(Messenger):
+class Relaxed(Inside):
     """Discrete latents of a program as relaxed ones."""
 
     def __init__(self, fn: Callable, temperature: Any, hard: bool):
         super().__init__(fn)
         self.temperature, self.hard = temperature, hard
 
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "sample" and not msg["is_observed"] and msg["infer"].get("enumerate") != "parallel":
+    def change(self, msg: dict[str, Any]) -> None:
+        if msg["infer"].get("enumerate") != "parallel":
             relaxed = self._relaxed(msg["fn"])
             if relaxed is not None:
                 msg["fn"] = relaxed
