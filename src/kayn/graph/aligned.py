@@ -144,17 +144,17 @@ def _moved_grid(nodes: Nodes, grid: Grid, mover: Mover) -> Any:
 
 def _settled(nodes: Nodes, dims: Sequence[int], rows: np.ndarray, link: Node | None, length: int, size: int) -> Any:
     """In as few dimensions as the rows differ along, and through no more indices than are needed."""
+    if link is not None and link in nodes.lengths and link.inputs[1].literal is not None:
+        # an index that was put on another link before
+        length, rows, link = nodes.lengths[link], np.asarray(link.inputs[1].literal)[rows], link.inputs[0]
+    elif link is not None and link.literal is not None:
+        length, rows, link = size, np.asarray(link.literal)[rows], None
     wide = [i for i in range(rows.ndim) if rows.shape[i] > 1 and (rows != rows.take([0], axis=i)).any()]
     if len(wide) > 1:
         kept = rows[tuple(slice(None) if i in wide else 0 for i in range(rows.ndim))]
         return Grid(tuple(dims[i] for i in wide), nodes.constant(kept.astype(np.int32)), link, length, size)
     place = wide[0] if wide else int(np.argmax(rows.shape))
     vector = rows[tuple(slice(None) if i == place else 0 for i in range(rows.ndim))]
-    if link is not None and link in nodes.lengths and link.inputs[1].literal is not None:
-        # an index that was put on another link before
-        length, vector, link = nodes.lengths[link], np.asarray(link.inputs[1].literal)[vector], link.inputs[0]
-    elif link is not None and link.literal is not None:
-        length, vector, link = size, np.asarray(link.literal)[vector], None
     if np.array_equal(vector, np.arange(length)):
         return Aligned(dims[place], link, size)
     index = nodes.constant(vector.astype(np.int32))
