@@ -11,7 +11,8 @@ import numpy as np
 from kayn import diagnostics
 from kayn.axes import Axis
 from kayn.compilation import is_traced
-from kayn.errors import PoorFitWarning
+from kayn.errors import NumericsWarning, PoorFitWarning
+from kayn.soundness import unsound
 
 if TYPE_CHECKING:
     from kayn.posterior import Posterior
@@ -27,7 +28,9 @@ def warn_if_poor(posterior: Posterior) -> None:
     """Warn of what the weights say, where they are known: not while a transformation of the user's is being traced."""
     if is_traced(posterior.log_evidences):
         return
-    for complaint in posterior.check():
+    for complaint in unsound(posterior):
+        warnings.warn(complaint, NumericsWarning, stacklevel=3)
+    for complaint in complaints(posterior):
         warnings.warn(complaint, PoorFitWarning, stacklevel=3)
 
 

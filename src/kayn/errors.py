@@ -33,6 +33,10 @@ class PoorFitWarning(KaynWarning):
     """Effective sample size or Pareto k-hat says that an estimate should not be trusted."""
 
 
+class NumericsWarning(KaynWarning):
+    """A log density was none, in the floats that it was computed in; what it would have counted for is left out."""
+
+
 class StructureWarning(KaynWarning):
     """A valid but slower or less accurate route was taken."""
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from kayn import particles, products
+from kayn import factors, particles, products
 from kayn.axes import Axis, Layout, Request, proposal_name
 from kayn.checks import parameter_values
 from kayn.contraction.execute import Index, log_contract, look_up, settled_slot
@@ -80,14 +80,16 @@ class Draws:
         values: [K, *shape] for every latent of the model.
         runs: [runs, *shape] for every guide site, auxiliary ones included.
         subsample: indices of subsampled plates.
+        unsound: by factor, whether any of its log densities was none (see `weigh_noticing`); empty until they are weighed.
     """
 
     values: dict[str, Any]
     runs: dict[str, Any]
     subsample: dict[str, Any]
+    unsound: dict[str, Any] = field(default_factory=dict)
 
 
-jax.tree_util.register_dataclass(Draws, ["values", "runs", "subsample"], [])
+jax.tree_util.register_dataclass(Draws, ["values", "runs", "subsample", "unsound"], [])
 
 
 def build_problem(
@@ -231,9 +233,10 @@ def proposal_terms(problem: Problem, numbers: Mapping, draws: Draws, params: Any
             shape = [*(plan.size[p] for p in axis.scope), axis.size]
             out[proposal_name(axis)] = jnp.broadcast_to(_unmasked(problem, axis, masks), shape)
         else:
-            out[proposal_name(axis)] = -particles.log_density(
+            log_q = particles.log_density(
                 problem.guide, problem.graph, axis, draws.runs, inputs, masks, problem.denominator
             )
+            out[proposal_name(axis)] = factors.sound(-log_q)
     return out
 
 
@@ -257,8 +260,15 @@ def model_slots(
 ) -> dict[int, Any]:
     """Log factors of the model by slot of the plan, rows already multiplied out, but for a plate to keep; queries are zero.
 
-    Factors with the axis of a sliced variable are made part by part, when the contraction asks for them.
+    Factors with the axis of a sliced variable are made part by part, when the contraction asks for them. Entries that are no log
+    densities have no weight.
     """
+    return _sound(_model_slots(problem, numbers, draws, params, keep))
+
+
+def _model_slots(
+    problem: Problem, numbers: Mapping, draws: Draws, params: Any, keep: str | None = None
+) -> dict[int, Any]:
     inputs = model_inputs(problem, numbers, params, draws.subsample)
     index = link_index(problem, inputs)
     plan, layout = problem.layout.plan, problem.layout
@@ -297,8 +307,8 @@ def _made_by_part(
 
     def make(values: Mapping[str, Any], inputs: Sequence[Any], links: Mapping[Any, Any], first: Any) -> Any:
         mine = {n: jax.lax.dynamic_slice_in_dim(v, first, step.size) if n in cut else v for n, v in values.items()}
-        return products.evaluate(
-            problem.model, output.name, output, small, mine, inputs, body, steps, links.__getitem__
+        return factors.sound(
+            products.evaluate(problem.model, output.name, output, small, mine, inputs, body, steps, links.__getitem__)
         )
 
     links = look_up((link for product in steps for link in product.links), index)
@@ -306,10 +316,30 @@ def _made_by_part(
 
 
 def weigh(problem: Problem, numbers: Mapping, draws: Draws, params: Any) -> dict[int, Any]:
-    """All log factors by slot of the plan: the model's, and minus the proposal's."""
-    return model_slots(problem, numbers, draws, params) | proposal_slots(
-        problem, proposal_terms(problem, numbers, draws, params)
-    )
+    """All log factors by slot of the plan: the model's, and minus the proposal's. Entries that are no log densities have no weight."""
+    return weigh_noticing(problem, numbers, draws, params)[0]
+
+
+def weigh_noticing(
+    problem: Problem, numbers: Mapping, draws: Draws, params: Any
+) -> tuple[dict[int, Any], dict[str, Any]]:
+    """As `weigh`, and by factor whether any of its entries was no log density: +inf, or for a proposal, at a particle of its own, infinite.
+
+    Factors that are made part by part are left out, since nothing is known of them yet.
+    """
+    terms = proposal_terms(problem, numbers, draws, params)
+    slots = _model_slots(problem, numbers, draws, params) | proposal_slots(problem, terms)
+    plan = problem.layout.plan
+    unsound = {name: jnp.any(jnp.isinf(array)) for name, array in terms.items()}
+    for slot, term in enumerate(plan.terms):
+        if term.name in problem.model.outputs and slot not in plan.made_in_parts:
+            unsound[term.name] = factors.is_unsound(slots[settled_slot(plan, slot)[1]])
+    return _sound(slots), unsound
+
+
+def _sound(slots: Mapping[int, Any]) -> dict[int, Any]:
+    """Arrays without entries of +inf; what makes an array part by part sees to that itself."""
+    return {s: a if isinstance(a, jax.tree_util.Partial) else factors.sound(a) for s, a in slots.items()}
 
 
 def proposal_slots(problem: Problem, terms: Mapping[str, Any]) -> dict[int, Any]:

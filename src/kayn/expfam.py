@@ -25,6 +25,10 @@ Pieces = list[Any]
 LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
 LOST_BITS = 6
 """A form may form terms 2^6 times larger than those of the plain density: 8e-6 of relative error in float32."""
+COUNTS = ("Poisson", "Binomial", "Multinomial")
+"""Families whose statistics end with log factorials, which cancel against the other terms."""
+SMALL_ERROR = 1e-3
+"""Rounding error of a log factorial that does not matter, in nats."""
 WEIGHTS = ("mask", "scale_factor")
 """Arguments that multiply the statistics, whatever the family."""
 

@@ -218,18 +218,37 @@ def _is_log_factor(program: Program, name: str, output: Output) -> bool:
 
 @jax.custom_jvp
 def finite(log_factor: Any) -> Any:
-    """Impossible instead of undefined: NaN log densities (overflow at a wild particle) get no weight, poles a finite one.
+    """Impossible instead of undefined: NaN log densities (overflow at a wild particle) get no weight.
 
-    Densities below any that floats could tell from zero, the result of a clipped argument, are zero.
+    Densities below any that floats could tell from zero, the result of a clipped argument, are zero. What is +inf no density
+    can be; it stays as it is, for `sound` to notice.
     """
     top = _top(log_factor)
-    return jnp.where(log_factor >= -top, jnp.minimum(log_factor, top), -jnp.inf)
+    kept = jnp.where(log_factor >= -top, jnp.minimum(log_factor, top), -jnp.inf)
+    return jnp.where(log_factor == jnp.inf, jnp.inf, kept)
 
 
 @finite.defjvp
 def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
     log_factor, tangent = primals[0], tangents[0]
     return finite(log_factor), jnp.where(jnp.abs(log_factor) <= _top(log_factor), tangent, 0.0)
+
+
+def is_unsound(log_factor: Any) -> Any:
+    """Whether any log density is +inf, as at a pole or where a probability above one was found: a boolean scalar."""
+    return jnp.any(log_factor == jnp.inf)
+
+
+@jax.custom_jvp
+def sound(log_factor: Any) -> Any:
+    """The same log factor with no weight where it is +inf: one such entry would be all of the evidence."""
+    return jnp.where(log_factor == jnp.inf, -jnp.inf, log_factor)
+
+
+@sound.defjvp
+def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    log_factor, tangent = primals[0], tangents[0]
+    return sound(log_factor), jnp.where(log_factor == jnp.inf, 0.0, tangent)
 
 
 def _top(log_factor: Any) -> float:

@@ -22,6 +22,7 @@ from kayn.graph.trace import inspect_sites
 from kayn.layout import kept_layout
 from kayn.names import RESERVED
 from kayn.scores import observed_scores
+from kayn.soundness import warn_of_factors
 
 if TYPE_CHECKING:
     from kayn.posterior import Posterior
@@ -40,12 +41,13 @@ def contracted_joint(posterior: Posterior, args: tuple, kwargs: Mapping) -> Any 
         return None
 
     def log_z(numbers: Any, draws: Any) -> Any:
-        slots = evidence.weigh(problem, numbers, draws, posterior.params)
-        return evidence.log_evidence(problem, numbers, slots, posterior.params, draws.subsample)
+        slots, unsound = evidence.weigh_noticing(problem, numbers, draws, posterior.params)
+        return evidence.log_evidence(problem, numbers, slots, posterior.params, draws.subsample), unsound
 
-    found = jax.jit(lambda numbers, draws: jax.lax.map(lambda d: log_z(numbers, d), draws))(
+    found, unsound = jax.jit(lambda numbers, draws: jax.lax.map(lambda d: log_z(numbers, d), draws))(
         problem.numbers, posterior.draws
     )
+    warn_of_factors({n.removeprefix(PREFIX): f for n, f in unsound.items() if n.startswith(PREFIX)})
     # replicates count equally, as everywhere in a posterior; impossible ones do not
     possible = jnp.isfinite(posterior.log_evidences)
     ratios = jnp.where(possible, found - jnp.where(possible, posterior.log_evidences, 0.0), -jnp.inf)

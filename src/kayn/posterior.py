@@ -25,6 +25,7 @@ from kayn.keys import as_key
 from kayn.memory import refuse_too_many
 from kayn.options import Coords, Key, Name, Plates, Samples
 from kayn.quick import QuickJit
+from kayn.soundness import unsound
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -249,7 +250,7 @@ class Posterior:
 
     def check(self) -> list[str]:
         """What is wrong with this posterior, as sentences that name the latent; empty when nothing is."""
-        return list(complaints(self))
+        return [*unsound(self), *complaints(self)]
 
     # -- internals
 

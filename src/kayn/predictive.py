@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from kayn.errors import PoorFitWarning, QueryError
+from kayn.factors import sound
 from kayn.graph.trace import innermost
 from kayn.heldout import contracted_joint
 from kayn.joint import JointDraws
 from kayn.keys import as_key
 from kayn.replay import BATCH, Setting, checked, over_draws, own_data, run_model, scorer
+from kayn.soundness import settled, warn_of_factors
 
 if TYPE_CHECKING:
     from kayn.posterior import Posterior
@@ -103,14 +105,17 @@ def log_predictive(
     setting = checked(posterior, Setting(args, kwargs, True, new_plates))
     items, score = _draws(posterior, rng_key, num_samples), scorer(posterior, setting)
 
-    def batch(items: Any) -> tuple[Any, Any, Any]:
-        scores = jax.vmap(lambda item: score(*item)[0])(items)
+    def batch(items: Any) -> tuple[Any, Any, Any, Any]:
+        raw = jax.vmap(lambda item: score(*item)[0])(items)
+        # as a logarithm, which adds up like the rest
+        lies = {n: jnp.log(jnp.sum(jnp.isposinf(v)).astype(float)) for n, v in raw.items()}
+        scores = {n: sound(v) for n, v in raw.items()}
         joint = sum(v.reshape((v.shape[0], -1)).sum(1) for v in scores.values())
         pointwise = {n: jax.nn.logsumexp(v, axis=0) for n, v in scores.items()}
-        return jax.nn.logsumexp(joint), jax.nn.logsumexp(2 * joint), pointwise
+        return jax.nn.logsumexp(joint), jax.nn.logsumexp(2 * joint), pointwise, lies
 
     @jax.jit
-    def total(items: Any) -> tuple[Any, Any, Any]:
+    def total(items: Any) -> tuple[Any, Any, Any, Any]:
         # batch by batch: the scores of all draws at once would be as large as draws times rows
         whole, rest = num_samples // BATCH * BATCH, num_samples % BATCH
         parts = [batch(jax.tree.map(lambda v: v[whole:], items))] if rest else []
@@ -124,7 +129,8 @@ def log_predictive(
             parts.append(jax.lax.scan(add, batch(first), others)[0])
         return jax.tree.map(lambda *v: jax.nn.logsumexp(jnp.stack(v), 0), *parts)
 
-    joint, squares, pointwise = total(items)
+    joint, squares, pointwise, lies = total(items)
+    warn_of_factors({n: count > -jnp.inf for n, count in lies.items()})
     count = jnp.log(float(num_samples))
     pointwise = {n: v - count for n, v in pointwise.items()}
     contracted = None if new_plates else contracted_joint(posterior, args, kwargs)
@@ -149,7 +155,7 @@ def log_likelihood(posterior: Posterior, rng_key: Any, num_samples: int) -> dict
     are scored.
     """
     items = _draws(posterior, rng_key, num_samples)
-    return over_draws(items, scorer(posterior, own_data(posterior, observe=True)))[0]
+    return settled(over_draws(items, scorer(posterior, own_data(posterior, observe=True)))[0])
 
 
 def _known_plates(posterior: Posterior, new_plates: str | Sequence[str]) -> tuple[str, ...]:

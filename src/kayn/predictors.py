@@ -26,7 +26,7 @@ from kayn.axes import Axis
 from kayn.compilation import matmul_precision
 from kayn.contraction.kernels import expand
 from kayn.contraction.plan import Plan, Product
-from kayn.expfam import LOG_ROOT_2PI, LOST_BITS, WEIGHTS
+from kayn.expfam import LOG_ROOT_2PI, LOST_BITS, SMALL_ERROR, WEIGHTS
 from kayn.factors import Particles
 from kayn.graph.arguments import ARGUMENT, PREDICTORS
 from kayn.graph.types import Density, Output
@@ -130,7 +130,8 @@ class _Rows:
         linear = self.over((), lambda _: counts * base - data["weight"] * gammaln(data["value"] + 1.0))
         linear = linear + sum(self.over(g, lambda _: counts, t) for t, g in zip(terms, self.way.groups, strict=True))
         rates = self.over(self.way.axes, product, lambda values: jnp.exp(terms[-1](values)))
-        return (linear, rates), (reach < FAR) & jnp.all(jnp.isfinite(jax.lax.stop_gradient(linear)))
+        holds = jnp.mean(gammaln(data["value"] + 1.0)) < SMALL_ERROR / jnp.finfo(linear.dtype).eps
+        return (linear, rates), (reach < FAR) & holds & jnp.all(jnp.isfinite(jax.lax.stop_gradient(linear)))
 
     def squares(self) -> tuple[Any, Any]:
         """What is constant, the sum of squared residuals, the number of rows, and the scale."""

@@ -21,7 +21,7 @@ from kayn.axes import Axis
 from kayn.compilation import matmul_precision
 from kayn.contraction.execute import Index, look_up
 from kayn.contraction.plan import Plan, Product
-from kayn.expfam import LOST_BITS, WEIGHTS, Pieces, weighted
+from kayn.expfam import COUNTS, LOST_BITS, SMALL_ERROR, WEIGHTS, Pieces, weighted
 from kayn.factors import Particles
 from kayn.graph.arguments import ARGUMENT
 from kayn.graph.trace import Program
@@ -127,6 +127,8 @@ class _Factorisation(factors.Reduction):
         finite = (
             _length(statistics) * _length(naturals) < jnp.finfo(statistics.dtype).max / 1e6 / end
         )  # false for NaN too
+        if self.split.density.family in COUNTS:
+            finite &= self._holds_counts(statistics)
         if not cut:
             return finite
 
@@ -155,6 +157,13 @@ class _Factorisation(factors.Reduction):
             return jnp.all(expanded <= 2.0**LOST_BITS * (plain + jnp.abs(square)))
 
         return finite & jax.lax.cond(bounded(), lambda: jnp.array(True), exactly)
+
+    def _holds_counts(self, statistics: Any) -> Any:
+        """Whether log factorials are small enough that their digits survive a sum, in the mean over rows; the plain density forms none."""
+        factorials = jnp.sum(jnp.abs(statistics[..., 0, -self.split.features[-1] :]))
+        particles = math.prod(a.size for a in self.split.left)
+        rows = math.prod(self.plan.size[d] for d in self.output.dims if d) * math.prod(self.split.events)
+        return factorials < rows * particles * SMALL_ERROR / jnp.finfo(statistics.dtype).eps
 
     def _contract(self, left: Any, right: Any) -> Any:
         return _contract(left, self.left_names, right, self.right_names, {a: self.plan.size[a] for a in self.order})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -45,10 +46,10 @@ def marginals(problem: Problem, slots: Mapping[int, Any], index: Index) -> tuple
 def weighted_draws(problem: Problem, numbers: Mapping, params: Mapping, key: Any) -> tuple[Any, dict[str, Any], Draws]:
     """One set of particles: log Z, marginal weights of every axis, and the particles."""
     draws = evidence.draw_particles(problem, numbers, key, params)
-    slots = evidence.weigh(problem, numbers, draws, params)
+    slots, unsound = evidence.weigh_noticing(problem, numbers, draws, params)
     index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, params, draws.subsample))
     log_z, weights = marginals(problem, slots, index)
-    return log_z, weights, draws
+    return log_z, weights, replace(draws, unsound=unsound)
 
 
 def latent_weights(problem: Problem, axis_weights: Mapping[str, Any], name: str) -> Any:

@@ -20,6 +20,7 @@ from kayn.graph.slices import needed_equations, slice_outputs
 from kayn.graph.trace import DATA, Program, Site, innermost, inspect_sites
 from kayn.joint import JointDraws
 from kayn.scores import observed_scores, seen_rows
+from kayn.soundness import settled
 from kayn.states import owned_states, summed_out
 
 if TYPE_CHECKING:
@@ -214,6 +215,7 @@ def scored_data(posterior: Posterior, items: tuple[Any, JointDraws]) -> tuple[di
     """
     setting, program = own_data(posterior, observe=True), posterior.problem.model
     scores, seen = over_draws(items, scorer(posterior, setting))
+    scores = settled(scores)
 
     def values(key: Any, draw: JointDraws) -> dict[str, Any]:
         trace = run_model(posterior, setting, key, draw)

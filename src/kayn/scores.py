@@ -8,12 +8,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from kayn.graph.densities import log_density
 from kayn.graph.trace import innermost
 
 
 def observed_scores(trace: Mapping[str, Any]) -> dict[str, Any]:
     """Log densities of the data by observed site: [*rows]. `numpyro.factor` sites are no data, and scales do not count."""
-    return {n: s["fn"].log_prob(s["value"]) for n, s in _observed(trace).items()}
+    return {n: log_density(s["fn"], s["value"]) for n, s in _observed(trace).items()}
 
 
 def seen_rows(trace: Mapping[str, Any], scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,15 @@
-"""Log densities rewritten for speed, where NumPyro's own form keeps compilers from vectorising it.
+"""Log densities in kayn's own forms, where NumPyro's is slow or loses its digits in float32.
 
 On CPUs, XLA hands chains of arithmetic to vectorised kernels, but a selection (`jnp.where`) in the chain sends the whole of it
 through scalar loops, which is an order of magnitude slower. Values are the same, those at infinite arguments included.
+
+Of a log probability above zero, or a log density of +inf, no sense can be made: both are +inf here, for `kayn.factors` to notice.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,28 +18,197 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
+from kayn.graph import censored, counts, tails
 
-def vectorisable(fn: dist.Distribution, value: Any) -> dist.Distribution:
-    """The distribution with its innermost log density in a form without selections, if there is one.
+Form = Callable[[Any, Any], Any]
+"""Log density from a distribution and a value."""
+ROUNDING = 0.01
+"""How far above zero a log probability may be by rounding, in nats."""
+CONCENTRATED = 1e3
+"""Concentration from which a density is taken in its stable form, where that has poles at the ends of the support."""
+
+
+def _where_concentrated(form: Form, *names: str) -> Form:
+    """A stable form where the concentrations are large, which leaves all else as it was, the ends of a support included."""
+
+    def log_prob(fn: Any, value: Any) -> Any:
+        large = sum(getattr(fn, n) for n in names) > CONCENTRATED
+        still = copy.copy(fn)
+        for name in names:
+            setattr(still, name, jnp.where(large, getattr(fn, name), 1.0))
+        inner = jnp.where(large, value, 0.5)
+        return jnp.where(large, form(still, inner), fn.log_prob(value))
+
+    return log_prob
+
+
+FORMS: Mapping[type, Form] = {
+    dist.Poisson: counts.poisson,
+    dist.BinomialProbs: counts.binomial_probs,
+    dist.BinomialLogits: counts.binomial_logits,
+    dist.GammaPoisson: counts.gamma_poisson,
+    dist.NegativeBinomial2: counts.gamma_poisson,
+    dist.NegativeBinomialProbs: counts.negative_binomial_probs,
+    dist.NegativeBinomialLogits: counts.negative_binomial_logits,
+    dist.BetaBinomial: counts.beta_binomial,
+    dist.BetaNegativeBinomial: counts.beta_negative_binomial,
+    dist.DirichletMultinomial: counts.dirichlet_multinomial,
+    dist.MultinomialProbs: counts.multinomial_probs,
+    dist.MultinomialLogits: counts.multinomial_logits,
+    dist.StudentT: counts.student_t,
+    dist.VonMises: counts.von_mises,
+    dist.Gamma: _where_concentrated(counts.gamma, "concentration"),
+    dist.Chi2: _where_concentrated(counts.gamma, "concentration"),
+    dist.InverseGamma: _where_concentrated(counts.inverse_gamma, "concentration"),
+    dist.Beta: _where_concentrated(counts.beta, "concentration1", "concentration0"),
+    dist.BetaProportion: _where_concentrated(counts.beta, "concentration1", "concentration0"),
+    dist.LeftTruncatedDistribution: tails.left_truncated,
+    dist.RightTruncatedDistribution: tails.right_truncated,
+    dist.TwoSidedTruncatedDistribution: tails.truncated,
+    dist.LeftCensoredDistribution: censored.left_censored,
+    dist.RightCensoredDistribution: censored.right_censored,
+    dist.IntervalCensoredDistribution: censored.interval_censored,
+}
+"""Stable forms by class of distribution."""
+BASES: Mapping[type, Mapping[type, Any]] = {
+    **dict.fromkeys(
+        (dist.LeftTruncatedDistribution, dist.RightTruncatedDistribution, dist.TwoSidedTruncatedDistribution),
+        tails.MASSES,
+    ),
+    **dict.fromkeys(
+        (dist.LeftCensoredDistribution, dist.RightCensoredDistribution, dist.IntervalCensoredDistribution),
+        censored.FAMILIES,
+    ),
+}
+"""What such a form knows about the distribution that is cut or censored, where it is one of these."""
+SMALL = 200
+"""Counts up to here have log factorials whose rounding does not matter, and NumPyro's forms are quicker."""
+PLAIN_IF_SMALL: Mapping[type, str | None] = {
+    dist.Poisson: None,
+    dist.BinomialProbs: "total_count",
+    dist.BinomialLogits: "total_count",
+    dist.MultinomialProbs: "total_count",
+    dist.MultinomialLogits: "total_count",
+}
+"""Families whose own form is as good while this attribute is small, or the value itself (None)."""
+SHARES = (
+    dist.BernoulliLogits,
+    dist.BernoulliProbs,
+    dist.CategoricalLogits,
+    dist.CategoricalProbs,
+    dist.Delta,
+    dist.Unit,
+)
+"""Laws whose log probabilities are logarithms of a share, which no rounding lifts above zero, or that are no probabilities."""
+MADE_OF = (
+    dist.MaskedDistribution,
+    dist.ExpandedDistribution,
+    dist.Independent,
+    dist.ZeroInflatedProbs,
+    dist.HurdleProbs,
+    dist.MixtureSameFamily,
+    dist.MixtureGeneral,
+    dist.TransformedDistribution,
+)
+"""Distributions that are made of others, which they keep in one of the attributes `PARTS`."""
+PARTS = ("base_dist", "_component_distribution", "_component_distributions")
+
+
+def log_density(fn: dist.Distribution, value: Any) -> Any:
+    """The log density in the form of `dependable`."""
+    return dependable(fn, value).log_prob(value)
+
+
+def dependable(fn: dist.Distribution, value: Any) -> dist.Distribution:
+    """The distribution with its innermost log densities in forms without selections and without loss of digits, where there are such.
 
     Args:
         value: where the density will be taken; data that are concrete numbers make for a simpler form.
     """
-    if isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution | dist.Independent):
-        inner = vectorisable(fn.base_dist, value)
-        if inner is fn.base_dist:
-            return fn
-        outer = copy.copy(fn)
-        outer.base_dist = inner
-        return outer
     if type(fn) is dist.BernoulliLogits:
         return (_Binary if _is_binary(value) else _Fractional)(fn.logits, validate_args=False)
+    form = _form(fn, value)
+    if form is not None:
+        return _Rewritten(fn, form)
+    if isinstance(fn, MADE_OF):
+        # what a transformed variable's base is asked for is another value
+        given = 0.5 if isinstance(fn, dist.TransformedDistribution) else value
+        fn = _of_dependable_parts(fn, given)
     if fn._validate_args and fn.support in (constraints.real, constraints.real_vector):
         # NumPyro replaces log densities outside of the support; here that is at infinity and NaN, which have none anyway
-        inner = copy.copy(fn)
-        inner._validate_args = False
-        return inner
+        fn = copy.copy(fn)
+        fn._validate_args = False
     return fn
+
+
+def _of_dependable_parts(fn: dist.Distribution, value: Any) -> dist.Distribution:
+    name = next(n for n in PARTS if hasattr(fn, n))
+    old = getattr(fn, name)
+    new = [dependable(d, value) for d in old] if isinstance(old, list | tuple) else dependable(old, value)
+    if new is old:
+        return fn
+    outer = copy.copy(fn)
+    setattr(outer, name, new)
+    return outer
+
+
+def _form(fn: dist.Distribution, value: Any) -> Form | None:
+    """What gives a distribution's log density, if that is not its own method."""
+    kind = type(fn)
+    known = kind in FORMS and (kind not in BASES or type(fn.base_dist) in BASES[kind])
+    if known and not getattr(fn, "is_sparse", False) and not _is_small(fn, value):
+        form: Form = FORMS[kind]
+    elif isinstance(fn, (*MADE_OF, *SHARES)) or not _is_discrete(fn) or _is_small(fn, value):
+        return None
+    else:
+        form = _own
+    return _noticed(form) if _is_discrete(fn) else form
+
+
+def _own(fn: Any, value: Any) -> Any:
+    return fn.log_prob(value)
+
+
+def _noticed(form: Form) -> Form:
+    """With +inf for a log probability above zero."""
+
+    def log_prob(fn: Any, value: Any) -> Any:
+        found = form(fn, value)
+        return jnp.where(found > ROUNDING, jnp.inf, found)
+
+    return log_prob
+
+
+def _is_discrete(fn: dist.Distribution) -> bool:
+    return bool(getattr(fn.support, "is_discrete", False))
+
+
+def _is_small(fn: dist.Distribution, value: Any) -> bool:
+    """Whether counts are known to be so small that the family's own form serves."""
+    if type(fn) not in PLAIN_IF_SMALL:
+        return False
+    name = PLAIN_IF_SMALL[type(fn)]
+    counts = value if name is None else getattr(fn, name)
+    return not isinstance(counts, jax.core.Tracer) and bool(np.all(np.asarray(counts) <= SMALL))
+
+
+class _Rewritten(dist.Distribution):
+    """A distribution with another form of its log density."""
+
+    def __init__(self, base_dist: dist.Distribution, form: Form):
+        self.base_dist, self.form = base_dist, form
+        super().__init__(base_dist.batch_shape, base_dist.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return self.base_dist.support
+
+    def log_prob(self, value: Any) -> Any:
+        fn = self.base_dist
+        found = self.form(fn, value)
+        if not fn._validate_args or fn.support is constraints.real or self.form is _own:
+            return found
+        return jnp.where(fn._validate_sample(value), found, -jnp.inf)
 
 
 @jax.custom_jvp

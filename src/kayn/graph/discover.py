@@ -317,6 +317,14 @@ def _check_data(program: Program, found: Mapping[str, Any], nodes: Nodes) -> Non
                 f"{_first(bad)}. Drop these rows, or mark them missing: numpyro.handlers.mask(mask=jnp.isfinite(y)) to ignore "
                 "them, or obs_mask= in numpyro.sample to impute them"
             )
+        density = known(name)
+        if density is not None and np.issubdtype(density.dtype, np.inexact) and np.isposinf(density).any():
+            bad = np.isposinf(density)
+            raise DataError(
+                f"observed site {name!r} has {int(bad.sum())} values of {bad.size} at which its log density is +inf, the first at "
+                f"index {_first(bad)}: a {program.sites[name].family} has a pole there, or its parameters leave the range of floats. Move "
+                "these data into the inside of the support, or choose a likelihood without a pole"
+            )
         if inside is None:
             continue
         bad = _unmasked(~inside & finite, known(MASK + name))

@@ -25,7 +25,7 @@ from kayn.compilation import within_transformation
 from kayn.errors import DataError, GuideError, ModelError
 from kayn.graph.arguments import ARGUMENT, density_arguments, family_of
 from kayn.graph.chains import Alias, Chains, aliases
-from kayn.graph.densities import vectorisable
+from kayn.graph.densities import dependable
 from kayn.graph.given import Given, OneKind
 from kayn.graph.params import CheckedParams
 from kayn.graph.randomness import Keys
@@ -394,11 +394,11 @@ def _log_prob(site: Mapping[str, Any], ratios: Mapping[str, float], keep: int | 
         # a joint autoguide's deterministic transform: equality with a recomputed float is not a test worth making
         log_prob = _delta_density(fn)
     elif keep is not None:
-        log_prob = vectorisable(with_batch_ndim(fn, keep), site["value"]).log_prob(value)
+        log_prob = dependable(with_batch_ndim(fn, keep), site["value"]).log_prob(value)
     else:
         if site["is_observed"] and isinstance(fn, dist.MaskedDistribution):
             value = _hide_masked(fn, value)
-        log_prob = vectorisable(fn, site["value"]).log_prob(value)
+        log_prob = dependable(fn, site["value"]).log_prob(value)
     if keep is not None and jnp.ndim(log_prob) > keep:
         log_prob = log_prob.sum(tuple(range(keep, jnp.ndim(log_prob))))
     if keep is None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kayn import evidence, products
@@ -168,7 +169,7 @@ def _with_conditionals(
         own = problem.layout.axes_of(plan.terms[slot])
         site = replace(output, name=output.name.removeprefix(PREFIX))
         log_q = products.evaluate(guide.density, site.name, site, own, draws.values, inputs, plan, (), index)
-        arrays[slot] = weight * only_gradient(log_q)
+        arrays[slot] = weight * only_gradient(jnp.where(jnp.isfinite(log_q), log_q, 0.0))
     return extended, arrays
 
 

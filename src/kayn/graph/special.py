@@ -1,0 +1,123 @@
+"""Functions that densities are made of, in forms that keep their digits where the textbook's cancel.
+
+A log probability of counts is a small difference of log gamma functions of large numbers, which float32 holds to seven digits
+of many millions. Loader (Fast and accurate computation of binomial probabilities, 2000) takes the large part out by algebra:
+what is left is a sum of small terms, `excess` and `deviance`. Probabilities of tails are written by Mills' ratio.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import gammaln, log_ndtr, xlogy
+
+LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
+STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400)
+"""Coefficients of Stirling's series for log gamma, DLMF 5.11.1."""
+LARGE = 10.0
+"""From here on the series is exact to the last digit of float64."""
+NEAR = 0.1
+"""Relative distance below which a deviance is summed as a series."""
+
+
+def floats(*arrays: Any) -> tuple[Any, ...]:
+    """The same numbers as floats of one type, that of `jnp.result_type(float)` at least."""
+    dtype = jnp.result_type(float, *arrays)
+    return tuple(jnp.asarray(a, dtype) for a in arrays)
+
+
+def excess(x: Any) -> Any:
+    """`log gamma(x + 1) - x log x + x` for x >= 0: zero at zero, and `log(2 pi x) / 2` and less than 1 / (12 x) more for large x."""
+    (x,) = floats(x)
+    small = x < LARGE
+    low, high = jnp.where(small, x, 1.0), jnp.where(small, LARGE, x)
+    inverse = 1 / high
+    series = jnp.zeros_like(inverse)
+    for coefficient in reversed(STIRLING):
+        series = series * inverse**2 + coefficient
+    return jnp.where(
+        small, gammaln(low + 1) - xlogy(low, low) + low, 0.5 * jnp.log(high) + LOG_ROOT_2PI + series * inverse
+    )
+
+
+def deviance(x: Any, mean: Any, difference: Any, log_mean: Any = None) -> Any:
+    """`x log(x / mean) - x + mean`, never negative, for x, mean >= 0.
+
+    Args:
+        difference: `x - mean`, which the caller may know better than by a subtraction.
+        log_mean: its logarithm, where `mean` itself may be too small for a float.
+    """
+    log_mean = jnp.log(mean) if log_mean is None else log_mean
+    return _deviance(*jnp.broadcast_arrays(*floats(x, mean, difference, log_mean)))
+
+
+@jax.custom_jvp
+def _deviance(x: Any, mean: Any, difference: Any, log_mean: Any) -> Any:
+    total = x + mean
+    v = difference / jnp.where(total > 0, total, 1.0)
+    series = jnp.zeros_like(v)
+    for j in reversed(range(8)):
+        series = series * v**2 + 1 / (2 * j + 3)
+    positive = x > 0
+    logs = jnp.where(positive, x * (jnp.log(jnp.where(positive, x, 1.0)) - log_mean), 0.0)
+    return jnp.where(jnp.abs(v) < NEAR, difference * v + 2 * x * v**3 * series, logs - difference)
+
+
+@_deviance.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    # as a function of x and the mean; what else is given follows from these
+    x, mean, difference, log_mean = primals
+    dx, _, _, dlog_mean = tangents
+    positive, far = x > 0, jnp.abs(difference) > 0.5 * mean
+    near = jnp.log1p(jnp.where(far, 0.0, difference / jnp.where(mean > 0, mean, 1.0)))
+    by_x = jnp.where(positive, jnp.where(far, jnp.log(jnp.where(positive, x, 1.0)) - log_mean, near), 0.0)
+    return _deviance(*primals), by_x * dx - difference * dlog_mean
+
+
+def log_rising(x: Any, step: Any) -> Any:
+    """`log gamma(x + step) - log gamma(x)` for x > 0, step >= 0, in the digits of the result and not of its parts."""
+    x, step = floats(x, step)
+    # x log(1 + step / x) is close to step where x is large
+    ratio = jnp.log1p(step / x)
+    return excess(x + step) - excess(x) + step * jnp.log(x + step) + (x * ratio - step) - ratio
+
+
+def _asymptotic_from(dtype: Any) -> float:
+    return 10.0 if jnp.finfo(dtype).bits <= 32 else 30.0
+
+
+@jax.custom_jvp
+def log_mills(x: Any) -> Any:
+    """Log of Mills' ratio `(1 - Phi(x)) / phi(x)` of the standard normal law, for x >= 0, at any distance."""
+    edge = _asymptotic_from(x.dtype)
+    far = x > edge
+    near = jnp.where(far, 0.0, x)
+    beyond = jnp.where(far, x, edge)
+    square = 1 / beyond**2
+    series = jnp.zeros_like(square)
+    for k in reversed(range(9)):
+        series = 1 - (2 * k + 1) * square * series
+    return jnp.where(far, jnp.log(series) - jnp.log(beyond), log_ndtr(-near) + near**2 / 2 + LOG_ROOT_2PI)
+
+
+@log_mills.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    (x,), (dx,) = primals, tangents
+    value = log_mills(x)
+    # x - 1 / M, whose digits cancel in the tail
+    far = x > _asymptotic_from(x.dtype)
+    beyond = jnp.where(far, x, 1.0)
+    square = 1 / beyond**2
+    tail = -(1 - square * (2 - square * (10 - 74 * square))) / beyond
+    return value, dx * jnp.where(far, tail, x - jnp.exp(-value))
+
+
+def log_minus_expm1(x: Any) -> Any:
+    """`log(1 - exp(-x))` for x >= 0."""
+    small = x < math.log(2)
+    return jnp.where(
+        small, jnp.log(-jnp.expm1(-jnp.where(small, x, 1.0))), jnp.log1p(-jnp.exp(-jnp.where(small, 1.0, x)))
+    )
