@@ -188,7 +188,7 @@ def test_where_numpyro_fails_in_float32_is_as_documented():
     assert found - censored == NUMPYRO_FAILS
 
 
-def fix_parameter(truth):
+def right_below(truth):
     """A count law that lies above a rate, and is right below."""
 
     class Lie(dist.Poisson):
@@ -204,7 +204,7 @@ COUNTS = jnp.array([18, 20, 25])
 def lying(y):
     rate = numpyro.sample("rate", dist.LogNormal(3.0, 1.0))
     with numpyro.plate("rows", len(y)):
-        numpyro.sample("y", fix_parameter(30.0)(rate), obs=y)
+        numpyro.sample("y", right_below(30.0)(rate), obs=y)
 
 
 def below_the_lie():
