@@ -293,6 +293,10 @@ DATA = [
     case("Gamma -1", lambda: kayn.analyze(likelihood(lambda p: dist.Gamma(p, 1.0)), np.array([-1.0])), DataError, "'y'", "Gamma"),
     case("HalfNormal -1", lambda: kayn.analyze(likelihood(dist.HalfNormal), np.array([-1.0])), DataError, "'y'", "HalfNormal"),
     case("list", lambda: kayn.analyze(flat, [0.1, 0.2]), DataError, "'y' is a list", "jnp.asarray"),
+    case(
+        "missing group", lambda: kayn.analyze(ragged, np.array([0, -1, 2, -1]), Y), DataError,
+        "argument 'county'", "'alpha'", "index -1", "'counties'", "in 2 of 4 rows, at 1, 3", "missing group",
+    ),
 ]  # fmt: skip
 
 
@@ -350,9 +354,12 @@ def test_masked_data_may_be_anything():
     )
 
 
-def test_negative_indices_count_from_the_end():
+def test_negative_indices_count_from_the_end_where_the_model_makes_them():
+    def from_the_end(county, y):
+        return ragged(jnp.where(county == 2, county - 3, county), y)
+
     minus, plain = (
-        Importance(ragged, num_particles=4).run(0, None, np.array(c), Y) for c in ([0, 1, -1, 0], [0, 1, 2, 0])
+        Importance(m, num_particles=4).run(0, None, np.array([0, 1, 2, 0]), Y) for m in (from_the_end, ragged)
     )
     np.testing.assert_allclose(minus.log_evidence, plain.log_evidence, rtol=1e-6)
 

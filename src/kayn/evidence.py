@@ -22,6 +22,7 @@ from kayn.contraction.execute import Index, log_contract, look_up, settled_slot
 from kayn.contraction.plan import Sliced
 from kayn.errors import GuideError, KaynError, StructureWarning
 from kayn.graph.discover import Structure, discover
+from kayn.graph.missing import is_broken, refuse_missing, refuse_missing_groups, warn_if_nothing_observed
 from kayn.graph.slices import slice_outputs
 from kayn.graph.trace import VALUE, Program, Site, inspect_sites, trace_program
 from kayn.graph.types import Graph, Kind, Output
@@ -120,6 +121,7 @@ def build_problem(
     drawn = set(traced_guide.names)
     sites = {n: replace(s, enumerate=False, support_size=None) if n in drawn else s for n, s in sites.items()}
     traced, structure = read_model(model, args, kwargs, params, sites)
+    warn_if_nothing_observed(traced, model, args, kwargs)
     mixed = particles.parent_plates(traced_guide, structure.graph) if denominator == "mixture" else None
     parameters = sum(math.prod(jnp.shape(v)) for v in jax.tree.leaves(params))
     layout = choose_layout(structure, request, traced_guide.constraints, mixed, parameters)
@@ -157,7 +159,20 @@ def read_model(
     for why in traced.not_markov:
         warnings.warn(f"{why}; its particles are whole paths", StructureWarning, stacklevel=2)
     latents, subsamples = [None] * len(traced.inputs), [None] * len(traced.subsamples)
-    return traced, discover(traced, [*traced.consts, *latents, *jax.tree.leaves(params), *subsamples])
+    structure = discover(traced, [*traced.consts, *latents, *jax.tree.leaves(params), *subsamples])
+    refuse_missing_groups(structure.nodes.wrapped, model, args, kwargs)
+    refuse_missing(traced, model, args, kwargs, params)
+    return traced, structure
+
+
+def refuse_broken_arguments(model: Callable, args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+    """Read a model for its data alone if any argument holds NaN or infinite values: within a compiled loss they cannot be looked at.
+
+    Raises:
+        DataError: they reach a density.
+    """
+    if any(map(is_broken, jax.tree.leaves((args, kwargs)))):
+        read_model(model, args, kwargs, params, inspect_sites(model, args, kwargs, params))
 
 
 def model_inputs(problem: Problem, numbers: Mapping, params: Any, subsample: Mapping) -> list[Any]:

@@ -18,7 +18,7 @@ from kayn.axes import TARGET_ELEMENTS, make_request
 from kayn.checks import Count, Positive, checked
 from kayn.compilation import is_traced
 from kayn.complaints import warn_if_poor
-from kayn.evidence import refuse_unknown_params
+from kayn.evidence import refuse_broken_arguments, refuse_unknown_params
 from kayn.guides import FactorisedGuide
 from kayn.importance import Weigher, evenly_drawn
 from kayn.keys import as_key
@@ -225,6 +225,7 @@ def _fit_svi(setup: _Setup) -> Fit:
 def _begin(svi: SVI, setup: _Setup) -> Any:
     """The first state: for kayn's own guides from one compiled program, which takes a tenth of the time of one operation after the other."""
 
+    refuse_broken_arguments(svi.model, setup.call.args, setup.call.kwargs, setup.params)
     refuse_unknown_params(svi.model, svi.guide, setup.call.args, setup.call.kwargs, setup.params)
 
     def init(key: Any) -> Any:

@@ -18,7 +18,7 @@ from numpyro.infer import SVI
 from kayn import checkpoints
 from kayn.checks import Count, Rule, check_fields, checked
 from kayn.errors import DataError, KaynError
-from kayn.evidence import refuse_unknown_params
+from kayn.evidence import refuse_broken_arguments, refuse_unknown_params
 from kayn.keys import as_key
 from kayn.memory import refuse_too_many
 from kayn.meters import evidence_meter
@@ -153,6 +153,8 @@ def train(
     refuse_too_many("look_every", min(look_every, num_steps), 4 * batch_size)  # the rows of all minibatches until then
 
     loop = _Loop(model, guide, phases, args, augment, key)
+    if augment is None:
+        refuse_broken_arguments(model, (*arrays, *args), {}, params or {})
     first = tuple(a[:batch_size] for a in arrays)
     state = loop.start(first, dict(params or {}))
     values = loop.constrained(state["params"])

@@ -14,6 +14,7 @@ import jax
 from numpyro.primitives import Messenger
 
 from kayn.errors import KaynError, ModelError
+from kayn.graph.tables import as_data
 
 UNSEEDED = "_kayn_unseeded"
 """Marks messages that ask for a key which no handler of the user's has set."""
@@ -22,7 +23,7 @@ UNSEEDED = "_kayn_unseeded"
 class Given(Messenger):
     """A program whose parameters, latents and plates have given values.
 
-    Sites that have a value already keep it: data, and what a handler within `fn` has set. So do deterministic sites. A parameter without a given
+    Sites that have a value already keep it: data, as arrays, and what a handler within `fn` has set. So do deterministic sites. A parameter without a given
     value is a number and no random variable: what draws its first value is the same key in every run.
 
     Args:
@@ -59,6 +60,8 @@ class Given(Messenger):
         elif msg["type"] == "control_flow":
             if self.latents:
                 msg["kwargs"]["substitute_stack"].append(("substitute", self.latents))
+        elif msg["type"] == "sample" and msg.get("is_observed"):
+            msg["value"] = as_data(msg["name"], msg["value"])
         elif self._takes(msg) and msg["name"] in (values := self.values[msg["type"]]):
             msg["value"] = values[msg["name"]]
             if msg["type"] == "plate":

@@ -29,6 +29,16 @@ class Node:
     literal: Any = None
 
 
+@dataclass(frozen=True)
+class Wrapped:
+    """An index array with negative entries, of which a latent's plate is read from the end."""
+
+    latent: str
+    plate: str
+    size: int
+    values: np.ndarray
+
+
 @dataclass
 class Nodes:
     """The table of expressions of one program, and the concrete values of its inputs where they are known."""
@@ -37,6 +47,7 @@ class Nodes:
     table: dict[Any, Node] = field(default_factory=dict)
     lengths: dict[Node, int] = field(default_factory=dict)
     """How long the vector is that a "take" takes from, where that is known."""
+    wrapped: list[Wrapped] = field(default_factory=list)
     _values: dict[int, Any] = field(default_factory=dict)
 
     def leaf(self, position: int) -> Node:

@@ -16,7 +16,7 @@ import numpy as np
 
 from kayn.errors import DataError
 from kayn.graph.aligned import Aligned, Key, Operands, merge, mixed, move, reshape, through
-from kayn.graph.nodes import Node, Nodes, take
+from kayn.graph.nodes import Node, Nodes, Wrapped, take
 from kayn.graph.types import MIXED
 
 ELEMENTWISE = frozenset(
@@ -331,7 +331,29 @@ def _check_range(nodes: Nodes, index: Node, column: int, size: int, key: Key) ->
             f"latent {latent!r} has {size} elements along plate {plate!r} but is read at index {bad}; "
             f"indices must lie in 0..{size - 1}. Check the index array, or make the plate larger"
         )
+    raw = _before_wrapping(index, column)
+    negative = None if raw is None else nodes.concrete(raw)
+    if negative is not None and (negative < 0).any() and not any(w.values is negative for w in nodes.wrapped):
+        nodes.wrapped.append(Wrapped(*key, size, negative))
 
+
+def _before_wrapping(index: Node, column: int) -> Node | None:
+    """The array that an index was made of, if nothing was done to it but what indexing does: `i < 0 ? i + size : i`, and changes of form."""
+    node = index
+    if node.operation.startswith("concatenate") and len(node.inputs) > column:
+        node = node.inputs[column]
+    while node.leaf is None and node.literal is None:
+        if node.operation.startswith("select_n"):
+            node = node.inputs[1]
+        elif node.operation.startswith(FORM):
+            node = node.inputs[0]
+        else:
+            return None
+    return node
+
+
+FORM = ("convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "copy")
+"""Operations that leave the entries of an index as they are."""
 
 RULES: dict[str, Callable[[Operands, Mapping[str, Any]], dict[Key, Any]]] = {
     **dict.fromkeys(ELEMENTWISE, elementwise),

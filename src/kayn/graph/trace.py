@@ -22,7 +22,7 @@ from numpyro.distributions.util import is_identically_one
 from numpyro.infer.autoguide import AutoGuide
 
 from kayn.compilation import within_transformation
-from kayn.errors import DataError, GuideError, ModelError
+from kayn.errors import GuideError, ModelError
 from kayn.graph.arguments import ARGUMENT, density_arguments, family_of
 from kayn.graph.chains import Alias, Chains, aliases
 from kayn.graph.densities import dependable
@@ -31,6 +31,7 @@ from kayn.graph.params import CheckedParams
 from kayn.graph.randomness import Keys
 from kayn.graph.roles import ADDED, Fixed, Untransformed, as_read, check_guide, innermost
 from kayn.graph.slices import slice_outputs
+from kayn.graph.tables import explained, refuse_shape
 from kayn.graph.walks import WALK, Walks
 from kayn.names import RESERVED, fresh
 
@@ -153,6 +154,10 @@ def inspect_sites(fn: Callable, args: tuple, kwargs: Mapping, params: Any, guide
                     f"{error}. Every site of a model needs its own name; rename one of the two."
                 ) from error
             raise
+        except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+            if (told := explained(error, fn, args, kwargs)) is error:
+                raise
+            raise told from error
         if guide:
             ratios = _ratios(trace)
             check_guide(trace, lambda site: _own_scale(site, ratios) is not None)
@@ -323,13 +328,13 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
     if site["type"] in ("param", "mutable"):
         return Site(name, site["type"])
     value = site["value"]
-    if isinstance(value, list | tuple):
-        raise DataError(f"observed site {name!r} is a {type(value).__name__}; pass an array, e.g. obs=jnp.asarray(y)")
     shape, dtype = jnp.shape(value), str(jnp.result_type(value)) if value is not None else "float32"
     frames = tuple((f.name, f.dim, f.size) for f in site["cond_indep_stack"])
     if site["type"] == "deterministic":
         return Site(name, "deterministic", shape, dtype, shape, frames)
     fn = site["fn"]
+    if site["is_observed"] and value is not None and not isinstance(innermost(fn), dist.Unit):
+        refuse_shape(name, shape, fn.shape())
     infer = site["infer"]
     walk = WALK in infer
     steps = shape[0] if walk or ("_scan_current_index" in infer and shape) else None
