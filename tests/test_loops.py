@@ -432,3 +432,37 @@ def test_doubly_reparameterised_gradient_has_the_mean_of_the_pathwise_one(monkey
     _, other = gradients(monkeypatch, case, NORMAL, kayn.VI(K), grid)
     for name in PARAMS:
         np.testing.assert_allclose(jnp.sum(share * found[name]), jnp.sum(share * other[name]), atol=2e-3, err_msg=name)
+
+
+LOOPS = {
+    "scan": lambda z: jax.lax.scan(lambda c, i: (jnp.tanh(c + z * i), c), jnp.zeros(4), jnp.arange(3.0))[1][-1],
+    "while": lambda z: jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.tanh(c[1] + z)), (0, z))[1],
+    "cond": lambda z: jax.lax.cond(numpyro.param("side", 1.0) > 0, lambda z: 2 * z, lambda z: z - 1, z),
+}
+TANGLED = {
+    "steps that shift": lambda z: jax.lax.fori_loop(0, 3, lambda i, s: jnp.roll(s, 1) + z, jnp.zeros(4)),
+    "latents say how often": lambda z: jax.lax.while_loop(lambda s: s.sum() < 1, lambda s: s + 1 + z, z),
+    "an index of the step": lambda z: jax.lax.fori_loop(
+        0, 3, lambda i, s: s + z[(jnp.arange(4) + i) % 4], jnp.zeros(4)
+    ),
+}
+
+
+@pytest.mark.parametrize("loop", [*LOOPS, *TANGLED])
+def test_loops_keep_rows_apart_where_every_step_does(loop):
+    def model():
+        with numpyro.plate("rows", 4):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal({**LOOPS, **TANGLED}[loop](z), 1.0), obs=jnp.zeros(4))
+
+    shared = "one particle index over rows" in str(kayn.analyze(model))
+    assert shared == (loop in TANGLED)
+
+
+def test_a_parameter_in_a_loop_is_refused():
+    def model(x):
+        scan(lambda c, now: (numpyro.sample("z", dist.Normal(numpyro.param("drift", 0.0), 1.0)), None), 0.0, x)
+        numpyro.sample("y", dist.Normal(0.0, 1.0), obs=1.0)
+
+    with pytest.raises(kayn.errors.ModelError, match="'drift' is inside scan"):
+        kayn.analyze(model, jnp.zeros(3))
