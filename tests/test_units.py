@@ -1,0 +1,110 @@
+"""Units: shifting or rescaling a latent together with its data changes the units of the answer and nothing else."""
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from scipy import stats
+
+import kayn
+from kayn.guides import FactorisedGuide
+
+S = numpyro.sample
+UNITS = [(0.0, 1e-8), (0.0, 1e8), (1e4, 1.0), (-3e4, 10.0)]
+"""Shift and scale; float32 tells values apart down to a few millionths of the shift."""
+
+
+def normal(shift, scale):
+    z = S("z", dist.Normal(shift, scale))
+    S("x", dist.Normal(z, 0.5 * scale), obs=shift + 0.7 * scale)
+
+
+def lognormal(shift, scale):
+    z = S("z", dist.LogNormal(jnp.log(scale), 1.0))
+    S("x", dist.LogNormal(jnp.log(z), 0.5), obs=1.5 * scale)
+
+
+def cauchy(shift, scale):
+    z = S("z", dist.HalfCauchy(scale))
+    with numpyro.plate("rows", 4):
+        S("x", dist.Normal(shift, z), obs=shift + scale * jnp.array([-1.0, 0.4, 2.0, -0.3]))
+
+
+def interval(shift, scale):
+    z = S("z", dist.Uniform(shift - scale, shift + 2 * scale))
+    S("x", dist.Normal(z, 0.4 * scale), obs=shift + 0.7 * scale)
+
+
+def vector(shift, scale):
+    covariance = scale**2 * jnp.array([[1.0, 0.6], [0.6, 1.0]])
+    z = S("z", dist.MultivariateNormal(jnp.full(2, shift), covariance_matrix=covariance))
+    S("x", dist.Normal(z, 0.5 * scale).to_event(1), obs=shift + scale * jnp.array([0.7, -0.2]))
+
+
+MODELS = {"normal": normal, "lognormal": lognormal, "cauchy": cauchy, "interval": interval, "vector": vector}
+DATA = {"cauchy": 4, "vector": 2}
+
+
+def answers(name, shift, scale):
+    """Log evidence up to the units of the data, mean and sd in units of `scale` from `shift`, and the flag."""
+    fit = kayn.fit(MODELS[name], (shift, scale), progress=False)
+    posterior = fit.posterior()
+    at = 0.0 if name in ("lognormal", "cauchy") else shift
+    mean = (np.asarray(posterior.mean("z"), np.float64) - at) / scale
+    log_z = float(posterior.log_evidence) + DATA.get(name, 1) * np.log(scale)
+    return log_z, mean, np.asarray(posterior.std("z"), np.float64) / scale, fit.converged
+
+
+@pytest.fixture(scope="module")
+def in_plain_units():
+    return {name: answers(name, 0.0, 1.0) for name in MODELS}
+
+
+@pytest.mark.parametrize(("shift", "scale"), UNITS)
+@pytest.mark.parametrize("name", MODELS)
+def test_units_change_nothing_else(name, shift, scale, in_plain_units):
+    """The same key draws the same particles in other units, so answers agree up to rounding, which shifts make coarser."""
+    if shift and name in ("lognormal", "cauchy", "vector"):
+        pytest.skip("a positive latent has no other origin, and covariances are coarse far from it")
+    log_z, mean, sd, converged = answers(name, shift, scale)
+    expected = in_plain_units[name]
+    tolerance = 2e-3 + 3e-7 * abs(shift) / scale
+    np.testing.assert_allclose(log_z, expected[0], atol=5 * tolerance)
+    np.testing.assert_allclose(mean, expected[1], atol=tolerance * np.max(expected[2]))
+    np.testing.assert_allclose(sd, expected[2], rtol=2 * tolerance)
+    assert converged == expected[3]
+
+
+@pytest.mark.parametrize(
+    ("centre", "scale", "at", "noise"), [(0.0, 1e6, 5.0, 0.1), (0.0, 1e3, 5.0, 0.1), (0.0, 1e6, 7e5, 1e3)]
+)
+def test_vague_priors(centre, scale, at, noise):
+    """A prior far wider than the posterior: found both where users mean "near zero" and where they mean the prior's extent."""
+
+    def model():
+        z = S("z", dist.Normal(centre, scale))
+        S("x", dist.Normal(z, noise), obs=at)
+
+    posterior = kayn.fit(model, progress=False).posterior()
+    precision = scale**-2 + noise**-2
+    mean = (centre * scale**-2 + at * noise**-2) / precision
+    assert abs(float(posterior.mean("z")) - mean) < 0.05 * precision**-0.5
+    assert abs(float(posterior.std("z")) * precision**0.5 - 1) < 0.05
+    exact = stats.norm(centre, np.hypot(scale, noise)).logpdf(at)
+    assert abs(float(posterior.log_evidence) - exact) < 0.05
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0])
+def test_importance_starts_in_the_priors_units(scale):
+    """The default guide of a model that is not fitted: even draws make the evidence exact to a few hundredths."""
+    found = kayn.Importance(normal, None, 300).run(0, None, 1e3 * scale, scale).log_evidence
+    np.testing.assert_allclose(found, stats.norm(0, 1.25**0.5).logpdf(0.7) - np.log(scale), atol=0.02)
+
+
+@pytest.mark.parametrize("prior", [dist.InverseGamma(0.001, 0.001), dist.LogNormal(0.0, 10.0), dist.HalfCauchy(25.0)])
+def test_heavy_tails_start_where_floats_are(prior):
+    guide = FactorisedGuide.from_model(lambda: S("z", prior))
+    (site,) = guide.sites
+    assert abs(float(site.start["loc"])) <= 10
+    assert 0.1 <= float(site.start["scale"]) <= 3
