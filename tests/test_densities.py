@@ -266,9 +266,9 @@ def test_peaks_and_positive_factors_are_no_lies():
     def model(y):
         x = numpyro.sample("x", dist.Normal(0.0, 1.0))
         numpyro.factor("potential", 500.0 + 0.0 * x)
-        numpyro.sample("y", dist.Normal(0.0, 1e-30), obs=y)
+        numpyro.sample("y", dist.Normal(0.0, 1e-10), obs=y)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", kayn.NumericsWarning)
         posterior = kayn.Importance(model).run(0, None, jnp.array(0.0))
-    assert posterior.log_evidence == pytest.approx(500 + 30 * np.log(10) - 0.5 * np.log(2 * np.pi), abs=1e-2)
+    assert posterior.log_evidence == pytest.approx(500 + 10 * np.log(10) - 0.5 * np.log(2 * np.pi), abs=1e-2)
