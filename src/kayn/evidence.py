@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kayn import factors, particles, products
 from kayn.axes import Axis, Layout, Request, proposal_name
@@ -21,6 +22,7 @@ from kayn.checks import parameter_values
 from kayn.contraction.execute import Index, log_contract, look_up, settled_slot
 from kayn.contraction.plan import Sliced
 from kayn.errors import GuideError, KaynError, StructureWarning
+from kayn.graph.absent import absences, with_absences
 from kayn.graph.discover import Structure, discover
 from kayn.graph.missing import is_broken, refuse_missing, refuse_missing_groups, warn_if_nothing_observed
 from kayn.graph.slices import slice_outputs
@@ -30,6 +32,7 @@ from kayn.keys import as_key
 from kayn.layout import choose_layout
 from kayn.names import refuse_reserved
 from kayn.particles import DENOMINATORS, GuideProgram
+from kayn.reach import refuse_smaller_ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +125,7 @@ def build_problem(
     sites = {n: replace(s, enumerate=False, support_size=None) if n in drawn else s for n, s in sites.items()}
     traced, structure = read_model(model, args, kwargs, params, sites)
     warn_if_nothing_observed(traced, model, args, kwargs)
+    _refuse_unreachable(traced_guide, traced, params)
     mixed = particles.parent_plates(traced_guide, structure.graph) if denominator == "mixture" else None
     parameters = sum(math.prod(jnp.shape(v)) for v in jax.tree.leaves(params))
     layout = choose_layout(structure, request, traced_guide.constraints, mixed, parameters)
@@ -151,11 +155,23 @@ def _refuse_unknown(params: Mapping[str, Any], sites: Iterable[Site]) -> None:
         )
 
 
+def _refuse_unreachable(guide: GuideProgram, model: Program, params: Mapping) -> None:
+    def known(program: Program) -> list[Any]:
+        indices = {n: np.arange(program.sites[n].shape[0]) for n in program.subsamples}
+        return [*program.consts, *program.leaves({}, params, indices)]
+
+    def draw(count: int) -> dict[str, Any]:
+        indices = {n: np.arange(guide.density.sites[n].shape[0]) for n in guide.density.subsamples}
+        return particles.draw_runs(guide, guide.sampler_consts, as_key(0), count, params, indices)
+
+    refuse_smaller_ends(guide.density, model, (known(guide.density), known(model)), draw)
+
+
 def read_model(
     model: Callable, args: tuple, kwargs: Mapping, params: Mapping, sites: Mapping[str, Site]
 ) -> tuple[Program, Structure]:
     """Trace a model and find its structure, which refuses data and indices that are out of range."""
-    traced = trace_program(model, args, kwargs, params, sites)
+    traced = with_absences(trace_program(model, args, kwargs, params, sites))
     for why in traced.not_markov:
         warnings.warn(f"{why}; its particles are whole paths", StructureWarning, stacklevel=2)
     latents, subsamples = [None] * len(traced.inputs), [None] * len(traced.subsamples)
@@ -221,7 +237,7 @@ def draws_from_runs(
     inputs = model_inputs(problem, numbers, params, subsample)
     enumerated = [n for a in problem.layout.axes if a.enumerated for n in a.latents]
     supports = particles.supports(problem.model, enumerated, inputs)
-    values = particles.axis_particles(problem.layout, runs, supports)
+    values = particles.axis_particles(problem.graph, problem.layout, runs, supports)
     return Draws(
         problem.model.with_aliases(values, leading=1), problem.guide.density.with_aliases(runs, leading=1), subsample
     )
@@ -240,34 +256,34 @@ def _draw_subsample(problem: Problem, key: Any) -> dict[str, Any]:
 def proposal_terms(problem: Problem, numbers: Mapping, draws: Draws, params: Any) -> dict[str, Any]:
     """Minus the log density that the particles of every axis are divided by: [*scope, K]; zero for enumerated axes."""
     inputs = guide_inputs(problem, numbers, params, draws.subsample)
-    masks = particles.latent_masks(problem.model, model_inputs(problem, numbers, params, draws.subsample))
+    absent = absences(problem.model, model_inputs(problem, numbers, params, draws.subsample))
     plan = problem.layout.plan
     out = {}
     for axis in problem.layout.axes:
         if axis.enumerated:
             shape = [*(plan.size[p] for p in axis.scope), axis.size]
-            out[proposal_name(axis)] = jnp.broadcast_to(_unmasked(problem, axis, masks), shape)
+            out[proposal_name(axis)] = jnp.broadcast_to(_averaged(problem, axis, absent), shape)
         else:
             log_q = particles.log_density(
-                problem.guide, problem.graph, axis, draws.runs, inputs, masks, problem.denominator
+                problem.guide, problem.graph, axis, draws.runs, inputs, absent, problem.denominator
             )
             out[proposal_name(axis)] = factors.sound(-log_q)
     return out
 
 
-def _unmasked(problem: Problem, axis: Axis, masks: Mapping[str, Any]) -> Any:
-    """For the support of an enumerated latent, zero where it is in the model; where a mask takes it out, its values are averaged, not summed.
+def _averaged(problem: Problem, axis: Axis, absent: Mapping[str, Any]) -> Any:
+    """For the support of an enumerated latent, zero where it is in the model; where it is absent, its values are averaged, not summed.
 
     So padded steps of a hidden Markov model leave the evidence as it is.
     """
-    mask = masks.get(axis.latents[0])
-    if mask is None:
+    out = absent.get(axis.latents[0])
+    if out is None:
         return jnp.zeros((), _float_dtype())
     dims = dict(problem.graph.latent(axis.latents[0]).plates)
     kept = [dims[p] for p in axis.scope]
-    inside = jnp.all(mask, tuple(d for d in range(mask.ndim) if d not in kept))
-    inside = jnp.transpose(inside, [sorted(kept).index(d) for d in kept])
-    return jnp.where(inside[..., None], 0.0, -jnp.log(float(axis.size))).astype(_float_dtype())
+    out = jnp.any(out, tuple(d for d in range(out.ndim) if d not in kept))
+    out = jnp.transpose(out, [sorted(kept).index(d) for d in kept])
+    return jnp.where(out[..., None], -jnp.log(float(axis.size)), 0.0).astype(_float_dtype())
 
 
 def model_slots(

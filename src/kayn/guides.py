@@ -309,9 +309,13 @@ def _site_start(name: str, fn: dist.Distribution, model_sites: Mapping[str, Site
         raise GuideError(f"guide site {name!r} is no latent of the model; QEM needs exactly one site for each latent")
     shape = model_sites[name].batch_shape
     family, start = _family_of(name, fn, len(shape), model_sites[name])
-    return family, {
-        p: jnp.broadcast_to(v, (*shape, *jnp.shape(v)[_batch_rank(family, p, v) :])) for p, v in start.items()
-    }
+
+    def whole(parameter: str, value: Any) -> Any:
+        # written without a point, Normal(0, 1), a parameter would be a whole number and never move
+        dtype = jnp.promote_types(jnp.result_type(value), jnp.result_type(float))
+        return jnp.broadcast_to(value, (*shape, *jnp.shape(value)[_batch_rank(family, parameter, value) :])).astype(dtype)
+
+    return family, {p: whole(p, v) for p, v in start.items()}
 
 
 def _family_of(name: str, fn: dist.Distribution, batch_ndim: int, site: Site) -> tuple[Family, dict[str, Any]]:

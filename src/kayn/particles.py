@@ -34,10 +34,11 @@ from kayn.graph.randomness import Keys
 from kayn.graph.roles import Fixed
 from kayn.graph.seeded import seeded
 from kayn.graph.slices import slice_outputs
-from kayn.graph.trace import MASK, SUPPORT, Program, Site, inspect_sites, refuse_point_estimates, trace_program
+from kayn.graph.trace import SUPPORT, Program, Site, inspect_sites, refuse_point_estimates, trace_program
 from kayn.graph.types import Graph, Latent
 from kayn.keys import as_key
 from kayn.minibatches import proposal_count
+from kayn.reach import refuse_points, refuse_smaller_supports
 
 DENOMINATORS = ("mixture", "paired")
 
@@ -77,13 +78,15 @@ def trace_guide(
     """Trace a guide and check it against the model.
 
     Raises:
-        GuideError: it misses a latent, adds one, disagrees about a shape, or is a point estimate.
+        GuideError: it misses a latent, adds one, disagrees about a shape, cannot reach all values of one, or is a point estimate.
     """
     sites = inspect_sites(guide, args, kwargs, params, guide=True)
     drawn = {n: s for n, s in sites.items() if s.kind == "sample" and not s.observed}
     refuse_point_estimates(sites)
     _check_match(drawn, model_sites)
-    keep = {n: len(s.batch_shape) for n, s in model_sites.items() if n in drawn}
+    refuse_smaller_supports(drawn, model_sites)
+    refuse_points(guide, args, kwargs, params, sites, model_sites)
+    keep = {n: max(len(s.batch_shape), s.mask_ndim) for n, s in model_sites.items() if n in drawn}
     density = trace_program(guide, args, kwargs, params, sites, keep)
     parents = _guide_parents(density, drawn)
     sampler, consts = _trace_sampler(guide, args, kwargs, params, density)
@@ -274,9 +277,15 @@ def _draw_noise(noise: Sequence[Noise], key: Any, num: int) -> tuple[Any, dict[s
     return key, {n.site: part.reshape((num, *n.shape)) for n, part in zip(noise, parts, strict=True)}
 
 
-def axis_particles(layout: Layout, runs: Mapping[str, Any], supports: Mapping[str, Any]) -> dict[str, Any]:
-    """Particles of every latent, cut to the number of its axis; enumerated latents get their support."""
-    return {n: supports[n] if axis.enumerated else runs[n][: axis.size] for axis in layout.axes for n in axis.latents}
+def axis_particles(
+    graph: Graph, layout: Layout, runs: Mapping[str, Any], supports: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Particles of every latent, cut to the number of its axis, of the model's type; enumerated latents get their support."""
+    return {
+        n: supports[n] if axis.enumerated else runs[n][: axis.size].astype(graph.latent(n).dtype)
+        for axis in layout.axes
+        for n in axis.latents
+    }
 
 
 def log_density(
@@ -285,7 +294,7 @@ def log_density(
     axis: Axis,
     runs: Mapping[str, Any],
     inputs: Sequence[Any],
-    masks: Mapping[str, Any],
+    absent: Mapping[str, Any],
     denominator: str = "mixture",
     drawn: bool = False,
 ) -> Any:
@@ -294,7 +303,7 @@ def log_density(
     Args:
         runs: all guide values, [runs, *shape] with at least K runs.
         inputs: constants and inputs of the guide's density program.
-        masks: masks of latents in the model; a masked-out element has density one on both sides.
+        absent: elements of latents that are in no factor of the model; these have density one on both sides.
         denominator: "mixture" over the guide parents' particles, or "paired" with the k-th parent alone.
         drawn: the density of drawing these particles instead: rows of subsampled plates count once, see `kayn.minibatches`.
     """
@@ -306,7 +315,7 @@ def log_density(
 
     def single(own: Mapping[str, Any], outside: Mapping[str, Any]) -> Any:
         values = {**own, **outside}
-        return sum(count(n) * _site_density(guide, graph, axis, n, values, inputs, masks) for n in internal)
+        return sum(count(n) * _site_density(guide, graph, axis, n, values, inputs, absent) for n in internal)
 
     def count(name: str) -> float:
         return 1.0 if drawn else proposal_count(guide.density, graph, axis, name)
@@ -343,7 +352,7 @@ def _site_density(
     name: str,
     values: Mapping[str, Any],
     inputs: Sequence[Any],
-    masks: Mapping[str, Any],
+    absent: Mapping[str, Any],
 ) -> Any:
     """Log density of one guide site for one particle, summed to the axis's scope plates (in their order)."""
     program = guide.density
@@ -355,12 +364,12 @@ def _site_density(
     if name not in graph.latent_names:
         return log_q.sum()
     latent = graph.latent(name)
-    if name in masks:
-        if log_q.ndim < masks[name].ndim:
+    if name in absent:
+        if log_q.ndim < absent[name].ndim:
             raise GuideError(
                 f"the guide draws {name!r} jointly, but the model masks some of its elements; use an elementwise guide"
             )
-        log_q = jnp.where(jnp.broadcast_to(masks[name], log_q.shape), log_q, 0.0)
+        log_q = jnp.where(jnp.broadcast_to(absent[name], log_q.shape), 0.0, log_q)
     position = dict(latent.plates)
     kept = [position[p] for p in axis.scope]
     summed = log_q.sum(tuple(d for d in range(log_q.ndim) if d not in kept))
@@ -373,13 +382,4 @@ def supports(model: Program, names: Sequence[str], inputs: Sequence[Any]) -> dic
     if not names:
         return {}
     run, used = slice_outputs(model.jaxpr, [model.outputs.index(SUPPORT + n) for n in names])
-    return dict(zip(names, run(*(inputs[i] for i in used)), strict=True))
-
-
-def latent_masks(model: Program, inputs: Sequence[Any]) -> dict[str, Any]:
-    """Masks of latent sites that the model masks (the unobserved part of partially observed sites)."""
-    names = [n for n, s in model.sites.items() if s.kind == "sample" and not s.observed and MASK + n in model.outputs]
-    if not names:
-        return {}
-    run, used = slice_outputs(model.jaxpr, [model.outputs.index(MASK + n) for n in names])
     return dict(zip(names, run(*(inputs[i] for i in used)), strict=True))

@@ -17,6 +17,7 @@ from jax.extend.core import get_opaque_trace_state
 from numpyro.primitives import Messenger
 
 from kayn.errors import GuideError, ModelError, StructureWarning
+from kayn.graph.wrappers import innermost
 from kayn.names import RESERVED
 
 ADDED = "_kayn_added"
@@ -132,10 +133,3 @@ def check_guide(trace: Mapping[str, Any], scaled: Callable[[Mapping[str, Any]], 
             StructureWarning,
             stacklevel=2,
         )
-
-
-def innermost(fn: dist.Distribution) -> dist.Distribution:
-    """The distribution under masks, expansions and event reinterpretations."""
-    while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution | dist.Independent):
-        fn = fn.base_dist
-    return fn

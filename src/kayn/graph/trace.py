@@ -29,10 +29,12 @@ from kayn.graph.densities import dependable
 from kayn.graph.given import Given, OneKind
 from kayn.graph.params import CheckedParams
 from kayn.graph.randomness import Keys
-from kayn.graph.roles import ADDED, Fixed, Untransformed, as_read, check_guide, innermost
+from kayn.graph.roles import ADDED, Fixed, Untransformed, as_read, check_guide
 from kayn.graph.slices import slice_outputs
 from kayn.graph.tables import explained, refuse_shape
+from kayn.graph.supports import Support, ends_of, support_of
 from kayn.graph.walks import WALK, Walks
+from kayn.graph.wrappers import delta_density, element_mask, hide_masked, innermost, with_batch_ndim, without_masks
 from kayn.names import RESERVED, fresh
 
 VALUE = f"{RESERVED}value:"
@@ -40,8 +42,12 @@ DATA = f"{RESERVED}data:"
 MASK = f"{RESERVED}mask:"
 SUPPORT = f"{RESERVED}support:"
 INSIDE = f"{RESERVED}inside:"
-"""Prefixes of traced outputs that are no log probabilities: deterministic values, observed data, masks, supports of
-enumerated latents, and whether data lie in their likelihood's support."""
+UNMASKED = f"{RESERVED}unmasked:"
+ABSENT = f"{RESERVED}absent:"
+LOWER, UPPER = f"{RESERVED}lower:", f"{RESERVED}upper:"
+"""Prefixes of traced outputs that are no factors: deterministic values, observed data, masks, supports of enumerated
+latents, whether data lie in their likelihood's support, what a masked latent's density would be without its masks,
+which of its elements are in no factor at all (`kayn.graph.absent`), and ends of latents' supports that are computed."""
 
 
 CHECKED_SUPPORTS = (
@@ -75,6 +81,9 @@ class Site:
     family: str = ""
     exponential_family: str | None = None
     independent_ndim: int = 0
+    support: Support | None = None
+    mask_ndim: int = 0
+    """Dimensions of what its masks stand at: those of the batch, and of events that are made of masked elements."""
     steps: int | None = None
     """Number of steps of the chain that the site is; its leading dimension."""
     walk: bool = False
@@ -259,11 +268,14 @@ def trace_program(
                 out[VALUE + name] = jnp.asarray(site["value"])
             elif site["type"] == "sample":
                 keep = None if batch_ndims is None else batch_ndims.get(name)
+                if batch_ndims is not None and not site["is_observed"]:
+                    # a guide's particles are divided by what they were drawn from, masked or not
+                    site = {**site, "fn": without_masks(site["fn"])}
                 out[name] = _log_prob(site, ratios, keep)
                 if keep in (None, len(site["fn"].batch_shape)) and sites[name].exponential_family is not None:
                     arguments = _arguments(site, ratios)
                     out.update({f"{ARGUMENT}{argument}:{name}": array for argument, array in arguments.items()})
-                mask = _mask(site["fn"])
+                mask = element_mask(site["fn"])
                 if site["is_observed"] and site["value"] is not None:
                     out[DATA + name] = jnp.asarray(site["value"])
                     inside = None if keep is not None else _inside(site["fn"].support, site["value"])
@@ -273,8 +285,12 @@ def trace_program(
                     support = site["fn"].enumerate_support(expand=False)
                     shape = (support.shape[0], *sites[name].shape)
                     out[SUPPORT + name] = jnp.broadcast_to(support, shape).astype(sites[name].dtype)
+                if not site["is_observed"]:
+                    out.update(_ends(name, site["fn"]))
                 if mask is not None:
-                    out[MASK + name] = jnp.broadcast_to(mask, site["fn"].batch_shape)
+                    out[MASK + name] = mask
+                    if not site["is_observed"]:
+                        out[UNMASKED + name] = _unmasked(site["fn"], site["value"], mask.ndim)
         return out
 
     if lengths:
@@ -358,6 +374,8 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         family=type(base).__name__,
         exponential_family=family_of(base),
         independent_ndim=fn.event_dim - base.event_dim,
+        support=None if site["is_observed"] else support_of(fn),
+        mask_ndim=0 if (mask := element_mask(fn)) is None else mask.ndim,
         steps=steps,
         walk=walk,
         added=ADDED in infer,
@@ -384,25 +402,17 @@ def placeholder(site: Mapping[str, Any]) -> Any:
     return None
 
 
-def _mask(fn: dist.Distribution) -> Any:
-    if not isinstance(fn, dist.MaskedDistribution):
-        return None
-    inner = _mask(fn.base_dist)
-    return fn._mask if inner is None else jnp.logical_and(fn._mask, inner)
-
-
 def _log_prob(site: Mapping[str, Any], ratios: Mapping[str, float], keep: int | None) -> Any:
     fn, value = site["fn"], site["value"]
     if site["is_observed"] and value is not None:
         value = jnp.asarray(value)  # NumPyro's support checks mix NumPy data and traced bounds
     if isinstance(innermost(fn), dist.Delta) and not site["is_observed"]:
         # a joint autoguide's deterministic transform: equality with a recomputed float is not a test worth making
-        log_prob = _delta_density(fn)
+        log_prob = delta_density(fn)
     elif keep is not None:
         log_prob = dependable(with_batch_ndim(fn, keep), site["value"]).log_prob(value)
     else:
-        if site["is_observed"] and isinstance(fn, dist.MaskedDistribution):
-            value = _hide_masked(fn, value)
+        value = hide_masked(fn, value) if site["is_observed"] else value
         log_prob = dependable(fn, site["value"]).log_prob(value)
     if keep is not None and jnp.ndim(log_prob) > keep:
         log_prob = log_prob.sum(tuple(range(keep, jnp.ndim(log_prob))))
@@ -412,10 +422,23 @@ def _log_prob(site: Mapping[str, Any], ratios: Mapping[str, float], keep: int | 
     return log_prob if scale is None else log_prob * scale
 
 
+def _ends(name: str, fn: dist.Distribution) -> dict[str, Any]:
+    """Ends of a latent's support that are not plain numbers."""
+    support, ends = support_of(fn), ends_of(fn)
+    if support is None or ends is None:
+        return {}
+    pairs = ((LOWER, support.lower, ends.lower), (UPPER, support.upper, ends.upper))
+    return {prefix + name: jnp.asarray(end) for prefix, number, end in pairs if number is None}
+
+
+def _unmasked(fn: dist.Distribution, value: Any, ndim: int) -> Any:
+    """A latent's log density as it is without masks, for each element that one may hide: the shape of `element_mask`."""
+    return dependable(with_batch_ndim(without_masks(fn), ndim), value).log_prob(value)
+
+
 def _arguments(site: Mapping[str, Any], ratios: Mapping[str, float]) -> dict[str, Any]:
     fn, value = site["fn"], site["value"]
-    if site["is_observed"] and isinstance(fn, dist.MaskedDistribution):
-        value = _hide_masked(fn, value)
+    value = hide_masked(fn, value) if site["is_observed"] else value
     return density_arguments(fn, value, _own_scale(site, ratios))
 
 
@@ -442,51 +465,6 @@ def _inside(support: Any, value: Any) -> Any:
     if isinstance(support, constraints.greater_than):
         return value >= support.lower_bound
     return support(value) if type(support) in CHECKED_SUPPORTS else None
-
-
-def _hide_masked(fn: dist.MaskedDistribution, value: Any) -> Any:
-    """Replace masked-out observations by a harmless value, so that NaN under a mask has finite gradients."""
-    value = jnp.asarray(value)
-    mask = jnp.broadcast_to(_mask(fn), fn.batch_shape)
-    mask = mask.reshape(mask.shape + (1,) * fn.event_dim)
-    return jnp.where(mask, value, fn.support.feasible_like(value).astype(value.dtype))
-
-
-def _delta_density(fn: dist.Distribution) -> Any:
-    while not isinstance(fn, dist.Delta):
-        if isinstance(fn, dist.Independent):
-            return _delta_density(fn.base_dist).sum(tuple(range(-fn.reinterpreted_batch_ndims, 0)))
-        fn = fn.base_dist
-    return jnp.broadcast_to(fn.log_density, fn.batch_shape)
-
-
-def with_batch_ndim(fn: dist.Distribution, ndim: int) -> dist.Distribution:
-    """The same law with up to `ndim` batch dimensions: event dimensions that are really independent are freed."""
-    if len(fn.batch_shape) >= ndim:
-        return fn
-    if isinstance(fn, dist.Independent):
-        missing = min(ndim - len(fn.batch_shape), fn.reinterpreted_batch_ndims)
-        left = fn.reinterpreted_batch_ndims - missing
-        base = fn.base_dist.to_event(left) if left else fn.base_dist
-        return with_batch_ndim(base, ndim)
-    if isinstance(fn, dist.TransformedDistribution):
-        base = with_batch_ndim(fn.base_dist, ndim)
-        free = len(base.batch_shape) > len(fn.base_dist.batch_shape)
-        return dist.TransformedDistribution(base, _elementwise(fn.transforms)) if free else fn
-    return fn
-
-
-def _elementwise(transforms: Any) -> list[Any]:
-    """Transforms without the event dimensions that merely repeat them."""
-    out = []
-    for transform in transforms:
-        while isinstance(transform, dist.transforms.IndependentTransform):
-            transform = transform.base_transform
-        if isinstance(transform, dist.transforms.ComposeTransform):
-            out.extend(_elementwise(transform.parts))
-        else:
-            out.append(transform)
-    return out
 
 
 def refuse_point_estimates(sites: Mapping[str, Site]) -> None:

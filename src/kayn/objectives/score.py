@@ -15,6 +15,7 @@ from kayn.axes import Axis, proposal_name
 from kayn.checks import checked
 from kayn.errors import KaynError
 from kayn.evidence import Draws, Problem
+from kayn.graph.absent import absences
 from kayn.minibatches import refuse_powers
 from kayn.objectives.base import (
     Call,
@@ -155,8 +156,8 @@ def _score(
     if whole and not any(p not in axis.latents for n in axis.latents for p in problem.guide.parents[n]):
         return -terms[proposal_name(axis)]
     inputs = evidence.guide_inputs(problem, numbers, params, draws.subsample)
-    masks = particles.latent_masks(problem.model, evidence.model_inputs(problem, numbers, params, draws.subsample))
-    return particles.log_density(problem.guide, problem.graph, axis, draws.runs, inputs, masks, "paired", drawn=True)
+    absent = absences(problem.model, evidence.model_inputs(problem, numbers, params, draws.subsample))
+    return particles.log_density(problem.guide, problem.graph, axis, draws.runs, inputs, absent, "paired", drawn=True)
 
 
 def along(score: Any, axis: Axis, plate: str | None) -> Any:

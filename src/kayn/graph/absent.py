@@ -1,0 +1,152 @@
+"""Elements of latents that are in no factor: a mask takes them out of their prior, and nothing else reads them.
+
+NumPyro writes them so for what is observed in part (`obs_mask=`) and for padded steps, models for objects that may not be
+there. Such an element has density one in the model whatever its value, so it has none to be divided by either. An element
+that is masked but read elsewhere (a second site that scores it, a likelihood that uses it) is an ordinary one with a flat
+prior: its particles are divided by what they were drawn from, as always.
+
+Where other latents decide whether an element is absent, its proposal cannot say it. It keeps its unmasked prior there
+instead: this integrates to one, so that no other latent's law and no evidence is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+
+from kayn.graph.arguments import ARGUMENT
+from kayn.graph.influence import Influence, Origin, Source, influences, is_whole, run_equations
+from kayn.graph.slices import slice_outputs
+from kayn.graph.trace import ABSENT, MASK, UNMASKED, Program
+
+
+def with_absences(program: Program) -> Program:
+    """A model whose masked latents say which of their elements are absent (`ABSENT`); the others stay as they are."""
+    masked = [n for n in program.latents if MASK + n in program.outputs]
+    if not masked:
+        return program
+    uncertain = {n for n in masked if _reads_latents(program, MASK + n)}
+    dropped = {n for n in program.outputs if n.startswith(UNMASKED)}
+    dropped |= {n for n in program.outputs if n.startswith(ARGUMENT) and n.rpartition(":")[2] in uncertain}
+
+    def run(*inputs: Any) -> dict[str, Any]:
+        given = [*program.consts, *inputs]
+        env = run_equations(program.jaxpr, given)
+        outvars = dict(zip(program.outputs, program.jaxpr.outvars, strict=True))
+        values = {n: v.val if isinstance(v, Literal) else env[v] for n, v in outvars.items()}
+        out = {n: v for n, v in values.items() if n not in dropped}
+        for name in masked:
+            absent = _absent(program, name, given, values, name in uncertain)
+            if absent is None:
+                continue
+            out[ABSENT + name] = absent
+            if name in uncertain:
+                kept = jnp.where(absent, values[UNMASKED + name], 0.0)
+                out[name] = out[name] + kept.sum(tuple(range(values[name].ndim, kept.ndim)))
+        return out
+
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in program.jaxpr.invars]
+    closed, found = jax.make_jaxpr(run, return_shape=True)(*shapes)
+    return replace(program, jaxpr=closed.jaxpr, consts=tuple(closed.consts), outputs=tuple(sorted(found)))
+
+
+def absences(program: Program, inputs: Sequence[Any]) -> dict[str, Any]:
+    """Which elements of masked latents are absent, whatever the other latents are: bool [*batch, *inner] by latent.
+
+    Args:
+        inputs: the jaxpr's constants and inputs, anything in the places of latents.
+    """
+    names = [n for n in program.latents if ABSENT + n in program.outputs and not _reads_latents(program, ABSENT + n)]
+    if not names:
+        return {}
+    run, used = slice_outputs(program.jaxpr, [program.outputs.index(ABSENT + n) for n in names])
+    return dict(zip(names, run(*(inputs[i] for i in used)), strict=True))
+
+
+def _reads_latents(program: Program, output: str) -> bool:
+    used = slice_outputs(program.jaxpr, [program.outputs.index(output)])[1]
+    first = len(program.consts)
+    return any(first <= i < first + len(program.inputs) for i in used)
+
+
+def _absent(program: Program, name: str, given: Sequence[Any], values: Mapping[str, Any], uncertain: bool) -> Any:
+    """Elements that are masked and in no other factor: bool in the mask's shape; None where there is none."""
+    look = {"predicates": Source.CONTINUOUS, "zeros": Source.DISCRETE} if uncertain else {}
+    factors = [n for n in program.outputs if n in program.sites and program.sites[n].kind == "sample"]
+    read = _read(program, name, given, {n: _counts(values, n) for n in factors if n != name}, look)
+    if program.aliases:
+        read = _either(read, _read_elsewhere(program, name, given, {name: _counts(values, name)}, look))
+    mask = values[MASK + name]
+    if read is True:
+        return None
+    if read is False:
+        return ~mask
+    return ~mask & ~jnp.any(read, tuple(range(mask.ndim, read.ndim)))
+
+
+def _either(a: Influence, b: Influence) -> Influence:
+    if a is True or b is True:
+        return True
+    return b if a is False else a if b is False else a | b
+
+
+def _counts(values: Mapping[str, Any], name: str) -> Influence:
+    """The elements of a site's log density that masks do not set to zero."""
+    mask = values.get(MASK + name)
+    if mask is None:
+        return True
+    shape = values[name].shape
+    return jnp.broadcast_to(jnp.any(mask, tuple(range(len(shape), mask.ndim))), shape)
+
+
+def _inputs_read(
+    program: Program, given: Sequence[Any], wanted: Mapping[str, Influence], look: Mapping[str, Source]
+) -> dict[str, Influence]:
+    latents = dict(enumerate(program.inputs, len(program.consts)))
+
+    def origin(position: int) -> Origin:
+        whole = is_whole(jnp.asarray(given[position]))
+        if position not in latents:
+            return Origin(Source.KNOWN, whole)
+        discrete = program.sites[bases.get(latents[position], latents[position])].discrete
+        return Origin(Source.DISCRETE if discrete else Source.CONTINUOUS, discrete)
+
+    bases = {a.name: a.base for a in program.aliases}
+    origins = [origin(i) for i in range(len(given))]
+    options = {"predicates": Source.KNOWN, "zeros": Source.KNOWN, **look}
+    found = influences(program.jaxpr, given, origins, [wanted.get(n, False) for n in program.outputs], **options)
+    return {n: found[i] for i, n in latents.items()}
+
+
+def _read(
+    program: Program, name: str, given: Sequence[Any], wanted: Mapping[str, Influence], look: Mapping[str, Source]
+) -> Influence:
+    found = _inputs_read(program, given, wanted, look)
+    return _either(found[name], _moved(program, name, found))
+
+
+def _read_elsewhere(
+    program: Program, name: str, given: Sequence[Any], wanted: Mapping[str, Influence], look: Mapping[str, Source]
+) -> Influence:
+    """What a chain's own density reads of its other steps."""
+    return _moved(program, name, _inputs_read(program, given, wanted, look))
+
+
+def _moved(program: Program, name: str, found: Mapping[str, Influence]) -> Influence:
+    """The elements of a chain that are read as its values at other steps."""
+    out: Influence = False
+    shape = program.sites[name].shape
+    for alias in program.aliases:
+        influence = found[alias.name]
+        if alias.base != name or influence is False:
+            continue
+        if influence is True:
+            return True
+        _, back = jax.vjp(lambda x, alias=alias: alias.move(x, 0), jnp.zeros(shape, jnp.float32))
+        out = _either(out, back(influence.astype(jnp.float32))[0] > 0)
+    return out
