@@ -313,7 +313,9 @@ def _site_start(name: str, fn: dist.Distribution, model_sites: Mapping[str, Site
     def whole(parameter: str, value: Any) -> Any:
         # written without a point, Normal(0, 1), a parameter would be a whole number and never move
         dtype = jnp.promote_types(jnp.result_type(value), jnp.result_type(float))
-        return jnp.broadcast_to(value, (*shape, *jnp.shape(value)[_batch_rank(family, parameter, value) :])).astype(dtype)
+        return jnp.broadcast_to(value, (*shape, *jnp.shape(value)[_batch_rank(family, parameter, value) :])).astype(
+            dtype
+        )
 
     return family, {p: whole(p, v) for p, v in start.items()}
 
