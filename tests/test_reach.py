@@ -1,0 +1,131 @@
+"""A guide's support must hold the latent's, and its draws must have a density: else it is refused by name."""
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.distributions import transforms
+from scipy.stats import norm
+
+import kayn
+from kayn.errors import GuideError
+from kayn.evidence import build_problem
+from kayn.importance import Importance
+
+
+def build(prior, guide):
+    """Trace and compare, without running anything."""
+
+    def model():
+        b = numpyro.sample("b", prior)
+        numpyro.sample("y", dist.Normal(jnp.sum(1.0 * b), 1.0), obs=0.5)
+
+    return build_problem(model, lambda: numpyro.sample("b", guide), (), {}, {}, Importance(model).request)
+
+
+NORMAL, PAIR = dist.Normal(0.0, 1.0), np.array([1.0, 2.0])
+TOO_SMALL = {
+    "positive for real": (NORMAL, dist.Gamma(2.0, 2.0)),
+    "interval for real": (NORMAL, dist.Uniform(-0.6, 0.6)),
+    "truncated on one side": (NORMAL, dist.LeftTruncatedDistribution(dist.Normal(0.0, 1.0), low=jnp.array(-1.0))),
+    "truncated": (NORMAL, dist.TruncatedNormal(0.0, 1.0, low=-1.0, high=1.0)),
+    "circle for real": (NORMAL, dist.VonMises(0.0, 1.0)),
+    "shifted, declared real": (
+        NORMAL,
+        dist.TransformedDistribution(NORMAL, [transforms.ExpTransform(), transforms.AffineTransform(-3.0, 1.0)]),
+    ),
+    "one element of two": (dist.Uniform(0.0, PAIR).to_event(1), dist.Uniform(0.0, np.ones(2)).to_event(1)),
+    "starts later": (dist.Exponential(1.0), dist.Pareto(1.0, 1.0)),
+    "two values of three": (dist.Categorical(np.ones(3) / 3), dist.Bernoulli(0.5)),
+    "whole numbers within": (dist.DiscreteUniform(0, 5), dist.DiscreteUniform(1, 3)),
+    "bounded counts": (dist.Poisson(2.0), dist.Binomial(5, 0.4)),
+    "reals for a simplex": (dist.Dirichlet(np.ones(3)), dist.Normal(np.zeros(3), 1.0).to_event(1)),
+    "improper": (dist.ImproperUniform(dist.constraints.real, (), ()), dist.LogNormal(0.0, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", TOO_SMALL)
+def test_supports_that_are_too_small_are_refused(name):
+    with pytest.raises(GuideError, match="guide site 'b'"):
+        build(*TOO_SMALL[name])
+
+
+FITS = {
+    "real for positive": (dist.Gamma(2.0, 2.0), NORMAL),
+    "real for a circle": (dist.VonMises(0.0, 1.0), NORMAL),
+    "the same ends": (dist.Uniform(0.0, PAIR).to_event(1), dist.Uniform(0.0, PAIR).to_event(1)),
+    "unit interval": (dist.Uniform(0.0, 1.0), dist.Beta(2.0, 2.0)),
+    "more values": (dist.Bernoulli(0.5), dist.Categorical(np.ones(3) / 3)),
+    "unbounded counts": (dist.Binomial(5, 0.4), dist.Poisson(2.0)),
+    "simplex": (dist.Dirichlet(np.ones(3)), dist.Dirichlet(2 * np.ones(3))),
+    "improper": (dist.ImproperUniform(dist.constraints.positive, (), ()), dist.LogNormal(0.0, 1.0)),
+    "mixture": (NORMAL, dist.MixtureSameFamily(dist.Categorical(np.ones(2) / 2), dist.Normal(PAIR, 1.0))),
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_supports_that_fit_are_taken(name):
+    build(*FITS[name])
+
+
+def chain():
+    a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    b = numpyro.sample("b", dist.Normal(a, 1.0))
+    numpyro.sample("y", dist.Normal(b, 1.0), obs=0.0)
+
+
+def auxiliary(fn):
+    return numpyro.sample("u", fn, infer={"is_auxiliary": True})
+
+
+def beside():
+    numpyro.sample("a", dist.Normal(0.0, 1.0))
+    numpyro.sample("b", dist.Delta(1.0))
+
+
+def two_of_one():
+    u = auxiliary(dist.Normal(0.0, 1.0))
+    numpyro.sample("a", dist.Delta(u))
+    numpyro.sample("b", dist.Delta(u))
+
+
+def no_jacobian():
+    numpyro.sample("a", dist.Delta(2 * auxiliary(dist.Normal(0.0, 0.5))))
+    numpyro.sample("b", dist.Normal(0.0, 1.5))
+
+
+def of_a_latent():
+    a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    numpyro.sample("b", dist.Delta(2 * a))
+
+
+@pytest.mark.parametrize("guide", [beside, two_of_one, no_jacobian, of_a_latent])
+def test_points_without_a_joint_density_are_refused(guide):
+    with pytest.raises(GuideError, match="Delta"):
+        build_problem(chain, guide, (), {}, {}, Importance(chain).request)
+
+
+def two_of_two():
+    u = auxiliary(dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    numpyro.sample("a", dist.Delta(u[0]))
+    numpyro.sample("b", dist.Delta(u[0] + u[1]))
+
+
+def test_points_with_a_joint_density_are_evaluated():
+    """The guide is the prior, so that weights are bounded: the standard error is below 0.01, the tolerance is 5 of them."""
+    found = kayn.Importance(chain, two_of_two, 1000, num_replicates=4).run(0, None).log_evidence
+    np.testing.assert_allclose(found, norm(0, 3**0.5).logpdf(0.0), atol=0.05)
+
+
+def test_values_of_another_type_are_cast():
+    """Geometric counts are floats in NumPyro, Poisson's are integers; the tolerance is 5 standard errors."""
+
+    def model():
+        n = numpyro.sample("n", dist.Geometric(0.4))
+        numpyro.sample("y", dist.Normal(1.0 * n, 1.0), obs=2.6)
+
+    n = np.arange(80)
+    right = np.log(np.sum(0.4 * 0.6**n * norm.pdf(2.6, n)))
+    importance = kayn.Importance(model, lambda: numpyro.sample("n", dist.Poisson(2.5)), 1000, num_replicates=4)
+    np.testing.assert_allclose(importance.run(0, None).log_evidence, right, atol=0.1)
