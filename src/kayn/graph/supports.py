@@ -128,18 +128,24 @@ def _image(ends: Ends, transform: Any) -> Ends | None:
                 moved = None if moved is None else _image(moved, part)
             return moved
         case transforms.AffineTransform():
-            if _number(ends.lower) == -math.inf and _number(ends.upper) == math.inf:
-                return ends
-            if _number(transform.scale) is None:
-                return None
-            a, b = (transform.loc + transform.scale * end for end in (ends.lower, ends.upper))
-            return Ends(a, b) if transform.scale > 0 else Ends(b, a)
+            scale = _number(transform.scale)
+            if scale is None:
+                return ends if (_number(ends.lower), _number(ends.upper)) == (-math.inf, math.inf) else None
+            a, b = (_affine(transform.loc, scale, end) for end in (ends.lower, ends.upper))
+            return Ends(a, b) if scale > 0 else Ends(b, a)
         case transforms.ExpTransform():
             return Ends(_through(jnp.exp, math.exp, ends.lower), _through(jnp.exp, math.exp, ends.upper))
         case transforms.SigmoidTransform():
             low, high = _number(ends.lower), _number(ends.upper)
             return Ends(0.0, 1.0) if low == -math.inf and high == math.inf else None
     return None
+
+
+def _affine(loc: Any, scale: float, end: Any) -> Any:
+    known, shift = _number(end), _number(loc)
+    if known is not None and math.isinf(known):
+        return known * scale
+    return loc + scale * end if known is None or shift is None else shift + scale * known
 
 
 def _through(function: Any, plain: Any, end: Any) -> Any:

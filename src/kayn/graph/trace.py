@@ -31,8 +31,8 @@ from kayn.graph.params import CheckedParams
 from kayn.graph.randomness import Keys
 from kayn.graph.roles import ADDED, Fixed, Untransformed, as_read, check_guide
 from kayn.graph.slices import slice_outputs
-from kayn.graph.tables import explained, refuse_shape
 from kayn.graph.supports import Support, ends_of, support_of
+from kayn.graph.tables import explained, refuse_shape
 from kayn.graph.walks import WALK, Walks
 from kayn.graph.wrappers import delta_density, element_mask, hide_masked, innermost, with_batch_ndim, without_masks
 from kayn.names import RESERVED, fresh
