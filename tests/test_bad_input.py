@@ -209,7 +209,7 @@ STRUCTURE = [
     ),
     case(
         "support depends on a latent", lambda: kayn.fit(moving_support, (0.3,), progress=False), GuideError,
-        "support of latent 'b'", "depends on another latent", "fixed support",
+        "support of latent 'b'", "depends on latent 'a'", "fixed support",
     ),
     case(
         "enumerating Poisson", lambda: kayn.analyze(enumerate_from(dist.Poisson(0.5)), 0.3), ModelError,
