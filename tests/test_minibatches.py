@@ -12,10 +12,11 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
+from scipy.stats import norm
 
 import kayn
 from kayn import evidence
-from kayn.errors import GuideError, KaynError
+from kayn.errors import GuideError, KaynError, ModelError
 from kayn.guides import FactorisedGuide
 
 N, M, K = 3, 2, 2
@@ -528,3 +529,79 @@ def test_defensive_proposals_inside_loops():
         for a, b in paths
     )
     assert abs(z.mean() - right) < 4.5 * z.std() / np.sqrt(len(keys))
+
+
+# -- indices that a handler has set
+
+HELD = jnp.array([3, 1])
+FAR = jnp.array([-30.0, -10.0, 0.0, 10.0, 30.0])
+
+
+def rows_model(y, size=2):
+    with numpyro.plate("rows", 5, subsample_size=size) as rows:
+        z = numpyro.sample("z", dist.Normal(0.0, 100.0))
+        numpyro.deterministic("row", y[rows])
+        numpyro.sample("y", dist.Normal(z, 0.1), obs=y[rows])
+
+
+def rows_guide(y, size=2):
+    loc = numpyro.param("loc", jnp.asarray(y))
+    with numpyro.plate("rows", 5, subsample_size=size) as rows:
+        numpyro.sample("z", dist.Normal(loc[rows], 0.1))
+
+
+def held(program, rows=HELD):
+    return handlers.substitute(program, {"rows": rows})
+
+
+PAIRS = [(held(rows_model), rows_guide), (rows_model, held(rows_guide)), (held(rows_model), held(rows_guide))]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=["model", "guide", "both"])
+def test_indices_of_a_handler_hold_for_model_and_guide(pair):
+    """A latent meets the datum of its own row, or is a hundred standard deviations away."""
+    found = kayn.Importance(*pair, 50, num_replicates=2).run(0, None, FAR)
+    assert (np.asarray(found.draws.subsample["rows"]) == HELD).all()
+    exact = 5 / 2 * norm(0.0, np.hypot(100.0, 0.1)).logpdf(FAR[HELD]).sum()
+    np.testing.assert_allclose(found.log_evidence, exact, atol=0.02)
+    np.testing.assert_allclose(found.mean("z"), FAR[HELD], atol=0.1)
+    assert found.log_likelihood(0, 5)["y"].min() > -20
+    assert (found.predictive(0, 5)["row"] == FAR[HELD]).all()
+    asleep = kayn.Sleep(3, replace=lambda dream, y: ((y,), {}))
+    slopes = jax.grad(lambda p: asleep.loss(jax.random.key(0), p, *pair, FAR))({"loc": jnp.zeros(5)})["loc"]
+    assert (np.flatnonzero(slopes) == np.sort(HELD)).all()
+
+
+@pytest.mark.parametrize("pair", [(held(rows_model), None), (rows_model, held(rows_guide))], ids=["model", "guide"])
+def test_qem_stays_on_the_rows_of_a_handler(pair):
+    qem = kayn.QEM(pair[0], pair[1], 20)
+    state = qem.init(0, FAR)
+    before = qem.get_params(state)["kayn:z:loc"]
+    state, _ = qem.advance(state, 4)
+    moved = np.flatnonzero(before != qem.get_params(state)["kayn:z:loc"])
+    assert (moved == np.sort(HELD)).all()
+
+
+def test_a_permutation_of_a_whole_plate_holds_too():
+    back = jnp.arange(5)[::-1]
+    for pair in ((held(rows_model, back), rows_guide), (rows_model, held(rows_guide, back))):
+        found = kayn.Importance(*pair, 50).run(0, None, FAR, None)
+        np.testing.assert_allclose(found.mean("z"), FAR[back], atol=0.1)
+
+
+def test_indices_may_be_traced():
+    def loss(rows):
+        return kayn.VI(20).loss(jax.random.key(0), {}, held(rows_model, rows), rows_guide, FAR)
+
+    np.testing.assert_allclose(jax.jit(loss)(HELD), loss(HELD), rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [jnp.array([3, 5]), jnp.array([-1, 2]), jnp.array([0.0, 1.0]), jnp.array([[0, 1]])])
+def test_indices_that_are_none_are_refused(rows):
+    with pytest.raises(ModelError, match="plate 'rows' the indices"):
+        kayn.Importance(held(rows_model, rows), rows_guide, 5).run(0, None, FAR)
+
+
+def test_indices_that_differ_are_refused():
+    with pytest.raises(GuideError, match="plate 'rows' other indices in the guide"):
+        kayn.Importance(held(rows_model), held(rows_guide, jnp.array([0, 1])), 5).run(0, None, FAR)

@@ -22,11 +22,12 @@ from kayn.checks import parameter_values
 from kayn.contraction.execute import Index, log_contract, look_up, settled_slot
 from kayn.contraction.plan import Sliced
 from kayn.errors import GuideError, KaynError, StructureWarning
+from kayn.fixed import fixed_rows
 from kayn.graph.absent import absences, with_absences
 from kayn.graph.discover import Structure, discover
 from kayn.graph.missing import is_broken, refuse_missing, refuse_missing_groups, warn_if_nothing_observed
 from kayn.graph.slices import slice_outputs
-from kayn.graph.trace import VALUE, Program, Site, inspect_sites, trace_program
+from kayn.graph.trace import VALUE, Program, Site, inspect_sites, share_fixed, trace_program
 from kayn.graph.types import Graph, Kind, Output
 from kayn.keys import as_key
 from kayn.layout import choose_layout
@@ -123,13 +124,16 @@ def build_problem(
     # a latent that the guide draws is sampled, even if the model would allow to sum it out
     drawn = set(traced_guide.names)
     sites = {n: replace(s, enumerate=False, support_size=None) if n in drawn else s for n, s in sites.items()}
+    sites = share_fixed(sites, traced_guide.density.sites)
     traced, structure = read_model(model, args, kwargs, params, sites)
     warn_if_nothing_observed(traced, model, args, kwargs)
     _refuse_unreachable(traced_guide, traced, params)
     mixed = particles.parent_plates(traced_guide, structure.graph) if denominator == "mixture" else None
     parameters = sum(math.prod(jnp.shape(v)) for v in jax.tree.leaves(params))
     layout = choose_layout(structure, request, traced_guide.constraints, mixed, parameters)
-    return Problem(traced, traced_guide, structure, layout, denominator)
+    problem = Problem(traced, traced_guide, structure, layout, denominator)
+    set_rows(problem, problem.numbers, params)  # which refuses those that differ
+    return problem
 
 
 def refuse_unknown_params(
@@ -215,7 +219,7 @@ def draw_particles(problem: Problem, numbers: Mapping, key: Any, params: Any, ro
     key, subsample = as_key(key), {}
     if problem.model.subsamples or problem.guide.density.subsamples:
         key, own_key = jax.random.split(key)
-        subsample = _draw_subsample(problem, own_key if rows_key is None else rows_key)
+        subsample = _draw_subsample(problem, numbers, own_key if rows_key is None else rows_key, params)
     params = dict(params or {})
     runs = particles.draw_runs(problem.guide, numbers["sampler"], key, problem.num_runs, params, subsample)
     return draws_from_runs(problem, numbers, params, _stored(runs, key), subsample)
@@ -243,14 +247,24 @@ def draws_from_runs(
     )
 
 
-def _draw_subsample(problem: Problem, key: Any) -> dict[str, Any]:
+def _draw_subsample(problem: Problem, numbers: Mapping, key: Any, params: Any) -> dict[str, Any]:
     plates = {n: problem.model.sites[n] for n in problem.model.subsamples}
     plates |= {n: problem.guide.density.sites[n] for n in problem.guide.density.subsamples}
     keys = jax.random.split(key, len(plates))
-    return {
+    drawn = {
         n: jax.random.choice(k, s.batch_shape[0], s.shape, replace=False).astype(jnp.int32)
         for k, (n, s) in zip(keys, sorted(plates.items()), strict=True)
+        if not s.fixed
     }
+    return drawn | set_rows(problem, numbers, params)
+
+
+def set_rows(problem: Problem, numbers: Mapping, params: Any) -> dict[str, Any]:
+    """Indices of subsampled plates that are not drawn, see `kayn.fixed`."""
+    guide = problem.guide.density
+    return fixed_rows(
+        (problem.model, model_inputs(problem, numbers, params, {})), (guide, guide_inputs(problem, numbers, params, {}))
+    )
 
 
 def proposal_terms(problem: Problem, numbers: Mapping, draws: Draws, params: Any) -> dict[str, Any]:

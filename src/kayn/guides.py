@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from kayn.checks import Count, checked
 from kayn.compilation import is_traced
 from kayn.errors import GuideError
 from kayn.families import Family
-from kayn.graph.given import Given
+from kayn.graph.given import FIXED, Given
 from kayn.graph.seeded import draw
 from kayn.graph.trace import Site, innermost, inspect_sites
 from kayn.keys import as_key
@@ -81,11 +81,20 @@ class GuideSite:
 
 @dataclass(frozen=True, eq=False)
 class FactorisedGuide:
-    """A NumPyro guide with independent sites; parameters are called `kayn:<latent>:<parameter>`, e.g. `kayn:alpha:loc`."""
+    """A NumPyro guide with independent sites; parameters are called `kayn:<latent>:<parameter>`, e.g. `kayn:alpha:loc`.
+
+    Attributes:
+        rows: indices of subsampled plates that a handler has set in the guide that it was read from.
+    """
 
     sites: tuple[GuideSite, ...]
+    rows: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        with handlers.substitute(data=dict(self.rows)):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         out = {}
         for site in self.sites:
             with ExitStack() as stack:
@@ -148,7 +157,7 @@ class FactorisedGuide:
     def started_at(self, params: Mapping[str, Any]) -> FactorisedGuide:
         """The guide that starts from these parameters."""
         by_site = self.split(params)
-        return FactorisedGuide(tuple(replace(s, start=by_site[s.name], wide=None) for s in self.sites))
+        return replace(self, sites=tuple(replace(s, start=by_site[s.name], wide=None) for s in self.sites))
 
     def split(self, params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Parameters by site, then by parameter name."""
@@ -181,9 +190,12 @@ class FactorisedGuide:
         plates = subsampled_plates({**model_sites, **sites})
         blocks = blocks_of_rows(plates) if plates else {}
 
-        def read(rows: Mapping[str, Any]) -> dict[str, tuple[Family, dict[str, Any]]]:
+        def run(rows: Mapping[str, Any]) -> dict[str, Any]:
             program = handlers.seed(Given(guide, params=params, subsample=rows), jax.random.key(0))
-            trace = handlers.trace(program).get_trace(*args, **kwargs)
+            return handlers.trace(program).get_trace(*args, **kwargs)
+
+        def read(rows: Mapping[str, Any]) -> dict[str, tuple[Family, dict[str, Any]]]:
+            trace = run(rows)
             return {n: _site_start(n, trace[n]["fn"], model_sites) for n in drawn}
 
         drawn = [n for n, s in sites.items() if s.kind == "sample" and not s.observed]
@@ -195,11 +207,9 @@ class FactorisedGuide:
                 n: {p: assembled(v, *full_shape(model_sites[n], v.shape[1:], plates), blocks) for p, v in own.items()}
                 for n, own in by_block.items()
             }
-        return FactorisedGuide(
-            tuple(
-                GuideSite(n, found[n][0], starts[n], _plates(model_sites[n], {**model_sites, **sites})) for n in drawn
-            )
-        )
+        fixed = {n: s[FIXED] for n, s in run({}).items() if FIXED in s} if any(s.fixed for s in sites.values()) else {}
+        plates_of = {n: _plates(model_sites[n], {**model_sites, **sites}) for n in drawn}
+        return FactorisedGuide(tuple(GuideSite(n, found[n][0], starts[n], plates_of[n]) for n in drawn), fixed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,7 +254,7 @@ class Unstarted:
             start, wide = site.family.starts(draws[site.name])
             return replace(site, start=start, wide=wide)
 
-        return FactorisedGuide(tuple(started(s) for s in self.guide.sites))
+        return replace(self.guide, sites=tuple(started(s) for s in self.guide.sites))
 
 
 def best_start(starts: Sequence[dict[str, Any]], log_evidence: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from kayn.graph.randomness import Keys
 from kayn.graph.roles import Fixed
 from kayn.graph.seeded import seeded
 from kayn.graph.slices import slice_outputs
-from kayn.graph.trace import SUPPORT, Program, Site, inspect_sites, refuse_point_estimates, trace_program
+from kayn.graph.trace import SUPPORT, Program, Site, inspect_sites, refuse_point_estimates, share_fixed, trace_program
 from kayn.graph.types import Graph, Latent
 from kayn.keys import as_key
 from kayn.minibatches import proposal_count
@@ -80,7 +80,7 @@ def trace_guide(
     Raises:
         GuideError: it misses a latent, adds one, disagrees about a shape, cannot reach all values of one, or is a point estimate.
     """
-    sites = inspect_sites(guide, args, kwargs, params, guide=True)
+    sites = share_fixed(inspect_sites(guide, args, kwargs, params, guide=True), model_sites)
     drawn = {n: s for n, s in sites.items() if s.kind == "sample" and not s.observed}
     refuse_point_estimates(sites)
     _check_match(drawn, model_sites)

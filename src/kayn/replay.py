@@ -150,7 +150,10 @@ def _whole_plates(posterior: Posterior, program: Program, setting: Setting) -> d
     first = len(program.consts) + len(program.inputs) + program.params_tree.num_leaves
     variables = [*program.jaxpr.constvars, *program.jaxpr.invars]
     needed = needed_equations(program.jaxpr, range(len(program.outputs)))[1]
-    read = [n for i, n in enumerate(program.subsamples) if variables[first + i] in needed]
+    # what a handler has set stays so
+    read = [
+        n for i, n in enumerate(program.subsamples) if variables[first + i] in needed and not program.sites[n].fixed
+    ]
     held = {p: z.name for z in posterior.problem.graph.latents for p in z.plate_names if p not in setting.new_plates}
     for plate in read:
         if plate in held and not setting.own:

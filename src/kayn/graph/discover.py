@@ -15,7 +15,7 @@ from kayn.graph.arguments import ARGUMENT, PREDICTORS
 from kayn.graph.chains import Alias
 from kayn.graph.dependence import read_program
 from kayn.graph.nodes import Node, Nodes, evaluate, nested_through
-from kayn.graph.trace import ABSENT, DATA, INSIDE, LOWER, MASK, SUPPORT, UPPER, VALUE, Program, Site
+from kayn.graph.trace import ABSENT, DATA, INSIDE, LOWER, MASK, ROWS, SUPPORT, UPPER, VALUE, Program, Site
 from kayn.graph.types import MIXED, AliasOf, Argument, Density, Graph, Kind, Latent, Link, Output, Plate, Read
 from kayn.names import fresh
 
@@ -217,7 +217,7 @@ class _Builder:
         return plate
 
     def add(self, name: str, annotation: Any, program: Program, kind: Kind | None = None) -> None:
-        if name.startswith((ABSENT, ARGUMENT, DATA, INSIDE, LOWER, MASK, SUPPORT, UPPER)):
+        if name.startswith((ABSENT, ARGUMENT, DATA, INSIDE, LOWER, MASK, ROWS, SUPPORT, UPPER)):
             return
         site = program.sites.get(name.removeprefix(VALUE))
         if kind is None:

@@ -11,11 +11,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from numpyro.primitives import Messenger
 
+from kayn.compilation import is_traced
 from kayn.errors import KaynError, ModelError
 from kayn.graph.tables import as_data
 
+FIXED = "_kayn_fixed"
+"""Holds, in messages of plates, the indices that a handler of the user's has set."""
 UNSEEDED = "_kayn_unseeded"
 """Marks messages that ask for a key which no handler of the user's has set."""
 
@@ -24,7 +29,8 @@ class Given(Messenger):
     """A program whose parameters, latents and plates have given values.
 
     Sites that have a value already keep it: data, as arrays, and what a handler within `fn` has set. So do deterministic sites. A parameter without a given
-    value is a number and no random variable: what draws its first value is the same key in every run.
+    value is a number and no random variable: what draws its first value is the same key in every run. Plates take the indices that they are given, since
+    model and guide have to agree, and note those that a handler has set (see `kayn.fixed`).
 
     Args:
         fn: the program.
@@ -62,11 +68,10 @@ class Given(Messenger):
                 msg["kwargs"]["substitute_stack"].append(("substitute", self.latents))
         elif msg["type"] == "sample" and msg.get("is_observed"):
             msg["value"] = as_data(msg["name"], msg["value"])
+        elif msg["type"] == "plate" and not msg.get("_control_flow_done", False):
+            self._choose_rows(msg)
         elif self._takes(msg) and msg["name"] in (values := self.values[msg["type"]]):
             msg["value"] = values[msg["name"]]
-            if msg["type"] == "plate":
-                # any number of elements may be given, whatever the size of subsamples
-                msg["args"] = (msg["args"][0], len(msg["value"]))
         if msg["type"] == "param":
             self.starting = msg["name"] if msg["value"] is None else ""
 
@@ -86,8 +91,43 @@ class Given(Messenger):
             )
         return None
 
+    def _choose_rows(self, msg: dict[str, Any]) -> None:
+        rows, fixed = self.values["plate"], set_rows(msg)
+        if fixed is not None:
+            msg[FIXED] = msg["value"] = fixed
+        if msg["name"] in rows:
+            msg["value"] = rows[msg["name"]]
+        if fixed is not None or msg["name"] in rows:
+            # any number of elements may be given, whatever the size of subsamples
+            msg["args"] = (msg["args"][0], len(msg["value"]))
+
     def _takes(self, msg: Mapping[str, Any]) -> bool:
         return msg["type"] in self.values and msg["value"] is None and not msg.get("is_observed", False)
+
+
+def set_rows(msg: Mapping[str, Any]) -> Any:
+    """The indices that a handler has given a plate, int32 [M], or None.
+
+    Raises:
+        ModelError: they are no indices of the plate's elements.
+    """
+    (full, size), value = msg["args"], msg["value"]
+    if value is None:
+        return None
+    known = not is_traced(value)
+    if (
+        size in (None, full)
+        and jnp.shape(value) == (full,)
+        and not (known and (np.asarray(value) != np.arange(full)).any())
+    ):
+        return None  # all elements, in order
+    whole = jnp.ndim(value) == 1 and jnp.issubdtype(jnp.result_type(value), jnp.integer)
+    if not whole or (known and not all(0 <= i < full for i in np.asarray(value))):
+        shown = np.asarray(value).tolist() if known else f"{jnp.result_type(value)} {list(jnp.shape(value))}"
+        raise ModelError(
+            f"a handler gives plate {msg['name']!r} the indices {shown}, but they must be whole numbers [M], from 0 to {full - 1}"
+        )
+    return jnp.asarray(value, jnp.int32)
 
 
 class OneKind(Messenger):

@@ -26,7 +26,7 @@ from kayn.errors import GuideError, ModelError
 from kayn.graph.arguments import ARGUMENT, density_arguments, family_of
 from kayn.graph.chains import Alias, Chains, aliases
 from kayn.graph.densities import dependable
-from kayn.graph.given import Given, OneKind
+from kayn.graph.given import FIXED, Given, OneKind
 from kayn.graph.params import CheckedParams
 from kayn.graph.randomness import Keys
 from kayn.graph.roles import ADDED, Fixed, Untransformed, as_read, check_guide
@@ -44,10 +44,12 @@ SUPPORT = f"{RESERVED}support:"
 INSIDE = f"{RESERVED}inside:"
 UNMASKED = f"{RESERVED}unmasked:"
 ABSENT = f"{RESERVED}absent:"
+ROWS = f"{RESERVED}rows:"
 LOWER, UPPER = f"{RESERVED}lower:", f"{RESERVED}upper:"
 """Prefixes of traced outputs that are no factors: deterministic values, observed data, masks, supports of enumerated
 latents, whether data lie in their likelihood's support, what a masked latent's density would be without its masks,
-which of its elements are in no factor at all (`kayn.graph.absent`), and ends of latents' supports that are computed."""
+which of its elements are in no factor at all (`kayn.graph.absent`), indices of plates that a handler has set, and ends of latents' supports that are
+computed."""
 
 
 CHECKED_SUPPORTS = (
@@ -90,6 +92,8 @@ class Site:
     """Whether the chain is one site in the model, and not one of a `scan`."""
     added: bool = False
     """Whether kayn has added it: keys, and log densities of point masses."""
+    fixed: bool = False
+    """Whether a handler has set the indices of the plate that it is, in the program or in its partner (of model and guide)."""
 
     @property
     def event_dim(self) -> int:
@@ -181,6 +185,12 @@ def inspect_sites(fn: Callable, args: tuple, kwargs: Mapping, params: Any, guide
     return found
 
 
+def share_fixed(sites: Mapping[str, Site], partner: Mapping[str, Site]) -> dict[str, Site]:
+    """Sites of which those plates count as fixed that are so in a partner program."""
+    fixed = {n for n, s in partner.items() if s.fixed}
+    return {n: replace(s, fixed=True) if n in fixed and s.kind == "plate" else s for n, s in sites.items()}
+
+
 def _ratios(trace: Mapping[str, Any]) -> dict[str, float]:
     """How many elements one of a plate stands for."""
     return {n: s["args"][0] / jnp.shape(s["value"])[0] for n, s in trace.items() if s["type"] == "plate"}
@@ -242,7 +252,7 @@ def trace_program(
     """
     guide = batch_ndims is not None
     inputs = tuple(n for n, s in sites.items() if s.kind == "key" or (s.kind == "sample" and not s.observed))
-    subsamples = tuple(n for n, s in sites.items() if s.kind == "plate" and s.shape != s.batch_shape)
+    subsamples = tuple(n for n, s in sites.items() if s.kind == "plate" and (s.fixed or s.shape != s.batch_shape))
     ratios = {n: s.batch_shape[0] / s.shape[0] for n, s in sites.items() if s.kind == "plate"}
     lengths = {n: s.steps for n in inputs if (s := sites[n]).steps is not None}
     values = {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in inputs}
@@ -264,7 +274,9 @@ def trace_program(
         broken[:] = chains.broken
         out: dict[str, Any] = {}
         for name, site in trace.items():
-            if site["type"] == "deterministic":
+            if FIXED in site:
+                out[ROWS + name] = site[FIXED]
+            elif site["type"] == "deterministic":
                 out[VALUE + name] = jnp.asarray(site["value"])
             elif site["type"] == "sample":
                 keep = None if batch_ndims is None else batch_ndims.get(name)
@@ -340,7 +352,7 @@ def _is_site(site: Mapping[str, Any]) -> bool:
 def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
     if site["type"] == "plate":
         full, size = site["args"][0], jnp.shape(site["value"])[0]
-        return Site(name, "plate", shape=(size,), batch_shape=(full,))
+        return Site(name, "plate", shape=(size,), batch_shape=(full,), fixed=FIXED in site)
     if site["type"] in ("param", "mutable"):
         return Site(name, site["type"])
     value = site["value"]

@@ -9,6 +9,7 @@ import jax
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from kayn.fixed import fixed_rows_of
 from kayn.graph.given import Given
 from kayn.graph.seeded import seeded
 
@@ -30,11 +31,12 @@ def next_state(call: Any, rng_key: Any, params: Mapping[str, Any]) -> dict[str, 
         params: values of parameters, and the state before.
     """
     guide_key, model_key = jax.random.split(rng_key)
-    guide = seeded(Given(call.guide, params=params), guide_key)
+    fixed = fixed_rows_of(call, params, model_key)
+    guide = seeded(Given(call.guide, params=params, subsample=fixed), guide_key)
     drawn = handlers.trace(guide).get_trace(*call.args, **call.kwargs)
     state = {n: s["value"] for n, s in drawn.items() if s["type"] == "mutable"}
     latents = {n: s["value"] for n, s in drawn.items() if s["type"] == "sample" and not s["is_observed"]}
-    rows = {n: s["value"] for n, s in drawn.items() if s["type"] == "plate"}
+    rows = {n: s["value"] for n, s in drawn.items() if s["type"] == "plate"} | fixed
     model = seeded(Given(call.model, params={**params, **state}, latents=latents, subsample=rows), model_key)
     followed = handlers.trace(model).get_trace(*call.args, **call.kwargs)
     state |= {n: s["value"] for n, s in followed.items() if s["type"] == "mutable"}
