@@ -1,35 +1,42 @@
 #!/usr/bin/env python3
 """Development commands. Needs only Python 3.11 or later; the rest is installed into `.venv` next to this file.
 
-    python3 dev.py demo [arguments]     fit the demonstration model and draw kayn_demo.png
-    python3 dev.py test [arguments]     run the tests (arguments go to pytest)
-    python3 dev.py lint                 run ruff, mypy and the import checker
+    python3 dev.py demo [arguments]           fit the demonstration model and draw kayn_demo.png
+    python3 dev.py test [arguments]           run the tests (arguments go to pytest; --quick: a selection, two minutes)
+    python3 dev.py lint                       run ruff, mypy and the import checker
+    python3 dev.py lane oldest [arguments]    run the quick tests with the oldest releases that kayn supports
+    python3 dev.py lane newest [arguments]    the same with the newest releases, on the newest Python of this machine
 
-The virtual environment is made on first use and brought up to date only when pyproject.toml has changed, so that later
-runs need no network. Set KAYN_VENV to keep it elsewhere.
+The virtual environments are made on first use and brought up to date only when pyproject.toml has changed, so that later
+runs need no network. Set KAYN_VENV to keep them elsewhere.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 MINIMUM = (3, 11)
+NEWEST = (3, 12)
+"""The newest releases of JAX need at least this Python."""
+OLDEST_RELEASES = ("jax==0.10.0", "jaxlib==0.10.0", "numpyro==0.21.0", "arviz==0.23.*")
 
 
-def venv_directory() -> Path:
-    """Where the virtual environment lives."""
-    return Path(os.environ.get("KAYN_VENV") or ROOT / ".venv").absolute()
+def venv_directory(lane: str = "") -> Path:
+    """Where the virtual environment lives; every lane has one of its own."""
+    base = Path(os.environ.get("KAYN_VENV") or ROOT / ".venv").absolute()
+    return base.with_name(f"{base.name}-{lane}") if lane else base
 
 
-def program(name: str) -> str:
+def program(name: str, lane: str = "") -> str:
     """Path of a program inside the virtual environment."""
     windows = os.name == "nt"
-    return str(venv_directory() / ("Scripts" if windows else "bin") / (f"{name}.exe" if windows else name))
+    return str(venv_directory(lane) / ("Scripts" if windows else "bin") / (f"{name}.exe" if windows else name))
 
 
 def run(*command: str) -> int:
@@ -44,24 +51,40 @@ def require(status: int, what: str) -> None:
         sys.exit(f"dev.py: {what} failed (exit status {status}); see the messages above.")
 
 
-def stamp(extra: str) -> tuple[Path, str]:
+def stamp(extra: str, lane: str, releases: tuple[str, ...]) -> tuple[Path, str]:
     """The file that records an installation, and what it should contain now."""
-    content = (ROOT / "pyproject.toml").read_bytes()
-    return venv_directory() / f"kayn-{extra}.stamp", hashlib.sha256(content + str(ROOT).encode()).hexdigest()
+    content = (ROOT / "pyproject.toml").read_bytes() + " ".join([str(ROOT), *releases]).encode()
+    return venv_directory(lane) / f"kayn-{extra}.stamp", hashlib.sha256(content).hexdigest()
 
 
-def install(extra: str) -> None:
+def install(extra: str, lane: str = "", python: str = sys.executable, releases: tuple[str, ...] = ()) -> None:
     """Make the virtual environment when there is none, and install the project with an extra unless that is done."""
-    python = program("python")
-    if not Path(python).exists():
-        print(f"dev.py: making a virtual environment in {venv_directory()}", flush=True)
-        require(run(sys.executable, "-m", "venv", str(venv_directory())), "making the virtual environment")
-    path, wanted = stamp(extra)
+    own = program("python", lane)
+    if not Path(own).exists():
+        print(f"dev.py: making a virtual environment in {venv_directory(lane)}", flush=True)
+        require(run(python, "-m", "venv", str(venv_directory(lane))), "making the virtual environment")
+    path, wanted = stamp(extra, lane, releases)
     if path.exists() and path.read_text(encoding="utf-8") == wanted:
         return
-    status = run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e", f".[{extra}]")
+    pip = (own, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    status = run(*pip, "-e", f".[{extra}]", *releases)
     require(status, f"installing kayn[{extra}] (this step needs a network or a package mirror)")
     path.write_text(wanted, encoding="utf-8")
+
+
+def newest_python() -> str | None:
+    """The newest Python to be found, in PATH or among pyenv's; None where none is new enough for the newest releases."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    names = [f"python3.{minor}" for minor in range(20, NEWEST[1] - 1, -1)]
+    found = [sys.executable, *filter(None, map(shutil.which, names)), *map(str, pyenv.glob("versions/3.*/bin/python3"))]
+    tell = "import sys; print(*sys.version_info[:2])"
+    versions = {}
+    for candidate in found:
+        told = subprocess.run([candidate, "-c", tell], capture_output=True, text=True, check=False)
+        if told.returncode == 0:
+            versions.setdefault(tuple(int(number) for number in told.stdout.split()), candidate)
+    newest = max(versions, default=(0, 0))
+    return versions[newest] if newest >= NEWEST else None
 
 
 def demo(arguments: list[str]) -> int:
@@ -74,6 +97,22 @@ def test(arguments: list[str]) -> int:
     """Run the tests on two processes."""
     install("dev")
     return run(program("python"), "-m", "pytest", "-n", "2", "-q", *arguments)
+
+
+def lane(arguments: list[str]) -> int:
+    """Run the quick tests with the oldest or the newest releases."""
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name not in ("oldest", "newest"):
+        sys.exit("dev.py: lane takes one of oldest, newest, and then arguments for pytest.")
+    python = sys.executable if name == "oldest" else newest_python()
+    if python is None:
+        print(f"dev.py: lane {name} SKIPPED: it needs Python {'.'.join(map(str, NEWEST))} or later, and none was found.")
+        return 0
+    install("dev", name, python, OLDEST_RELEASES if name == "oldest" else ())
+    releases = "import sys, jax, numpyro, numpy, arviz as a; "
+    releases += "print('lane', *sys.version_info[:2], jax.__version__, numpyro.__version__, numpy.__version__, a.__version__)"
+    run(program("python", name), "-c", releases)
+    return run(program("python", name), "-m", "pytest", "-n", "2", "-q", "--quick", *rest)
 
 
 def lint(arguments: list[str]) -> int:
@@ -90,7 +129,7 @@ def lint(arguments: list[str]) -> int:
     return max(statuses, key=abs)
 
 
-COMMANDS = {"demo": demo, "test": test, "lint": lint}
+COMMANDS = {"demo": demo, "test": test, "lint": lint, "lane": lane}
 
 
 def main() -> int:
