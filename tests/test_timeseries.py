@@ -233,7 +233,7 @@ def test_everything_matches_enumeration_of_paths(model, count, options, x64):
         close(weights[name], marginal, 1e-9)
     for name, found in gradient.items():
         close(found, expected_gradient[name], 1e-9)
-    chosen, best = _chosen(problem, draws, guide.start, jax.random.split(jax.random.key(2), 10_000))
+    chosen, (_, best) = _chosen(problem, draws, guide.start, jax.random.split(jax.random.key(2), 10_000))
     mine = {a.name for a in oracle.axes}
     chosen, best = ({n: v for n, v in found.items() if n in mine} for found in (chosen, best))
     assert chi_square(oracle.position(chosen), probabilities) > FALSE_ALARM
