@@ -106,11 +106,15 @@ def lane(arguments: list[str]) -> int:
         sys.exit("dev.py: lane takes one of oldest, newest, and then arguments for pytest.")
     python = sys.executable if name == "oldest" else newest_python()
     if python is None:
-        print(f"dev.py: lane {name} SKIPPED: it needs Python {'.'.join(map(str, NEWEST))} or later, and none was found.")
+        print(
+            f"dev.py: lane {name} SKIPPED: it needs Python {'.'.join(map(str, NEWEST))} or later, and none was found."
+        )
         return 0
     install("dev", name, python, OLDEST_RELEASES if name == "oldest" else ())
     releases = "import sys, jax, numpyro, numpy, arviz as a; "
-    releases += "print('lane', *sys.version_info[:2], jax.__version__, numpyro.__version__, numpy.__version__, a.__version__)"
+    releases += (
+        "print('lane', *sys.version_info[:2], jax.__version__, numpyro.__version__, numpy.__version__, a.__version__)"
+    )
     run(program("python", name), "-c", releases)
     return run(program("python", name), "-m", "pytest", "-n", "2", "-q", "--quick", *rest)
 
