@@ -263,7 +263,7 @@ def _indexed(body: _Body, eqn: JaxprEqn, outs: Sequence[Influence]) -> list[Infl
         picked = outs[0] if outs[0] is True else jnp.any(outs[0], offset)[..., None]
         rest = [_spread(picked, places[0].aval.shape)]
     if any(body.source(p) > body.predicates for p in places):
-        return [_everything(body, eqn, outs)[0], *rest]
+        return [_within_batches(eqn, outs[0]), *rest]
     at = [body.value(p) for p in places]
     params = {**eqn.params, "fill_value": 0} if "fill_value" in eqn.params else eqn.params
 
@@ -272,6 +272,21 @@ def _indexed(body: _Body, eqn: JaxprEqn, outs: Sequence[Influence]) -> list[Infl
 
     like = [v.aval for v in eqn.outvars]
     return [_transposed(call, jnp.zeros(source.aval.shape, jnp.float32), outs, like), *rest]
+
+
+def _within_batches(eqn: JaxprEqn, out: Influence) -> Influence:
+    """What is looked up at places that are not known: any element of the same batch."""
+    shape = eqn.invars[0].aval.shape
+    numbers = eqn.params.get("dimension_numbers")
+    kept = () if numbers is None else tuple(getattr(numbers, "operand_batching_dims", ()))
+    if isinstance(out, bool) or not kept:
+        return _spread(_any(out), shape)
+    behind = [d for d in range(out.ndim) if d not in numbers.offset_dims]
+    batches = [behind[d] for d in numbers.start_indices_batching_dims]
+    found = jnp.any(out, tuple(d for d in range(out.ndim) if d not in batches))
+    # dimensions of `found` are in the order of the result; those of the operand may be in another
+    found = jnp.transpose(found, [sorted(batches).index(d) for d in batches])
+    return lax.broadcast_in_dim(found, shape, kept)
 
 
 def _reduction(body: _Body, eqn: JaxprEqn, outs: Sequence[Influence]) -> list[Influence]:
