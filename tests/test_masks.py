@@ -9,6 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
+from numpyro.ops.indexing import Vindex
 from scipy.stats import norm
 
 import kayn
@@ -144,6 +145,29 @@ def absent_or_there(kind, present, where):
     if kind == "where":
         return jnp.where(present > 0, where, 0.0)
     return jnp.dot(jnp.atleast_1d(present.astype(float)), jnp.atleast_1d(where.astype(float)))
+
+
+@pytest.mark.parametrize("form", ["probs", "logits", "Bernoulli", "Vindex"])
+def test_masked_rows_of_enumerated_latents_that_read_each_other(form):
+    """A row whose latents and data are all masked leaves the evidence as it is, by whatever operations one reads the other."""
+    table, prior = np.array([[0.2, 0.8], [0.4, 0.6]], np.float32), np.array([0.3, 0.7], np.float32)
+    data = np.array([0.5, 1.5, 9.0], np.float32)
+    options = {"infer": {"enumerate": "parallel"}}
+    laws = {
+        "probs": lambda a: dist.Categorical(jnp.asarray(table)[a]),
+        "logits": lambda a: dist.Categorical(logits=jnp.log(jnp.asarray(table)[a])),
+        "Bernoulli": lambda a: dist.Bernoulli(jnp.asarray(table)[a, 1]),
+        "Vindex": lambda a: dist.Categorical(Vindex(jnp.stack([table, table]))[1, a]),
+    }
+
+    def model():
+        with numpyro.plate("rows", 3), handlers.mask(mask=jnp.arange(3) < 2):
+            a = numpyro.sample("a", dist.Categorical(prior), **options)
+            b = numpyro.sample("b", laws[form](a), **options)
+            numpyro.sample("x", dist.Normal(2.0 * b, 1.0), obs=data)
+
+    right = np.log(norm.pdf(data[:2, None], [0.0, 2.0], 1) @ (prior @ table)).sum()
+    np.testing.assert_allclose(evidence(model, lambda: None), right, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["product", "where", "dot"])

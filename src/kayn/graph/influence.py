@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
+from kayn.graph.picks import picked_anywhere
 from kayn.graph.rules import ELEMENTWISE
 
 Influence = bool | Any
@@ -200,8 +201,11 @@ def _everything(body: _Body, eqn: JaxprEqn, outs: Sequence[Influence]) -> list[I
 
 
 def _fitted(out: Influence, shape: Sequence[int]) -> Influence:
-    same = isinstance(out, bool) or out.shape == tuple(shape)
-    return out if same else _spread(_any(out), shape)
+    """What counts of an operand, which may have ones where the result has more."""
+    if isinstance(out, bool) or out.shape == tuple(shape):
+        return out
+    ones = tuple(d for d, size in enumerate(shape) if size == 1) if out.ndim == len(shape) else tuple(range(out.ndim))
+    return _spread(jnp.any(out, ones, keepdims=out.ndim == len(shape)), shape)
 
 
 def _elementwise(body: _Body, eqn: JaxprEqn, outs: Sequence[Influence]) -> list[Influence]:
@@ -220,8 +224,9 @@ def _select(body: _Body, eqn: JaxprEqn, outs: Sequence[Influence]) -> list[Influ
     if body.source(which) > body.predicates:
         return _elementwise(body, eqn, outs)
     chosen = jnp.asarray(body.value(which)).astype(jnp.int32)
-    picked = [_where(jnp.broadcast_to(chosen == i, v.aval.shape), outs[0]) for i, v in enumerate(cases)]
-    return [_fitted(outs[0], which.aval.shape), *picked]
+    shape = eqn.outvars[0].aval.shape
+    picked = [_where(jnp.broadcast_to(chosen == i, shape), outs[0]) for i in range(len(cases))]
+    return [_fitted(outs[0], which.aval.shape), *(_fitted(p, v.aval.shape) for p, v in zip(picked, cases, strict=True))]
 
 
 def _product(body: _Body, eqn: JaxprEqn, outs: Sequence[Influence]) -> list[Influence]:
@@ -263,7 +268,7 @@ def _indexed(body: _Body, eqn: JaxprEqn, outs: Sequence[Influence]) -> list[Infl
         picked = outs[0] if outs[0] is True else jnp.any(outs[0], offset)[..., None]
         rest = [_spread(picked, places[0].aval.shape)]
     if any(body.source(p) > body.predicates for p in places):
-        return [_within_batches(eqn, outs[0]), *rest]
+        return [picked_anywhere(eqn, outs[0]), *rest]
     at = [body.value(p) for p in places]
     params = {**eqn.params, "fill_value": 0} if "fill_value" in eqn.params else eqn.params
 
@@ -272,21 +277,6 @@ def _indexed(body: _Body, eqn: JaxprEqn, outs: Sequence[Influence]) -> list[Infl
 
     like = [v.aval for v in eqn.outvars]
     return [_transposed(call, jnp.zeros(source.aval.shape, jnp.float32), outs, like), *rest]
-
-
-def _within_batches(eqn: JaxprEqn, out: Influence) -> Influence:
-    """What is looked up at places that are not known: any element of the same batch."""
-    shape = eqn.invars[0].aval.shape
-    numbers = eqn.params.get("dimension_numbers")
-    kept = () if numbers is None else tuple(getattr(numbers, "operand_batching_dims", ()))
-    if isinstance(out, bool) or not kept:
-        return _spread(_any(out), shape)
-    behind = [d for d in range(out.ndim) if d not in numbers.offset_dims]
-    batches = [behind[d] for d in numbers.start_indices_batching_dims]
-    found = jnp.any(out, tuple(d for d in range(out.ndim) if d not in batches))
-    # dimensions of `found` are in the order of the result; those of the operand may be in another
-    found = jnp.transpose(found, [sorted(batches).index(d) for d in batches])
-    return lax.broadcast_in_dim(found, shape, kept)
 
 
 def _reduction(body: _Body, eqn: JaxprEqn, outs: Sequence[Influence]) -> list[Influence]:
