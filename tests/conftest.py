@@ -19,6 +19,29 @@ settings.register_profile(
 )
 settings.load_profile("kayn")
 
+QUICK = {
+    "test_arguments.py",
+    "test_checkpoints.py",
+    "test_even.py",
+    "test_handlers.py",
+    "test_keys.py",
+    "test_reach.py",
+    "test_results.py",
+    "test_walks.py",
+}
+"""Files that meet most of what JAX, NumPyro and ArviZ change between releases, in little time."""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="a selection of tests that takes about two minutes")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--quick"):
+        left = [i for i in items if i.path.name not in QUICK or i.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [i for i in items if i not in set(left)]
+
 
 @pytest.fixture
 def x64():
