@@ -1,5 +1,7 @@
 """Names that collide with what kayn adds change nothing: every model is fitted, asked and exported under hostile names too."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -221,6 +223,22 @@ def test_one_name_for_sites_of_two_kinds_is_refused(first, second):
         kayn.Importance(model, normal_guide("w")).run(0, None)
 
 
+def test_a_plate_inside_a_loop_called_like_a_latent_is_refused():
+    def model():
+        numpyro.sample("x", dist.Normal(0.0, 1.0))
+
+        def step(before, _):
+            z = numpyro.sample("z", dist.Normal(before, 1.0))
+            with numpyro.plate("x", 2):
+                numpyro.sample("y", dist.Normal(z, 1.0), obs=jnp.zeros(2))
+            return z, None
+
+        scan(step, 0.0, None, length=3)
+
+    with pytest.raises(ModelError, match="'x' is the name of a sample site and of a plate site"):
+        kayn.Importance(model).problem(None)
+
+
 @pytest.mark.parametrize(("name", "kind"), [("y", "observed"), ("d", "deterministic"), ("rows", "plate")])
 def test_auxiliary_sites_called_like_the_models_are_refused(name, kind):
     def guide():
@@ -259,3 +277,19 @@ def test_names_that_are_made_are_distinct():
     assert len({joined(g) for g in groups}) == len(groups)
     assert fresh("time", {"x"}) == "time"
     assert fresh("time", {"time", "time_2"}) == "time_3"
+
+
+def test_names_that_graphviz_would_read_otherwise():
+    """A colon begins a port there, and backslash and letter are an escape."""
+    pytest.importorskip("graphviz")
+
+    def model():
+        a = numpyro.sample("a:b", dist.Normal(0.0, 1.0))
+        with numpyro.plate("rows", 3):
+            numpyro.sample("y\\l", dist.Normal(a, 1.0), obs=jnp.ones(3))
+
+    source = kayn.analyze(model).render().source
+    nodes = dict(re.findall(r'(\w+) \[label="([^\n"]*)', source))
+    assert sorted(nodes.values()) == ["a:b", "y\\\\l"]
+    (first, second) = re.search(r"(\w+) -> (\w+)", source).groups()
+    assert (nodes[first], nodes[second]) == ("a:b", "y\\\\l")

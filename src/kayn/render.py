@@ -22,25 +22,30 @@ def render(graph: Graph, layout: Layout, filename: str | os.PathLike | None = No
     except ImportError as error:
         raise KaynError("Analysis.render() needs the graphviz package: pip install 'kayn[graph]'") from error
     dot = graphviz.Digraph()
+    # names of sites may hold what graphviz reads as ports or as its escapes
+    ids = {o.name: f"site{i}" for i, o in enumerate(graph.factors)}
     boxes: dict[tuple[str, ...], list[tuple[str, dict[str, str]]]] = {}
     for output in graph.factors:
         observed = output.kind is Kind.LIKELIHOOD
         style = {"style": "filled", "fillcolor": "lightgrey"} if observed else {}
-        label = output.name if observed else f"{output.name}\nK={layout.axis_of(output.name).size}"
-        boxes.setdefault(tuple(d for d in output.dims if d), []).append((output.name, {"label": label, **style}))
-    for plates, nodes in boxes.items():
+        label = graphviz.escape(output.name)
+        if not observed:
+            label += f"\nK={layout.axis_of(output.name).size}"
+        boxes.setdefault(tuple(d for d in output.dims if d), []).append((ids[output.name], {"label": label, **style}))
+    for number, (plates, nodes) in enumerate(boxes.items()):
         if not plates:
             for name, attributes in nodes:
                 dot.node(name, **attributes)
             continue
-        with dot.subgraph(name="cluster_" + "_".join(plates)) as box:
-            box.attr(label=", ".join(f"{p} ({graph.plate(p).size})" for p in plates), labeljust="r")
+        with dot.subgraph(name=f"cluster{number}") as box:
+            words = ", ".join(f"{p} ({graph.plate(p).size})" for p in plates)
+            box.attr(label=graphviz.escape(words), labeljust="r")
             for name, attributes in nodes:
                 box.node(name, **attributes)
     for output in graph.factors:
         for latent in output.latents:
             if latent != output.name:
-                dot.edge(latent, output.name)
+                dot.edge(ids[latent], ids[output.name])
     if filename is not None:
         path = Path(filename)
         dot.render(outfile=str(path), cleanup=True)

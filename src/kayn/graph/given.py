@@ -142,6 +142,10 @@ class OneKind(Messenger):
             return
         first = self.kinds.setdefault(msg["name"], msg["type"])
         if first != msg["type"]:
-            raise ModelError(
-                f"{msg['name']!r} is the name of a {first} site and of a {msg['type']} site; every site needs its own name, so rename one of the two"
-            )
+            refuse_two_kinds(msg["name"], first, msg["type"])
+
+
+def refuse_two_kinds(name: str, first: str, second: str) -> None:
+    raise ModelError(
+        f"{name!r} is the name of a {first} site and of a {second} site; every site needs its own name, so rename one of the two"
+    )

@@ -26,7 +26,7 @@ from kayn.errors import GuideError, ModelError
 from kayn.graph.arguments import ARGUMENT, density_arguments, family_of
 from kayn.graph.chains import Alias, Chains, aliases
 from kayn.graph.densities import dependable
-from kayn.graph.given import FIXED, Given, OneKind
+from kayn.graph.given import FIXED, Given, OneKind, refuse_two_kinds
 from kayn.graph.params import CheckedParams
 from kayn.graph.randomness import Keys
 from kayn.graph.roles import ADDED, Fixed, Untransformed, as_read, check_guide
@@ -44,11 +44,13 @@ SUPPORT = f"{RESERVED}support:"
 INSIDE = f"{RESERVED}inside:"
 UNMASKED = f"{RESERVED}unmasked:"
 ABSENT = f"{RESERVED}absent:"
+POINT = f"{RESERVED}point:"
 ROWS = f"{RESERVED}rows:"
 LOWER, UPPER = f"{RESERVED}lower:", f"{RESERVED}upper:"
 """Prefixes of traced outputs that are no factors: deterministic values, observed data, masks, supports of enumerated
 latents, whether data lie in their likelihood's support, what a masked latent's density would be without its masks,
-which of its elements are in no factor at all (`kayn.graph.absent`), indices of plates that a handler has set, and ends of latents' supports that are
+which of its elements are in no factor at all (`kayn.graph.absent`), where point masses of guides are, indices of plates that a
+handler has set, and ends of latents' supports that are
 computed."""
 
 
@@ -227,6 +229,8 @@ def _check_plates(sites: Mapping[str, Site]) -> None:
     sizes: dict[str, tuple[int, str]] = {}
     for site in sites.values():
         for plate, _, size in site.frames:
+            if plate in sites and sites[plate].kind != "plate":  # NumPyro does not tell of plates inside loops
+                refuse_two_kinds(plate, sites[plate].kind, "plate")
             known, first = sizes.setdefault(plate, (size, site.name))
             if known != size:
                 raise ModelError(
@@ -260,6 +264,8 @@ def trace_program(
 
     orders: dict[str, int] = {}
     broken: list[str] = []
+    # looked at where these are (`kayn.points`)
+    points = guide and bool(subsamples)
 
     def run(values: dict, params: Any, indices: dict) -> dict[str, Any]:
         own = {n: v for n, v in values.items() if n in inputs and sites[n].kind == "sample"}
@@ -283,6 +289,8 @@ def trace_program(
                 if batch_ndims is not None and not site["is_observed"]:
                     # a guide's particles are divided by what they were drawn from, masked or not
                     site = {**site, "fn": without_masks(site["fn"])}
+                    if points and sites[name].delta:
+                        out[POINT + name] = jnp.asarray(innermost(site["fn"]).v)
                 out[name] = _log_prob(site, ratios, keep)
                 if keep in (None, len(site["fn"].batch_shape)) and sites[name].exponential_family is not None:
                     arguments = _arguments(site, ratios)
