@@ -125,6 +125,14 @@ def check_guide(trace: Mapping[str, Any], scaled: Callable[[Mapping[str, Any]], 
                 f"the guide has a numpyro.factor site {name!r}, but particles are divided by the density that they were drawn from, which a factor "
                 "does not change. Put the term into the model, or the log density of a transformed draw into Delta(value, log_density=...)"
             )
+    data = [n for n, s in sites.items() if s["is_observed"]]
+    if data:
+        warnings.warn(
+            f"the guide has data at {', '.join(map(repr, data))}; particles are divided by the density that they were drawn from, which data do not "
+            "change, so these sites are left out (numpyro.infer.Trace_ELBO subtracts their log density)",
+            StructureWarning,
+            stacklevel=2,
+        )
     names = [n for n, s in sites.items() if scaled(s)]
     if names:
         warnings.warn(
