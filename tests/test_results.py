@@ -342,3 +342,38 @@ def test_names_that_a_tree_cannot_hold():
         assert tree["log_likelihood"]["w"].shape == (1, 3)
     with pytest.raises(QueryError, match="site 'draw' is called like a dimension"):
         importance(lambda: plain(numpyro.sample("draw", dist.Normal(0.0, 1.0)))).to_datatree(0, 3)
+
+
+@pytest.mark.parametrize("handler", [handlers.substitute, handlers.condition])
+def test_values_that_a_handler_fixes_are_among_the_data(handler):
+    def chain():
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        b = numpyro.sample("b", dist.Normal(a, 1.0))
+        numpyro.sample("y", dist.Normal(b, 1.0), obs=0.3)
+
+    found = kayn.Importance(handler(chain, {"b": jnp.array(0.7)}), None, 20).run(0, None)
+    scores = found.log_likelihood(5, 40)
+    a = found.sample(jax.random.split(as_key(5))[0], 40)["a"]
+    np.testing.assert_allclose(scores["b"], norm(np.asarray(a), 1.0).logpdf(0.7), rtol=1e-4)
+    np.testing.assert_allclose(scores["y"], norm(0.7, 1.0).logpdf(0.3), rtol=1e-4)
+    assert sorted(found.to_datatree(0, 5)["observed_data"].data_vars) == ["b", "y"]
+
+
+def improper(n, y):
+    with numpyro.plate("rows", n):
+        z = numpyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def test_latents_that_no_prior_can_draw_have_the_posteriors_values():
+    y = jnp.array([0.3, -0.2])
+    found = kayn.Importance(improper, None, 20).run(0, None, 2, y)
+    z = found.sample(jax.random.split(as_key(5))[0], 40)["z"]
+    np.testing.assert_array_equal(found.predictive(5, 40)["z"], z)
+    for scores in (found.log_likelihood(5, 40)["y"], found.to_datatree(0, 40)["log_likelihood"]["y"][0].values):
+        assert scores.shape == (40, 2)
+    np.testing.assert_allclose(found.log_likelihood(5, 40)["y"], norm(np.asarray(z), 1.0).logpdf(y), rtol=1e-4)
+    assert np.isfinite(found.log_predictive(0, 40, 2, y).joint)
+    for asked in ((3, None), (2, None)):
+        with pytest.raises(QueryError, match="latent 'z' has an improper prior"):
+            found.predictive(0, 4, *asked, new_plates="rows")

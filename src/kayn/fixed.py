@@ -41,20 +41,18 @@ def fixed_rows(model: tuple[Program, Sequence[Any]], guide: tuple[Program, Seque
     return _agreed(*found)
 
 
-def fixed_rows_of(call: Any, params: Mapping[str, Any], key: Any) -> dict[str, Any]:
-    """As `fixed_rows`, of programs that have not been traced.
-
-    Args:
-        call: model, guide and their arguments.
-    """
+def fixed_rows_of(
+    model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, Any], key: Any
+) -> dict[str, Any]:
+    """As `fixed_rows`, of programs that have not been traced."""
 
     def of(fn: Callable) -> dict[str, Any]:
-        if not any(s.fixed for s in inspect_sites(fn, call.args, call.kwargs, params).values()):
+        if not any(s.fixed for s in inspect_sites(fn, args, kwargs, params).values()):
             return {}
-        trace = handlers.trace(handlers.seed(Given(fn, params=params), key)).get_trace(*call.args, **call.kwargs)
+        trace = handlers.trace(handlers.seed(Given(fn, params=params), key)).get_trace(*args, **kwargs)
         return {n: s[FIXED] for n, s in trace.items() if FIXED in s}
 
-    return _agreed(of(call.guide), of(call.model))
+    return _agreed(of(guide), of(model))
 
 
 def _agreed(guide: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:

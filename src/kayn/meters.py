@@ -19,7 +19,9 @@ from kayn.axes import make_request
 from kayn.checks import Count, NonNegative, checked, parameter_values, shown
 from kayn.errors import KaynError
 from kayn.evidence import Problem
+from kayn.fixed import fixed_rows_of
 from kayn.graph.given import Given
+from kayn.graph.roles import Fixed
 from kayn.graph.seeded import seeded
 from kayn.keys import as_key
 from kayn.memory import refuse_too_many
@@ -245,14 +247,17 @@ def layers(
         args, kwargs: arguments of the model.
     """
     params = parameter_values(params)
+    rows = fixed_rows_of(model, guide, args, kwargs, params, as_key(rng_key))
 
     def one(key: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         inner, outer = jax.random.split(key)
-        log_q, drawn = compute_log_probs(Given(seeded(guide, inner), params=params), args, kwargs, {})
+        log_q, drawn = compute_log_probs(
+            Given(seeded(Fixed(guide), inner), params=params, subsample=rows), args, kwargs, {}
+        )
         draws = {n: s for n, s in drawn.items() if s["type"] in ("sample", "plate") and not s.get("is_observed")}
         again = handlers.seed(handlers.replay(model, draws), outer)
         log_p, _ = compute_log_probs(Given(again, params=params), args, kwargs, {})
-        return {n: v for n, v in log_q.items() if n in log_p}, log_p
+        return {n: v for n, v in log_q.items() if n in log_p and n in draws}, log_p
 
     refuse_too_many("num_draws", num_draws, 20)
     keys = jax.random.split(as_key(rng_key), num_draws)

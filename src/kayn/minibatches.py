@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,8 @@ import numpy as np
 
 from kayn.axes import Axis, Layout
 from kayn.contraction.plan import Chain, Plan, Product, Sliced, Step
-from kayn.errors import GuideError
+from kayn.errors import GuideError, StructureWarning
+from kayn.graph.slices import needed_equations
 from kayn.graph.trace import Program, Site
 from kayn.graph.types import Graph
 
@@ -86,6 +88,59 @@ def plate_count(site: Mapping[str, Any], trace: Mapping[str, Any]) -> float:
     """How often a site of a trace counts because it is in subsampled plates."""
     plates = [trace[f.name] for f in site["cond_indep_stack"] if f.name in trace]
     return math.prod(p["args"][0] / jnp.shape(p["value"])[0] for p in plates)
+
+
+def read_plates(program: Program) -> list[str]:
+    """Subsampled plates whose indices a program reads."""
+    first = len(program.consts) + len(program.inputs) + program.params_tree.num_leaves
+    variables = [*program.jaxpr.constvars, *program.jaxpr.invars]
+    needed = needed_equations(program.jaxpr, range(len(program.outputs)))[1]
+    return [n for i, n in enumerate(program.subsamples) if variables[first + i] in needed]
+
+
+def warn_of_strangers(model: Program, guide: Program) -> None:
+    """Warn where a guide goes by the elements of a plate that a model goes by no more: its parameters are those of rows that are not the data's."""
+    observed = {p for s in model.sites.values() if s.observed for p, _, _ in s.frames}
+    for plate in set(read_plates(guide)) - set(read_plates(model)):
+        local = [n for n in model.latents if plate in {p for p, _, _ in model.sites[n].frames}]
+        if local and plate in observed and plate in model.subsamples and not model.sites[plate].fixed:
+            warnings.warn(
+                f"the model takes its rows of the subsampled plate {plate!r} from its arguments and does not read the plate's indices, but the guide "
+                f"has parameters of {', '.join(map(repr, local))} by element, which are then those of elements drawn at random. Index the data by the "
+                f"plate (with numpyro.plate({plate!r}, ...) as rows: y[rows]), give its indices (numpyro.handlers.substitute(model, "
+                f"{{{plate!r}: rows}})), or pass a guide that computes these parameters from the data",
+                StructureWarning,
+                stacklevel=4,
+            )
+
+
+def warn_of_averages(graph: Graph, model: Program, who: str) -> None:
+    """Warn where posteriors of single minibatches are averaged: those of latents that rows share differ from one to the next."""
+    for plate in (p for p in model.subsamples if not model.sites[p].fixed):
+        shared = [n for n in _connected(graph, plate) if plate not in graph.latent(n).plate_names]
+        if shared:
+            warnings.warn(
+                f"kayn.{who} averages the posteriors of {', '.join(map(repr, shared))} given single minibatches of plate {plate!r}, which together are "
+                "wider than the posterior given all rows. Leave subsample_size out of the plate, or fit with kayn.VI(num_particles=1), whose "
+                "bound of a minibatch is unbiased",
+                StructureWarning,
+                stacklevel=4,
+            )
+
+
+def _connected(graph: Graph, plate: str) -> list[str]:
+    """Latents that the factors over a plate tell of, through others too."""
+    found: set[str] = set()
+    for output in graph.factors:
+        if plate in output.dims:
+            found |= {*output.latents} | {output.name} & set(graph.latent_names)
+    while True:
+        more = {n for o in graph.factors if found & {*o.latents, o.name} for n in (*o.latents, o.name)} & set(
+            graph.latent_names
+        )
+        if more <= found:
+            return [n for n in graph.latent_names if n in found]
+        found |= more
 
 
 def proposal_count(guide: Program, graph: Graph, axis: Axis, name: str) -> float:

@@ -15,10 +15,12 @@ from numpyro.primitives import Messenger
 from kayn.errors import QueryError
 from kayn.evidence import read_model
 from kayn.graph.given import Given
+from kayn.graph.roles import Fixed
 from kayn.graph.seeded import seeded
-from kayn.graph.slices import needed_equations, slice_outputs
+from kayn.graph.slices import slice_outputs
 from kayn.graph.trace import DATA, Program, Site, innermost, inspect_sites
 from kayn.joint import JointDraws
+from kayn.minibatches import read_plates
 from kayn.scores import observed_scores, seen_rows
 from kayn.soundness import settled
 from kayn.states import owned_states, summed_out
@@ -63,6 +65,8 @@ class _Condition(Messenger):
         self.values, self.new_plates, self.observe = values, new_plates, observe
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and isinstance(innermost(msg["fn"]), dist.ImproperUniform) and msg["value"] is None:
+            self._place_improper(msg)
         if self.observe:
             return
         if msg["type"] == "control_flow":
@@ -71,6 +75,19 @@ class _Condition(Messenger):
             msg["args"] = (_Condition(body, {}, (), observe=False), *rest)
         elif msg["type"] == "sample" and msg["is_observed"] and not isinstance(innermost(msg["fn"]), dist.Unit):
             msg["is_observed"], msg["value"] = False, None
+
+    def _place_improper(self, msg: dict[str, Any]) -> None:
+        """Give a latent that nothing can be drawn from its value at once."""
+        if not self.values:
+            return  # read, not run
+        drawn = self.values.get(msg["name"])
+        new = [f.name for f in msg["cond_indep_stack"] if f.name in self.new_plates]
+        if new or drawn is None or jnp.shape(drawn) != msg["fn"].shape():
+            raise QueryError(
+                f"latent {msg['name']!r} has an improper prior (ImproperUniform), so new elements of it cannot be drawn; keep the elements of the "
+                "posterior, or give it a proper prior"
+            )
+        msg["value"] = drawn
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] != "sample" or msg["is_observed"] or msg["name"] not in self.values:
@@ -147,13 +164,8 @@ def _whole_plates(posterior: Posterior, program: Program, setting: Setting) -> d
     Raises:
         QueryError: latents of a subsample meet other arguments.
     """
-    first = len(program.consts) + len(program.inputs) + program.params_tree.num_leaves
-    variables = [*program.jaxpr.constvars, *program.jaxpr.invars]
-    needed = needed_equations(program.jaxpr, range(len(program.outputs)))[1]
     # what a handler has set stays so
-    read = [
-        n for i, n in enumerate(program.subsamples) if variables[first + i] in needed and not program.sites[n].fixed
-    ]
+    read = [n for n in read_plates(program) if not program.sites[n].fixed]
     held = {p: z.name for z in posterior.problem.graph.latents for p in z.plate_names if p not in setting.new_plates}
     for plate in read:
         if plate in held and not setting.own:
@@ -177,7 +189,9 @@ def run_model(posterior: Posterior, setting: Setting, key: Any, draw: JointDraws
     known = {n: values[n] for n in posterior.latent_names if n not in (paths.keys() | all_new)}
     rows = {**(draw.subsample if setting.own else {}), **setting.whole}
     # inside the conditioning, so that it records the draw's values
-    program = handlers.trace(Given(posterior.call.model, params=posterior.params, latents=paths, subsample=rows))
+    # what handlers have set is data, as in the posterior; predictions keep it
+    model = Fixed(posterior.call.model) if setting.observe else posterior.call.model
+    program = handlers.trace(Given(model, params=posterior.params, latents=paths, subsample=rows))
     seeded(_Condition(program, known, new_plates, setting.observe), key)(*setting.args, **setting.kwargs)
     return program.trace
 

@@ -15,6 +15,7 @@ from numpyro.primitives import Messenger
 from kayn.errors import KaynError
 from kayn.graph.given import Given
 from kayn.graph.reach import Sources, reach
+from kayn.graph.roles import Fixed
 from kayn.graph.seeded import seeded
 from kayn.graph.trace import innermost
 from kayn.minibatches import chosen_rows, plate_count
@@ -72,7 +73,7 @@ def dreamable_data(call: Any, params: Mapping[str, Any], key: Any) -> dict[str, 
     """
 
     def run(latents: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
-        program = Given(call.model, params=params, latents=latents, subsample=rows)
+        program = Given(Fixed(call.model), params=params, latents=latents, subsample=rows)
         return handlers.trace(seeded(program, key)).get_trace(*call.args, **call.kwargs)
 
     trace = run({}, {})

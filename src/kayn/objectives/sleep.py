@@ -14,6 +14,7 @@ from kayn.checks import Count, checked
 from kayn.errors import KaynError
 from kayn.fixed import fixed_rows_of
 from kayn.graph.given import Given
+from kayn.graph.roles import Fixed
 from kayn.graph.seeded import seeded
 from kayn.graph.trace import inspect_sites
 from kayn.memory import refuse_too_many
@@ -64,10 +65,10 @@ def sleep_loss(call: Call, params: Mapping[str, Any], rng_key: Any, count: int, 
         refuse_too_many("num_particles", count, 8 + sum(math.prod(s.shape) for s in sites if s.kind == "sample"))
     keys = jax.random.split(rng_key, count)
     given = dreamable_data(call, fixed, keys[0])
-    rows = fixed_rows_of(call, fixed, keys[0])
+    rows = fixed_rows_of(call.model, call.guide, call.args, call.kwargs, fixed, keys[0])
 
     def one(key: Any) -> Any:
-        dreaming = Dreaming(Given(call.model, params=fixed, subsample=rows))
+        dreaming = Dreaming(Given(Fixed(call.model), params=fixed, subsample=rows))
         trace = handlers.trace(seeded(InvertedDraws(dreaming), key)).get_trace(*call.args, **call.kwargs)
         dream = {n: jax.lax.stop_gradient(s["value"]) for n, s in trace.items() if s["type"] == "sample"}
         shown = {n: v for n, v in dream.items() if n in given}
@@ -76,7 +77,7 @@ def sleep_loss(call: Call, params: Mapping[str, Any], rng_key: Any, count: int, 
         )
         latents = {n: v for n, v in dream.items() if n not in given}
         guide = Given(
-            handlers.seed(call.guide, key), params=params, latents=latents, subsample=chosen_rows(trace) | rows
+            handlers.seed(Fixed(call.guide), key), params=params, latents=latents, subsample=chosen_rows(trace) | rows
         )
         asleep = handlers.trace(guide).get_trace(*args, **kwargs)
         return sum((_log_q(s, trace.get(n)) for n, s in asleep.items() if _is_drawn(s)), jnp.zeros(()))

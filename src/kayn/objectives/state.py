@@ -31,7 +31,7 @@ def next_state(call: Any, rng_key: Any, params: Mapping[str, Any]) -> dict[str, 
         params: values of parameters, and the state before.
     """
     guide_key, model_key = jax.random.split(rng_key)
-    fixed = fixed_rows_of(call, params, model_key)
+    fixed = fixed_rows_of(call.model, call.guide, call.args, call.kwargs, params, model_key)
     guide = seeded(Given(call.guide, params=params, subsample=fixed), guide_key)
     drawn = handlers.trace(guide).get_trace(*call.args, **call.kwargs)
     state = {n: s["value"] for n, s in drawn.items() if s["type"] == "mutable"}
