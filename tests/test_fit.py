@@ -357,10 +357,10 @@ def test_qem_with_families_of_the_users_guide(name):
     assert type(result.guide.sites[0].family).__name__ == name
     assert np.isfinite(result.log_evidence).all()
     for p, value in exact.items():
-        np.testing.assert_allclose(result.params[f"z_{p}"], value, rtol=rtol, atol=0.03, err_msg=p)
+        np.testing.assert_allclose(result.params[f"kayn:z:{p}"], value, rtol=rtol, atol=0.03, err_msg=p)
     if name == "MultivariateNormal":
         mean, covariance = exact_vector(y)
-        tril = result.params["z_scale_tril"]
+        tril = result.params["kayn:z:scale_tril"]
         np.testing.assert_allclose(result.params["kayn:z:loc"], mean, atol=0.08)
         np.testing.assert_allclose(tril @ tril.T, covariance, atol=0.08)
 
@@ -381,7 +381,7 @@ def test_vectors_get_a_covariance_per_plate_element():
     covariance = np.linalg.inv(np.eye(2) + x.T @ x)
     assert covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]) < -0.9
     fitted = kayn.fit(regressions, args=(x, y), num_particles=30, num_steps=96, progress=False)
-    tril = fitted.params["w_scale_tril"]
+    tril = fitted.params["kayn:w:scale_tril"]
     assert tril.shape == (4, 2, 2)
     spread = np.sqrt(np.diag(covariance))
     np.testing.assert_allclose((fitted.params["kayn:w:loc"] - y @ x @ covariance) / spread, 0.0, atol=0.15)

@@ -4,6 +4,8 @@ Expected losses and gradients are exact: over all subsamples and all particles o
 """
 
 import itertools
+import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +17,8 @@ from numpyro import handlers
 from scipy.stats import norm
 
 import kayn
-from kayn import evidence
-from kayn.errors import GuideError, KaynError, ModelError
+from kayn import evidence, meters
+from kayn.errors import GuideError, KaynError, ModelError, StructureWarning
 from kayn.guides import FactorisedGuide
 
 N, M, K = 3, 2, 2
@@ -605,3 +607,115 @@ def test_indices_that_are_none_are_refused(rows):
 def test_indices_that_differ_are_refused():
     with pytest.raises(GuideError, match="plate 'rows' other indices in the guide"):
         kayn.Importance(held(rows_model), held(rows_guide, jnp.array([0, 1])), 5).run(0, None, FAR)
+
+
+def test_layers_stay_on_the_rows_of_a_handler():
+    spent = meters.layers(held(rows_model), rows_guide, {}, FAR, num_draws=30)
+    assert spent.likelihood / 2.5 > -40  # of another row, below -4,000
+
+
+# -- what a minibatch cannot tell
+
+
+def above(y, size=2):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    numpyro.sample("alone", dist.Normal(0.0, 1.0))
+    nu = numpyro.sample("nu", dist.Normal(mu, 1.0))
+    with numpyro.plate("rows", 5, subsample_size=size) as rows:
+        z = numpyro.sample("z", dist.Normal(nu, 1.0))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y[rows])
+
+
+def above_guide(y, size=2):
+    for name in ("mu", "alone", "nu"):
+        numpyro.sample(name, dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 5, subsample_size=size):
+        numpyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def rws(model, guide, *args):
+    return jax.eval_shape(lambda key: kayn.RWS(2).loss(key, {}, model, guide, *args), jax.random.key(0))
+
+
+AVERAGES = {
+    "QEM": lambda model, guide, *args: kayn.QEM(model, guide, 2).init(0, *args),
+    "RWS": lambda model, guide, *args: rws(model, guide, *args),
+}
+
+
+@pytest.mark.parametrize("who", AVERAGES)
+def test_averages_of_minibatch_posteriors_are_told(who):
+    with pytest.warns(StructureWarning, match=rf"{who} averages the posteriors of 'mu', 'nu' .*plate 'rows'"):
+        AVERAGES[who](above, above_guide, FAR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", StructureWarning)
+        for model, guide, *args in (
+            (above, above_guide, FAR, None),
+            (held(above), above_guide, FAR),
+            (rows_model, rows_guide, FAR),
+        ):
+            AVERAGES[who](model, guide, *args)
+
+
+def fed(y):
+    """The rows come as an argument: the plate's own indices are not read."""
+    with numpyro.plate("rows", 5, subsample_size=len(y)):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def amortised(y):
+    with numpyro.plate("rows", 5, subsample_size=len(y)):
+        numpyro.sample("z", dist.Normal(numpyro.param("w", 0.5) * y, 1.0))
+
+
+def test_parameters_of_rows_that_are_not_the_datas_are_told():
+    data = FAR[HELD] / 10
+    with pytest.warns(StructureWarning, match=r"subsampled plate 'rows' .* parameters of 'z' by element"):
+        kayn.Importance(fed, None, 3).problem(None, data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", StructureWarning)
+        kayn.Importance(fed, amortised, 3).problem(None, data)
+        kayn.Importance(held(fed), None, 3).problem(None, data)
+        kayn.Importance(rows_model, None, 3).problem(None, FAR)
+
+
+def tied_guide(y, size=2, apart=False):
+    """Points at noise: of both latents at once, or of each its own."""
+    hidden = {"infer": {"is_auxiliary": True}}
+    noise = dist.Normal(jnp.zeros(1 if apart else 3), 1.0).to_event(1)
+    u = numpyro.sample("u", noise, **hidden)
+    numpyro.sample("mu", dist.Delta(u[0]))
+    with numpyro.plate("rows", 5, subsample_size=size):
+        v = numpyro.sample("v", dist.Normal(0.0, 1.0), **hidden) if apart else u[1:]
+        numpyro.sample("z", dist.Delta(v))
+
+
+def tied(y, size=2):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 5, subsample_size=size) as rows:
+        z = numpyro.sample("z", dist.Normal(mu, 1.0))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y[rows])
+
+
+def test_one_density_of_rows_and_what_they_share_is_refused():
+    with pytest.raises(GuideError, match=r"'u' \(1 times\) is drawn for 'mu' \(1 times\), 'z' \(2.5 times\) together"):
+        kayn.Importance(tied, tied_guide, 3).problem(None, FAR)
+    kayn.Importance(tied, partial(tied_guide, apart=True), 3).problem(None, FAR)
+    kayn.Importance(partial(tied, size=None), partial(tied_guide, size=None, apart=True), 3).problem(None, FAR)
+
+
+def test_values_that_a_handler_fixes_are_dreamt_as_data():
+    """Else a latent above the fixed one would dream from its prior, with data of the fixed value."""
+
+    def chain(y):
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        b = numpyro.sample("b", dist.Normal(a, 1.0))
+        numpyro.sample("y", dist.Normal(b, 1.0), obs=y)
+
+    def guide(y):
+        numpyro.sample("a", dist.Normal(numpyro.param("w", 0.2) * y, 1.0))
+
+    for handler in (handlers.substitute, handlers.condition):
+        with pytest.raises(KaynError, match="data of observed site 'b' are not an argument"):
+            kayn.Sleep(2).loss(jax.random.key(0), {}, handler(chain, {"b": jnp.array(0.7)}), guide, jnp.array(0.3))

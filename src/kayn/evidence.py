@@ -31,6 +31,7 @@ from kayn.graph.trace import VALUE, Program, Site, inspect_sites, share_fixed, t
 from kayn.graph.types import Graph, Kind, Output
 from kayn.keys import as_key
 from kayn.layout import choose_layout
+from kayn.minibatches import warn_of_strangers
 from kayn.names import refuse_reserved
 from kayn.particles import DENOMINATORS, GuideProgram
 from kayn.reach import refuse_smaller_ends
@@ -133,6 +134,7 @@ def build_problem(
     layout = choose_layout(structure, request, traced_guide.constraints, mixed, parameters)
     problem = Problem(traced, traced_guide, structure, layout, denominator)
     set_rows(problem, problem.numbers, params)  # which refuses those that differ
+    warn_of_strangers(traced, traced_guide.density)
     return problem
 
 

@@ -38,6 +38,7 @@ from kayn.graph.trace import SUPPORT, Program, Site, inspect_sites, refuse_point
 from kayn.graph.types import Graph, Latent
 from kayn.keys import as_key
 from kayn.minibatches import proposal_count
+from kayn.points import refuse_split_points
 from kayn.reach import refuse_points, refuse_smaller_supports
 
 DENOMINATORS = ("mixture", "paired")
@@ -88,6 +89,7 @@ def trace_guide(
     refuse_points(guide, args, kwargs, params, sites, model_sites)
     keep = {n: max(len(s.batch_shape), s.mask_ndim) for n, s in model_sites.items() if n in drawn}
     density = trace_program(guide, args, kwargs, params, sites, keep)
+    refuse_split_points(density, model_sites)
     parents = _guide_parents(density, drawn)
     sampler, consts = _trace_sampler(guide, args, kwargs, params, density)
     auxiliary = tuple(n for n in density.latents if n not in model_sites or sites[n].kind == "key")

@@ -29,6 +29,7 @@ from kayn.graph.trace import inspect_sites
 from kayn.guides import FactorisedGuide, Unstarted, best_start
 from kayn.keys import as_key
 from kayn.memory import refuse_too_many
+from kayn.minibatches import warn_of_averages
 from kayn.mstep import Block
 from kayn.names import parameter
 from kayn.options import Couple, Elements, Groups, Guide, Key, Memory, Model, Params, Particles, Strategy
@@ -149,6 +150,7 @@ class QEM:
         self.problem = build_problem(self.model, self.guide, args, kwargs, everything, self.request)
         if self.user_guide is not None and not isinstance(self.user_guide, FactorisedGuide):
             _refuse_dependence(build_problem(self.model, self.user_guide, args, kwargs, params, self.request))
+        warn_of_averages(self.problem.graph, self.problem.model, "QEM")
         self.blocks = mstep.blocks(self.problem, self.guide.sites, self._widening())
         self._arguments = (args, kwargs)
         self._advance = QuickJit(partial(_advance, self, self._keeps_particles()), (3,))

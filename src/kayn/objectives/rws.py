@@ -20,6 +20,7 @@ from kayn.errors import GuideError, KaynError, StructureWarning
 from kayn.evidence import Draws, Problem
 from kayn.graph.discover import discover_output
 from kayn.graph.types import MIXED, Kind, Output
+from kayn.minibatches import warn_of_averages
 from kayn.objectives.base import Call, MassivelyParallelELBO, only_gradient, sampled_axes
 from kayn.objectives.defensive import Defensive
 from kayn.objectives.sleep import Replace, sleep_loss
@@ -89,6 +90,8 @@ class RWS(MassivelyParallelELBO):
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
         wake_key, sleep_key = jax.random.split(rng_key) if self.sleep_phi else (rng_key, None)
         problem = proposal = self.problem(call, params)
+        if self.wake_phi:
+            warn_of_averages(problem.graph, problem.model, "RWS")
         if self.defensive:
             guide = Defensive(call.guide, self.defensive, self.base)
             proposal = self.problem(replace(call, guide=guide), params)
