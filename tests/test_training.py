@@ -61,7 +61,7 @@ class _Echo(kayn.VI):
 def test_minibatches_of_a_model_with_a_global_latent_are_scaled():
     """The mean loss over the minibatches of an epoch is that of all rows, with a guide of next to no spread.
 
-    What is left of it is the density of its own draws, sd 0.012 a step and datum: 1e-3 is 4.5 standard errors of 1,800 steps' difference, 7e-6.
+    What is left of it is the density of its own draws, sd 0.012 a step and datum: 1e-3 of the loss is 4 or more standard errors of 1,800 steps' difference, 6e-5.
     """
 
     def whole(x, total):
