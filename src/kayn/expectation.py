@@ -60,11 +60,15 @@ class Expectation:
             value = factors.evaluate(self.program, self.traced_name, self.output, self.axes, mine.values, own)
             over = tuple(range(weights.ndim - count, weights.ndim))
             mean = jnp.sum(jnp.where(weights > 0, weights * value, 0), over)
+            # once more about itself, as in `Posterior.mean`
+            centred = value - jnp.expand_dims(mean, over)
+            mean = mean + jnp.sum(jnp.where(weights > 0, weights * centred, 0), over)
             centred = value - jnp.expand_dims(mean, over)
             return mean, jnp.sum(jnp.where(weights > 0, weights * centred**2, 0), over)
 
         means, variances = jax.lax.map(one, draws)
         mean = jnp.tensordot(shares, means, 1)
+        mean = mean + jnp.tensordot(shares, means - mean, 1)
         variance = jnp.tensordot(shares, variances + (means - mean) ** 2, 1)
         return mean.reshape(self.shape), jnp.sqrt(variance).reshape(self.shape)
 

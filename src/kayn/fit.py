@@ -53,7 +53,8 @@ class Fit:
         guide, params: its guide, and the values of their `numpyro.param` sites.
         proposal: parameters of the guide that `posterior` draws particles from; a little wider after "qem".
         log_evidence: [num_steps] history of the noisy log Z, in nats.
-        converged: whether it had stopped improving before `num_steps` ran out.
+        converged: whether it had stopped improving before `num_steps` ran out; false where the weights of some latent were on a particle or two to
+            the end, which is a guide that has not found the posterior.
         options: particle options, as given to `fit`.
     """
 
@@ -184,7 +185,15 @@ class _Setup:
 def _fit_qem(setup: _Setup) -> Fit:
     qem = QEM(setup.call.model, setup.guide, **setup.options)
     state = qem.init(setup.key, *setup.call.args, params=setup.params, **setup.call.kwargs)
-    state, history, converged = _until_flat(qem.advance, state, setup.num_steps, setup.progress)
+    starved: list[Any] = [np.asarray(False)]
+
+    def advance(state: Any, count: int) -> tuple[Any, Any]:
+        state, log_z, starved[0] = qem.advance_noticing(state, count)
+        return state, log_z
+
+    state, history, flat = _until_flat(advance, state, setup.num_steps, setup.progress)
+    # weights that had to be tempered to the end say that the guide is not where it should be, however flat the log evidence
+    converged = flat & ~starved[0] if is_traced(starved[0]) else flat and not bool(starved[0])
     proposal = qem.get_proposal(state)
     assert qem.guide is not None
     assert qem.problem is not None

@@ -249,6 +249,12 @@ def effective(weights: Any) -> Any:
     return 1 / jnp.sum(weights**2, 0)
 
 
+def starved(problem: Problem, by_axis: Mapping[str, Any], target: float) -> dict[str, Any]:
+    """Which elements of every drawn axis have weights that `temper` changes: [*scope]."""
+    axes = [a for a in problem.layout.axes if not a.enumerated]
+    return {a.name: effective(jnp.moveaxis(by_axis[a.name], -1, 0)) < min(target, 0.9 * a.size) for a in axes}
+
+
 def temper(weights: Any, target: float) -> Any:
     """Raise weights (first axis sums to one) to the largest power in (0, 1] at which their effective size reaches `target`."""
     log_w = jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))

@@ -308,6 +308,8 @@ class Posterior:
             # weights of zero may meet infinite particles
             xp = _namespace(values)
             mean = xp.sum(xp.where(weights > 0, weights * values, 0), 0)
+            # once more about itself: far from zero, the rounding of a sum of many is much of a narrow spread
+            mean = mean + xp.sum(xp.where(weights > 0, weights * (values - mean), 0), 0)
             variance = xp.sum(xp.where(weights > 0, weights * (values - mean) ** 2, 0), 0)
             return jnp.asarray(mean), jnp.asarray(xp.sqrt(variance))
         plan = of_deterministic(self.problem, name)

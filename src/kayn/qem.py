@@ -246,8 +246,17 @@ class QEM:
     @checked()
     def advance(self, state: State, count: Count) -> tuple[QEMState, Any]:
         """Several steps in one compiled loop: the state, and log Z of every step [count]."""
-        state, kept = self._advance(self._problem().numbers, state, 1.0, count)
-        return state, kept[0]
+        state, log_z, _ = self.advance_noticing(state, count)
+        return state, log_z
+
+    def advance_noticing(self, state: QEMState, count: int) -> tuple[QEMState, Any, Any]:
+        """As `advance`, and whether some latent's weights had to be tempered at all of these steps."""
+        state, (log_z, found, *_) = self._advance(self._problem().numbers, state, 1.0, count)
+        xp: Any = jnp if is_traced(found) else np
+        starved = xp.asarray(False)
+        for steps in found.values():
+            starved = starved | xp.any(xp.all(xp.asarray(steps), 0))
+        return state, log_z, starved
 
     @checked()
     def replicates(self, state: State, count: Count) -> tuple[Any, dict[str, Any], Draws] | None:
@@ -261,7 +270,7 @@ class QEM:
         parts = []
         for _ in range(-(-count // CHUNK)):
             state, kept = self._advance(self._problem().numbers, state, 0.0, CHUNK)
-            parts.append(kept)
+            parts.append((kept[0], *kept[2:]))
         if is_traced(parts):
             return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *parts)
         return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(x) for x in leaves])[:count], *parts)
@@ -296,15 +305,19 @@ def _advance(
 ) -> tuple[QEMState, Any]:
     def step(state: QEMState, _: None) -> tuple[QEMState, Any]:
         state, weighed = qem._one_step(numbers, state, strength)
-        return state, weighed if keep else weighed[:1]
+        return state, weighed if keep else weighed[:2]
 
     return jax.lax.scan(step, state, None, length=count)
 
 
 def _step(
     qem: QEM, problem: Problem, numbers: Mapping, state: QEMState, strength: Any = 1.0
-) -> tuple[QEMState, tuple[Any, dict[str, Any], Draws]]:
-    """One E and one M step, its rate multiplied by `strength`: the new state, and the weighed particles of the old guide."""
+) -> tuple[QEMState, tuple[Any, dict[str, Any], dict[str, Any], Draws]]:
+    """One E and one M step, its rate multiplied by `strength`: the new state, and what the old guide gave.
+
+    Returns:
+        The state; and log Z, which elements of every axis have weights on too few particles [*scope], axis weights and particles.
+    """
     key, draw_key = jax.random.split(state.rng_key)
     params = qem.get_proposal(state)
     log_z, by_axis, draws = queries.weighted_draws(problem, numbers, params, draw_key)
@@ -320,7 +333,8 @@ def _step(
         jnp.isfinite(log_z),
         draws.subsample,
     )
-    return QEMState(moments, state.step + 1, key), (log_z, by_axis, draws)
+    starved = mstep.starved(problem, by_axis, qem.min_ess)
+    return QEMState(moments, state.step + 1, key), (log_z, starved, by_axis, draws)
 
 
 def _same(first: Any, second: Any) -> bool:

@@ -19,6 +19,7 @@ from kayn import checkpoints
 from kayn.checks import Count, Rule, check_fields, checked
 from kayn.errors import DataError, KaynError
 from kayn.evidence import refuse_broken_arguments, refuse_unknown_params
+from kayn.graph.tables import is_column, why_unusable
 from kayn.keys import as_key
 from kayn.memory import refuse_too_many
 from kayn.meters import evidence_meter
@@ -187,7 +188,8 @@ def train(
     record = None
     if checkpoint is not None:
         source = {"data": arrays, "held-out data": held, "further arguments": args}
-        settings = {"batch_size": batch_size, "rng_key": checkpoints.fingerprint(key), "strategy": strategy}
+        given = {"rng_key": checkpoints.fingerprint(key), "params": checkpoints.fingerprint(dict(params or {}))}
+        settings = {"batch_size": batch_size, "strategy": strategy, **given}
         record = Record(Path(checkpoint), source, {**settings, PROGRAM: loop.program(state, arrays, batch_size)})
     if record and record.path.exists():
         state, best, losses, looks = record.resume(state, best)
@@ -314,7 +316,13 @@ class _Epochs:
 
 
 def _arrays(name: str, data: Any) -> tuple[Any, ...]:
-    arrays = tuple(jnp.asarray(a) for a in (data if isinstance(data, tuple) else (data,)))
+    given = data if isinstance(data, tuple) else (data,)
+    for i, value in enumerate(given):
+        which = f"{name}[{i}]" if isinstance(data, tuple) else name
+        why = "None" if value is None else why_unusable(value)
+        if why and not (is_column(value) and why_unusable(np.asarray(value)) is None):
+            raise DataError(f"{which} is {why}")
+    arrays = tuple(jnp.asarray(np.asarray(a) if is_column(a) else a) for a in given)
     sizes = {a.shape[0] if a.ndim else None for a in arrays}
     if len(sizes) != 1 or sizes & {None, 0}:
         raise DataError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kayn.checks import shown
-from kayn.errors import DataError, KaynError
+from kayn.errors import DataError, KaynError, ModelError
 
 WIDE = {np.dtype(np.longdouble), np.dtype(np.clongdouble)} - {np.dtype(np.float64), np.dtype(np.complex128)}
 """Types of numbers that JAX does not know."""
@@ -99,6 +99,10 @@ def explained(error: Exception, fn: Callable, args: tuple, kwargs: Mapping[str, 
     """A program's error, as a DataError where it was called with what JAX does not compute with."""
     if isinstance(error, KaynError):
         return error
+    if isinstance(error, TypeError) and (why := _misfit(fn, args, kwargs)):
+        return ModelError(
+            f"the model takes {why[0]}, but was called with other arguments: {why[1]}. Pass them in args= or kwargs="
+        )
     found = [f"argument {n!r} is {why}" for n, v in arguments(fn, args, kwargs) if (why := _suspect(v))]
     if not found and "ndex" in str(error):
         kinds = {"floats": np.inexact, "truth values": np.bool_}
@@ -115,6 +119,19 @@ def explained(error: Exception, fn: Callable, args: tuple, kwargs: Mapping[str, 
     )
 
 
+def _misfit(fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> tuple[str, str] | None:
+    """A program's signature, and why it cannot be called with these arguments; None if it can."""
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):
+        return None
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        return str(signature), str(error)
+    return None
+
+
 def _suspect(value: Any) -> str | None:
     if isinstance(value, np.ma.MaskedArray):
         return why_unusable(value) or "a masked array; pass x.data, as nothing is hidden in it"
@@ -122,19 +139,39 @@ def _suspect(value: Any) -> str | None:
     return why_unusable(value) if arrays else None
 
 
-def refuse_shape(site: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Refuse data without rows, and such that every row of their distribution would be compared with, as a column [N, 1] with rows [N].
+def refuse_shape(
+    site: str, shape: tuple[int, ...], expected: tuple[int, ...], events: int, plates: Collection[int]
+) -> None:
+    """Refuse data that NumPyro would broadcast in silence, so that every datum would be compared with every row.
+
+    Data count once for every element of a declared plate, and a single value may stand for all elements of a distribution. Nothing else says that a
+    datum is to be counted more than once: a column [N, 1] of data beside rows [N], or rows [N] of data beside a column of means, are slips.
+
+    Args:
+        shape: of the data.
+        expected: of the distribution: batch and event.
+        events: the last dimensions of both, those of one value of the innermost distribution.
+        plates: dimensions of declared plates, counted from the end of `expected`.
 
     Raises:
-        DataError: they would.
+        DataError: data without rows, or such that would be counted along a dimension that is no declared plate.
     """
     if 0 in shape:
         raise DataError(
             f"observed site {site!r} has shape {shape}, so it holds no data; pass some rows, or leave the site out"
         )
-    ends = list(zip(reversed(shape), reversed(expected), strict=False))
-    if len(shape) > len(expected) and any(a == 1 < b for a, b in ends):
+    rank = max(len(shape), len(expected))
+    own, other = ((1,) * (rank - len(s)) + tuple(s) for s in (shape, expected))
+    free = range(-rank, -events)
+    single = all(own[d] == 1 for d in free)
+    if len(shape) > len(expected) and any(own[d] == 1 < other[d] for d in free):
         raise DataError(
             f"observed site {site!r} has shape {shape}, but its distribution has shape {expected}, so every datum would be compared with every "
             f"row; pass data of shape {expected}, e.g. y.reshape({expected}) or one column of a table"
+        )
+    if not single and any(own[d] == 1 < other[d] and d not in plates for d in free):
+        raise DataError(
+            f"observed site {site!r} has shape {shape}, but its distribution has shape {expected}, so every datum would be compared with every "
+            "row. If a covariate is a column [N, 1] beside data [N], pass it as x[:, 0]; if every datum is to count once for each element of a "
+            "dimension, declare that dimension by numpyro.plate"
         )

@@ -169,6 +169,10 @@ def inspect_sites(fn: Callable, args: tuple, kwargs: Mapping, params: Any, guide
                     f"{error}. Every site of a model needs its own name; rename one of the two."
                 ) from error
             raise
+        except NotImplementedError as error:
+            if "control flow" in str(error):
+                raise ModelError(f"NumPyro does not run this program: {error}") from error
+            raise
         except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
             if (told := explained(error, fn, args, kwargs)) is error:
                 raise
@@ -370,7 +374,8 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         return Site(name, "deterministic", shape, dtype, shape, frames)
     fn = site["fn"]
     if site["is_observed"] and value is not None and not isinstance(innermost(fn), dist.Unit):
-        refuse_shape(name, shape, fn.shape())
+        plates = [dim - fn.event_dim for _, dim, _ in frames]
+        refuse_shape(name, shape, fn.shape(), innermost(fn).event_dim, plates)
     infer = site["infer"]
     walk = WALK in infer
     steps = shape[0] if walk or ("_scan_current_index" in infer and shape) else None
