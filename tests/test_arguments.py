@@ -178,14 +178,6 @@ def needs(x, *, y=None):
     numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
 
 
-@pytest.mark.parametrize(
-    ("args", "kwargs", "said"), [((), {}, "'x'"), ((0.3, 0.1), {}, "too many"), ((0.3,), {"q": 1}, "'q'")]
-)
-def test_arguments_that_the_model_does_not_take(args, kwargs, said):
-    with pytest.raises(kayn.errors.ModelError, match=f"takes \\(x, \\*, y=None\\).*{said}"):
-        kayn.fit(needs, args, kwargs, progress=False)
-
-
 def test_a_scan_under_a_plate_is_named():
     def model():
         with numpyro.plate("series", 2):

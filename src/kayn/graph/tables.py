@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kayn.checks import shown
-from kayn.errors import DataError, KaynError, ModelError
+from kayn.errors import DataError, KaynError
 
 WIDE = {np.dtype(np.longdouble), np.dtype(np.clongdouble)} - {np.dtype(np.float64), np.dtype(np.complex128)}
 """Types of numbers that JAX does not know."""
@@ -99,10 +99,6 @@ def explained(error: Exception, fn: Callable, args: tuple, kwargs: Mapping[str, 
     """A program's error, as a DataError where it was called with what JAX does not compute with."""
     if isinstance(error, KaynError):
         return error
-    if isinstance(error, TypeError) and (why := _misfit(fn, args, kwargs)):
-        return ModelError(
-            f"the model takes {why[0]}, but was called with other arguments: {why[1]}. Pass them in args= or kwargs="
-        )
     found = [f"argument {n!r} is {why}" for n, v in arguments(fn, args, kwargs) if (why := _suspect(v))]
     if not found and "ndex" in str(error):
         kinds = {"floats": np.inexact, "truth values": np.bool_}
@@ -117,19 +113,6 @@ def explained(error: Exception, fn: Callable, args: tuple, kwargs: Mapping[str, 
     return DataError(
         f"the model fails ({type(error).__name__}: {str(error).splitlines()[0][:120]}). {'; '.join(found)}"
     )
-
-
-def _misfit(fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> tuple[str, str] | None:
-    """A program's signature, and why it cannot be called with these arguments; None if it can."""
-    try:
-        signature = inspect.signature(fn)
-    except (TypeError, ValueError):
-        return None
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        return str(signature), str(error)
-    return None
 
 
 def _suspect(value: Any) -> str | None:
