@@ -12,16 +12,13 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax.scipy.special import gammainc, gammaincc
 
-from kayn.graph.counts import log_gamma_density
+from kayn.graph.incomplete import log_beta_mass, log_gamma_mass, log_lower_gamma, log_upper_gamma
 from kayn.graph.special import floats, log_minus_expm1
-from kayn.graph.tails import MASSES, log_mass
+from kayn.graph.tails import MASSES, log_mass, log_normal_mass
 
 Mass = Callable[[Any, Any, Any], Any]
 """Log probability of an interval: (distribution, lower end, upper end), ends anywhere, infinite ones among them."""
-FRACTIONS = 40
-"""Levels of the continued fraction of an incomplete gamma function."""
 
 
 def _by_hazard(hazard: Callable[[Any, Any], Any], start: Callable[[Any], Any] = lambda fn: 0.0) -> Mass:
@@ -79,7 +76,7 @@ def _student(fn: Any, low: Any, high: Any) -> Any:
 def _gamma(fn: Any, low: Any, high: Any) -> Any:
     a, rate, low, high = floats(fn.concentration, fn.rate, low, high)
     endless = jnp.isposinf(high)
-    return _gamma_mass(
+    return log_gamma_mass(
         a, rate * jnp.maximum(low, 0.0), jnp.where(endless, jnp.inf, rate * jnp.where(endless, 1.0, high))
     )
 
@@ -87,29 +84,54 @@ def _gamma(fn: Any, low: Any, high: Any) -> Any:
 def _inverse_gamma(fn: Any, low: Any, high: Any) -> Any:
     a, rate, low, high = floats(fn.concentration, fn.rate, low, high)
     begun = low > 0
-    return _gamma_mass(a, rate / jnp.maximum(high, 0.0), jnp.where(begun, rate / jnp.where(begun, low, 1.0), jnp.inf))
+    return log_gamma_mass(
+        a, rate / jnp.maximum(high, 0.0), jnp.where(begun, rate / jnp.where(begun, low, 1.0), jnp.inf)
+    )
 
 
-def _gamma_mass(a: Any, low: Any, high: Any) -> Any:
-    endless, right = jnp.isposinf(high), low > a
-    finite_high = jnp.where(endless, low + 1, high)
-    beyond = _log_upper_gamma(a, jnp.where(right, low, a + 1))
-    rest = _log_upper_gamma(a, jnp.where(right, finite_high, a + 2))
-    tail = beyond + jnp.where(endless, 0.0, log_minus_expm1(jnp.maximum(beyond - rest, 0.0)))
-    upper = jnp.where(endless, 1.0, gammainc(a, finite_high))
-    left = jnp.log(upper - gammainc(a, jnp.where(right, a, low)))
-    return jnp.where(right, tail, left)
+def _asymmetric_laplace(fn: Any, low: Any, high: Any) -> Any:
+    """Both sides of the location, each an exponential law."""
+    loc, left, right, low, high = floats(fn.loc, fn.left_scale, fn.right_scale, low, high)
+    total = left + right
+    under = _log_exponential(jnp.maximum(loc - high, 0.0), loc - low, left)
+    over = _log_exponential(jnp.maximum(low - loc, 0.0), high - loc, right)
+    return jnp.logaddexp(under + jnp.log(left / total), over + jnp.log(right / total))
 
 
-def _log_upper_gamma(a: Any, x: Any) -> Any:
-    """Log of the regularised upper incomplete gamma function; far out by Legendre's continued fraction, DLMF 8.9.2."""
-    direct = gammaincc(a, x)
-    far = direct < 1e-20
-    beyond = jnp.where(far, x, a + 10)
-    fraction = beyond + (2 * FRACTIONS + 1) - a
-    for k in reversed(range(1, FRACTIONS + 1)):
-        fraction = beyond + (2 * k - 1) - a - k * (k - a) / fraction
-    return jnp.where(far, log_gamma_density(a, beyond) - jnp.log(fraction), jnp.log(jnp.where(far, 1.0, direct)))
+def _log_exponential(low: Any, high: Any, scale: Any) -> Any:
+    """Log probability of an interval under an exponential law, -inf where it is empty."""
+    empty, endless = high <= low, jnp.isposinf(high)
+    start = jnp.where(empty, 0.0, low)
+    gap = jnp.where(empty | endless, 1.0, high) - jnp.where(endless, 0.0, start)
+    return jnp.where(empty, -jnp.inf, jnp.where(endless, 0.0, log_minus_expm1(gap / scale)) - start / scale)
+
+
+def _levy(fn: Any, low: Any, high: Any) -> Any:
+    # of the reciprocal of a squared normal variable
+    loc, scale, low, high = floats(fn.loc, fn.scale, low, high)
+    near = jnp.where(jnp.isposinf(high), 0.0, jnp.sqrt(scale / (jnp.where(jnp.isposinf(high), loc + 1, high) - loc)))
+    begun = low > loc
+    far = jnp.where(begun, jnp.sqrt(scale / jnp.where(begun, low - loc, 1.0)), jnp.inf)
+    return math.log(2) + log_normal_mass(near, far, far - near)
+
+
+def _beta(fn: Any, low: Any, high: Any) -> Any:
+    a, b, low, high = floats(fn.concentration1, fn.concentration0, low, high)
+    return log_beta_mass(a, b, jnp.clip(low, 0.0, 1.0), jnp.clip(high, 0.0, 1.0))
+
+
+def _poisson(fn: Any, low: Any, high: Any) -> Any:
+    """Of counts above `low`, up to `high`."""
+    rate, low, high = floats(fn.rate, low, high)
+    below, above = low < 0, jnp.isposinf(high)
+    first, last = jnp.floor(jnp.where(below, 0.0, low)) + 1, jnp.floor(jnp.where(above, 0.0, high)) + 1
+    right = ~below & (low > rate)
+    # tails on the side where they are small
+    beyond, after = log_lower_gamma(first, rate), jnp.where(above, -jnp.inf, log_lower_gamma(last, rate))
+    until, before = jnp.where(above, 0.0, log_upper_gamma(last, rate)), log_upper_gamma(first, rate)
+    tail = beyond + jnp.where(above, 0.0, log_minus_expm1(jnp.where(right & ~above, beyond - after, 1.0)))
+    body = until + jnp.where(below, 0.0, log_minus_expm1(jnp.where(right | below, 1.0, until - before)))
+    return jnp.where(right, tail, body)
 
 
 FAMILIES: Mapping[type, Mass] = {
@@ -123,6 +145,12 @@ FAMILIES: Mapping[type, Mass] = {
     dist.Gamma: _gamma,
     dist.Chi2: _gamma,
     dist.InverseGamma: _inverse_gamma,
+    dist.Beta: _beta,
+    dist.BetaProportion: _beta,
+    dist.Poisson: _poisson,
+    dist.Levy: _levy,
+    dist.AsymmetricLaplace: _asymmetric_laplace,
+    dist.AsymmetricLaplaceQuantile: lambda fn, low, high: _asymmetric_laplace(fn._ald, low, high),
     dist.Exponential: _by_hazard(lambda fn, x: fn.rate * x),
     dist.Weibull: _by_hazard(lambda fn, x: (x / fn.scale) ** fn.concentration),
     dist.Gompertz: _by_hazard(lambda fn, x: fn.concentration * jnp.expm1(fn.rate * x)),
@@ -143,7 +171,10 @@ def right_censored(fn: Any, value: Any) -> Any:
 
 def _exactly(fn: Any, value: Any, elsewhere: Any) -> Any:
     """The density, taken at a harmless value where it does not count."""
-    return fn.base_dist.log_prob(jnp.where(elsewhere, fn.base_dist.support.feasible_like(value), value))
+    base = fn.base_dist
+    # NumPyro's Lévy law says nothing of its support
+    harmless = base.loc + base.scale if base.support is None else base.support.feasible_like(value)
+    return base.log_prob(jnp.where(elsewhere, harmless, value))
 
 
 def interval_censored(fn: Any, value: Any) -> Any:

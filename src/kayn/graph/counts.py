@@ -133,10 +133,11 @@ def _multinomial(x: Any, p: Any, log_p: Any) -> Any:
 def student_t(fn: Any, value: Any) -> Any:
     df, loc, scale, value = floats(fn.df, fn.loc, fn.scale, value)
     square = ((value - loc) / scale) ** 2
-    return _student(df, 1, square) - jnp.log(scale)
+    return student(df, 1, square) - jnp.log(scale)
 
 
-def _student(df: Any, size: int, square: Any) -> Any:
+def student(df: Any, size: int, square: Any) -> Any:
+    """Student's law in some dimensions, standardised, at a squared distance."""
     constant = log_rising(0.5 * df, 0.5 * size) - 0.5 * size * jnp.log(jnp.pi * df)
     return constant - 0.5 * (df + size) * jnp.log1p(square / df)
 
@@ -158,9 +159,14 @@ def log_gamma_density(a: Any, x: Any) -> Any:
 
 def beta(fn: Any, value: Any) -> Any:
     a, b, x = floats(fn.concentration1, fn.concentration0, value)
-    total, difference = a + b, a * (1 - x) - b * x
-    both = deviance(a, total * x, difference) + deviance(b, total * (1 - x), -difference)
-    return excess(total) - excess(a) - excess(b) - both + jnp.log(a) + jnp.log(b / total) - jnp.log(x) - jnp.log1p(-x)
+    return log_beta_density(a, b, x, 1 - x) - jnp.log1p(-x)
+
+
+def log_beta_density(a: Any, b: Any, x: Any, rest: Any) -> Any:
+    """Log density of a beta variable at x = 1 - `rest`, times that rest."""
+    total, difference = a + b, a * rest - b * x
+    both = deviance(a, total * x, difference) + deviance(b, total * rest, -difference)
+    return excess(total) - excess(a) - excess(b) - both + jnp.log(a) + jnp.log(b / total) - jnp.log(x)
 
 
 def von_mises(fn: Any, value: Any) -> Any:

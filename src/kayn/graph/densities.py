@@ -18,21 +18,23 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-from kayn.graph import censored, counts, tails
+from kayn.graph import bounded, censored, counts, tails, vectors
 
 Form = Callable[[Any, Any], Any]
 """Log density from a distribution and a value."""
 ROUNDING = 0.01
 """How far above zero a log probability may be by rounding, in nats."""
-CONCENTRATED = 1e3
-"""Concentration from which a density is taken in its stable form, where that has poles at the ends of the support."""
+EXTREME = 1e15
+"""Parameters above this, or below its reciprocal, may not be folded into other constants; see `_kept_apart`."""
+ANYWHERE = np.inf
+"""A value that stands for any."""
 
 
 def _where_concentrated(form: Form, *names: str) -> Form:
     """A stable form where the concentrations are large, which leaves all else as it was, the ends of a support included."""
 
     def log_prob(fn: Any, value: Any) -> Any:
-        large = sum(getattr(fn, n) for n in names) > CONCENTRATED
+        large = sum(getattr(fn, n) for n in names) > vectors.CONCENTRATED
         still = copy.copy(fn)
         for name in names:
             setattr(still, name, jnp.where(large, getattr(fn, name), 1.0))
@@ -62,6 +64,15 @@ FORMS: Mapping[type, Form] = {
     dist.InverseGamma: _where_concentrated(counts.inverse_gamma, "concentration"),
     dist.Beta: _where_concentrated(counts.beta, "concentration1", "concentration0"),
     dist.BetaProportion: _where_concentrated(counts.beta, "concentration1", "concentration0"),
+    dist.Dirichlet: vectors.dirichlet,
+    dist.MultivariateStudentT: vectors.multivariate_student,
+    dist.LKJCholesky: vectors.lkj_cholesky,
+    dist.Kumaraswamy: bounded.kumaraswamy,
+    dist.DoublyTruncatedPowerLaw: bounded.power_law,
+    dist.OrderedLogistic: bounded.ordered_logistic,
+    dist.LeftTruncatedGamma: bounded.left_truncated_gamma,
+    dist.RightTruncatedGamma: bounded.right_truncated_gamma,
+    dist.TwoSidedTruncatedGamma: bounded.truncated_gamma,
     dist.LeftTruncatedDistribution: tails.left_truncated,
     dist.RightTruncatedDistribution: tails.right_truncated,
     dist.TwoSidedTruncatedDistribution: tails.truncated,
@@ -125,20 +136,44 @@ def dependable(fn: dist.Distribution, value: Any) -> dist.Distribution:
     Args:
         value: where the density will be taken; data that are concrete numbers make for a simpler form.
     """
+    fn = _kept_apart(fn)
     if type(fn) is dist.BernoulliLogits:
         return (_Binary if _is_binary(value) else _Fractional)(fn.logits, validate_args=False)
     form = _form(fn, value)
     if form is not None:
         return _Rewritten(fn, form)
     if isinstance(fn, MADE_OF):
-        # what a transformed variable's base is asked for is another value
+        # what a transformed variable's base is asked for is another value, and a hurdle's for its probability of zero too
         given = 0.5 if isinstance(fn, dist.TransformedDistribution) else value
+        given = ANYWHERE if isinstance(fn, dist.HurdleProbs) else given
         fn = _of_dependable_parts(fn, given)
     if fn._validate_args and fn.support in (constraints.real, constraints.real_vector):
         # NumPyro replaces log densities outside of the support; here that is at infinity and NaN, which have none anyway
         fn = copy.copy(fn)
         fn._validate_args = False
     return fn
+
+
+def _kept_apart(fn: dist.Distribution) -> dist.Distribution:
+    """With extreme parameters out of the sight of compilers, which turn `(x / c) ** 2` into `x ** 2 * (1 / c ** 2)`.
+
+    For c = 1e-20 that is NaN at x = 0, and for c = 1e20 at x = c: the square of the constant is no float.
+    """
+    if not type(fn).__module__.startswith("numpyro."):
+        return fn
+    leaves, form = jax.tree.flatten(fn)
+    if not any(map(_is_extreme, leaves)):
+        return fn
+    return jax.tree.unflatten(
+        form, [jax.lax.optimization_barrier(jnp.asarray(x)) if _is_extreme(x) else x for x in leaves]
+    )
+
+
+def _is_extreme(leaf: Any) -> bool:
+    if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        return False
+    size = np.abs(np.asarray(leaf, np.float64))
+    return bool(np.any((size > EXTREME) & np.isfinite(size) | (size < 1 / EXTREME) & (size > 0)))
 
 
 def _of_dependable_parts(fn: dist.Distribution, value: Any) -> dist.Distribution:
@@ -185,7 +220,7 @@ def _is_discrete(fn: dist.Distribution) -> bool:
 
 def _is_small(fn: dist.Distribution, value: Any) -> bool:
     """Whether counts are known to be so small that the family's own form serves."""
-    if type(fn) not in PLAIN_IF_SMALL:
+    if type(fn) not in PLAIN_IF_SMALL or value is ANYWHERE:
         return False
     name = PLAIN_IF_SMALL[type(fn)]
     counts = value if name is None else getattr(fn, name)

@@ -34,12 +34,14 @@ def excess(x: Any) -> Any:
     (x,) = floats(x)
     small = x < LARGE
     low, high = jnp.where(small, x, 1.0), jnp.where(small, LARGE, x)
+    # log gamma of one is no exact zero in float32
+    log_factorial = jnp.where(x == 0, 0.0, gammaln(low + 1))
     inverse = 1 / high
     series = jnp.zeros_like(inverse)
     for coefficient in reversed(STIRLING):
         series = series * inverse**2 + coefficient
     return jnp.where(
-        small, gammaln(low + 1) - xlogy(low, low) + low, 0.5 * jnp.log(high) + LOG_ROOT_2PI + series * inverse
+        small, log_factorial - xlogy(low, low) + low, 0.5 * jnp.log(high) + LOG_ROOT_2PI + series * inverse
     )
 
 
