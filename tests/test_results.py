@@ -148,6 +148,22 @@ def test_elements_that_differ_between_replicates_have_no_one_answer():
         many.log_predictive(0, 5, FAR)
 
 
+def test_deterministic_sites_outside_of_a_plate_may_be_of_its_rows():
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        with numpyro.plate("rows", 4, subsample_size=2) as rows:
+            z = numpyro.sample("z", dist.Normal(mu, 1.0))
+        numpyro.deterministic("first", z[0])
+        numpyro.deterministic("read", y[rows].sum())
+        numpyro.deterministic("twice", 2 * mu)
+
+    many = kayn.Importance(model, None, 5, num_replicates=6).run(0, None, FAR)
+    for name in ("first", "read"):
+        with pytest.raises(QueryError, match=f"'{name}' runs over plate 'rows', which is subsampled"):
+            many.mean(name)
+    np.testing.assert_allclose(many.mean("twice"), 2 * many.mean("mu"), rtol=1e-5)
+
+
 @pytest.mark.parametrize(("model", "rows"), [(shared, 6), (fed, 6)])
 def test_rows_of_a_plate_without_latents_are_all_scored(model, rows):
     found = kayn.Importance(model, None, 20, num_replicates=3).run(0, None, Y)

@@ -13,6 +13,8 @@ import numpy as np
 from kayn import evidence, queries
 from kayn.compilation import is_traced
 from kayn.evidence import Draws, Problem
+from kayn.graph.slices import slice_outputs
+from kayn.graph.trace import VALUE
 
 if TYPE_CHECKING:
     from kayn.posterior import Posterior
@@ -35,14 +37,25 @@ jax.tree_util.register_dataclass(JointDraws, ["values", "subsample"], [])
 
 
 def mixed_plate(posterior: Posterior, name: str) -> str | None:
-    """A plate of a site of which the replicates hold different elements, if there is one."""
+    """A plate of which the replicates hold different elements, and that a latent runs over or a deterministic site depends on; None if there is none."""
     subsample = posterior.draws.subsample
     if not subsample or is_traced(subsample):
         return None
-    graph = posterior.problem.graph
-    plates = graph.latent(name).plate_names if name in graph.latent_names else graph.output(name).dims
+    plates = _plates_behind(posterior.problem, name)
     rows = {p: np.asarray(subsample[p]) for p in plates if p in subsample}
     return next((p for p, held in rows.items() if (held != held[0]).any()), None)
+
+
+def _plates_behind(problem: Problem, name: str) -> set[str]:
+    graph, program = problem.graph, problem.model
+    if name in graph.latent_names:
+        return set(graph.latent(name).plate_names)
+    # wherever it stands: rows may be read outside of their plate
+    used = slice_outputs(program.jaxpr, [program.outputs.index(VALUE + name)])[1]
+    last = len(program.consts) + len(program.jaxpr.invars) - len(program.subsamples)
+    output = graph.output(name)
+    over = {p for latent in output.latents for p in graph.latent(latent).plate_names}
+    return over | {*output.dims} | {p for i, p in enumerate(program.subsamples) if last + i in used}
 
 
 def sample(
