@@ -13,6 +13,7 @@ from numpyro import handlers
 from kayn.checks import Count, checked
 from kayn.errors import KaynError
 from kayn.fixed import fixed_rows_of
+from kayn.graph.densities import log_density
 from kayn.graph.given import Given
 from kayn.graph.roles import Fixed
 from kayn.graph.seeded import seeded
@@ -96,7 +97,8 @@ def _log_q(site: Mapping[str, Any], dreamt: Mapping[str, Any] | None) -> Any:
             f"sleep phase: guide site {site['name']!r} is no latent of the model, so the guide's density of a dream is not known; write a guide "
             "without auxiliary sites (AutoNormal has none), or train by the wake phase alone"
         )
-    log_q, scored = site["fn"].log_prob(site["value"]), scored_values(dreamt["fn"])
+    # as in the wake phase: NumPyro's own density of a Bernoulli has no right gradient at logits of exactly 0, where guides often start
+    log_q, scored = log_density(site["fn"], site["value"]), scored_values(dreamt["fn"])
     if scored is not None:
         scored = jnp.all(scored, tuple(range(scored.ndim - dreamt["fn"].event_dim, scored.ndim)))
         if jnp.ndim(log_q) >= scored.ndim:
