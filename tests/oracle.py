@@ -25,7 +25,8 @@ class BruteForce:
     """All combinations of one problem's particles.
 
     Args:
-        masks: masks of latent sites that the model masks; masked elements have density one in model and guide.
+        masks: which elements of masked latents are in the model; the others have density one in model and guide.
+        subsample: indices of the subsampled plate, by its name; what latents it has are read row by row.
     """
 
     def __init__(
@@ -36,9 +37,11 @@ class BruteForce:
         args: tuple = (),
         kwargs: Mapping | None = None,
         masks: Mapping[str, np.ndarray] | None = None,
+        subsample: Mapping[str, np.ndarray] | None = None,
     ):
         self.problem, self.model, self.guide = problem, model, guide
         self.args, self.kwargs, self.masks = args, dict(kwargs or {}), dict(masks or {})
+        self.subsample = dict(subsample or {})
         self.axes = problem.layout.axes
         self.plate_size = {p.name: p.size for p in problem.graph.plates}
 
@@ -53,6 +56,16 @@ class BruteForce:
     @property
     def combinations(self) -> int:
         return math.prod(self.counts)
+
+    @property
+    def rows(self) -> str | None:
+        """The subsampled plate."""
+        return next(iter(self.subsample), None)
+
+    @property
+    def power(self) -> float:
+        """How many elements a row of the subsampled plate stands for."""
+        return self.problem.graph.plate(self.rows).scale
 
     def indices(self) -> dict[str, np.ndarray]:
         """For every axis int [combinations, *scope]."""
@@ -70,7 +83,7 @@ class BruteForce:
         return out
 
     def position(self, chosen: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Combination numbers of draws, each int [S, *scope plates sorted by name] for every axis (as `execute.draw` returns)."""
+        """Combination numbers of draws, for every axis int [S, *scope plates sorted by name] (as `execute.draw` returns)."""
         columns = []
         for axis in self.axes:
             order = sorted(axis.scope)
@@ -79,9 +92,32 @@ class BruteForce:
             columns.append(picked.reshape(len(picked), -1))
         return np.ravel_multi_index(tuple(np.concatenate(columns, 1).T), self.counts)
 
-    def values(self, draws: Draws) -> dict[str, jnp.ndarray]:
+    def row_indices(self) -> tuple[dict[str, np.ndarray], int]:
+        """As `indices`, but all rows of the subsampled plate have the same particles.
+
+        Returns:
+            the indices, and how many combinations the rows' own particles have, which vary fastest.
+        """
+        ordered = sorted(self.axes, key=lambda a: self.rows in a.scope)
+        shapes = [tuple(self.plate_size[p] for p in a.scope if p != self.rows) for a in ordered]
+        counts = [a.size for a, shape in zip(ordered, shapes, strict=True) for _ in range(math.prod(shape))]
+        own = [a.size ** math.prod(shape) for a, shape in zip(ordered, shapes, strict=True) if self.rows in a.scope]
+        total = math.prod(counts)
+        flat = np.stack(np.unravel_index(np.arange(total), counts), -1) if counts else np.zeros((1, 0), int)
+        out, start = {}, 0
+        for axis, shape in zip(ordered, shapes, strict=True):
+            stop = start + math.prod(shape)
+            index = flat[:, start:stop].reshape((-1, *shape))
+            if self.rows in axis.scope:
+                index = np.expand_dims(index, 1 + axis.scope.index(self.rows))
+            out[axis.name] = np.broadcast_to(index, (total, *self.scope_shape(axis)))
+            start = stop
+        return out, math.prod(own)
+
+    def values(self, draws: Draws, indices: Mapping[str, np.ndarray] | None = None) -> dict[str, jnp.ndarray]:
         """The latents of every combination: [combinations, *shape]."""
-        out, indices = {}, self.indices()
+        out = {}
+        indices = self.indices() if indices is None else indices
         for axis in self.axes:
             for name in axis.latents:
                 latent = self.problem.graph.latent(name)
@@ -94,22 +130,48 @@ class BruteForce:
                     np.arange(s).reshape([-1 if i == d else 1 for i in range(1 + len(latent.shape))])
                     for d, s in enumerate(latent.shape, 1)
                 ]
-                out[name] = draws.values[name][(index, *grid)]
+                out[name] = jnp.asarray(draws.values[name])[(index, *grid)]
         return out
 
     def log_joint(self, draws: Draws, params: Mapping) -> jnp.ndarray:
         """NumPyro's log density of model and data for every combination: [combinations]."""
 
         def one(values: Mapping) -> jnp.ndarray:
-            return log_density(self.model, self.args, self.kwargs, {**params, **values})[0]
+            return log_density(self.model, self.args, self.kwargs, {**params, **values, **self.subsample})[0]
 
         return jax.vmap(one)(self.values(draws))
 
-    def log_proposal(self, axis: Axis, draws: Draws, params: Mapping) -> jnp.ndarray:
+    def log_joint_by_row(
+        self, draws: Draws, params: Mapping, indices: Mapping[str, np.ndarray]
+    ) -> tuple[jnp.ndarray, jnp.ndarray]:
+        """What no row of a subsample owns, [combinations], and what each does, counted once, [combinations, rows]."""
+        size = self.plate_size[self.rows]
+
+        def one(values: Mapping) -> tuple:
+            program = handlers.substitute(self.model, data={**params, **values, **self.subsample})
+            trace = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(*self.args, **self.kwargs)
+            rest, by_row = jnp.zeros(()), jnp.zeros(size)
+            for site in trace.values():
+                if site["type"] != "sample":
+                    continue
+                scale = 1.0 if site["scale"] is None else site["scale"]
+                log_p = scale * site["fn"].log_prob(site["value"])
+                dim = next((f.dim for f in site["cond_indep_stack"] if f.name == self.rows), None)
+                if dim is None:
+                    rest = rest + log_p.sum()
+                else:
+                    own = jnp.moveaxis(log_p, dim, -1) / self.power
+                    by_row = by_row + own.sum(tuple(range(own.ndim - 1)))
+            return rest, by_row
+
+        return jax.vmap(one)(self.values(draws, indices))
+
+    def log_proposal(self, axis: Axis, draws: Draws, params: Mapping, denominator: str | None = None) -> jnp.ndarray:
         """log of the mixture over the guide parents' particles, one index for all parents: [*scope, K]."""
+        denominator = denominator or self.problem.denominator
 
         def densities(own: Mapping, others: Mapping) -> jnp.ndarray:
-            program = handlers.substitute(self.guide, data={**params, **others, **own})
+            program = handlers.substitute(self.guide, data={**params, **others, **own, **self.subsample})
             trace = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(*self.args, **self.kwargs)
             return sum(
                 self._on_scope(axis, name, trace[name]["fn"].log_prob(trace[name]["value"])) for name in axis.latents
@@ -118,44 +180,87 @@ class BruteForce:
         runs = {n: v[: axis.size] for n, v in draws.runs.items()}
         own = {n: v for n, v in runs.items() if n in axis.latents}
         others = {n: v for n, v in runs.items() if n not in axis.latents}
-        if self.problem.denominator == "paired" or not others:
+        if denominator == "paired" or not others:
             return jax.vmap(densities, out_axes=-1)(own, others)
         mixed = jax.vmap(jax.vmap(densities, (None, 0), -1), (0, None), -2)(own, others)
         return jax.nn.logsumexp(mixed, -1) - math.log(axis.size)
 
     def _on_scope(self, axis: Axis, name: str, log_q: jnp.ndarray) -> jnp.ndarray:
         latent = self.problem.graph.latent(name)
+        dims = dict(latent.plates)
         assert log_q.ndim >= latent.batch_ndim or not axis.scope, "the guide is not elementwise"
         log_q = log_q.sum(tuple(range(latent.batch_ndim, log_q.ndim)))
         if name in self.masks:
             log_q = jnp.where(self.masks[name], log_q, 0.0)
-        dims = dict(latent.plates)
+        if self.rows in dims and self.rows not in axis.scope:
+            # its particles are all the rows', each of which stands for several elements
+            log_q = self.power * log_q
+        return self._over(axis, name, log_q)
+
+    def _over(self, axis: Axis, name: str, array: jnp.ndarray) -> jnp.ndarray:
+        """Sums of a latent's elements over the plates of an axis's scope, in their order."""
+        dims = dict(self.problem.graph.latent(name).plates)
         kept = [dims[p] for p in axis.scope]
-        log_q = log_q.sum(tuple(d for d in range(log_q.ndim) if d not in kept))
-        return jnp.transpose(log_q, np.argsort(np.argsort(kept)))
+        summed = array.sum(tuple(d for d in range(array.ndim) if d not in kept))
+        return jnp.transpose(summed, np.argsort(np.argsort(kept)))
 
     def log_weights(self, draws: Draws, params: Mapping) -> jnp.ndarray:
-        """log of each combination's share of Z: [combinations]."""
-        total = self.log_joint(draws, params)
+        """log of each combination's share of Z: [combinations]. Latents have no index of their own over a subsampled plate."""
+        return self.log_joint(draws, params) + self.log_proposals(draws, params)
+
+    def log_proposals(self, draws: Draws, params: Mapping, shared: Mapping | None = None) -> jnp.ndarray:
+        """Minus what combinations are divided by: [combinations]."""
         indices = self.indices()
+        total = jnp.zeros(())
         for axis in self.axes:
-            if axis.enumerated:
-                continue
-            log_q = self.log_proposal(axis, draws, params)
-            shape = self.scope_shape(axis)
-            grid = [
-                np.arange(s).reshape([-1 if i == d else 1 for i in range(1 + len(shape))])
-                for d, s in enumerate(shape, 1)
-            ]
-            picked = log_q[(*grid, indices[axis.name])]
-            total = total - picked.reshape(len(picked), -1).sum(-1) - math.prod(shape) * math.log(axis.size)
+            terms = self._divided(axis, draws, params if shared is None else shared, indices[axis.name])
+            total = total + terms.reshape(len(terms), -1).sum(-1)
         return total
 
-    def log_evidence(self, draws: Draws, params: Mapping) -> jnp.ndarray:
-        return jax.nn.logsumexp(self.log_weights(draws, params))
+    def _divided(self, axis: Axis, draws: Draws, params: Mapping, index: np.ndarray) -> jnp.ndarray:
+        """Minus log (K q) of the particles that are chosen: [combinations, *scope]."""
+        if axis.enumerated:
+            # values of an element that is nowhere in the model are averaged
+            gone = [self._over(axis, n, ~self.masks[n]) for n in axis.latents if n in self.masks]
+            return -np.log(axis.size) * jnp.broadcast_to(sum(gone, jnp.zeros(())), index.shape)
+        log_q = self.log_proposal(axis, draws, params) + math.log(axis.size)
+        shape = self.scope_shape(axis)
+        grid = [
+            np.arange(s).reshape([-1 if i == d else 1 for i in range(1 + len(shape))]) for d, s in enumerate(shape, 1)
+        ]
+        return -jnp.asarray(log_q)[(*grid, index)]
+
+    def log_evidence(self, draws: Draws, params: Mapping, shared: Mapping | None = None) -> jnp.ndarray:
+        """log Z.
+
+        Args:
+            shared: parameters of the guide's densities, if they are others.
+        """
+        if self.rows is not None:
+            return self._log_evidence_by_row(draws, params, params if shared is None else shared)
+        return jax.nn.logsumexp(self.log_joint(draws, params) + self.log_proposals(draws, params, shared))
+
+    def _log_evidence_by_row(self, draws: Draws, params: Mapping, shared: Mapping) -> jnp.ndarray:
+        """Every row's own evidence to the power of the elements it stands for, within the sum over what is shared."""
+        indices, own = self.row_indices()
+        rest, by_row = self.log_joint_by_row(draws, params, indices)
+        for axis in self.axes:
+            terms = self._divided(axis, draws, shared, indices[axis.name])
+            if self.rows in axis.scope:
+                terms = jnp.moveaxis(terms, 1 + axis.scope.index(self.rows), -1)
+                by_row = by_row + terms.sum(tuple(range(1, terms.ndim - 1)))
+            else:
+                rest = rest + terms.reshape(len(terms), -1).sum(-1)
+        by_row = by_row.reshape((-1, own, by_row.shape[-1]))
+        within = self.power * jax.nn.logsumexp(by_row, 1).sum(-1)
+        return jax.nn.logsumexp(rest.reshape(-1, own)[:, 0] + within)
+
+    def probabilities_of(self, draws: Draws, params: Mapping) -> jnp.ndarray:
+        """The share of every combination in Z: [combinations]."""
+        return jax.nn.softmax(self.log_weights(draws, params))
 
     def probabilities(self, draws: Draws, params: Mapping) -> np.ndarray:
-        return np.asarray(jax.nn.softmax(self.log_weights(draws, params)))
+        return np.asarray(self.probabilities_of(draws, params))
 
     def marginals(self, probabilities: np.ndarray) -> dict[str, np.ndarray]:
         """For every axis [*scope, K]."""
@@ -186,3 +291,32 @@ def everything(oracle: BruteForce, draws: Draws, params: Mapping) -> tuple:
 
     (value, log_weights), gradient = jax.value_and_grad(log_z, has_aux=True)(params)
     return log_weights, value, gradient
+
+
+def elements_in_use(
+    model: Callable, given: Mapping, masked: Mapping[str, int], values: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Which elements of some latents change NumPyro's density of a model at all: bool by latent.
+
+    Args:
+        given: parameters and subsamples.
+        masked: rank of the batch shape of the latents to try.
+        values: [points, *shape] of every latent; every element is tried at all of them.
+    """
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def density(values: Mapping) -> jnp.ndarray:
+        return jax.vmap(lambda v: log_density(model, (), {}, {**given, **v})[0])(values)
+
+    out = {}
+    for name, rank in masked.items():
+        batch = values[name].shape[1 : 1 + rank]
+        found = np.zeros(batch, bool)
+        for element in np.ndindex(*batch):
+            other, at = np.array(values[name]), (slice(None), *element)
+            # another value of the element: of integers 0 and 1, or of whatever is positive or real
+            other[at] = 1 - np.minimum(other[at], 1) if other.dtype.kind == "i" else 0.5 * other[at] + 0.1
+            here, there = density(dict(values)), density({**values, name: other})
+            found[element] = not np.array_equal(here, there)
+        out[name] = found
+    return out
