@@ -177,7 +177,7 @@ def one_structure_matches(spec):
         close(found, slope[name], 1e-3)
 
 
-@given(specs())
+@given(specs(plain=True))
 @settings(max_examples=12)
 def test_pair_expectations_match_enumeration(spec):
     latents = [s for s in spec.sites if not s.observed]
@@ -218,8 +218,11 @@ def test_pair_expectations_match_enumeration(spec):
 def test_draws_and_best_combination_match_enumeration(spec):
     with jax.enable_x64(True):
         problem, oracle = build(spec)
-        draws, params = some_draws(spec, problem), spec.params()
+        # rows that stand for several elements have no weights of combinations
+        assume(oracle.rows is None)
+        draws, params = some_draws(spec, problem), free(spec)
         log_weights = np.asarray(everything(oracle, draws, params)[0])
+        params = spec.params()
         chosen, (largest, best) = _chosen(problem, draws, params, jax.random.split(jax.random.key(spec.seed), 10_000))
         probabilities = np.exp(log_weights - np.logaddexp.reduce(log_weights))
         assert chi_square(oracle.position(chosen), probabilities) > FALSE_ALARM

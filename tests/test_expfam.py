@@ -416,7 +416,7 @@ def test_parts_make_no_difference(always, monkeypatch):
 
 
 @pytest.mark.slow
-@given(specs())
+@given(specs(plain=True))
 @settings(max_examples=15)
 def test_random_models(spec):
     with jax.enable_x64(True):

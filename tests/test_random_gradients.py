@@ -174,7 +174,7 @@ def test_losses_and_gradients(name, monkeypatch):
     loss_type, formula, kinds = ESTIMATORS[name]
 
     @given(specs(plain=True, **kinds))
-    @settings(max_examples=examples(4), phases=[Phase.explicit, Phase.generate])
+    @settings(max_examples=examples(2), phases=[Phase.explicit, Phase.generate])
     def check(spec: Spec) -> None:
         if name in INDEPENDENT:
             spec = replace(spec, guide_reads=())
