@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
@@ -293,3 +294,41 @@ def test_names_that_graphviz_would_read_otherwise():
     assert sorted(nodes.values()) == ["a:b", "y\\\\l"]
     (first, second) = re.search(r"(\w+) -> (\w+)", source).groups()
     assert (nodes[first], nodes[second]) == ("a:b", "y\\\\l")
+
+
+def test_steps_get_a_name_that_no_site_has():
+    def model(latent, data):
+        def step(z, y):
+            z = numpyro.sample(latent, dist.Normal(z, 1.0))
+            numpyro.sample(data, dist.Normal(z, 0.5), obs=y)
+            return z, None
+
+        scan(step, jnp.zeros(()), ROWS)
+
+    found = [
+        kayn.Importance(model, None, 8).run(0, None, *names).log_evidence
+        for names in (("s", "t"), ("time", "scan_time"), ("scan_time", "time"))
+    ]
+    np.testing.assert_allclose(found, found[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["vi", "rws", "train"])
+def test_a_parameter_called_like_a_plate_is_refused_where_numpyro_cannot_tell_them_apart(method):
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        with numpyro.plate("rows", 5):
+            numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    def guide(y):
+        numpyro.sample("mu", dist.Normal(numpyro.param("rows", 0.5), 0.5))
+
+    def trained():
+        phase = kayn.Phase(kayn.VI(2), optax.adam(0.1))
+        kayn.train(model, guide, phase, np.asarray(ROWS), batch_size=5, num_steps=1, progress=False)
+
+    def fitted():
+        kayn.fit(model, (ROWS,), guide=guide, method=method, num_steps=1, progress=False)
+
+    assert np.isfinite(kayn.Importance(model, guide, 5).run(0, None, ROWS).log_evidence)
+    with pytest.raises(GuideError, match="'rows' is a plate of the model and a site of another kind in the guide"):
+        (trained if method == "train" else fitted)()

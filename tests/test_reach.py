@@ -42,6 +42,8 @@ TOO_SMALL = {
     "bounded counts": (dist.Poisson(2.0), dist.Binomial(5, 0.4)),
     "reals for a simplex": (dist.Dirichlet(np.ones(3)), dist.Normal(np.zeros(3), 1.0).to_event(1)),
     "improper": (dist.ImproperUniform(dist.constraints.real, (), ()), dist.LogNormal(0.0, 1.0)),
+    "another total": (dist.Multinomial(4, np.ones(3) / 3), dist.Multinomial(3, np.ones(3) / 3)),
+    "no multinomial": (dist.Multinomial(4, np.ones(3) / 3), dist.Poisson(np.ones(3)).to_event(1)),
 }
 
 
@@ -58,6 +60,7 @@ FITS = {
     "unit interval": (dist.Uniform(0.0, 1.0), dist.Beta(2.0, 2.0)),
     "more values": (dist.Bernoulli(0.5), dist.Categorical(np.ones(3) / 3)),
     "unbounded counts": (dist.Binomial(5, 0.4), dist.Poisson(2.0)),
+    "the same total": (dist.Multinomial(4, np.ones(3) / 3), dist.Multinomial(4, np.array([0.2, 0.3, 0.5]))),
     "simplex": (dist.Dirichlet(np.ones(3)), dist.Dirichlet(2 * np.ones(3))),
     "improper": (dist.ImproperUniform(dist.constraints.positive, (), ()), dist.LogNormal(0.0, 1.0)),
     "mixture": (NORMAL, dist.MixtureSameFamily(dist.Categorical(np.ones(2) / 2), dist.Normal(PAIR, 1.0))),
@@ -129,3 +132,44 @@ def test_values_of_another_type_are_cast():
     right = np.log(np.sum(0.4 * 0.6**n * norm.pdf(2.6, n)))
     importance = kayn.Importance(model, lambda: numpyro.sample("n", dist.Poisson(2.5)), 1000, num_replicates=4)
     np.testing.assert_allclose(importance.run(0, None).log_evidence, right, atol=0.1)
+
+
+THIRDS, SHUT = jnp.ones(3) / 3, jnp.array([0.5, 0.5, 0.0])
+
+
+def weigh_categories(guide_probs, model_probs=THIRDS, widths=(9.0, 9.0, 9.0), y=0.3):
+    """Evidence of y, uniform below a width that a category chooses, beside another category."""
+
+    def model():
+        with numpyro.plate("rows", 2):
+            other = numpyro.sample("other", dist.Bernoulli(0.5))
+            b = numpyro.sample("b", dist.Categorical(model_probs))
+            numpyro.sample("y", dist.Uniform(0.0, jnp.array(widths)[b] + 0.0 * other), obs=y)
+
+    def guide():
+        with numpyro.plate("rows", 2):
+            other = numpyro.sample("other", dist.Bernoulli(0.5))
+            numpyro.sample("b", dist.Categorical(guide_probs(other)))
+
+    return float(kayn.Importance(model, guide, 3).run(0, None).log_evidence)
+
+
+@pytest.mark.parametrize(
+    "guide_probs",
+    [
+        lambda other: jnp.stack([THIRDS, SHUT]),
+        lambda other: jnp.where(other[:, None] > 0, THIRDS, SHUT),
+        lambda other: jnp.array([0.5, 0.5 - 1e-9, 1e-9]),
+    ],
+    ids=["one element", "given another latent", "too rare for float32"],
+)
+def test_categories_that_are_never_drawn_are_refused(guide_probs):
+    with pytest.raises(GuideError, match="guide site 'b' has probability zero at 2"):
+        weigh_categories(guide_probs)
+
+
+@pytest.mark.parametrize(
+    "options", [{"model_probs": SHUT}, {"widths": (9.0, 9.0, 0.1)}], ids=["no prior", "no likelihood"]
+)
+def test_categories_that_carry_no_weight_need_not_be_drawn(options):
+    assert np.isfinite(weigh_categories(lambda other: jnp.broadcast_to(SHUT, (2, 3)), **options))

@@ -393,3 +393,21 @@ def test_latents_that_no_prior_can_draw_have_the_posteriors_values():
     for asked in ((3, None), (2, None)):
         with pytest.raises(QueryError, match="latent 'z' has an improper prior"):
             found.predictive(0, 4, *asked, new_plates="rows")
+
+
+@pytest.mark.parametrize("event", [False, True])
+def test_subsampled_rows_without_latents_are_exported_whole(event):
+    data = jnp.arange(12.0).reshape(6, 2) / 6 if event else jnp.arange(6.0) / 6
+
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        with numpyro.plate("rows", 6, subsample_size=3) as i:
+            fn = dist.Normal(mu, 1.0).expand([2]).to_event(1) if event else dist.Normal(mu, 1.0)
+            numpyro.sample("y", fn, obs=y[i])
+
+    tree = kayn.Importance(model, None, 5).run(0, None, data).to_datatree(num_samples=4)
+    scores, mu = tree["log_likelihood"]["y"], np.asarray(tree["posterior"]["mu"])[0]
+    assert scores.dims == ("chain", "draw", "rows")
+    right = norm(mu.reshape((4,) + (1,) * data.ndim), 1.0).logpdf(np.asarray(data))
+    np.testing.assert_allclose(scores[0], right.sum(-1) if event else right, rtol=1e-4)
+    np.testing.assert_allclose(tree["observed_data"]["y"], data)

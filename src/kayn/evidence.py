@@ -35,6 +35,7 @@ from kayn.minibatches import warn_of_strangers
 from kayn.names import refuse_reserved
 from kayn.particles import DENOMINATORS, GuideProgram
 from kayn.reach import refuse_smaller_ends
+from kayn.unreached import refuse_values_never_drawn
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +171,9 @@ def _refuse_unreachable(guide: GuideProgram, model: Program, params: Mapping) ->
         indices = {n: np.arange(guide.density.sites[n].shape[0]) for n in guide.density.subsamples}
         return particles.draw_runs(guide, guide.sampler_consts, as_key(0), count, params, indices)
 
-    refuse_smaller_ends(guide.density, model, (known(guide.density), known(model)), draw)
+    inputs = (known(guide.density), known(model))
+    refuse_smaller_ends(guide.density, model, inputs, draw)
+    refuse_values_never_drawn(guide.density, model, inputs, draw)
 
 
 def read_model(

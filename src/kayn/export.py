@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from kayn.errors import QueryError
+from kayn.graph.trace import Site
 from kayn.keys import as_key
 from kayn.names import fresh
 from kayn.replay import scored_data
@@ -53,7 +54,7 @@ def to_datatree(posterior: Posterior, rng_key: Any, num_samples: int, coords: Ma
         groups["posterior"].append(names.array(name, np.asarray(values)[None], rank, 2))
     for name, score in scores.items():
         rows = score.shape[1:]
-        event = _event_dim(data[name].shape, posterior.problem.model.sites[name].batch_shape, rows)
+        event = _event_dim(data[name].shape, _whole_batch(posterior.problem.model.sites[name], rows), rows)
         values = np.broadcast_to(data[name], (*rows, *data[name].shape[data[name].ndim - event :]))
         fixed = known[name].reshape((*known[name].shape[: known[name].ndim - event], -1)).all(-1)
         kept = seen[name].any(0) & fixed
@@ -68,6 +69,15 @@ def to_datatree(posterior: Posterior, rng_key: Any, num_samples: int, coords: Ma
         "log_evidence_error": float(posterior.log_evidence_error),
     }
     return tree
+
+
+def _whole_batch(site: Site, rows: tuple[int, ...]) -> tuple[int, ...]:
+    """A site's batch shape where subsampled plates are taken whole, as `rows` are."""
+    batch = list(site.batch_shape)
+    for _, dim, size in site.frames:
+        if batch[dim] == size:
+            batch[dim] = rows[dim]
+    return tuple(batch)
 
 
 def _event_dim(shape: tuple[int, ...], batch_shape: tuple[int, ...], rows: tuple[int, ...]) -> int:
@@ -151,7 +161,11 @@ class _Names:
         if site in self.posterior.deterministic_names:
             plates = dict(enumerate(graph.output(site).dims))
         else:
-            plates = {rank + dim: name for name, dim, size in found.frames if shape[rank + dim] == size}
+            sites = self.posterior.problem.model.sites
+            whole = {name: sites[name].batch_shape[0] for name, _, _ in found.frames if name in sites}
+            plates = {
+                rank + dim: name for name, dim, size in found.frames if shape[rank + dim] in (size, whole.get(name))
+            }
         dims: list[str] = []
         for d in range(len(shape)):
             # a matrix over pairs of a plate's elements has the plate once

@@ -23,6 +23,7 @@ from kayn.guides import FactorisedGuide
 from kayn.importance import Weigher, evenly_drawn
 from kayn.keys import as_key
 from kayn.objectives.rws import RWS
+from kayn.objectives.state import first_state
 from kayn.objectives.vi import VI
 from kayn.options import (
     Arguments,
@@ -238,7 +239,7 @@ def _begin(svi: SVI, setup: _Setup) -> Any:
     refuse_unknown_params(svi.model, svi.guide, setup.call.args, setup.call.kwargs, setup.params)
 
     def init(key: Any) -> Any:
-        return svi.init(key, *setup.call.args, init_params=setup.params or None, **setup.call.kwargs)
+        return first_state(svi, key, setup.call.args, setup.call.kwargs, setup.params)
 
     if isinstance(svi.guide, FactorisedGuide):
         with suppress(jax.errors.NonConcreteBooleanIndexError):  # a Cholesky factor among the model's own parameters

@@ -57,6 +57,8 @@ def refuse_smaller_supports(drawn: Mapping[str, Site], model_sites: Mapping[str,
 
 def _holds(guide: Support, model: Support) -> bool:
     """Whether the guide's support may hold the model's; ends that are not known yet are taken to fit."""
+    if "multinomial" in (guide.kind, model.kind):
+        return guide.kind == model.kind and (None in (guide.upper, model.upper) or guide.upper == model.upper)
     if guide.kind != BOX:
         return guide.kind == model.kind or (guide.kind, model.kind) == ("ordered_vector", "positive_ordered_vector")
     if model.kind != BOX and model.kind not in ORDERED:

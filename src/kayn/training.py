@@ -23,6 +23,7 @@ from kayn.graph.tables import is_column, why_unusable
 from kayn.keys import as_key
 from kayn.memory import refuse_too_many
 from kayn.meters import evidence_meter
+from kayn.objectives.state import first_state
 from kayn.options import Guide, Key, Loss, Model, Optimizer, Params, PathOption, Strategy
 from kayn.progress import progress_bar
 from kayn.records import PROGRAM, Record, equations
@@ -245,7 +246,7 @@ class _Loop:
         refuse_unknown_params(self.model, self.guide, (*batch, *self.args), {}, params)
         self.seen = batch
         svi = SVI(self.model, self.guide, self.phases[0].optimizer, self.phases[0].loss)
-        begun = svi.init(self.key, *batch, *self.args, init_params=params or None)
+        begun = first_state(svi, self.key, (*batch, *self.args), {}, params)
         if begun.mutable_state:
             raise KaynError(
                 f"kayn.train does not hand on the state of modules ({', '.join(map(repr, begun.mutable_state))}, numpyro.primitives.mutable); take "

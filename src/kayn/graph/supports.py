@@ -61,6 +61,8 @@ def support_of(fn: dist.Distribution) -> Support | None:
     if ends is not None:
         return Support(BOX, _number(ends.lower), _number(ends.upper), ends.whole)
     support = _without_events(_declared(fn))
+    if isinstance(support, constraints.multinomial):
+        return Support("multinomial", 0.0, _number(support.upper_bound), True)
     name = next((n for n in NAMED if type(support) is type(getattr(constraints, n, None))), None)
     if name is None:
         return None

@@ -205,7 +205,7 @@ def _ratios(trace: Mapping[str, Any]) -> dict[str, float]:
 def _name_steps(sites: Mapping[str, Site]) -> dict[str, Site]:
     """Sites in loops with the loop's steps as a plate: "time", or "time_<length>" where there are several lengths."""
     lengths = {s.steps for s in sites.values() if s.steps is not None}
-    taken = {f[0] for s in sites.values() for f in s.frames} | {n for n, s in sites.items() if s.kind == "plate"}
+    taken = {f[0] for s in sites.values() for f in s.frames} | set(sites)
     base = "time" if "time" not in taken else "scan_time"
     names = {length: fresh(base if len(lengths) == 1 else f"{base}_{length}", taken) for length in sorted(lengths)}
 

@@ -1,4 +1,5 @@
-"""State of modules (`numpyro.primitives.mutable`), such as the running statistics of batch normalisation, after one run of guide and model."""
+"""States of an SVI: its first one, and those of modules (`numpyro.primitives.mutable`), such as the running statistics of batch normalisation, after one
+run of guide and model."""
 
 from __future__ import annotations
 
@@ -7,11 +8,32 @@ from typing import Any
 
 import jax
 from numpyro import handlers
+from numpyro.infer import SVI
 from numpyro.primitives import Messenger
 
+from kayn.errors import GuideError
 from kayn.fixed import fixed_rows_of
 from kayn.graph.given import Given
 from kayn.graph.seeded import seeded
+
+
+def first_state(svi: SVI, rng_key: Any, args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
+    """`svi.init` from given parameters.
+
+    Raises:
+        GuideError: the guide has a site of another kind that is called like a plate or latent of the model, which NumPyro takes for it.
+    """
+    try:
+        return svi.init(rng_key, *args, init_params=dict(params) or None, **kwargs)
+    except RuntimeError as error:
+        told, kind = str(error), {"must be a plate in trace": "a plate", "must be sampled in trace": "a latent"}
+        wanted = next((kind[words] for words in kind if words in told), None)
+        if wanted is None:
+            raise
+        name = told.split()[1]
+        raise GuideError(
+            f"{name!r} is {wanted} of the model and a site of another kind in the guide, and NumPyro's SVI pairs the two by name; rename the guide's"
+        ) from error
 
 
 class Watched(Messenger):
