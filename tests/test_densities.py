@@ -13,6 +13,7 @@ from scipy import stats
 from scipy.special import logsumexp
 
 import kayn
+from kayn import meters
 
 
 def right_below(truth):
@@ -65,6 +66,21 @@ def test_a_loss_is_no_huge_evidence(loss):
     state, value = svi.update(state, COUNTS)
     assert value > 0
     assert all(np.isfinite(p).all() for p in svi.get_params(state).values())
+
+
+def test_runs_without_a_posterior_say_so_too():
+    def lying(y):
+        rate = numpyro.sample("rate", dist.LogNormal(3.0, 1.0))
+        with numpyro.plate("rows", len(y)):
+            numpyro.sample("y", right_below(21.0)(rate), obs=y)
+
+    with pytest.warns(kayn.NumericsWarning, match="'y' has a log density of .inf"):
+        result = kayn.QEM(lying).run(0, 8, COUNTS)
+    assert np.isfinite(result.log_evidence).all()
+    assert result.log_evidence.max() < 0
+    with pytest.warns(kayn.NumericsWarning, match="'y' has a log density of .inf"):
+        meter = meters.log_evidence(lying, result.guide, result.guide.start, COUNTS, num_particles=50)
+    assert meter.total < 0
 
 
 def test_data_at_a_pole():

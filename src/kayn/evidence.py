@@ -313,7 +313,22 @@ def model_slots(
     Factors with the axis of a sliced variable are made part by part, when the contraction asks for them. Entries that are no log
     densities have no weight.
     """
-    return _sound(_model_slots(problem, numbers, draws, params, keep))
+    return model_slots_noticing(problem, numbers, draws, params, keep)[0]
+
+
+def model_slots_noticing(
+    problem: Problem, numbers: Mapping, draws: Draws, params: Any, keep: str | None = None
+) -> tuple[dict[int, Any], dict[str, Any]]:
+    """As `model_slots`, and by factor whether any of its entries was +inf.
+
+    Factors that are made part by part are left out, since nothing is known of them yet.
+    """
+    slots = _model_slots(problem, numbers, draws, params, keep)
+    plan, unsound = problem.layout.plan, {}
+    for slot, term in enumerate(plan.terms):
+        if term.name in problem.model.outputs and slot not in plan.made_in_parts:
+            unsound[term.name] = factors.is_unsound(slots[settled_slot(plan, slot, keep)[1]])
+    return {s: a if isinstance(a, jax.tree_util.Partial) else factors.sound(a) for s, a in slots.items()}, unsound
 
 
 def _model_slots(
@@ -378,18 +393,9 @@ def weigh_noticing(
     Factors that are made part by part are left out, since nothing is known of them yet.
     """
     terms = proposal_terms(problem, numbers, draws, params)
-    slots = _model_slots(problem, numbers, draws, params) | proposal_slots(problem, terms)
-    plan = problem.layout.plan
-    unsound = {name: jnp.any(jnp.isinf(array)) for name, array in terms.items()}
-    for slot, term in enumerate(plan.terms):
-        if term.name in problem.model.outputs and slot not in plan.made_in_parts:
-            unsound[term.name] = factors.is_unsound(slots[settled_slot(plan, slot)[1]])
-    return _sound(slots), unsound
-
-
-def _sound(slots: Mapping[int, Any]) -> dict[int, Any]:
-    """Arrays without entries of +inf; what makes an array part by part sees to that itself."""
-    return {s: a if isinstance(a, jax.tree_util.Partial) else factors.sound(a) for s, a in slots.items()}
+    slots, unsound = model_slots_noticing(problem, numbers, draws, params)
+    own = {name: jnp.any(jnp.isinf(array)) for name, array in terms.items()}
+    return slots | {s: factors.sound(a) for s, a in proposal_slots(problem, terms).items()}, {**own, **unsound}
 
 
 def proposal_slots(problem: Problem, terms: Mapping[str, Any]) -> dict[int, Any]:

@@ -26,6 +26,7 @@ from kayn.graph.seeded import seeded
 from kayn.keys import as_key
 from kayn.memory import refuse_too_many
 from kayn.options import Guide, Key, Loss, Model, Params, Strategy
+from kayn.soundness import warn_of_factors
 from kayn.summands import log_evidence_summands, outer_plate
 
 
@@ -109,14 +110,14 @@ def evidence_meter(
     elements = problem.graph.plate(plate).size if plate else 1
     refuse_too_many("num_particles", num_particles, (4 + 2 * elements) / chunk)
 
-    def one(numbers: Any, params: Any, key: Any, rows_key: Any) -> tuple[Any, Any]:
+    def one(numbers: Any, params: Any, key: Any, rows_key: Any) -> tuple[Any, Any, Any]:
         draws = evidence.draw_particles(problem, numbers, key, params, rows_key)
         terms = evidence.proposal_terms(problem, numbers, draws, params)
         found = log_evidence_summands(problem, numbers, draws, params, terms)
-        return jnp.atleast_1d(found.parts), found.rest
+        return jnp.atleast_1d(found.parts), found.rest, found.unsound
 
     @jax.jit
-    def run(numbers: Any, params: Any, keys: Any) -> tuple[Any, Any]:
+    def run(numbers: Any, params: Any, keys: Any) -> tuple[Any, Any, Any]:
         # all chunks on the same rows: particles of one row are not averaged with another's
         return jax.lax.map(lambda k: one(numbers, params, k, jax.random.fold_in(keys[0], 1)), keys)
 
@@ -126,7 +127,9 @@ def evidence_meter(
             settings: dict[str, Any] = {"num_particles": num_particles, "chunk": chunk, "strategy": strategy}
             return log_evidence(model, guide, params, *others, rng_key=rng_key, **settings, **named)
         keys = jax.random.split(as_key(rng_key), count)
-        logs, rests = (np.asarray(x, np.float64) for x in run(now.numbers, parameter_values(params), keys))
+        *found, unsound = run(now.numbers, parameter_values(params), keys)
+        warn_of_factors(unsound, "the particles")
+        logs, rests = (np.asarray(x, np.float64) for x in found)
         rest = float(rests[0])  # no particle is in it
         # 1, 2, 4, ... chunks at a time, and all of them
         groups = [*(2**i for i in range(count.bit_length()) if 2**i < count), count]

@@ -35,6 +35,7 @@ from kayn.names import parameter
 from kayn.options import Couple, Elements, Groups, Guide, Key, Memory, Model, Params, Particles, Strategy
 from kayn.progress import progress_bar
 from kayn.quick import QuickJit
+from kayn.soundness import warn_of_steps
 
 CHUNK = 8
 """Steps in one compiled loop; progress is shown between loops."""
@@ -232,15 +233,18 @@ class QEM:
         """Fit for a fixed number of steps."""
         state = self.init(rng_key, *args, params=params, **kwargs)
         history: list[Any] = []
+        unsound: list[Mapping[str, Any]] = []
         with progress_bar(num_steps, progress) as show:
             done = 0
             while done < num_steps:
                 count = min(CHUNK, num_steps - done)
-                state, log_z = self.advance(state, count)
+                state, (log_z, _, *kept) = self._advance(self._problem().numbers, state, 1.0, count)
                 history.append(log_z)
+                unsound += [draws.unsound for draws in kept[1:]]
                 done += count
                 if not is_traced(log_z):
                     show(done, float(log_z.mean()))
+        warn_of_steps(unsound, self._problem().model.sites)
         return QEMResult(self.get_params(state), self._guide(), state, jnp.concatenate(history))
 
     @checked()

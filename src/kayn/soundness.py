@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -42,19 +42,26 @@ def unsound(posterior: Posterior) -> Iterator[str]:
             yield _sentence(posterior, name, flags)
 
 
-def warn_of_factors(found: Mapping[str, Any]) -> None:
-    """Warn of observed sites of which some score was no density.
+def warn_of_factors(found: Mapping[str, Any], where: str = "the posterior's draws") -> None:
+    """Warn of sites of which some log density was none.
 
     Args:
         found: flags by site, of any shape; nothing is said while they are traced.
+        where: what the densities were taken at.
     """
     for site, flags in found.items():
         if not isinstance(flags, jax.core.Tracer) and np.asarray(flags).any():
             warnings.warn(
-                f"observed site {site!r} has {WHAT} at some of the posterior's draws, which count as impossible. {REMEDY}",
+                f"site {site!r} has {WHAT} at some of {where}, which count as impossible. {REMEDY}",
                 NumericsWarning,
                 stacklevel=4,
             )
+
+
+def warn_of_steps(steps: Sequence[Mapping[str, Any]], sites: Container[str]) -> None:
+    """As `warn_of_factors`, of the flags of several steps, for these sites alone."""
+    names = [n for n in (steps[0] if steps else ()) if n in sites]
+    warn_of_factors({n: jnp.stack([s[n].any() for s in steps]) for n in names}, "the steps' particles")
 
 
 def settled(scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,12 +20,14 @@ class Summands:
         parts: [plate], the summands of the elements that are present; without a plate log Z itself.
         scale: how many elements each of those stands for (subsampled plates).
         rest: the terms that belong to no element. No particle is in them.
+        unsound: by factor, whether any of its entries was +inf, which have no weight.
     """
 
     total: Any
     parts: Any
     scale: float
     rest: Any
+    unsound: Mapping[str, Any]
 
 
 def outer_plate(problem: Problem) -> str | None:
@@ -47,10 +49,11 @@ def log_evidence_summands(
         terms: minus the log density of the particles, by `proposal_name`, as `evidence.proposal_terms` gives them.
     """
     plate = outer_plate(problem)
-    slots = evidence.model_slots(problem, numbers, draws, params, plate) | evidence.proposal_slots(problem, terms)
+    slots, unsound = evidence.model_slots_noticing(problem, numbers, draws, params, plate)
+    slots |= evidence.proposal_slots(problem, terms)
     total = evidence.log_evidence(problem, numbers, slots, params, draws.subsample)
     if plate is None:
-        return Summands(total, total, 1.0, 0.0)
+        return Summands(total, total, 1.0, 0.0, unsound)
     index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, params, draws.subsample))
     parts, rest = by_element(problem.layout.plan, slots, index, plate)
-    return Summands(total, parts, problem.graph.plate(plate).scale, rest)
+    return Summands(total, parts, problem.graph.plate(plate).scale, rest, unsound)
