@@ -229,7 +229,7 @@ def test_sites_side_by_side_move_as_each_on_its_own(particles):
     qem = QEM(mixed_bag, num_particles=particles, groups=[["mu", "sd"]])
     state = qem.init(0, np.linspace(-1, 2, 6).reshape(2, 3))
     problem = qem.problem
-    later, (_, by_axis, draws) = mstep_of(qem, state)
+    later, (_, starved, by_axis, draws) = mstep_of(qem, state)
     before, after = (
         {k: v for b in qem.blocks for k, v in b.by_site(s.moments[b.name]).items()} for s in (state, later)
     )
@@ -239,6 +239,8 @@ def test_sites_side_by_side_move_as_each_on_its_own(particles):
         own = by_axis[axis.name]
         tempered = temper(own.reshape(-1, axis.size).T, qem.min_ess).T.reshape(own.shape)
         effective = jnp.mean(1 / jnp.sum(tempered**2, -1))
+        changed = jnp.any(jnp.abs(tempered - own) > 1e-6, -1)
+        assert not jnp.any(changed & ~starved[axis.name]), "tempered, but not said"
         weights = latent_weights(problem, {axis.name: tempered}, site.name)
         values = draws.values[site.name]
         weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
