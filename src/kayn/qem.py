@@ -232,20 +232,16 @@ class QEM:
     ) -> QEMResult:
         """Fit for a fixed number of steps."""
         state = self.init(rng_key, *args, params=params, **kwargs)
-        history: list[Any] = []
-        unsound: list[Mapping[str, Any]] = []
+        parts: list[tuple[Any, list[Any]]] = []
         with progress_bar(num_steps, progress) as show:
-            done = 0
-            while done < num_steps:
+            for done in range(0, num_steps, CHUNK):
                 count = min(CHUNK, num_steps - done)
                 state, (log_z, _, *kept) = self._advance(self._problem().numbers, state, 1.0, count)
-                history.append(log_z)
-                unsound += [draws.unsound for draws in kept[1:]]
-                done += count
+                parts.append((log_z, [draws.unsound for draws in kept[1:]]))
                 if not is_traced(log_z):
-                    show(done, float(log_z.mean()))
-        warn_of_steps(unsound, self._problem().model.sites)
-        return QEMResult(self.get_params(state), self._guide(), state, jnp.concatenate(history))
+                    show(done + count, float(log_z.mean()))
+        warn_of_steps([u for _, noticed in parts for u in noticed], self._problem().model.sites)
+        return QEMResult(self.get_params(state), self._guide(), state, jnp.concatenate([p[0] for p in parts]))
 
     @checked()
     def advance(self, state: State, count: Count) -> tuple[QEMState, Any]:
