@@ -108,7 +108,8 @@ def test_a_constant_factor_is_a_constant(written):
     np.testing.assert_allclose(found["log evidence"], expected["log evidence"] + once + N * each, rtol=EXACT)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# the rows that are left of the crossed kind nest its groups in items, which gives up fewer indices: another estimate
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "crossed"])
 def test_masked_rows_are_rows_that_are_not_there(kind, x64):
     """A law of whole plates: fewer rows of a minibatch would stand for more elements each."""
     written = case(kind)
