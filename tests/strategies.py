@@ -125,7 +125,7 @@ def specs(draw: Any, discrete: bool = True, continuous: bool = True, plain: bool
         num_particles = tuple((z.name, draw(counts)) for z in drawn)
     else:
         num_particles = (("", draw(counts)),)
-    around = () if plain else draw(st.one_of(st.just(()), st.lists(st.sampled_from(HANDLERS), max_size=3, unique=True)))
+    around = () if plain else draw(st.lists(st.sampled_from(HANDLERS), max_size=3, unique=True))
     seed = draw(st.integers(0, 1000))
     sites = (*latents, *observed)
     return Spec(
@@ -185,7 +185,7 @@ def _latent(
         home, elements = (), 1
     enumerated = enumerated and budget.affords(family, elements, True)
     wrap = draw(st.sampled_from(["", "", "", "scale"] if plain else ["", "", "", "scale", "mask"]))
-    fixed = "" if plain or enumerated else draw(st.sampled_from([""] * 8 + ["condition", "substitute"]))
+    fixed = "" if plain or enumerated else draw(st.sampled_from([""] * 16 + ["condition", "substitute"]))
     if not fixed:
         budget.take(family, elements, enumerated)
     reads = draw(_reads(plates, latents, home, most=2))

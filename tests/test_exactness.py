@@ -264,7 +264,7 @@ def test_random_models_cover_the_structures():
     seen: Counter[str] = Counter()
 
     @given(specs())
-    @settings(max_examples=150, database=None)
+    @settings(max_examples=250, database=None)
     def look(spec):
         latents, observed = spec.latents, [s for s in spec.sites if s.observed]
         ways = [h for s in spec.sites for r in s.reads for _, h in r.how]
