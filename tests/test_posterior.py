@@ -666,3 +666,24 @@ def test_fitted_posterior_agrees():
     assert abs(found.log_evidence - LOG_EVIDENCE) < 0.15
     np.testing.assert_allclose([found.mean("mu"), *found.mean("alpha")], MEAN, atol=0.12)
     np.testing.assert_allclose([found.std("mu"), *found.std("alpha")], SD, rtol=0.12)
+
+
+def test_a_warning_names_the_line_that_mixes_elements_and_a_remedy():
+    """An indicator matrix in place of a lookup: all groups share one particle, and the weights show it."""
+    group = np.repeat(np.arange(30), 4)
+    y = (np.random.default_rng(0).random(group.size) < 0.3).astype(int)
+
+    def model(y):
+        mean = numpyro.sample("mean", dist.Normal(0.0, 1.5))
+        with numpyro.plate("groups", 30):
+            z = numpyro.sample("z", dist.Normal(mean, 1.0))
+        logits = jnp.asarray(np.eye(30)[group]) @ z
+        with numpyro.plate("rows", group.size):
+            numpyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
+
+    with pytest.warns(kayn.PoorFitWarning) as told:
+        kayn.Importance(model, num_particles=10, num_replicates=2).run(0, None, y)
+    (about_z,) = [str(w.message) for w in told if str(w.message).startswith("latent 'z'")]
+    line = model.__code__.co_firstlineno + 4
+    for part in ("'z' over groups", f"test_posterior.py line {line}: logits = ", "z[group]"):
+        assert part in about_z

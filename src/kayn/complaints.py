@@ -12,6 +12,7 @@ from kayn import diagnostics
 from kayn.axes import Axis
 from kayn.compilation import is_traced
 from kayn.errors import NumericsWarning, PoorFitWarning
+from kayn.names import shown
 from kayn.soundness import unsound
 
 if TYPE_CHECKING:
@@ -63,14 +64,30 @@ def _axis_complaints(posterior: Posterior, axis: Axis) -> Iterator[str]:
     where = f" (worst element {worst} of {efficiency.size})" if efficiency.size > 1 else ""
     if efficiency[worst] < diagnostics.POOR_EFFICIENCY:
         ess = 1 + efficiency[worst] * (axis.size - 1)
-        yield f"latent {who}: effective sample size {ess:.1f} of {axis.size} particles{where}. {ADVICE}{_about_vectors(posterior, axis)}"
+        yield f"latent {who}: effective sample size {ess:.1f} of {axis.size} particles{where}. {ADVICE}{_about(posterior, axis)}"
         return
     uneven = np.flatnonzero(efficiency < diagnostics.GOOD_EFFICIENCY)
     if not uneven.size:
         return
     khat = diagnostics.pareto_khat(pooled[:, uneven[np.argsort(efficiency[uneven])[:MAX_KHATS]]])
     if np.mean(khat > diagnostics.POOR_KHAT) > 0.05:
-        yield f"latent {who}: Pareto k-hat {np.nanmax(khat):.2f} (above {diagnostics.POOR_KHAT}){where}. {ADVICE}{_about_vectors(posterior, axis)}"
+        yield f"latent {who}: Pareto k-hat {np.nanmax(khat):.2f} (above {diagnostics.POOR_KHAT}){where}. {ADVICE}{_about(posterior, axis)}"
+
+
+def _about(posterior: Posterior, axis: Axis) -> str:
+    return _about_couplings(posterior, axis) or _about_vectors(posterior, axis)
+
+
+def _about_couplings(posterior: Posterior, axis: Axis) -> str:
+    """What made latents give up an index of their own over plates, and what would not."""
+    mine = [c for c in posterior.problem.layout.couplings if c.plates and set(c.latents) & set(axis.latents)]
+    told = [f"{', '.join(map(repr, c.latents))} over {', '.join(map(shown, c.plates))}, since {c.reason}" for c in mine]
+    if not told:
+        return ""
+    return (
+        f". One particle index stands for all elements of {'; of '.join(told)}. Where every row reads one element, write that as a "
+        "lookup in a plate of rows, z[group], and each element keeps particles of its own; print(kayn.analyze(...)) tells"
+    )
 
 
 def _about_vectors(posterior: Posterior, axis: Axis) -> str:

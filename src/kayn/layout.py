@@ -329,9 +329,7 @@ class _Chooser:
                 for plate in axis_of(batched, read.latent).scope:
                     how = read.of(plate)
                     if how == MIXED:
-                        return self._drop(
-                            axes, axis, (plate,), f"{output.name} reads several elements of {read.latent} at once"
-                        )
+                        return self._drop(axes, axis, (plate,), self._mixture(output, read.latent, plate))
                     first, known = links.setdefault(plate, (read.latent, how))
                     if known != how:
                         reason = f"{output.name} reads {first} and {read.latent} through different indices into {plate}"
@@ -341,6 +339,13 @@ class _Chooser:
             if merged is not None:
                 return merged
         return None
+
+    def _mixture(self, output: Output, latent: str, plate: str) -> str:
+        """Which factor mixes elements of a latent, and where in the model it does."""
+        lines = {p: line for (name, p), line in self.structure.nodes.lost.items() if name == latent and line}
+        line = lines.get(plate) or next(iter(lines.values()), "")
+        what = f"{output.name} reads several elements of {latent} at once"
+        return f"{what}, by {line}" if line else what
 
     def _loss(self, axis: Axis, plates: Sequence[str]) -> float:
         """log of the number of combinations given up by dropping plates from an axis."""

@@ -14,6 +14,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from kayn.graph import loops
 from kayn.graph.aligned import Aligned, Annotation, Operands, in_one_dimension, mixed
 from kayn.graph.calls import called
+from kayn.graph.lost import note_lost
 from kayn.graph.nodes import Node, Nodes
 from kayn.graph.rules import RULES
 from kayn.graph.slices import equation_as_function
@@ -74,9 +75,11 @@ def _equation(eqn: JaxprEqn, inputs: list[Abstract], nodes: Nodes, jaxpr: Jaxpr)
     if all(isinstance(i, Node) for i in inputs):
         return [_apply(eqn, inputs, nodes, output, jaxpr) for output in range(len(eqn.outvars))]  # type: ignore[arg-type]
 
-    if name in loops.RULES:
-        return list(loops.read_loop(eqn, inputs, nodes, _walk))
     annotations = [{} if isinstance(i, Node) else i for i in inputs]
+    if name in loops.RULES:
+        carried = list(loops.read_loop(eqn, inputs, nodes, _walk))
+        note_lost(nodes.lost, eqn, annotations, carried)
+        return carried
     rule = RULES.get(name)
     out: list[Abstract] = []
     for output, variable in enumerate(eqn.outvars):
@@ -89,6 +92,7 @@ def _equation(eqn: JaxprEqn, inputs: list[Abstract], nodes: Nodes, jaxpr: Jaxpr)
             output,
         )
         out.append(mixed(annotations) if rule is None else rule(operands, eqn.params))
+    note_lost(nodes.lost, eqn, annotations, out)
     return out
 
 

@@ -48,6 +48,8 @@ class Nodes:
     lengths: dict[Node, int] = field(default_factory=dict)
     """How long the vector is that a "take" takes from, where that is known."""
     wrapped: list[Wrapped] = field(default_factory=list)
+    lost: dict[tuple[str, str], str] = field(default_factory=dict)
+    """The line of the model that mixes elements of a latent, by latent and plate (`kayn.graph.lost`)."""
     _values: dict[int, Any] = field(default_factory=dict)
 
     def leaf(self, position: int) -> Node:
