@@ -77,7 +77,7 @@ def _equation(eqn: JaxprEqn, inputs: list[Abstract], nodes: Nodes, jaxpr: Jaxpr)
 
     annotations = [{} if isinstance(i, Node) else i for i in inputs]
     if name in loops.RULES:
-        carried = list(loops.read_loop(eqn, inputs, nodes, _walk))
+        carried: list[Abstract] = list(loops.read_loop(eqn, inputs, nodes, _walk))
         note_lost(nodes.lost, eqn, annotations, carried)
         return carried
     rule = RULES.get(name)
