@@ -720,3 +720,6 @@ WRAPPED: dict[str, Law] = {
     ),
 }
 LAWS = {**REAL, **HALF, **BOUNDED, **COUNTS, **VECTORS, **TRUNCATED, **CENSORED, **WRAPPED}
+
+LAWS = {name: law for name, law in LAWS.items() if hasattr(dist, name.partition("[")[0])}
+"""Those that the installed release exports."""

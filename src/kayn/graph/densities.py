@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from numpyro.distributions import constraints
+from numpyro.distributions import constraints, discrete
 
 from kayn.graph import bounded, censored, counts, tails, vectors
 
@@ -42,6 +42,12 @@ def _where_concentrated(form: Form, *names: str) -> Form:
         return jnp.where(large, form(still, inner), fn.log_prob(value))
 
     return log_prob
+
+
+def _known(*names: str) -> tuple[type, ...]:
+    """Those of NumPyro's classes that the installed release has, exported or not."""
+    found = (getattr(dist, n, None) or getattr(discrete, n, None) for n in names)
+    return tuple(cls for cls in found if cls is not None)
 
 
 FORMS: Mapping[type, Form] = {
@@ -70,9 +76,9 @@ FORMS: Mapping[type, Form] = {
     dist.Kumaraswamy: bounded.kumaraswamy,
     dist.DoublyTruncatedPowerLaw: bounded.power_law,
     dist.OrderedLogistic: bounded.ordered_logistic,
-    dist.LeftTruncatedGamma: bounded.left_truncated_gamma,
-    dist.RightTruncatedGamma: bounded.right_truncated_gamma,
-    dist.TwoSidedTruncatedGamma: bounded.truncated_gamma,
+    **dict.fromkeys(_known("LeftTruncatedGamma"), bounded.left_truncated_gamma),
+    **dict.fromkeys(_known("RightTruncatedGamma"), bounded.right_truncated_gamma),
+    **dict.fromkeys(_known("TwoSidedTruncatedGamma"), bounded.truncated_gamma),
     dist.LeftTruncatedDistribution: tails.left_truncated,
     dist.RightTruncatedDistribution: tails.right_truncated,
     dist.TwoSidedTruncatedDistribution: tails.truncated,
@@ -111,12 +117,13 @@ SHARES = (
     dist.Unit,
 )
 """Laws whose log probabilities are logarithms of a share, which no rounding lifts above zero, or that are no probabilities."""
+HURDLES = _known("HurdleProbs")
 MADE_OF = (
     dist.MaskedDistribution,
     dist.ExpandedDistribution,
     dist.Independent,
-    dist.ZeroInflatedProbs,
-    dist.HurdleProbs,
+    *_known("ZeroInflatedProbs"),
+    *HURDLES,
     dist.MixtureSameFamily,
     dist.MixtureGeneral,
     dist.TransformedDistribution,
@@ -145,7 +152,7 @@ def dependable(fn: dist.Distribution, value: Any) -> dist.Distribution:
     if isinstance(fn, MADE_OF):
         # what a transformed variable's base is asked for is another value, and a hurdle's for its probability of zero too
         given = 0.5 if isinstance(fn, dist.TransformedDistribution) else value
-        given = ANYWHERE if isinstance(fn, dist.HurdleProbs) else given
+        given = ANYWHERE if isinstance(fn, HURDLES) else given
         fn = _of_dependable_parts(fn, given)
     if fn._validate_args and fn.support in (constraints.real, constraints.real_vector):
         # NumPyro replaces log densities outside of the support; here that is at infinity and NaN, which have none anyway
