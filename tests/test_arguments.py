@@ -115,7 +115,7 @@ def test_numbers_that_no_memory_holds_are_refused():
 # -- shapes of data: nothing is counted more often than a plate says
 
 ROWS = 4
-X, Y = jnp.linspace(-1.0, 1.0, ROWS), jnp.array([0.3, 0.1, -0.4, 0.7])
+COVARIATE, OUTCOME = jnp.linspace(-1.0, 1.0, ROWS), jnp.array([0.3, 0.1, -0.4, 0.7])
 
 
 def observed(law, data, plates=(), mask=None):
@@ -133,32 +133,32 @@ def observed(law, data, plates=(), mask=None):
 
 
 def column(b):
-    return dist.Normal(b * X[:, None], 1.0)
+    return dist.Normal(b * COVARIATE[:, None], 1.0)
 
 
 def row(b):
-    return dist.Normal(b * X, 1.0)
+    return dist.Normal(b * COVARIATE, 1.0)
 
 
 def vectors(b):
-    return dist.MultivariateNormal(b * X, jnp.eye(ROWS)).expand([5, 3])
+    return dist.MultivariateNormal(b * COVARIATE, jnp.eye(ROWS)).expand([5, 3])
 
 
 COUNTED_TOO_OFTEN = {
-    "a column of means under a plate": observed(column, Y, [(ROWS, -1)]),
-    "a column of means": observed(column, Y),
-    "a column of means as one event": observed(lambda b: column(b).to_event(2), Y),
+    "a column of means under a plate": observed(column, OUTCOME, [(ROWS, -1)]),
+    "a column of means": observed(column, OUTCOME),
+    "a column of means as one event": observed(lambda b: column(b).to_event(2), OUTCOME),
     "a square of means": observed(lambda b: dist.Poisson(jnp.exp(b) * jnp.ones((ROWS, ROWS))), jnp.arange(ROWS)),
-    "a column of a mask": observed(row, Y, [(ROWS, -1)], jnp.ones((ROWS, 1), bool)),
+    "a column of a mask": observed(row, OUTCOME, [(ROWS, -1)], jnp.ones((ROWS, 1), bool)),
     "rows of vectors": observed(vectors, jnp.zeros((3, ROWS))),
-    "a column of data": observed(row, Y[:, None], [(ROWS, -1)]),
+    "a column of data": observed(row, OUTCOME[:, None], [(ROWS, -1)]),
 }
 COUNTED_AS_SAID = {
     "one value for all rows": observed(row, 0.3),
     "one value of one row": observed(row, jnp.ones(1), [(ROWS, -1)]),
-    "rows once for every element of a plate": observed(row, Y, [(3, -2), (ROWS, -1)]),
+    "rows once for every element of a plate": observed(row, OUTCOME, [(3, -2), (ROWS, -1)]),
     "a column once for every element of a plate": observed(lambda b: dist.Normal(b, 1.0), jnp.ones((3, 1)), [(3, -2), (ROWS, -1)]),
-    "an event once for every element of a plate": observed(lambda b: row(b).to_event(1), Y, [(3, -1)]),
+    "an event once for every element of a plate": observed(lambda b: row(b).to_event(1), OUTCOME, [(3, -1)]),
     "one vector for all": observed(vectors, jnp.zeros(ROWS)),
 }  # fmt: skip
 
@@ -187,11 +187,13 @@ def test_a_scan_under_a_plate_is_named():
         kayn.Importance(model, None, 5).run(0, None)
 
 
-@pytest.mark.parametrize("data", [None, [1.0, 2.0], [Y, Y], "y", (Y, None), np.ma.masked_invalid([1.0, np.nan])])
+@pytest.mark.parametrize(
+    "data", [None, [1.0, 2.0], [OUTCOME, OUTCOME], "y", (OUTCOME, None), np.ma.masked_invalid([1.0, np.nan])]
+)
 def test_data_of_a_training_that_are_no_arrays(data):
     """A list of two arrays would be two rows of one array, and a masked array would lose its mask."""
     phase = kayn.Phase(kayn.VI(2, "local"), optax.sgd(0.01))
-    for name, rest in (("data", {"data": data}), ("held_out", {"data": Y, "held_out": data})):
+    for name, rest in (("data", {"data": data}), ("held_out", {"data": OUTCOME, "held_out": data})):
         if data is None and name == "held_out":
             continue
         with pytest.raises(DataError, match=name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from numpyro import handlers
 
-from kayn.compilation import is_traced
+from kayn.compilation import is_traced, quick_options
 from kayn.errors import DataError, DataWarning
 from kayn.graph.given import Given
 from kayn.graph.nodes import Wrapped
@@ -58,12 +59,11 @@ def refuse_missing(
         return
     names = [n for n in program.outputs if n in program.sites and program.sites[n].kind == "sample"]
     with jax.ensure_compile_time_eval():
-        draws = [_prior_draw(program, fn, args, kwargs, params, key) for key in range(TRIES)]
-        broken = _broken(program, program.consts, draws, names)
-        for i in suspects if broken else ():
-            consts = [_mended(c) if i == j else c for j, c in enumerate(program.consts)]
-            mended = _broken(program, consts, draws, names)
-            site = next((n for n, where in broken.items() if (where & ~mended.get(n, np.False_)).any()), None)
+        broken_with = _look(program, fn, args, kwargs, params, names)
+        broken = broken_with(program.consts)
+        for i in suspects if any(where.any() for where in broken.values()) else ():
+            mended = broken_with([_mended(c) if i == j else c for j, c in enumerate(program.consts)])
+            site = next((n for n, where in broken.items() if (where & ~mended[n]).any()), None)
             if site is not None:
                 raise DataError(_complaint(np.asarray(program.consts[i]), site, fn, args, kwargs))
 
@@ -114,35 +114,37 @@ def _mended(const: Any) -> Any:
     return jnp.where(jnp.isfinite(const), const, 0)
 
 
-def _prior_draw(
-    program: Program, fn: Callable, args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, Any], key: int
-) -> tuple[Any, ...]:
-    """The program's inputs at a draw from the prior."""
+def _look(
+    program: Program,
+    fn: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    params: Mapping[str, Any],
+    names: Sequence[str],
+) -> Callable[[Sequence[Any]], dict[str, np.ndarray]]:
+    """What tells of other constants where densities are NaN or infinite at every one of a few draws from the prior, by site.
 
-    @jax.jit  # under which distributions do not look at their parameters
-    def draw(key: Any) -> dict[str, Any]:
+    It is compiled once: distributions do not look at their parameters within a program, and one operation after the other takes seconds.
+    """
+    subsample = {n: jnp.arange(program.sites[n].shape[0], dtype=jnp.int32) for n in program.subsamples}
+
+    def one(consts: Sequence[Any], key: Any) -> dict[str, Any]:
         model = handlers.substitute(Given(fn, params=params), substitute_fn=placeholder)
         trace = handlers.trace(seeded(model, key)).get_trace(*args, **kwargs)
         # a latent whose prior is broken is drawn as NaN; any value will do
-        return {n: _mended(trace[n]["value"]).astype(program.sites[n].dtype) for n in program.latents}
+        values = {n: _mended(trace[n]["value"]).astype(program.sites[n].dtype) for n in program.latents}
+        leaves = program.leaves(program.with_aliases(values), params, subsample)
+        outputs = jaxpr_as_fun(ClosedJaxpr(program.jaxpr, consts))(*leaves)
+        found = dict(zip(program.outputs, outputs, strict=True))
+        return {n: ~jnp.isfinite(found[n]) for n in names}
 
-    values = draw(as_key(key))
-    subsample = {n: jnp.arange(program.sites[n].shape[0], dtype=jnp.int32) for n in program.subsamples}
-    return program.leaves(program.with_aliases(values), params, subsample)
+    @partial(jax.jit, compiler_options=quick_options())
+    def look(consts: Sequence[Any]) -> dict[str, Any]:
+        keys = jax.random.split(as_key(0), TRIES)
+        broken = jax.lax.map(lambda key: one(consts, key), keys)
+        return {n: jnp.all(where, 0) for n, where in broken.items()}
 
-
-def _broken(
-    program: Program, consts: Sequence[Any], draws: Sequence[tuple], names: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """Where densities are NaN or infinite at every draw, by site."""
-    run = jaxpr_as_fun(ClosedJaxpr(program.jaxpr, consts))
-    found: dict[str, np.ndarray] = {}
-    for draw in draws:
-        values = dict(zip(program.outputs, run(*draw), strict=True))
-        for n in names:
-            bad = ~np.isfinite(np.asarray(values[n]))
-            found[n] = bad & found[n] if n in found else bad
-    return {n: bad for n, bad in found.items() if bad.any()}
+    return lambda consts: {n: np.asarray(where) for n, where in look(list(consts)).items()}
 
 
 def _complaint(const: np.ndarray, site: str, fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> str:
