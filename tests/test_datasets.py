@@ -221,7 +221,7 @@ def test_simulated_radon_follows_its_own_numbers():
 
 
 def test_simulated_radon_needs_a_group():
-    with pytest.raises(DatasetError, match="num_groups must be at least 1, got 0"):
+    with pytest.raises(DatasetError, match="num_groups is 0; it must be a whole number, at least 1"):
         datasets.simulate_radon(num_groups=0)
 
 

@@ -309,3 +309,20 @@ def test_unmasked_nan_is_refused_wherever_the_mask_stands():
 
     with pytest.raises(kayn.errors.DataError, match="1 NaN"):
         evidence(model, None, np.array([0.5, np.nan, np.nan, 1.0], np.float32), np.array([True, True, False, True]))
+
+
+@pytest.mark.parametrize("read", [lambda z: z[0], lambda z: z[:1].sum(), lambda z: jnp.split(z, [1])[0][0]])
+def test_elements_that_a_slice_leaves_out_are_absent(read):
+    """Only the first element is in the model: the others are masked, and what is read leaves them out."""
+
+    def model():
+        with handlers.mask(mask=jnp.array([True, False, False])):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(3), 1.0))
+        numpyro.sample("y", dist.Normal(read(z), 1.0), obs=0.3)
+
+    def guide():
+        numpyro.sample("z", dist.Normal(jnp.array([0.15, 0.0, 0.0]), jnp.array([0.5**0.5, 1.0, 1.0])))
+
+    # the exact posterior as proposal: every weight is the evidence
+    found = kayn.Importance(model, guide, 3, num_replicates=1).run(0, None).log_evidence
+    np.testing.assert_allclose(found, norm(0, 2**0.5).logpdf(0.3), atol=1e-5)

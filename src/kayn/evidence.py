@@ -164,11 +164,11 @@ def _refuse_unknown(params: Mapping[str, Any], sites: Iterable[Site]) -> None:
 
 def _refuse_unreachable(guide: GuideProgram, model: Program, params: Mapping) -> None:
     def known(program: Program) -> list[Any]:
-        indices = {n: np.arange(program.sites[n].shape[0]) for n in program.subsamples}
+        indices = {n: np.arange(program.sites[n].shape[0], dtype=np.int32) for n in program.subsamples}
         return [*program.consts, *program.leaves({}, params, indices)]
 
     def draw(count: int) -> dict[str, Any]:
-        indices = {n: np.arange(guide.density.sites[n].shape[0]) for n in guide.density.subsamples}
+        indices = {n: np.arange(guide.density.sites[n].shape[0], dtype=np.int32) for n in guide.density.subsamples}
         return particles.draw_runs(guide, guide.sampler_consts, as_key(0), count, params, indices)
 
     inputs = (known(guide.density), known(model))

@@ -61,6 +61,8 @@ LINEAR = frozenset(
         "transpose",
     ]
 )
+PARTIAL = frozenset(["pad", "slice"])
+"""Those that may leave out elements of what they are given, so that all of their result is not all of it."""
 REDUCTIONS = frozenset(f"reduce_{kind}" for kind in ("and", "max", "min", "or", "prod", "xor")) | {"argmax", "argmin"}
 INDEXED = frozenset(["dynamic_slice", "gather"])
 
@@ -248,7 +250,7 @@ def _transposed(call: Callable[..., Any], at: Any, outs: Sequence[Any], like: An
 
 
 def _linear(body: _Body, eqn: JaxprEqn, outs: Sequence[Influence]) -> list[Influence]:
-    if all(out is True for out in outs):
+    if all(out is True for out in outs) and eqn.primitive.name not in PARTIAL:
         return [True] * len(eqn.invars)
     zeros = [jnp.zeros(v.aval.shape, jnp.float32) for v in eqn.invars]
 

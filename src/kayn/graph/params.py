@@ -34,17 +34,17 @@ class CheckedParams(Messenger):
 
 def _check(name: str, value: Any, first: Any, constraint: Any) -> None:
     shape, real = jnp.shape(first), jnp.issubdtype(jnp.result_type(first), jnp.floating)
-    if not isinstance(value, jax.Array):
+    if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int):
         raise KaynError(
             f"params[{name!r}] is a {type(value).__name__}; numpyro.param({name!r}, ...) is an array of shape {shape}"
         )
-    if value.shape != shape:
+    if jnp.shape(value) != shape:
         raise KaynError(
-            f"params[{name!r}] has shape {value.shape}, but numpyro.param({name!r}, ...) starts from shape {shape}; pass a value of that shape"
+            f"params[{name!r}] has shape {jnp.shape(value)}, but numpyro.param({name!r}, ...) starts from shape {shape}; pass a value of that shape"
         )
-    if real and not jnp.issubdtype(value.dtype, jnp.floating):
+    if real and not jnp.issubdtype(jnp.result_type(value), jnp.floating):
         raise KaynError(
-            f"params[{name!r}] has type {value.dtype}, but numpyro.param({name!r}, ...) is real; pass floats"
+            f"params[{name!r}] has type {jnp.result_type(value)}, but numpyro.param({name!r}, ...) is real; pass floats"
         )
     if isinstance(value, jax.core.Tracer) or getattr(constraint, "event_dim", None) != 0:
         return  # vectors and matrices fulfil their constraints up to rounding only
