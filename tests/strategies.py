@@ -126,6 +126,9 @@ def specs(draw: Any, discrete: bool = True, continuous: bool = True, plain: bool
     else:
         num_particles = (("", draw(counts)),)
     around = () if plain else draw(st.lists(st.sampled_from(HANDLERS), max_size=3, unique=True))
+    if any(z.steps for z in latents):
+        # NumPyro's own `substitute`, which the oracle uses, does not reach sites of a loop under a scope
+        around = [h for h in around if h != "scope"]
     seed = draw(st.integers(0, 1000))
     sites = (*latents, *observed)
     return Spec(
