@@ -137,8 +137,8 @@ def test_values_of_another_type_are_cast():
 THIRDS, SHUT = jnp.ones(3) / 3, jnp.array([0.5, 0.5, 0.0])
 
 
-def weigh_categories(guide_probs, model_probs=THIRDS, widths=(9.0, 9.0, 9.0), y=0.3):
-    """Evidence of y, Normal with a width that a category chooses, beside another category."""
+def read_categories(guide_probs, model_probs=THIRDS, widths=(9.0, 9.0, 9.0), y=0.3):
+    """Trace y, Normal with a width that a category chooses, beside another category."""
 
     def model():
         with numpyro.plate("rows", 2):
@@ -151,7 +151,7 @@ def weigh_categories(guide_probs, model_probs=THIRDS, widths=(9.0, 9.0, 9.0), y=
             other = numpyro.sample("other", dist.Bernoulli(0.5))
             numpyro.sample("b", dist.Categorical(guide_probs(other)))
 
-    return float(kayn.Importance(model, guide, 3).run(0, None).log_evidence)
+    build_problem(model, guide, (), {}, {}, Importance(model).request)
 
 
 @pytest.mark.parametrize(
@@ -159,17 +159,49 @@ def weigh_categories(guide_probs, model_probs=THIRDS, widths=(9.0, 9.0, 9.0), y=
     [
         lambda other: jnp.stack([THIRDS, SHUT]),
         lambda other: jnp.where(other[:, None] > 0, THIRDS, SHUT),
+        lambda other: jnp.where(other[:, None] > 0, jnp.stack([THIRDS, SHUT]), THIRDS),
         lambda other: jnp.array([0.5, 0.5 - 1e-9, 1e-9]),
     ],
-    ids=["one element", "given another latent", "too rare for float32"],
+    ids=["one element", "given another latent", "one element given another latent", "too rare for float32"],
 )
 def test_categories_that_are_never_drawn_are_refused(guide_probs):
     with pytest.raises(GuideError, match="guide site 'b' has probability zero at 2"):
-        weigh_categories(guide_probs)
+        read_categories(guide_probs)
 
 
 @pytest.mark.parametrize(
     "options", [{"model_probs": SHUT}, {"widths": (9.0, 9.0, 0.01)}], ids=["no prior", "no likelihood"]
 )
 def test_categories_that_carry_no_weight_need_not_be_drawn(options):
-    assert np.isfinite(weigh_categories(lambda other: jnp.broadcast_to(SHUT, (2, 3)), **options))
+    read_categories(lambda other: jnp.broadcast_to(SHUT, (2, 3)), **options)
+
+
+def test_categories_too_rare_for_float32_are_drawn_in_float64(x64):
+    read_categories(lambda other: jnp.array([0.5, 0.5 - 1e-9, 1e-9]))
+
+
+def read_counts(logits_of_guide):
+    """Trace how many of 9 trials succeed, under a guide that draws them with a share of its own."""
+
+    def model():
+        logits = numpyro.sample("logits", dist.Normal(0.0, 3.0))
+        with numpyro.plate("rows", 2):
+            n = numpyro.sample("n", dist.Binomial(9, logits=logits))
+            numpyro.sample("y", dist.Normal(0.0, 9.0), obs=0.0 * n)
+
+    def guide():
+        numpyro.sample("logits", dist.Normal(0.0, 3.0))
+        with numpyro.plate("rows", 2):
+            numpyro.sample("n", dist.Binomial(9, logits=logits_of_guide))
+
+    build_problem(model, guide, (), {}, {}, Importance(model).request)
+
+
+def test_counts_that_are_merely_rare_are_taken():
+    """No success at all has probability 1e-12, to which no single draw comes down."""
+    read_counts(3.0)
+
+
+def test_counts_that_are_never_drawn_are_refused():
+    with pytest.raises(GuideError, match="guide site 'n' has probability zero at 1"):
+        read_counts(-200.0)

@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import jax
@@ -36,6 +37,9 @@ from kayn.names import refuse_reserved
 from kayn.particles import DENOMINATORS, GuideProgram
 from kayn.reach import refuse_smaller_ends
 from kayn.unreached import refuse_values_never_drawn
+
+DRAWS = 16
+"""Runs of a guide at which what it can reach given other latents is compared with the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,9 +171,10 @@ def _refuse_unreachable(guide: GuideProgram, model: Program, params: Mapping) ->
         indices = {n: np.arange(program.sites[n].shape[0], dtype=np.int32) for n in program.subsamples}
         return [*program.consts, *program.leaves({}, params, indices)]
 
-    def draw(count: int) -> dict[str, Any]:
+    @cache
+    def draw() -> dict[str, Any]:
         indices = {n: np.arange(guide.density.sites[n].shape[0], dtype=np.int32) for n in guide.density.subsamples}
-        return particles.draw_runs(guide, guide.sampler_consts, as_key(0), count, params, indices)
+        return particles.draw_runs(guide, guide.sampler_consts, as_key(0), DRAWS, params, indices)
 
     inputs = (known(guide.density), known(model))
     refuse_smaller_ends(guide.density, model, inputs, draw)

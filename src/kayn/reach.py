@@ -30,8 +30,6 @@ from kayn.graph.wrappers import delta_density
 
 LARGEST_JACOBIAN = 256
 """Coordinates up to which the density that points claim is compared with their Jacobian."""
-DRAWS = 16
-"""Runs of a guide at which ends that depend on other latents are compared."""
 REMEDY = (
     "What the guide never draws would be missing from the evidence. Use a distribution over the latent's whole support, "
     "e.g. a Normal for a real latent, or guide=None"
@@ -89,19 +87,18 @@ class _End:
 
 
 def refuse_smaller_ends(
-    guide: Program, model: Program, known: tuple[Sequence[Any], Sequence[Any]], draw: Callable[[int], Mapping[str, Any]]
+    guide: Program, model: Program, known: tuple[Sequence[Any], Sequence[Any]], draw: Callable[[], Mapping[str, Any]]
 ) -> None:
     """Compare the ends of supports that the programs compute, unless they depend on traced values.
 
     Args:
         known: constants and inputs of guide and model, None in the places of latents.
-        draw: values of all guide sites in so many runs: [runs, *shape].
+        draw: values of all guide sites in some runs: [runs, *shape].
 
     Raises:
         GuideError: as `refuse_smaller_supports`.
     """
     computed = [n for n in guide.latents if any(e + n in p.outputs for e in (LOWER, UPPER) for p in (guide, model))]
-    drawn: dict[str, Any] = {}
     for name in computed:
         mine, yours = guide.sites[name], model.sites.get(name)
         if yours is None or mine.support is None or yours.support is None or mine.delta or yours.steps is not None:
@@ -111,9 +108,7 @@ def refuse_smaller_ends(
             if None in ends or any(n not in guide.latents for e in ends if e for n in e.reads):
                 continue
             with jax.ensure_compile_time_eval():
-                if any(e.reads for e in ends if e) and not drawn:
-                    drawn.update(draw(DRAWS))
-                _compare(name, prefix, ends, drawn, yours)
+                _compare(name, prefix, ends, draw() if any(e.reads for e in ends if e) else {}, yours)
 
 
 def _end(program: Program, prefix: str, name: str, known: Sequence[Any]) -> _End | None:
