@@ -23,11 +23,13 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-from kayn import factors, products
-from kayn.axes import make_request
+from kayn.axes.request import make_request
 from kayn.contraction.execute import settled_slot
-from kayn.evidence import Problem, build_problem, draw_particles, link_index, model_inputs
-from kayn.guides import FactorisedGuide
+from kayn.evidence.draws import draw_particles
+from kayn.evidence.problem import Problem, build_problem, link_index, model_inputs
+from kayn.factors.elementwise import evaluate_reduced
+from kayn.factors.evaluate import evaluate
+from kayn.guides.factorised import FactorisedGuide
 
 NUM_GENRES = 18
 
@@ -85,7 +87,7 @@ def factor(case: Case) -> tuple[Problem, Callable, Callable]:
         index = link_index(problem, inputs)
         return evaluate(problem.model, case.factor, output, axes, values, inputs, plan, steps, index)
 
-    return problem, partial(of, products.evaluate), partial(of, factors.evaluate_reduced)
+    return problem, partial(of, evaluate), partial(of, evaluate_reduced)
 
 
 def measure(function: Callable, *args: Any, seconds: float) -> dict[str, float]:

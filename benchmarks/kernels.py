@@ -18,8 +18,8 @@ from scaling import chain, point
 from steps import fitted, qem_step
 
 import kayn
-from kayn.contraction import tree
-from kayn.contraction.logdot import log_matmul
+from kayn.contraction import chain_rounds
+from kayn.contraction.logmatmul import log_matmul
 
 PRODUCTS = ((1, 1024, 1024), (300, 100, 100), (1000, 30, 30), (4000, 10, 10))
 """Products at a time, terms summed, and rows and columns of the result."""
@@ -51,7 +51,7 @@ def chains() -> list[dict[str, Any]]:
     for steps, particles in CHAINS:
         row: dict[str, Any] = {"steps": steps, "particles": particles}
         for name, rounds in (("one_by_one", False), ("in_rounds", True)):
-            with mock.patch.object(tree, "worthwhile", lambda *_, rounds=rounds: rounds):
+            with mock.patch.object(chain_rounds, "worthwhile", lambda *_, rounds=rounds: rounds):
                 found = point(chain(steps), particles)
             row[name] = {what: found[what] for what in ("step_seconds", "first_step_seconds")}
         rows.append(row)

@@ -23,12 +23,15 @@ from models import HELD_BACK, MODELS
 from numpyro.infer import SVI
 
 import kayn
-from kayn import QEM, evidence, queries
+from kayn import QEM
 from kayn.analysis import Analysis
-from kayn.axes import make_request
-from kayn.evidence import build_problem
-from kayn.guides import FactorisedGuide
-from kayn.quick import QuickJit
+from kayn.axes.request import make_request
+from kayn.evidence.draws import draw_particles
+from kayn.evidence.problem import build_problem, link_index, model_inputs
+from kayn.evidence.queries import draw_indices, latent_weights, weighted_draws
+from kayn.evidence.weights import weigh
+from kayn.guides.factorised import FactorisedGuide
+from kayn.xla.jit import QuickJit
 
 STEPS = 8
 WARM = 64
@@ -89,20 +92,20 @@ def posterior_step(what: str, model: Callable, args: tuple, particles: int) -> t
     problem = build_problem(model, guide, args, {}, guide.start, make_request(particles))
 
     def moments(numbers: Any, params: Any, key: Any) -> Any:
-        _, weights, draws = queries.weighted_draws(problem, numbers, params, key)
+        _, weights, draws = weighted_draws(problem, numbers, params, key)
         out = {}
         for z in problem.graph.latents:
-            own = queries.latent_weights(problem, weights, z.name)
+            own = latent_weights(problem, weights, z.name)
             out[z.name] = (
                 own.reshape((*own.shape, *(1,) * (draws.values[z.name].ndim - own.ndim))) * draws.values[z.name]
             ).sum(0)
         return out
 
     def sample(numbers: Any, params: Any, key: Any) -> Any:
-        draws = evidence.draw_particles(problem, numbers, key, params)
-        slots = evidence.weigh(problem, numbers, draws, params)
-        index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, params, draws.subsample))
-        return queries.draw_indices(problem.layout.plan, slots, index, jax.random.split(key, DRAWS))
+        draws = draw_particles(problem, numbers, key, params)
+        slots = weigh(problem, numbers, draws, params)
+        index = link_index(problem, model_inputs(problem, numbers, params, draws.subsample))
+        return draw_indices(problem.layout.plan, slots, index, jax.random.split(key, DRAWS))
 
     key = jax.random.key(1)
     compiled = QuickJit(moments if what == "moments" else sample).lower(problem.numbers, guide.start, key).compile()

@@ -21,9 +21,9 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-from kayn.axes import make_request
-from kayn.evidence import build_problem
-from kayn.queries import weighted_draws
+from kayn.axes.request import make_request
+from kayn.evidence.problem import build_problem
+from kayn.evidence.queries import weighted_draws
 
 
 @dataclass(frozen=True)

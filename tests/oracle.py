@@ -16,9 +16,10 @@ import numpy as np
 from numpyro import handlers
 from numpyro.infer.util import log_density
 
-from kayn.axes import Axis
-from kayn.compilation import quick_options
-from kayn.evidence import Draws, Problem
+from kayn.axes.types import Axis
+from kayn.evidence.draws import Draws
+from kayn.evidence.problem import Problem
+from kayn.xla.compilation import quick_options
 
 
 class BruteForce:

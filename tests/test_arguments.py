@@ -13,8 +13,8 @@ from numpyro.contrib.control_flow import scan
 
 import kayn
 from kayn import datasets, meters
-from kayn.checks import Unfit, fit, hints_of
 from kayn.errors import DataError, DataWarning, KaynError
+from kayn.support.validate import Unfit, fit, hints_of
 
 BAD = [
     None,

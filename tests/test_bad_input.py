@@ -26,7 +26,8 @@ from kayn import (
     StructureError,
 )
 from kayn.graph.discover import discover
-from kayn.graph.trace import inspect_sites, trace_program
+from kayn.programs.sites import inspect_sites
+from kayn.programs.trace import trace_program
 
 Y = np.array([0.1, 0.5, -0.3, 0.2])
 COUNTY = np.array([0, 1, 2, 0])

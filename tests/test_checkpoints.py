@@ -9,7 +9,7 @@ import pytest
 
 from kayn import checkpoints
 from kayn.errors import DataError, DataWarning, KaynError
-from kayn.records import PROGRAM, Record
+from kayn.inference.records import PROGRAM, Record
 
 TREE = {"w": np.arange(5.0, dtype=np.float32)}
 TYPES = [

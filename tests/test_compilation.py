@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kayn import compilation, quick
-from kayn.compilation import matmul_precision
-from kayn.contraction import logdot
-from kayn.quick import QuickJit
+from kayn.contraction import logmatmul
+from kayn.contraction.logmatmul import log_matmul
+from kayn.xla import compilation, jit
+from kayn.xla.compilation import matmul_precision, quick_options
+from kayn.xla.jit import LONG_SCATTER, QuickJit
 
 SCRIPT = """
 import sys
@@ -56,7 +57,7 @@ def test_a_second_session_compiles_nothing_again(tmp_path):
 def asked(monkeypatch):
     """How often programs were compiled in the quick way."""
     times = []
-    monkeypatch.setattr(quick, "quick_options", lambda: times.append(1) or compilation.quick_options())
+    monkeypatch.setattr(jit, "quick_options", lambda: times.append(1) or quick_options())
     return times
 
 
@@ -75,7 +76,7 @@ def test_a_quick_program_works_within_transformations(asked):
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize(("updates", "quickly"), [(quick.LONG_SCATTER - 1, True), (quick.LONG_SCATTER, False)])
+@pytest.mark.parametrize(("updates", "quickly"), [(LONG_SCATTER - 1, True), (LONG_SCATTER, False)])
 def test_programs_with_long_scatters_are_compiled_as_usual(asked, updates, quickly):
     rows = np.arange(updates) % 7
 
@@ -89,7 +90,7 @@ def test_programs_with_long_scatters_are_compiled_as_usual(asked, updates, quick
 
 def test_an_option_that_the_compiler_no_longer_knows_is_left_out(monkeypatch):
     monkeypatch.setattr(compilation, "QUICK", {"xla_cpu_no_such_option": False})
-    assert compilation.quick_options.__wrapped__() is None
+    assert quick_options.__wrapped__() is None
 
 
 def test_precision_is_full_unless_the_user_says_otherwise():
@@ -103,10 +104,10 @@ def test_error_of_log_products_in_reduced_precision(monkeypatch, bits, bound):
     """bfloat16 (7 bits) and tf32 (10 bits) operands, emulated: log sums of 100 terms move by less than the operands' rounding."""
     rng = np.random.default_rng(0)
     left, right = (jnp.asarray(3 * rng.normal(size=s), jnp.float32) for s in ((20, 30, 100), (20, 100, 30)))
-    exact = logdot.log_matmul(left, right)
+    exact = log_matmul(left, right)
     rounded = jax.jit(lambda a: jax.lax.reduce_precision(a, 8, bits))
     monkeypatch.setattr(
-        logdot, "_matmul", lambda a, b: jnp.matmul(rounded(a), rounded(b), precision=jax.lax.Precision.HIGHEST)
+        logmatmul, "_matmul", lambda a, b: jnp.matmul(rounded(a), rounded(b), precision=jax.lax.Precision.HIGHEST)
     )
-    off = jnp.abs(logdot.log_matmul(left, right) - exact)
+    off = jnp.abs(log_matmul(left, right) - exact)
     assert 0 < float(jnp.max(off)) < bound

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
-from kayn.contraction import back, execute, logdot
-from kayn.contraction.joining import joined
-from kayn.contraction.logdot import log_matmul
+from kayn.axes.memory import cut_to_fit, step_bytes
+from kayn.contraction import backward, execute, logmatmul
+from kayn.contraction.build import plan_contraction
+from kayn.contraction.cut import divisible, sliceable, sliced
+from kayn.contraction.fuse import joined
+from kayn.contraction.logmatmul import log_matmul
 from kayn.contraction.plan import Combine, PlateLink, Product, Sliced, Stuck, Term
-from kayn.contraction.planner import plan_contraction
-from kayn.contraction.slicing import divisible, sliceable, sliced
 from kayn.errors import StructureError
-from kayn.memory import cut_to_fit, step_bytes
 from oracle import QUICK
 
 
@@ -399,10 +399,10 @@ def test_draws_and_best(problem, x64):
     slots = {i: jnp.asarray(a) for i, a in enumerate(problem.arrays)}
     keys = jax.random.split(jax.random.key(1), 20_000)
     run = jax.jit(
-        lambda keys: back.draw(problem.plan, slots, problem.indices.__getitem__, keys), compiler_options=QUICK
+        lambda keys: backward.draw(problem.plan, slots, problem.indices.__getitem__, keys), compiler_options=QUICK
     )
     assert chi_square(_numbers(problem, run(keys)), np.exp(log_weights - logsumexp(log_weights))) > FALSE_ALARM
-    _, best = back.best(problem.plan, slots, problem.indices.__getitem__)
+    _, best = backward.best(problem.plan, slots, problem.indices.__getitem__)
     number = _numbers(problem, {v: np.asarray(k)[None] for v, k in best.items()})[0]
     assert number == np.argmax(log_weights)
 
@@ -415,13 +415,13 @@ def test_a_pick_is_never_impossible():
     )
     largest = 1 - jnp.finfo(jnp.float32).eps
     for number in (0.0, largest, *rng.random(5)):
-        found = back._by_share(logits, jnp.full(500, number, jnp.float32))
+        found = backward._by_share(logits, jnp.full(500, number, jnp.float32))
         assert np.isfinite(np.take_along_axis(logits, found[:, None], 1)).all()
     with jax.debug_nans(True):
-        nothing = back._by_share(jnp.full((2, 3), -jnp.inf), jnp.array([0.0, largest]))
+        nothing = backward._by_share(jnp.full((2, 3), -jnp.inf), jnp.array([0.0, largest]))
     np.testing.assert_array_equal(nothing, 0)
     np.testing.assert_array_equal(
-        back._by_share(jnp.zeros((5, 4)), jnp.array([0.0, 0.24, 0.26, 0.74, largest])), [0, 0, 1, 2, 3]
+        backward._by_share(jnp.zeros((5, 4)), jnp.array([0.0, 0.24, 0.26, 0.74, largest])), [0, 0, 1, 2, 3]
     )
 
 
@@ -589,8 +589,8 @@ def test_log_matmul_is_safe(case):
 @pytest.mark.parametrize("untrusted", [0.0, 0.04, 0.1, 1.0])
 def test_rows_that_underflow_are_summed_again(untrusted, by, monkeypatch):
     """Of products too large to be formed at once, 3 of 23 rows or 2 of 5 elements at a time, so that the last ones are filled up."""
-    monkeypatch.setattr(logdot, "MAX_JOINED", (3 if by == "row" else 2 * 23) * 17 * 6)
-    monkeypatch.setattr(logdot, "SMALL_ELEMENT", 0 if by == "row" else 23 * 17 * 6)
+    monkeypatch.setattr(logmatmul, "MAX_JOINED", (3 if by == "row" else 2 * 23) * 17 * 6)
+    monkeypatch.setattr(logmatmul, "SMALL_ELEMENT", 0 if by == "row" else 23 * 17 * 6)
     rng = np.random.default_rng(0)
     left, right = rng.normal(size=(5, 23, 6)), rng.normal(size=(5, 6, 17))
     # the first matrix has a row that likes one particle and a column that likes another, hundreds of nats apart
@@ -604,7 +604,7 @@ def test_rows_that_underflow_are_summed_again(untrusted, by, monkeypatch):
     possible = np.isfinite(expected)
     shares = np.exp(terms - np.where(possible, expected, 0.0)[..., None, :]) * (cotangent * possible)[..., None, :]
 
-    trusted = logdot._forward(jnp.asarray(left), jnp.asarray(right))[1][-1]
+    trusted = logmatmul._forward(jnp.asarray(left), jnp.asarray(right))[1][-1]
     assert trusted.all() == (untrusted == 0)
     if by == "row":
         assert (trusted.sum() > 1) == (untrusted < 1)  # the row that is impossible is trusted anyway
@@ -657,9 +657,9 @@ def test_impossible_combinations_are_never_drawn():
     log_weights = problem.log_weights(arrays)
     assert np.isfinite(log_weights).any()
     slots = {i: jnp.asarray(a) for i, a in enumerate(arrays)}
-    drawn = back.draw(problem.plan, slots, problem.indices.__getitem__, jax.random.split(jax.random.key(0), 1000))
+    drawn = backward.draw(problem.plan, slots, problem.indices.__getitem__, jax.random.split(jax.random.key(0), 1000))
     assert np.isfinite(log_weights[_numbers(problem, drawn)]).all()
-    _, best = back.best(problem.plan, slots, problem.indices.__getitem__)
+    _, best = backward.best(problem.plan, slots, problem.indices.__getitem__)
     assert _numbers(problem, {v: np.asarray(k)[None] for v, k in best.items()})[0] == np.argmax(log_weights)
 
 

@@ -58,7 +58,7 @@ def test_probability_above_one_is_named_and_has_no_weight():
 
 @pytest.mark.parametrize("loss", [kayn.VI(5), kayn.RWS(5), kayn.VIMCO(5)])
 def test_a_loss_is_no_huge_evidence(loss):
-    from kayn.guides import FactorisedGuide
+    from kayn.guides.factorised import FactorisedGuide
 
     guide = FactorisedGuide.from_model(lying, (COUNTS,), {}, {})
     svi = SVI(lying, guide, numpyro.optim.Adam(1e-2), loss)

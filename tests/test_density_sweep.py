@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 import pytest
 
 from density_laws import LAWS
-from kayn.graph.densities import log_density
+from kayn.densities.log_prob import log_density
 
 BOUND = 2e-3
 """What a log density may be wrong by, in nats where it is above -100, else in hundredths of it."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kayn.even import even_normal, lattice
+from kayn.particles.lattice import even_normal, lattice
 
 RUNS = 20_000
 

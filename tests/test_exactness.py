@@ -12,10 +12,14 @@ import pytest
 from hypothesis import assume, given, seed, settings
 from scipy import stats
 
-from kayn import evidence, expectation, queries
-from kayn.axes import make_request
+from kayn.axes.request import make_request
 from kayn.errors import StructureError
-from kayn.evidence import Draws, Problem
+from kayn.evidence import queries
+from kayn.evidence.draws import Draws, draws_from_runs
+from kayn.evidence.expectation import of_function
+from kayn.evidence.problem import Problem, build_problem, link_index, model_inputs
+from kayn.evidence.queries import best_indices, draw_indices
+from kayn.evidence.weights import log_evidence, weigh
 from oracle import QUICK, BruteForce, elements_in_use, everything
 from programs import Spec
 from strategies import EVENTS, MAX_COMBINATIONS, examples, specs
@@ -30,7 +34,7 @@ FALSE_ALARM = 1e-4
 def build(spec: Spec) -> tuple[Problem, BruteForce]:
     request = make_request(dict(counts(spec)), spec.strategy, named_groups(spec))
     try:
-        problem = evidence.build_problem(spec.model, spec.guide, (), {}, spec.params(), request, spec.denominator)
+        problem = build_problem(spec.model, spec.guide, (), {}, spec.params(), request, spec.denominator)
     except StructureError as error:
         # an enumerated latent cannot be coupled; whatever else is refused is a fault
         assert "is enumerated" in str(error)
@@ -85,7 +89,7 @@ def some_draws(spec: Spec, problem: Problem) -> Draws:
         site = problem.guide.density.sites[name]
         values = numbers_of(rng, families.get(name, "normal"), (problem.num_runs, *site.shape))
         runs[name] = jnp.asarray(values, site.dtype)
-    return evidence.draws_from_runs(problem, problem.numbers, spec.params(), runs, spec.subsample())
+    return draws_from_runs(problem, problem.numbers, spec.params(), runs, spec.subsample())
 
 
 @partial(jax.jit, static_argnums=0, compiler_options=QUICK)
@@ -94,11 +98,11 @@ def estimates(problem: Problem, draws: Draws, params):
     numbers = problem.numbers
 
     def log_z(params):
-        slots = evidence.weigh(problem, numbers, draws, params)
-        return evidence.log_evidence(problem, numbers, slots, params, draws.subsample), slots
+        slots = weigh(problem, numbers, draws, params)
+        return log_evidence(problem, numbers, slots, params, draws.subsample), slots
 
     (value, slots), gradient = jax.value_and_grad(log_z, has_aux=True)(params)
-    index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, params, draws.subsample))
+    index = link_index(problem, model_inputs(problem, numbers, params, draws.subsample))
     again, weights = queries.marginals(problem, slots, index)
     return value, again, weights, gradient
 
@@ -109,8 +113,8 @@ def close(found, expected, tolerance):
 
 @partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def evidence_alone(problem: Problem, draws: Draws, params):
-    slots = evidence.weigh(problem, problem.numbers, draws, params)
-    return evidence.log_evidence(problem, problem.numbers, slots, params, draws.subsample)
+    slots = weigh(problem, problem.numbers, draws, params)
+    return log_evidence(problem, problem.numbers, slots, params, draws.subsample)
 
 
 @partial(jax.jit, static_argnums=0, compiler_options=QUICK)
@@ -206,7 +210,7 @@ def test_pair_expectations_match_enumeration(spec):
         def product(a, b):
             return a * jnp.tanh(b)
 
-        planned = expectation.of_function(problem, product, (first, second))
+        planned = of_function(problem, product, (first, second))
         assume(planned is not None)
         draws, params = some_draws(spec, problem), spec.params()
         replicates = jax.tree.map(lambda x: x[None], draws)
@@ -238,11 +242,9 @@ def test_draws_and_best_combination_match_enumeration(spec):
 
 @partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def _chosen(problem, draws, params, keys):
-    slots = evidence.weigh(problem, problem.numbers, draws, params)
-    index = evidence.link_index(problem, evidence.model_inputs(problem, problem.numbers, params, draws.subsample))
-    return queries.draw_indices(problem.layout.plan, slots, index, keys), queries.best_indices(
-        problem.layout.plan, slots, index
-    )
+    slots = weigh(problem, problem.numbers, draws, params)
+    index = link_index(problem, model_inputs(problem, problem.numbers, params, draws.subsample))
+    return draw_indices(problem.layout.plan, slots, index, keys), best_indices(problem.layout.plan, slots, index)
 
 
 def chi_square(drawn: np.ndarray, probabilities: np.ndarray) -> float:

@@ -15,9 +15,10 @@ from click.testing import CliRunner
 from numpyro.infer import SVI
 from scipy import stats
 
-from kayn import evidence
-from kayn.axes import make_request
-from kayn.guides import FactorisedGuide
+from kayn.axes.request import make_request
+from kayn.evidence.draws import draw_particles
+from kayn.evidence.problem import build_problem
+from kayn.guides.factorised import FactorisedGuide
 from kayn.meters import log_evidence
 from oracle import BruteForce, everything
 from test_exactness import close, estimates
@@ -46,10 +47,10 @@ def test_a_cut_of_the_covid_model_matches_enumeration(x64):
     args = tuple(np.moveaxis(data[n][:3, 40:45], 0, 1).astype(np.float64) for n in names)
     guide = FactorisedGuide.from_model(module.covid_model, args)
     request = make_request(2, groups=[(*module.GLOBALS, "log_r0")])
-    problem = evidence.build_problem(module.covid_model, guide, args, {}, guide.start, request)
+    problem = build_problem(module.covid_model, guide, args, {}, guide.start, request)
     oracle = BruteForce(problem, module.covid_model, guide, args)
     assert oracle.combinations == 2**16
-    draws = evidence.draw_particles(problem, problem.numbers, jax.random.key(1), guide.start)
+    draws = draw_particles(problem, problem.numbers, jax.random.key(1), guide.start)
     log_weights, expected, _ = everything(oracle, draws, guide.start)
     value, _, weights, _ = estimates(problem, draws, guide.start)
     close(value, expected, 1e-9)

@@ -17,9 +17,17 @@ from hypothesis import given, settings
 from numpyro import handlers
 
 import kayn
-from kayn import evidence, expfam, factors, products, splits
-from kayn.axes import make_request
+from kayn import evidence
+from kayn.axes.request import make_request
 from kayn.contraction.execute import settled_slot
+from kayn.evidence.draws import Draws, draw_particles
+from kayn.evidence.problem import Problem, build_problem, link_index, model_inputs
+from kayn.evidence.weights import weigh
+from kayn.factors import by_product, choose_form, elementwise
+from kayn.factors.choose_form import Split, choose
+from kayn.factors.elementwise import evaluate_reduced
+from kayn.factors.evaluate import evaluate
+from kayn.factors.forms import FORMS
 from oracle import QUICK
 from strategies import specs
 from test_exactness import build, some_draws
@@ -107,15 +115,15 @@ FAMILIES = {
         partial(dist.MultinomialLogits, total_count=7), {"logits": (real, (4,))}, (trials, (4,))
     ),
 }
-CASES = [(name, form) for name in FAMILIES for form in expfam.FORMS[name.removesuffix("Probs").removesuffix("Logits")]]
+CASES = [(name, form) for name in FAMILIES for form in FORMS[name.removesuffix("Probs").removesuffix("Logits")]]
 """Every form of every family."""
 
 
 @pytest.fixture
 def always(monkeypatch):
     """Products wherever a form exists, whatever it costs."""
-    monkeypatch.setattr(splits, "MIN_WORK", 0)
-    monkeypatch.setattr(splits, "MIN_GAIN", 1e-9)
+    monkeypatch.setattr(choose_form, "MIN_WORK", 0)
+    monkeypatch.setattr(choose_form, "MIN_GAIN", 1e-9)
 
 
 def vector(model: Family, value: Any = None, wrap: Callable = lambda fn: fn, rows: int = N) -> None:
@@ -140,42 +148,42 @@ def vector_guide(model: Family, rows: int = N) -> None:
 class Factor:
     """One factor of a problem, and how it is computed: `product` or `plain`, [*plates, *axes] from latent values."""
 
-    problem: evidence.Problem
+    problem: Problem
     name: str
 
     def _evaluate(self, evaluate: Callable, values: Mapping) -> Any:
         plan = self.problem.layout.plan
         slot = next(i for i, term in enumerate(plan.terms) if term.name == self.name)
         axes = [a for name in plan.terms[slot].axes for a in self.problem.layout.axes if a.name == name]
-        inputs = evidence.model_inputs(self.problem, self.problem.numbers, {}, {})
-        index = evidence.link_index(self.problem, inputs)
+        inputs = model_inputs(self.problem, self.problem.numbers, {}, {})
+        index = link_index(self.problem, inputs)
         output, (steps, _) = self.problem.graph.output(self.name), settled_slot(plan, slot)
         return evaluate(self.problem.model, self.name, output, axes, values, inputs, plan, steps, index)
 
     def product(self, values: Mapping) -> Any:
-        return self._evaluate(products.evaluate, values)
+        return self._evaluate(evaluate, values)
 
     def plain(self, values: Mapping) -> Any:
-        return self._evaluate(factors.evaluate_reduced, values)
+        return self._evaluate(evaluate_reduced, values)
 
-    def split(self) -> splits.Split | None:
+    def split(self) -> Split | None:
         plan = self.problem.layout.plan
         slot = next(i for i, term in enumerate(plan.terms) if term.name == self.name)
         axes = [a for name in plan.terms[slot].axes for a in self.problem.layout.axes if a.name == name]
-        return splits.choose(self.problem.graph.output(self.name), axes, plan, settled_slot(plan, slot)[0])
+        return choose(self.problem.graph.output(self.name), axes, plan, settled_slot(plan, slot)[0])
 
     def is_safe(self, values: Mapping, monkeypatch: pytest.MonkeyPatch) -> bool:
         """Whether the product was kept: the path in reserve gives NaN here."""
         shape = jax.eval_shape(self.plain, values).shape
         nothing = jnp.full(shape, jnp.nan)
         with monkeypatch.context() as patch:
-            patch.setattr(factors, "evaluate_reduced", lambda *args: nothing)
+            patch.setattr(elementwise, "evaluate_reduced", lambda *args: nothing)
             return not bool(jnp.isnan(run(self.product, values)).any())
 
 
 def latent_value(family: Family, wrap: Callable = lambda fn: fn) -> Factor:
     model, guide = partial(vector, family, wrap=wrap), partial(vector_guide, family)
-    return Factor(evidence.build_problem(model, guide, (), {}, {}, make_request(K)), "x")
+    return Factor(build_problem(model, guide, (), {}, {}, make_request(K)), "x")
 
 
 def observed_value(family: Family, value: Any, wrap: Callable = lambda fn: fn) -> Factor:
@@ -185,10 +193,10 @@ def observed_value(family: Family, value: Any, wrap: Callable = lambda fn: fn) -
         for name, (_, core) in family.parameters.items():
             numpyro.sample(name, dist.Normal(jnp.zeros((D, *core)), 1.0).to_event(1 + len(core)))
 
-    return Factor(evidence.build_problem(model, guide, (), {}, {}, make_request(K)), "x")
+    return Factor(build_problem(model, guide, (), {}, {}, make_request(K)), "x")
 
 
-def particles(family: Family, problem: evidence.Problem, rows: int = N) -> dict[str, Any]:
+def particles(family: Family, problem: Problem, rows: int = N) -> dict[str, Any]:
     values = {n: draw((K, D, *core)) for n, (draw, core) in family.parameters.items()}
     draw, core = family.value
     values["x"] = draw((K, rows, D, *core))
@@ -197,9 +205,9 @@ def particles(family: Family, problem: evidence.Problem, rows: int = N) -> dict[
 
 
 def use(monkeypatch, form):
-    for family, known in expfam.FORMS.items():
+    for family, known in FORMS.items():
         if form in known:
-            monkeypatch.setitem(expfam.FORMS, family, (form,))
+            monkeypatch.setitem(FORMS, family, (form,))
 
 
 def run(function, values):
@@ -229,7 +237,7 @@ def with_gradient(evaluate, values):
 @pytest.mark.parametrize("wrap", ["", "mask", "scale"])
 def test_every_form_equals_the_log_density(name, form, wrap, always, monkeypatch):
     use(monkeypatch, form)
-    monkeypatch.setattr(products, "LOST_BITS", 20)
+    monkeypatch.setattr(by_product, "LOST_BITS", 20)
     family = FAMILIES[name]
     mask = np.array([True, False, True])
     wrappers = {"": lambda fn: fn, "mask": lambda fn: fn.mask(mask), "scale": lambda fn: fn}
@@ -253,7 +261,7 @@ def test_every_form_equals_the_log_density(name, form, wrap, always, monkeypatch
 def test_rows_are_summed_in_the_statistics(name, form, always, monkeypatch):
     """Observed rows of one law: the product sees their summed statistics only."""
     use(monkeypatch, form)
-    monkeypatch.setattr(products, "LOST_BITS", 20)
+    monkeypatch.setattr(by_product, "LOST_BITS", 20)
     family = FAMILIES[name]
     draw, core = family.value
     with jax.enable_x64(True):
@@ -268,7 +276,7 @@ def test_rows_are_summed_in_the_statistics(name, form, always, monkeypatch):
             np.testing.assert_allclose(array, wanted[latent], rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("form", expfam.FORMS["Normal"], ids=lambda f: f.name)
+@pytest.mark.parametrize("form", FORMS["Normal"], ids=lambda f: f.name)
 @pytest.mark.parametrize("offset", [0.0, 1e4, -1e4])
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e3])
 def test_float32_keeps_its_accuracy_far_from_zero(form, offset, scale, always, monkeypatch):
@@ -294,7 +302,7 @@ def test_float32_keeps_its_accuracy_far_from_zero(form, offset, scale, always, m
         np.testing.assert_allclose(array, wanted[latent], rtol=1e-5, atol=1e-5 * largest)
 
 
-@pytest.mark.parametrize("form", [f for f in expfam.FORMS["Normal"] if f.cancels], ids=lambda f: f.name)
+@pytest.mark.parametrize("form", [f for f in FORMS["Normal"] if f.cancels], ids=lambda f: f.name)
 def test_cancellation_falls_back(form, always, monkeypatch):
     """Particles a thousand standard deviations apart, one pair of them close: squares of 1e6 would hide a log density of 1."""
     use(monkeypatch, form)
@@ -336,7 +344,7 @@ EDGES = {
 @pytest.mark.parametrize("which", [0, -1])
 def test_edges_equal_the_plain_density(case, which, always, monkeypatch):
     name, changes = case
-    forms = expfam.FORMS[name.removesuffix("Probs").removesuffix("Logits")]
+    forms = FORMS[name.removesuffix("Probs").removesuffix("Logits")]
     use(monkeypatch, forms[which])
     family = FAMILIES[name]
     factor = latent_value(family)
@@ -370,8 +378,8 @@ def three_levels():
 
 def log_evidence(problem, draws, params):
     def of(params, values):
-        now = evidence.Draws(values, draws.runs, draws.subsample)
-        slots = evidence.weigh(problem, problem.numbers, now, params)
+        now = Draws(values, draws.runs, draws.subsample)
+        slots = weigh(problem, problem.numbers, now, params)
         return evidence.log_evidence(problem, problem.numbers, slots, params, draws.subsample)
 
     moving = {n: v for n, v in draws.values.items() if jnp.issubdtype(v.dtype, jnp.floating)}
@@ -383,10 +391,10 @@ def log_evidence(problem, draws, params):
 def same_evidence(problem, draws, params, monkeypatch):
     """log Z and its gradient in parameters and particles, with products everywhere and with none."""
     with monkeypatch.context() as patch:
-        patch.setattr(splits, "MIN_WORK", 0)
-        patch.setattr(splits, "MIN_GAIN", 1e-9)
+        patch.setattr(choose_form, "MIN_WORK", 0)
+        patch.setattr(choose_form, "MIN_GAIN", 1e-9)
         found = log_evidence(problem, draws, params)
-        patch.setattr(splits, "MIN_WORK", np.inf)
+        patch.setattr(choose_form, "MIN_WORK", np.inf)
         expected = log_evidence(problem, draws, params)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8)
@@ -394,24 +402,24 @@ def same_evidence(problem, draws, params, monkeypatch):
 
 def test_evidence_of_three_levels(x64, monkeypatch):
     guide = kayn.guides.FactorisedGuide.from_model(three_levels, (), {})
-    problem = evidence.build_problem(three_levels, guide, (), {}, {}, make_request(3))
-    draws = evidence.draw_particles(problem, problem.numbers, jax.random.key(0), {})
+    problem = build_problem(three_levels, guide, (), {}, {}, make_request(3))
+    draws = draw_particles(problem, problem.numbers, jax.random.key(0), {})
     same_evidence(problem, draws, {}, monkeypatch)
 
 
 def test_parts_make_no_difference(always, monkeypatch):
     """Rows reduced a few particles at a time, in the statistics and in the path in reserve."""
     guide = kayn.guides.FactorisedGuide.from_model(three_levels, (), {})
-    problem = evidence.build_problem(three_levels, guide, (), {}, {}, make_request(3))
-    values = evidence.draw_particles(problem, problem.numbers, jax.random.key(0), {}).values
+    problem = build_problem(three_levels, guide, (), {}, {}, make_request(3))
+    values = draw_particles(problem, problem.numbers, jax.random.key(0), {}).values
     for name in ("a", "y", "w"):
         factor = Factor(problem, name)
         assert factor.split() is not None, name
         whole = run(factor.product, values)
         with monkeypatch.context() as patch:
-            patch.setattr(factors, "CHUNK_ELEMENTS", 20)
+            patch.setattr(elementwise, "CHUNK_ELEMENTS", 20)
             np.testing.assert_allclose(run(factor.product, values), whole, rtol=1e-5)
-            patch.setattr(products, "LOST_BITS", -100)
+            patch.setattr(by_product, "LOST_BITS", -100)
             np.testing.assert_allclose(run(factor.product, values), whole, rtol=1e-5)
 
 

@@ -20,31 +20,34 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
 import kayn
-from kayn import QEM, RWS, VI, FactorisedGuide, StructureWarning, families, normals
-from kayn.evidence import build_problem, draw_particles
+from kayn import QEM, RWS, VI, FactorisedGuide, StructureWarning
+from kayn.evidence.draws import draw_particles
+from kayn.evidence.problem import build_problem
+from kayn.evidence.queries import latent_weights
 from kayn.fit import is_flat
-from kayn.mstep import temper
-from kayn.queries import latent_weights
+from kayn.guides.families import Bernoulli, Beta, Categorical, Dirichlet, Exponential, Gamma, Poisson
+from kayn.guides.normal import MultivariateNormal, Normal
+from kayn.inference.mstep import temper
 
 # -- families: moments and back
 
 MEMBERS = {
-    "Normal": (normals.Normal(), {"loc": [[-3.0, 0.0], [2.0, 500.0]], "scale": [[1e-2, 1.0], [40.0, 3.0]]}),
+    "Normal": (Normal(), {"loc": [[-3.0, 0.0], [2.0, 500.0]], "scale": [[1e-2, 1.0], [40.0, 3.0]]}),
     "Normal, positive": (
-        normals.Normal(transform=biject_to(constraints.positive)),
+        Normal(transform=biject_to(constraints.positive)),
         {"loc": [-3.0, 0.0, 4.0], "scale": [0.1, 1.0, 2.0]},
     ),
     "MultivariateNormal": (
-        normals.MultivariateNormal(),
+        MultivariateNormal(),
         {"loc": [[0.0, 1.0], [-5.0, 3.0]], "scale_tril": [[[1.0, 0.0], [0.5, 2.0]], [[0.3, 0.0], [-0.2, 0.1]]]},
     ),
-    "Gamma": (families.Gamma(), {"concentration": [0.05, 0.5, 1.0, 7.0, 900.0], "rate": [1.0, 20.0, 1.0, 0.01, 30.0]}),
-    "Beta": (families.Beta(), {"concentration1": [0.3, 1.0, 2.0, 300.0], "concentration0": [0.4, 1.0, 50.0, 700.0]}),
-    "Dirichlet": (families.Dirichlet(), {"concentration": [[0.3, 0.5, 0.2], [1.0, 1.0, 1.0], [40.0, 2.0, 300.0]]}),
-    "Bernoulli": (families.Bernoulli(), {"probs": [0.01, 0.5, 0.98]}),
-    "Categorical": (families.Categorical(num_values=3), {"probs": [[0.2, 0.3, 0.5], [0.9, 0.05, 0.05]]}),
-    "Poisson": (families.Poisson(), {"rate": [0.01, 1.0, 80.0]}),
-    "Exponential": (families.Exponential(), {"rate": [0.01, 1.0, 80.0]}),
+    "Gamma": (Gamma(), {"concentration": [0.05, 0.5, 1.0, 7.0, 900.0], "rate": [1.0, 20.0, 1.0, 0.01, 30.0]}),
+    "Beta": (Beta(), {"concentration1": [0.3, 1.0, 2.0, 300.0], "concentration0": [0.4, 1.0, 50.0, 700.0]}),
+    "Dirichlet": (Dirichlet(), {"concentration": [[0.3, 0.5, 0.2], [1.0, 1.0, 1.0], [40.0, 2.0, 300.0]]}),
+    "Bernoulli": (Bernoulli(), {"probs": [0.01, 0.5, 0.98]}),
+    "Categorical": (Categorical(num_values=3), {"probs": [[0.2, 0.3, 0.5], [0.9, 0.05, 0.05]]}),
+    "Poisson": (Poisson(), {"rate": [0.01, 1.0, 80.0]}),
+    "Exponential": (Exponential(), {"rate": [0.01, 1.0, 80.0]}),
 }
 
 
@@ -393,7 +396,7 @@ def test_vectors_get_a_covariance_per_plate_element():
 
 def test_few_particles_shrink_correlations(x64):
     """With fewer effective particles than dimensions, spurious correlations (here up to 0.8) nearly go; true ones stay."""
-    family, key = normals.MultivariateNormal(), jax.random.key(0)
+    family, key = MultivariateNormal(), jax.random.key(0)
 
     def correlation(count, true):
         values = jax.random.normal(key, (count, 20))
@@ -411,7 +414,7 @@ def test_few_particles_shrink_correlations(x64):
 
 def test_moments_of_indifferent_weights_keep_the_variance():
     """Weights that know nothing must not shrink a guide step by step, however few particles are effective."""
-    family = normals.Normal()
+    family = Normal()
     moments = {
         k: jnp.broadcast_to(v, (4000,)) for k, v in family.moments({"loc": 0.0, "scale": jnp.asarray(1.0)}).items()
     }
@@ -861,7 +864,7 @@ def test_init_of_a_guide_with_covariances_compiles():
     for name, value in svi.get_params(svi.init(jax.random.key(0))).items():
         np.testing.assert_allclose(compiled[name], value, rtol=1e-6)
     values = jnp.array([[2.0, 0.0], [-1.0, 3.0]])
-    transform = biject_to(normals.MultivariateNormal.parameters["scale_tril"])
+    transform = biject_to(MultivariateNormal.parameters["scale_tril"])
     np.testing.assert_allclose(transform(transform.inv(values)), values, rtol=1e-6)
     np.testing.assert_allclose(transform.inv(values), biject_to(constraints.lower_cholesky).inv(values), rtol=1e-6)
 

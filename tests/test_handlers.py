@@ -18,7 +18,8 @@ from scipy.stats import multivariate_normal, norm
 
 import kayn
 from kayn.errors import GuideError, KaynError, ModelError, StructureWarning
-from kayn.graph.trace import inspect_sites, trace_program
+from kayn.programs.sites import inspect_sites
+from kayn.programs.trace import trace_program
 
 X = np.linspace(-9, 9, 6001)
 Y = 0.3

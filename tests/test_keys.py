@@ -9,8 +9,8 @@ import pytest
 from numpyro.contrib.control_flow import scan
 
 import kayn
-from kayn.graph.seeded import draw
-from kayn.keys import as_key, default_key, generator
+from kayn.programs.seeding import draw
+from kayn.support.keys import as_key, default_key, generator
 
 
 def numbers(key):

@@ -16,7 +16,8 @@ from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 
 import kayn
-from kayn import particles
+from kayn.particles.draw import draw_runs
+from replacing import replace_everywhere
 
 PARAMS = {"weight": jnp.array(1.4), "slope": jnp.array(0.8)}
 ROWS = jnp.array([0.9, -0.6])
@@ -341,7 +342,7 @@ def gradients(monkeypatch, case, family, loss, noise):
                 out[name], start = value.astype(guide.density.sites[name].dtype), stop
             return out
 
-        monkeypatch.setattr(particles, "draw_runs", runs)
+        replace_everywhere(monkeypatch, draw_runs, runs)
         return jax.value_and_grad(
             lambda p: loss.loss(jax.random.key(0), p, case.model(family), case.guide(family), case.data)
         )(PARAMS)

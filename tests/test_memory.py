@@ -13,7 +13,7 @@ from numpyro.infer import SVI
 
 import kayn
 from kayn import QEM, StructureError
-from kayn.memory import device_memory, memory_budget
+from kayn.support.memory import device_memory, memory_budget
 
 rng = np.random.default_rng(0)
 GROUP = np.sort(rng.integers(0, 40, 3000))

@@ -18,9 +18,14 @@ from numpyro import handlers
 from scipy.stats import norm
 
 import kayn
-from kayn import evidence, meters
+from kayn import meters
+from kayn.axes.request import make_request
 from kayn.errors import GuideError, KaynError, ModelError, StructureWarning
-from kayn.guides import FactorisedGuide
+from kayn.evidence.draws import draw_particles, draws_from_runs
+from kayn.evidence.problem import build_problem
+from kayn.evidence.weights import log_evidence, weigh
+from kayn.guides.factorised import FactorisedGuide
+from replacing import replace_everywhere
 
 N, M, K = 3, 2, 2
 X = np.array([1.0, 0.0, 1.0])
@@ -119,9 +124,9 @@ def expected(monkeypatch, estimator, shared, count):
         n = jax.random.key_data(key)[-1]
         own = {"z": z[n]} | ({"g": g[n]} if shared else {})
         runs = {name: own[name].astype(problem.guide.density.sites[name].dtype) for name in problem.guide.names}
-        return evidence.draws_from_runs(problem, numbers, params, runs, {"rows": rows[n].astype(jnp.int32)})
+        return draws_from_runs(problem, numbers, params, runs, {"rows": rows[n].astype(jnp.int32)})
 
-    monkeypatch.setattr(evidence, "draw_particles", chosen)
+    replace_everywhere(monkeypatch, draw_particles, chosen)
     params = params_of()
 
     def one(n):
@@ -238,16 +243,14 @@ def test_two_subsampled_plates(crossed, strategy, x64):
                 numpyro.sample("y", dist.Normal(0.0, 1.0), obs=y[i[:, None], j])
 
     names = ("u", "v") if crossed else ("u", "z")
-    problem = evidence.build_problem(
-        lambda: program(1), lambda: program(0), (), {}, {}, kayn.axes.make_request(1, strategy)
-    )
+    problem = build_problem(lambda: program(1), lambda: program(0), (), {}, {}, make_request(1, strategy))
 
     def one(i, j):
         draws = {"u": jnp.full((1, 2, 1), 0.5), "v": jnp.full((1, 2), 0.5), "z": jnp.full((1, 2, 2), 0.25)}
         runs = {n: draws[n] for n in names}
-        drawn = evidence.draws_from_runs(problem, problem.numbers, {}, runs, {"a": i, "b": j})
-        slots = evidence.weigh(problem, problem.numbers, drawn, {})
-        return evidence.log_evidence(problem, problem.numbers, slots, {}, drawn.subsample)
+        drawn = draws_from_runs(problem, problem.numbers, {}, runs, {"a": i, "b": j})
+        slots = weigh(problem, problem.numbers, drawn, {})
+        return log_evidence(problem, problem.numbers, slots, {}, drawn.subsample)
 
     pairs = list(itertools.product(itertools.combinations(range(3), 2), itertools.combinations(range(4), 2)))
     mean = jax.vmap(one)(*(jnp.array([p[n] for p in pairs], jnp.int32) for n in (0, 1))).mean()

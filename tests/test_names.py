@@ -14,10 +14,10 @@ from numpyro.contrib.control_flow import scan
 from numpyro.infer import SVI, Predictive
 
 import kayn
-from kayn.axes import axis_name
+from kayn.axes.types import axis_name
 from kayn.errors import GuideError, ModelError
-from kayn.graph.given import Given
-from kayn.names import fresh, joined, parameter
+from kayn.programs.given import Given
+from kayn.support.names import fresh, joined, parameter
 
 Y = jnp.array([[1.3, 2.1, 0.4, 1.7], [0.2, -0.9, 0.8, -0.4], [-1.0, 0.3, 0.1, 0.6]])
 GROUP = jnp.array([0, 2, 1, 0, 2])

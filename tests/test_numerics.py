@@ -13,12 +13,17 @@ import pytest
 from numpyro import handlers
 from scipy import stats
 
-from kayn import evidence, factors, queries
-from kayn.axes import make_request
-from kayn.compilation import apart
-from kayn.graph.cost import is_dear
-from kayn.graph.trace import inspect_sites, trace_program
-from kayn.guides import FactorisedGuide
+from kayn.axes.request import make_request
+from kayn.evidence import queries
+from kayn.evidence.draws import draw_particles, draws_from_runs
+from kayn.evidence.problem import build_problem, link_index, model_inputs
+from kayn.evidence.weights import log_evidence, weigh
+from kayn.factors import elementwise
+from kayn.factors.cost import is_dear
+from kayn.guides.factorised import FactorisedGuide
+from kayn.programs.sites import inspect_sites
+from kayn.programs.trace import trace_program
+from kayn.xla.compilation import apart
 from oracle import QUICK, BruteForce
 
 Y = np.array([0.1, 0.5, -1.0, 2.0], np.float32)
@@ -50,7 +55,7 @@ def groups(extra=None, scale=1.0, y=Y, county=COUNTY):
 
 
 def build(model, num_particles=3, params=PARAMS, guide=guide, **options):
-    return evidence.build_problem(model, guide, (), {}, params, make_request(num_particles, **options))
+    return build_problem(model, guide, (), {}, params, make_request(num_particles, **options))
 
 
 @partial(jax.jit, static_argnums=0, compiler_options=QUICK)
@@ -58,12 +63,12 @@ def estimates(problem, key, params):
     """log Z with its gradient in the parameters, through the particles, and the marginals."""
 
     def log_z(params):
-        draws = evidence.draw_particles(problem, problem.numbers, key, params)
-        slots = evidence.weigh(problem, problem.numbers, draws, params)
-        return evidence.log_evidence(problem, problem.numbers, slots, params, draws.subsample), (draws, slots)
+        draws = draw_particles(problem, problem.numbers, key, params)
+        slots = weigh(problem, problem.numbers, draws, params)
+        return log_evidence(problem, problem.numbers, slots, params, draws.subsample), (draws, slots)
 
     (value, (draws, slots)), gradient = jax.value_and_grad(log_z, has_aux=True)(params)
-    index = evidence.link_index(problem, evidence.model_inputs(problem, problem.numbers, params, draws.subsample))
+    index = link_index(problem, model_inputs(problem, problem.numbers, params, draws.subsample))
     return value, gradient, queries.marginals(problem, slots, index)[1], draws
 
 
@@ -205,9 +210,9 @@ def test_plate_of_one(strategy):
     values = []
     for problem, shape in ((plated, (3, 1, 1)), (scalar, (3,))):
         mine = runs | {"a": runs["a"].reshape(shape)}
-        draws = evidence.draws_from_runs(problem, problem.numbers, {}, mine, {})
-        slots = evidence.weigh(problem, problem.numbers, draws, {})
-        values.append(evidence.log_evidence(problem, problem.numbers, slots, {}, {}))
+        draws = draws_from_runs(problem, problem.numbers, {}, mine, {})
+        slots = weigh(problem, problem.numbers, draws, {})
+        values.append(log_evidence(problem, problem.numbers, slots, {}, {}))
     np.testing.assert_allclose(*values, rtol=1e-6)
 
 
@@ -278,9 +283,9 @@ def test_debug_nans_finds_nothing():
     problem = build(groups)
     with jax.debug_nans(True):
         assert finite(estimates(problem, jax.random.key(0), PARAMS))
-        draws = evidence.draw_particles(problem, problem.numbers, jax.random.key(0), PARAMS)
-        slots = evidence.weigh(problem, problem.numbers, draws, PARAMS)
-        assert np.isfinite(evidence.log_evidence(problem, problem.numbers, slots, PARAMS, {}))
+        draws = draw_particles(problem, problem.numbers, jax.random.key(0), PARAMS)
+        slots = weigh(problem, problem.numbers, draws, PARAMS)
+        assert np.isfinite(log_evidence(problem, problem.numbers, slots, PARAMS, {}))
 
 
 def test_many_keys_at_once():
@@ -305,9 +310,7 @@ def test_gradient_through_particles_is_that_of_enumeration(x64):
         oracle = BruteForce(problem, model, guide)
 
         def enumerated(params, problem=problem, oracle=oracle):
-            return oracle.log_evidence(
-                evidence.draw_particles(problem, problem.numbers, jax.random.key(0), params), params
-            )
+            return oracle.log_evidence(draw_particles(problem, problem.numbers, jax.random.key(0), params), params)
 
         expected, expected_gradient = jax.jit(jax.value_and_grad(enumerated), compiler_options=QUICK)(params)
         value, gradient, *_ = estimates(problem, jax.random.key(0), params)
@@ -356,8 +359,8 @@ def test_dear_factors_computed_along_their_rows_are_the_same(monkeypatch, num_pa
     guide = FactorisedGuide.from_model(answers, args)
     found = []
     for long in (1, 2**40):
-        monkeypatch.setattr(factors, "LONG", long)
-        problem = evidence.build_problem(answers, guide, args, {}, guide.start, make_request(num_particles))
+        monkeypatch.setattr(elementwise, "LONG", long)
+        problem = build_problem(answers, guide, args, {}, guide.start, make_request(num_particles))
         program = jax.jit(lambda key, params, problem=problem: estimates.__wrapped__(problem, key, params))
         # on its own in two of the three cases: eight at a time need no help
         conditions = program.lower(jax.random.key(1), guide.start).as_text().count("stablehlo.case")

@@ -10,7 +10,7 @@ import pytest
 
 import kayn
 from kayn import meters
-from kayn.rows import data_behind
+from kayn.inference.rows import data_behind
 
 X = jnp.linspace(-1.0, 1.0, 4)
 

@@ -13,8 +13,8 @@ from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from scipy import stats
 
 import kayn
-from kayn.keys import as_key
-from kayn.particles import draw_runs
+from kayn.particles.draw import draw_runs
+from kayn.support.keys import as_key
 
 Y = np.array([[0.3, -0.4], [1.2, 0.1], [-0.7, 0.8]], np.float32)
 TRIL = np.array([[1.0, 0.0], [0.6, 0.5]], np.float32)

@@ -422,7 +422,7 @@ def test_log_predictive_density(posterior):
 @pytest.mark.parametrize("count", [30, 200, 250])
 def test_log_predictive_density_is_the_same_in_batches(posterior, monkeypatch, count):
     whole = posterior.log_predictive(4, count, NEW_COUNTY, NEW_Y)
-    monkeypatch.setattr("kayn.predictive.BATCH", 60)
+    monkeypatch.setattr("kayn.posterior.predict.BATCH", 60)
     parts = posterior.log_predictive(4, count, NEW_COUNTY, NEW_Y)
     np.testing.assert_allclose(parts.joint, whole.joint, rtol=1e-5)
     np.testing.assert_allclose(parts.pointwise["y"], whole.pointwise["y"], rtol=1e-5)

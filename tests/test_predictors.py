@@ -11,12 +11,17 @@ from hypothesis import strategies as st
 from numpyro import handlers
 
 import kayn
-from kayn import evidence, predictors
-from kayn.axes import make_request
-from kayn.graph.additive import read_parts
-from kayn.graph.arguments import ARGUMENT
-from kayn.graph.trace import inspect_sites, trace_program
-from kayn.guides import FactorisedGuide
+from kayn.axes.request import make_request
+from kayn.evidence.draws import Draws, draw_particles
+from kayn.evidence.problem import build_problem
+from kayn.evidence.weights import log_evidence, model_slots, weigh
+from kayn.factors import by_terms
+from kayn.factors.by_terms import choose
+from kayn.graph.predictor_terms import read_parts
+from kayn.guides.factorised import FactorisedGuide
+from kayn.programs.density_arguments import ARGUMENT
+from kayn.programs.sites import inspect_sites
+from kayn.programs.trace import trace_program
 from oracle import QUICK
 
 RNG = np.random.default_rng(0)
@@ -111,8 +116,8 @@ def test_factors_are_found(case):
 @pytest.fixture
 def always(monkeypatch):
     """Terms wherever they are found, whatever it costs."""
-    monkeypatch.setattr(predictors, "MIN_WORK", 0)
-    monkeypatch.setattr(predictors, "MIN_GAIN", 1e-9)
+    monkeypatch.setattr(by_terms, "MIN_WORK", 0)
+    monkeypatch.setattr(by_terms, "MIN_GAIN", 1e-9)
 
 
 def regression(family, rows=(), scale="latent", options=frozenset()):
@@ -168,8 +173,8 @@ def evaluated(problem, draws, params):
     """log Z with its gradient, and the log factors."""
 
     def log_z(draws):
-        slots = evidence.weigh(problem, problem.numbers, draws, params)
-        return evidence.log_evidence(problem, problem.numbers, slots, params, {}), slots
+        slots = weigh(problem, problem.numbers, draws, params)
+        return log_evidence(problem, problem.numbers, slots, params, {}), slots
 
     (value, slots), gradient = jax.jit(jax.value_and_grad(log_z, has_aux=True, allow_int=True), compiler_options=QUICK)(
         draws
@@ -180,13 +185,13 @@ def evaluated(problem, draws, params):
 def both_ways(model, args, monkeypatch, change=lambda draws: draws):
     """The same by the terms of predictors, and as a whole."""
     guide = FactorisedGuide.from_model(model, args)
-    problem = evidence.build_problem(model, guide, args, {}, guide.start, make_request(K))
-    draws = change(evidence.draw_particles(problem, problem.numbers, jax.random.key(1), guide.start))
-    used, chosen = [], predictors.choose
+    problem = build_problem(model, guide, args, {}, guide.start, make_request(K))
+    draws = change(draw_particles(problem, problem.numbers, jax.random.key(1), guide.start))
+    used, chosen = [], choose
     with monkeypatch.context() as patch:
-        patch.setattr(predictors, "choose", lambda *a: used.append(chosen(*a)) or used[-1])
+        patch.setattr(by_terms, "choose", lambda *a: used.append(chosen(*a)) or used[-1])
         ours = evaluated(problem, draws, guide.start)
-        patch.setattr(predictors, "choose", lambda *_: None)
+        patch.setattr(by_terms, "choose", lambda *_: None)
         whole = evaluated(problem, draws, guide.start)
     assert any(groups is not None for groups in used)
     return ours, whole
@@ -228,12 +233,12 @@ def test_subsampled_rows_count_as_often(x64, always, monkeypatch):
             numpyro.sample("y", dist.Normal(a + b * own, 1.0), obs=numpyro.subsample(jnp.asarray(y), event_dim=0))
 
     guide = FactorisedGuide.from_model(model, (X[:, 0], Y))
-    problem = evidence.build_problem(model, guide, (X[:, 0], Y), {}, guide.start, make_request(K))
-    draws = evidence.draw_particles(problem, problem.numbers, jax.random.key(0), guide.start)
-    found = evidence.model_slots(problem, problem.numbers, draws, guide.start)
+    problem = build_problem(model, guide, (X[:, 0], Y), {}, guide.start, make_request(K))
+    draws = draw_particles(problem, problem.numbers, jax.random.key(0), guide.start)
+    found = model_slots(problem, problem.numbers, draws, guide.start)
     with monkeypatch.context() as patch:
-        patch.setattr(predictors, "choose", lambda *_: None)
-        plain = evidence.model_slots(problem, problem.numbers, draws, guide.start)
+        patch.setattr(by_terms, "choose", lambda *_: None)
+        plain = model_slots(problem, problem.numbers, draws, guide.start)
     for slot, array in found.items():
         np.testing.assert_allclose(array, plain[slot], rtol=1e-9)
 
@@ -246,7 +251,7 @@ def test_wild_particles_are_weighed_as_by_the_whole(family, wild, always, monkey
 
     def change(draws):
         values = {**draws.values, "a": draws.values["a"].at[0].set(wild)}
-        return evidence.Draws(values, draws.runs, draws.subsample)
+        return Draws(values, draws.runs, draws.subsample)
 
     (value, slots, gradient), (other, plain, expected) = both_ways(model, args, monkeypatch, change)
     assert not np.isnan(value)
@@ -267,10 +272,10 @@ def test_large_offsets_keep_their_digits(always, monkeypatch):
     def factor(dtype):
         args = (X[:, 0].astype(dtype), (1e4 + Y).astype(dtype))
         guide = FactorisedGuide.from_model(model, args)
-        problem = evidence.build_problem(model, guide, args, {}, guide.start, make_request(K))
+        problem = build_problem(model, guide, args, {}, guide.start, make_request(K))
         values = {"a": np.array([1e4, 9999.5, 10001.0], dtype), "b": np.array([-1.0, 0.0, 0.5], dtype)}
-        draws = evidence.Draws(values, values, {})
-        slots = evidence.model_slots(problem, problem.numbers, draws, guide.start)
+        draws = Draws(values, values, {})
+        slots = model_slots(problem, problem.numbers, draws, guide.start)
         return np.asarray(max(slots.values(), key=np.size), np.float64)
 
     single = factor(np.float32)
@@ -308,15 +313,15 @@ def test_random_regressions(data):
             numpyro.sample("y", law, obs=y)
 
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predictors, "MIN_WORK", 0)
-        patch.setattr(predictors, "MIN_GAIN", 1e-9)
+        patch.setattr(by_terms, "MIN_WORK", 0)
+        patch.setattr(by_terms, "MIN_GAIN", 1e-9)
         args = (X.astype(np.float64), Y if family == "Normal" else COUNTS)
         guide = FactorisedGuide.from_model(model, args)
-        problem = evidence.build_problem(model, guide, args, {}, guide.start, make_request(2))
-        draws = evidence.draw_particles(problem, problem.numbers, jax.random.key(1), guide.start)
-        found = evidence.model_slots(problem, problem.numbers, draws, guide.start)
-        patch.setattr(predictors, "choose", lambda *_: None)
-        plain = evidence.model_slots(problem, problem.numbers, draws, guide.start)
+        problem = build_problem(model, guide, args, {}, guide.start, make_request(2))
+        draws = draw_particles(problem, problem.numbers, jax.random.key(1), guide.start)
+        found = model_slots(problem, problem.numbers, draws, guide.start)
+        patch.setattr(by_terms, "choose", lambda *_: None)
+        plain = model_slots(problem, problem.numbers, draws, guide.start)
     for slot, array in found.items():
         np.testing.assert_allclose(array, plain[slot], rtol=1e-8, atol=1e-8)
 

@@ -15,10 +15,11 @@ from scipy.special import logsumexp
 import kayn
 from kayn.errors import GuideError
 from kayn.graph.dependence import read_program
-from kayn.graph.nodes import Node
+from kayn.graph.expressions import Node
 from kayn.graph.rules import Aligned
-from kayn.graph.trace import VALUE, inspect_sites, trace_program
 from kayn.graph.types import MIXED, Latent
+from kayn.programs.sites import inspect_sites
+from kayn.programs.trace import VALUE, trace_program
 
 X = np.linspace(-1.0, 1.0, 12).reshape(3, 4).astype(np.float32)
 

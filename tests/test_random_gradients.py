@@ -19,12 +19,14 @@ from numpyro import handlers
 from numpyro.infer.util import log_density
 
 import kayn
-from kayn import evidence, queries
 from kayn.errors import StructureError, StructureWarning
-from kayn.evidence import Draws, Problem
-from kayn.summands import outer_plate
+from kayn.evidence.draws import Draws, draw_particles, draws_from_runs
+from kayn.evidence.problem import Problem, build_problem
+from kayn.evidence.queries import latent_weights
+from kayn.evidence.summands import outer_plate
 from oracle import QUICK, BruteForce
 from programs import Spec
+from replacing import replace_everywhere
 from strategies import examples, specs
 from structures import DISCRETE
 
@@ -55,7 +57,7 @@ class Paper:
 
     def draws(self, params: Mapping) -> Draws:
         runs = own_runs(self.spec, self.problem, params)
-        return evidence.draws_from_runs(self.problem, self.problem.numbers, params, runs, {})
+        return draws_from_runs(self.problem, self.problem.numbers, params, runs, {})
 
     def weights(self, params: Mapping) -> tuple[np.ndarray, dict[str, Any]]:
         """Probabilities of all combinations, and those of every axis's particles: [*scope, K]."""
@@ -89,7 +91,7 @@ def doubly(paper: Paper, params: Mapping, weights: Any) -> Any:
     draws = paper.draws(params)
 
     def scaled(name: str, value: Any) -> Any:
-        own = queries.latent_weights(paper.problem, weights[1], name)
+        own = latent_weights(paper.problem, weights[1], name)
         own = own.reshape((*own.shape, *(1,) * (value.ndim - own.ndim)))
         still = jax.lax.stop_gradient(value)
         return still + own * (value[: len(own)] - still[: len(own)])
@@ -164,9 +166,9 @@ def told(spec: Spec, monkeypatch: Any) -> None:
     """Lets kayn take the particles that the guide's own runs give."""
 
     def chosen(problem: Problem, numbers: Any, key: Any, params: Mapping) -> Draws:
-        return evidence.draws_from_runs(problem, numbers, params, own_runs(spec, problem, params), {})
+        return draws_from_runs(problem, numbers, params, own_runs(spec, problem, params), {})
 
-    monkeypatch.setattr(evidence, "draw_particles", chosen)
+    replace_everywhere(monkeypatch, draw_particles, chosen)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -185,7 +187,7 @@ def test_losses_and_gradients(name, monkeypatch):
             warnings.simplefilter("always")
             params = spec.params()
             try:
-                problem = evidence.build_problem(spec.model, spec.guide, (), {}, params, loss.request, spec.denominator)
+                problem = build_problem(spec.model, spec.guide, (), {}, params, loss.request, spec.denominator)
             except StructureError as error:
                 assert "is enumerated" in str(error)
                 assume(False)
@@ -215,12 +217,12 @@ def test_losses_and_gradients(name, monkeypatch):
 
 def told_rounded(spec: Spec, patch: Any) -> None:
     """What noisy logits are rounded to is replaced by the same particles as elsewhere."""
-    taken = evidence.draws_from_runs
+    taken = draws_from_runs
 
     def given_runs(problem: Problem, numbers: Any, params: Mapping, runs: Any, subsample: Mapping) -> Draws:
         return taken(problem, numbers, params, own_runs(spec, problem, params), subsample)
 
-    patch.setattr(evidence, "draws_from_runs", given_runs)
+    replace_everywhere(patch, draws_from_runs, given_runs)
 
 
 def of_loss(loss: Any, spec: Spec, params: Mapping) -> tuple[Any, Any]:

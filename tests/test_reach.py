@@ -10,8 +10,8 @@ from scipy.stats import norm
 
 import kayn
 from kayn.errors import GuideError
-from kayn.evidence import build_problem
-from kayn.importance import Importance
+from kayn.evidence.problem import build_problem
+from kayn.inference.importance import Importance
 
 
 def build(prior, guide):

@@ -11,9 +11,9 @@ from numpyro import handlers
 from scipy.stats import norm
 
 import kayn
-from kayn.diagnostics import pareto_khat
 from kayn.errors import QueryError
-from kayn.keys import as_key
+from kayn.posterior.diagnostics import pareto_khat
+from kayn.support.keys import as_key
 
 pytestmark = pytest.mark.filterwarnings("ignore::kayn.errors.KaynWarning")
 

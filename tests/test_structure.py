@@ -16,9 +16,11 @@ from scipy import stats
 from scipy.special import logsumexp
 
 import kayn
-from kayn import evidence
-from kayn.axes import make_request
+from kayn.axes.request import make_request
 from kayn.errors import ModelError, StructureError
+from kayn.evidence.draws import draw_particles, draws_from_runs
+from kayn.evidence.problem import build_problem
+from kayn.evidence.weights import log_evidence, weigh
 from kayn.graph.types import MIXED, Link
 from oracle import QUICK, BruteForce
 
@@ -47,7 +49,7 @@ def build(
     model, *args, guide=None, params=None, num_particles=2, strategy="parallel", groups=(), couple=None, **kwargs
 ):
     request = make_request(num_particles, strategy, groups, couple)
-    return evidence.build_problem(model, guide or prior_of(model), args, kwargs, params or {}, request)
+    return build_problem(model, guide or prior_of(model), args, kwargs, params or {}, request)
 
 
 def agrees(model, *args, guide=None, params=None, masks=None, **options):
@@ -64,11 +66,9 @@ def agrees(model, *args, guide=None, params=None, masks=None, **options):
 
 @partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
 def _both(problem, oracle, params, key):
-    draws = evidence.draw_particles(problem, problem.numbers, key, params)
-    slots = evidence.weigh(problem, problem.numbers, draws, params)
-    return evidence.log_evidence(problem, problem.numbers, slots, params, draws.subsample), oracle.log_evidence(
-        draws, params
-    )
+    draws = draw_particles(problem, problem.numbers, key, params)
+    slots = weigh(problem, problem.numbers, draws, params)
+    return log_evidence(problem, problem.numbers, slots, params, draws.subsample), oracle.log_evidence(draws, params)
 
 
 def reads(problem, output):
@@ -244,9 +244,9 @@ def test_indices_that_are_arguments_of_jit(precomputed, x64):
         args = (county, state, state_of_home)
         problem = build(ragged_in_ragged, *args)
         seen.append(coupled(problem))
-        draws = evidence.draw_particles(problem, problem.numbers, jax.random.key(0), {})
-        slots = evidence.weigh(problem, problem.numbers, draws, {})
-        value = evidence.log_evidence(problem, problem.numbers, slots, {}, draws.subsample)
+        draws = draw_particles(problem, problem.numbers, jax.random.key(0), {})
+        slots = weigh(problem, problem.numbers, draws, {})
+        value = log_evidence(problem, problem.numbers, slots, {}, draws.subsample)
         return value, BruteForce(problem, ragged_in_ragged, prior_of(ragged_in_ragged), args).log_evidence(draws, {})
 
     value, expected = run(COUNTY, STATE, STATE[COUNTY] if precomputed else None)
@@ -456,9 +456,9 @@ def _nan_free(model, keep):
 
 @partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def _log_z(problem, key):
-    draws = evidence.draw_particles(problem, problem.numbers, key, {})
-    slots = evidence.weigh(problem, problem.numbers, draws, {})
-    return evidence.log_evidence(problem, problem.numbers, slots, {}, draws.subsample)
+    draws = draw_particles(problem, problem.numbers, key, {})
+    slots = weigh(problem, problem.numbers, draws, {})
+    return log_evidence(problem, problem.numbers, slots, {}, draws.subsample)
 
 
 def test_partially_observed_site():
@@ -547,9 +547,9 @@ def test_subsampled_plate_is_unbiased_for_the_plates_log_sum(x64):
         problem = build(model, size, guide=guide, num_particles={"mu": 1, "z": 3})
         runs = {"mu": jnp.full(3, 0.3), "z": jnp.tile(particles[:, None], size)}
         subsample = {"n": jnp.asarray(rows, jnp.int32)} if size < 4 else {}
-        draws = evidence.draws_from_runs(problem, problem.numbers, {}, runs, subsample)
-        slots = evidence.weigh(problem, problem.numbers, draws, {})
-        return float(evidence.log_evidence(problem, problem.numbers, slots, {}, draws.subsample))
+        draws = draws_from_runs(problem, problem.numbers, {}, runs, subsample)
+        slots = weigh(problem, problem.numbers, draws, {})
+        return float(log_evidence(problem, problem.numbers, slots, {}, draws.subsample))
 
     full = log_z(4, range(4))
     per_row = [
@@ -574,11 +574,11 @@ def test_subsampled_rows_of_a_global_latent(x64):
             normal("y", mu, obs=jnp.asarray(Y)[rows])
 
     problem = build(model, num_particles=4)
-    draws = evidence.draw_particles(problem, problem.numbers, jax.random.key(0), {})
+    draws = draw_particles(problem, problem.numbers, jax.random.key(0), {})
     rows = np.asarray(draws.subsample["n"])
     assert len(set(rows)) == 2
-    slots = evidence.weigh(problem, problem.numbers, draws, {})
-    value = evidence.log_evidence(problem, problem.numbers, slots, {}, draws.subsample)
+    slots = weigh(problem, problem.numbers, draws, {})
+    value = log_evidence(problem, problem.numbers, slots, {}, draws.subsample)
     expected = logsumexp(2.5 * stats.norm.logpdf(Y[rows], np.asarray(draws.values["mu"])[:, None]).sum(1)) - np.log(4)
     np.testing.assert_allclose(value, expected, rtol=1e-9)
 
@@ -705,9 +705,9 @@ def test_250_scalar_latents(x64):
     problem = build(model, guide=guide, num_particles=K)
     assert problem.layout.plan.peak_elements <= K**3
     runs = {f"x{t}": v for t, v in enumerate(jnp.asarray(np.random.default_rng(0).normal(size=(T, K))))}
-    draws = evidence.draws_from_runs(problem, problem.numbers, {}, runs, {})
-    slots = evidence.weigh(problem, problem.numbers, draws, {})
-    found = evidence.log_evidence(problem, problem.numbers, slots, {}, {})
+    draws = draws_from_runs(problem, problem.numbers, {}, runs, {})
+    slots = weigh(problem, problem.numbers, draws, {})
+    found = log_evidence(problem, problem.numbers, slots, {}, {})
     forward, before = np.zeros(1), np.zeros(1)
     for t in range(T):
         x = np.asarray(runs[f"x{t}"])

@@ -13,12 +13,14 @@ from numpyro.contrib.control_flow import scan
 from scipy import stats
 
 import kayn
-from kayn import evidence
-from kayn.axes import make_request
-from kayn.contraction import tree
+from kayn.axes.request import make_request
+from kayn.contraction import chain_rounds
+from kayn.contraction.chain_rounds import sum_over_paths
 from kayn.contraction.plan import Chain
 from kayn.errors import ModelError, StructureWarning
-from kayn.guides import FactorisedGuide
+from kayn.evidence.draws import draw_particles
+from kayn.evidence.problem import build_problem
+from kayn.guides.factorised import FactorisedGuide
 from oracle import BruteForce, everything
 from test_exactness import FALSE_ALARM, _chosen, chi_square, close, estimates
 
@@ -214,7 +216,7 @@ MODELS = [
 
 def build(model, count, options):
     guide = FactorisedGuide.from_model(model, ())
-    problem = evidence.build_problem(model, guide, (), {}, guide.start, make_request(count, **options))
+    problem = build_problem(model, guide, (), {}, guide.start, make_request(count, **options))
     return problem, guide, BruteForce(problem, model, guide)
 
 
@@ -222,7 +224,7 @@ def build(model, count, options):
 def test_everything_matches_enumeration_of_paths(model, count, options, x64):
     problem, guide, oracle = build(model, count, options)
     assert oracle.combinations < 70_000
-    draws = evidence.draw_particles(problem, problem.numbers, jax.random.key(1), guide.start)
+    draws = draw_particles(problem, problem.numbers, jax.random.key(1), guide.start)
     log_weights, expected, expected_gradient = everything(oracle, draws, guide.start)
     value, again, weights, gradient = estimates(problem, draws, guide.start)
     close(value, expected, 1e-9)
@@ -252,13 +254,13 @@ LONG = RNG.normal(size=37)
 def test_rounds_of_products_are_the_same_sum(model, count, options, x64, monkeypatch):
     """As on devices that do many things at once, with gradients; 37 steps are no power of two."""
     guide = FactorisedGuide.from_model(model, ())
-    called, rounds, found = [], tree.sum_over_paths, []
-    monkeypatch.setattr(tree, "sum_over_paths", lambda *a: called.append(a) or rounds(*a))
+    called, rounds, found = [], sum_over_paths, []
+    monkeypatch.setattr(chain_rounds, "sum_over_paths", lambda *a: called.append(a) or rounds(*a))
     for worthwhile in (False, True):
-        monkeypatch.setattr(tree, "worthwhile", lambda *_, answer=worthwhile: answer)
-        problem = evidence.build_problem(model, guide, (), {}, guide.start, make_request(count, **options))
+        monkeypatch.setattr(chain_rounds, "worthwhile", lambda *_, answer=worthwhile: answer)
+        problem = build_problem(model, guide, (), {}, guide.start, make_request(count, **options))
         assert any(isinstance(step, Chain) for step in problem.layout.plan.steps)
-        draws = evidence.draw_particles(problem, problem.numbers, jax.random.key(1), guide.start)
+        draws = draw_particles(problem, problem.numbers, jax.random.key(1), guide.start)
         found.append(estimates(problem, draws, guide.start))
         assert bool(called) == worthwhile
     jax.tree.map(lambda a, b: close(a, b, 1e-9), *found)
@@ -292,7 +294,7 @@ def test_float32_and_debug_nans():
     for model in (regions, second_order, switching):
         problem, guide, oracle = build(model, 2, {})
         with jax.debug_nans(True):
-            draws = evidence.draw_particles(problem, problem.numbers, jax.random.key(1), guide.start)
+            draws = draw_particles(problem, problem.numbers, jax.random.key(1), guide.start)
             value, _, _, gradient = estimates(problem, draws, guide.start)
         _, expected, expected_gradient = everything(oracle, draws, guide.start)
         close(value, expected, 1e-4)
@@ -304,7 +306,7 @@ def test_what_is_not_markov_is_named_and_whole_paths_are_used(x64):
     with pytest.warns(StructureWarning, match=r"'z'.*not a Markov chain.*depends on its own earlier values"):
         problem, guide, oracle = build(accumulating, 3, {})
     assert not chains_of(problem)
-    draws = evidence.draw_particles(problem, problem.numbers, jax.random.key(1), guide.start)
+    draws = draw_particles(problem, problem.numbers, jax.random.key(1), guide.start)
     _, expected, _ = everything(oracle, draws, guide.start)
     close(estimates(problem, draws, guide.start)[0], expected, 1e-9)
 
@@ -512,9 +514,9 @@ def test_autoregression_on_observed_data(x64):
             scan(transition, (y[1], y[0]), jnp.arange(steps))
 
     guide = FactorisedGuide.from_model(ar2, (10,))
-    problem = evidence.build_problem(ar2, guide, (10,), {}, guide.start, make_request(6))
+    problem = build_problem(ar2, guide, (10,), {}, guide.start, make_request(6))
     oracle = BruteForce(problem, ar2, guide, (10,))
-    draws = evidence.draw_particles(problem, problem.numbers, jax.random.key(1), guide.start)
+    draws = draw_particles(problem, problem.numbers, jax.random.key(1), guide.start)
     _, expected, _ = everything(oracle, draws, guide.start)
     close(estimates(problem, draws, guide.start)[0], expected, 1e-9)
     posterior = kayn.fit(ar2, args=(10,), num_particles=20, progress=False).posterior()

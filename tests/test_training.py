@@ -11,7 +11,7 @@ import pytest
 import kayn
 from kayn import checkpoints, meters
 from kayn.errors import DataError, KaynError
-from kayn.training import HELD_OUT, Phase, by_parameter, train
+from kayn.inference.training import HELD_OUT, Phase, by_parameter, train
 
 DATA = np.random.default_rng(0).normal(1.0, 1.5, size=60).astype(np.float32)
 

@@ -14,9 +14,13 @@ import pytest
 from numpyro import handlers
 from scipy import stats
 
-from kayn import evidence
-from kayn.axes import make_request, proposal_name
-from kayn.guides import FactorisedGuide
+from kayn.axes.request import make_request
+from kayn.axes.types import proposal_name
+from kayn.evidence import weights
+from kayn.evidence.draws import draw_particles, draws_from_runs
+from kayn.evidence.problem import build_problem
+from kayn.evidence.weights import weigh
+from kayn.guides.factorised import FactorisedGuide
 from oracle import QUICK
 
 Y = np.array([0.5, -0.3, 0.9, 0.1, 1.2, -0.4], np.float32)
@@ -69,12 +73,12 @@ def _chain_evidence():
 def mean_ratio(model, args, guide, log_evidence, num, **options):
     """Mean of Z / p(data) over independent estimates, and its standard error."""
     denominator = options.pop("denominator", "mixture")
-    problem = evidence.build_problem(model, guide, args, {}, {}, make_request(**options), denominator)
+    problem = build_problem(model, guide, args, {}, {}, make_request(**options), denominator)
 
     def one(key):
-        draws = evidence.draw_particles(problem, problem.numbers, key, {})
-        slots = evidence.weigh(problem, problem.numbers, draws, {})
-        return evidence.log_evidence(problem, problem.numbers, slots, {}, draws.subsample)
+        draws = draw_particles(problem, problem.numbers, key, {})
+        slots = weigh(problem, problem.numbers, draws, {})
+        return weights.log_evidence(problem, problem.numbers, slots, {}, draws.subsample)
 
     batches = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=5000))
     ratio = np.exp(np.asarray(batches(jax.random.split(jax.random.key(0), num)), np.float64) - log_evidence)
@@ -185,7 +189,7 @@ def expected_evidence(program, shapes, num_particles, change=None, **options):
     """sum over all guide outcomes of their probability times Z, and the true p(data)."""
     model, guide = partial(program, True), partial(program, False)
     denominator = options.pop("denominator", "mixture")
-    problem = evidence.build_problem(model, guide, (), {}, {}, make_request(num_particles, **options), denominator)
+    problem = build_problem(model, guide, (), {}, {}, make_request(num_particles, **options), denominator)
     runs, size = problem.num_runs, sum(int(np.prod(s)) for s in shapes.values())
     bits = np.array(list(itertools.product([0, 1], repeat=size)))
 
@@ -202,11 +206,11 @@ def expected_evidence(program, shapes, num_particles, change=None, **options):
     @jax.vmap
     def z(outcome):
         particles = jax.vmap(unpack)(table[outcome])
-        draws = evidence.draws_from_runs(problem, problem.numbers, {}, particles, {})
-        slots = evidence.weigh(problem, problem.numbers, draws, {})
+        draws = draws_from_runs(problem, problem.numbers, {}, particles, {})
+        slots = weigh(problem, problem.numbers, draws, {})
         if change is not None:
             slots = change(problem, draws, slots)
-        return evidence.log_evidence(problem, problem.numbers, slots, {}, {})
+        return weights.log_evidence(problem, problem.numbers, slots, {}, {})
 
     return float(jnp.sum(jnp.exp(log_q[outcomes].sum(-1) + z(outcomes)))), float(jnp.exp(log_p).sum())
 
@@ -269,9 +273,7 @@ def test_every_outcome_of_a_guide_that_mixes_plate_elements(options, x64):
 
 def test_latents_on_one_axis_depend_on_each_other_within_an_element(x64):
     def axes(program):
-        problem = evidence.build_problem(
-            partial(program, True), partial(program, False), (), {}, {}, make_request(2, "local")
-        )
+        problem = build_problem(partial(program, True), partial(program, False), (), {}, {}, make_request(2, "local"))
         return [(a.latents, a.scope) for a in problem.layout.axes]
 
     assert axes(entangled) == [(("a",), ()), (("b", "c"), ())]
@@ -286,12 +288,12 @@ def test_latents_on_one_axis_depend_on_each_other_within_an_element(x64):
 
 def test_a_group_around_another_latent_takes_it_in(x64):
     """a -> b -> c: with a and c on one axis, b's particles descend from it and feed it, so b has to join."""
-    problem = evidence.build_problem(
+    problem = build_problem(
         partial(discrete, True), partial(discrete, False), (), {}, {}, make_request(2, groups=[["a", "c"]])
     )
     assert [a.latents for a in problem.layout.axes] == [("a", "c", "b")]
     assert "and back" in str(problem.layout.couplings[0])
-    paired = evidence.build_problem(
+    paired = build_problem(
         partial(discrete, True), partial(discrete, False), (), {}, {}, make_request(2, groups=[["a", "c"]]), "paired"
     )
     assert len(paired.layout.axes) == 2
@@ -319,13 +321,13 @@ def test_enumerated_latents_need_no_guide(x64):
         b = _bernoulli("b", 0.2 + 0.5 * a)
         _bernoulli("y", 0.1 + 0.2 * a + 0.5 * b, obs=1)
 
-    problem = evidence.build_problem(model, lambda: _bernoulli("b", 0.6), (), {}, {}, make_request(2))
+    problem = build_problem(model, lambda: _bernoulli("b", 0.6), (), {}, {}, make_request(2))
     total = 0.0
     for outcome in itertools.product([0, 1], repeat=2):
-        draws = evidence.draws_from_runs(problem, problem.numbers, {}, {"b": jnp.array(outcome)}, {})
-        slots = evidence.weigh(problem, problem.numbers, draws, {})
+        draws = draws_from_runs(problem, problem.numbers, {}, {"b": jnp.array(outcome)}, {})
+        slots = weigh(problem, problem.numbers, draws, {})
         weight = np.prod([0.6 if b else 0.4 for b in outcome])
-        total += weight * np.exp(float(evidence.log_evidence(problem, problem.numbers, slots, {}, {})))
+        total += weight * np.exp(float(weights.log_evidence(problem, problem.numbers, slots, {}, {})))
     p = [0.3 * a + 0.7 * (1 - a) for a in (0, 1)]
     expected = sum(
         p[a] * (0.2 + 0.5 * a if b else 0.8 - 0.5 * a) * (0.1 + 0.2 * a + 0.5 * b) for a in (0, 1) for b in (0, 1)

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 import kayn
-from kayn.guides import FactorisedGuide
+from kayn.guides.factorised import FactorisedGuide
 
 S = numpyro.sample
 UNITS = [(0.0, 1e-8), (0.0, 1e8), (1e4, 1.0), (-3e4, 10.0)]

@@ -28,7 +28,7 @@ from _common import binarise, by_case, draw_rows, evidence_by_datum, keep, newes
 import kayn
 from kayn import meters
 from kayn.datasets import load
-from kayn.training import HELD_OUT, Phase, train
+from kayn.inference.training import HELD_OUT, Phase, train
 
 CANVAS, GLIMPSE, OBJECTS, CODE, HIDDEN = 50, 20, 3, 50, 200
 WHERE = jnp.array([-0.7, 0.0, 0.0]), jnp.array([0.1, 0.6, 0.6])

@@ -29,7 +29,7 @@ from _common import keep, newest
 
 import kayn
 from kayn import meters
-from kayn.training import by_parameter
+from kayn.inference.training import by_parameter
 
 VALUES, SYMBOLS = 4, 5
 X = np.arange(SYMBOLS)

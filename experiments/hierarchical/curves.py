@@ -36,10 +36,10 @@ from run import OUT, test_arguments
 
 import kayn
 from kayn import QEM
-from kayn.evidence import build_problem
-from kayn.guides import FactorisedGuide
-from kayn.importance import Weigher
-from kayn.posterior import Call
+from kayn.evidence.problem import build_problem
+from kayn.guides.factorised import FactorisedGuide
+from kayn.inference.importance import Weigher
+from kayn.posterior.pool import Call
 
 CHUNK = 8
 LOOKS = (1, 3, 8, 16, 32)

@@ -31,7 +31,7 @@ from models import MODELS, movielens, ratings_of, tastes
 
 import kayn
 from kayn import QEM, datasets
-from kayn.guides import FactorisedGuide
+from kayn.guides.factorised import FactorisedGuide
 
 OUT = Path(__file__).parent / "results"
 PUBLIC = {
@@ -387,15 +387,15 @@ def _one_run(importance: kayn.Importance, args: tuple, params: Any, sets: int = 
     Args:
         sets: of particles, drawn and weighed one after the other. Those of joint particles are one set of so many more.
     """
-    from kayn import queries
+    from kayn.evidence.queries import latent_weights, weighted_draws
 
     problem = importance.problem(params, *args)
 
     def one(numbers: Any, key: Any) -> Any:
-        log_z, weights, draws = queries.weighted_draws(problem, numbers, params, key)
+        log_z, weights, draws = weighted_draws(problem, numbers, params, key)
         means = {}
         for z in problem.graph.latents:
-            own = queries.latent_weights(problem, weights, z.name)
+            own = latent_weights(problem, weights, z.name)
             values = draws.values[z.name]
             means[z.name] = (own.reshape((*own.shape, *(1,) * (values.ndim - own.ndim))) * values).sum(0)
         return log_z, means

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from _common import evidence_by_datum, keep, newest, save_json
 
 import kayn
-from kayn.training import HELD_OUT, Phase, train
+from kayn.inference.training import HELD_OUT, Phase, train
 
 SYMBOLS = ("S", "NP", "VP", "PP", "P", "V")
 WORDS = ("astronomers", "ears", "saw", "stars", "telescopes", "with")

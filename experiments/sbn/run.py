@@ -27,7 +27,7 @@ from _common import binarise, by_case, digits, evidence_by_datum, keep, plot_loo
 from layers import LAYERS, top
 
 import kayn
-from kayn.training import HELD_OUT, Phase, train
+from kayn.inference.training import HELD_OUT, Phase, train
 
 BARS = 4
 

@@ -25,7 +25,7 @@ from _common import binarise, digits, draw_rows, evidence_by_datum, keep, newest
 
 import kayn
 from kayn import meters
-from kayn.training import HELD_OUT, Phase, train
+from kayn.inference.training import HELD_OUT, Phase, train
 
 LATENT, HIDDEN, PIXELS = 50, 200, 784
 PUBLISHED = {

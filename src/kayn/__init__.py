@@ -1,7 +1,6 @@
 """kayn ("K to the n"): massively parallel Bayesian inference for NumPyro models."""
 
 from kayn.analysis import Analysis, analyze
-from kayn.compilation import cache_compilation
 from kayn.errors import (
     DataError,
     DataWarning,
@@ -16,17 +15,18 @@ from kayn.errors import (
     StructureWarning,
 )
 from kayn.fit import Fit, fit
-from kayn.guides import FactorisedGuide
-from kayn.importance import Importance
+from kayn.guides.factorised import FactorisedGuide
+from kayn.inference.importance import Importance
+from kayn.inference.qem import QEM
+from kayn.inference.training import Phase, Training, by_parameter, train
 from kayn.objectives.relax import REBAR, RELAX
 from kayn.objectives.relaxed import Concrete, ConcreteHardPrior, lookup
 from kayn.objectives.rws import RWS
 from kayn.objectives.score import VIMCO, Reinforce
 from kayn.objectives.sleep import Sleep
 from kayn.objectives.vi import STL, VI, DReG
-from kayn.posterior import Posterior
-from kayn.qem import QEM
-from kayn.training import Phase, Training, by_parameter, train
+from kayn.posterior.posterior import Posterior
+from kayn.xla.compilation import cache_compilation
 
 __version__ = "0.1.0"
 

@@ -5,29 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from kayn import predictors
-from kayn.axes import TARGET_ELEMENTS, Coupling, Layout, make_request
-from kayn.checks import checked
+from kayn.axes.memory import step_bytes
+from kayn.axes.request import TARGET_ELEMENTS, make_request
+from kayn.axes.types import Coupling, Layout
 from kayn.contraction.execute import settled_slot
 from kayn.contraction.plan import Plan
-from kayn.evidence import Problem, build_problem
+from kayn.evidence.problem import Problem, build_problem
+from kayn.factors import by_terms
+from kayn.factors.choose_form import choose
 from kayn.graph.types import Graph, Link, Output
-from kayn.guides import FactorisedGuide
-from kayn.memory import format_bytes, step_bytes
-from kayn.options import (
-    Couple,
-    Elements,
-    Groups,
-    Guide,
-    Memory,
-    Model,
-    Params,
-    Particles,
-    PathOption,
-    Strategy,
-)
-from kayn.splits import choose
-from kayn.table import format_table
+from kayn.guides.factorised import FactorisedGuide
+from kayn.support.memory import format_bytes
+from kayn.support.options import Couple, Elements, Groups, Guide, Memory, Model, Params, Particles, PathOption, Strategy
+from kayn.support.table import format_table
+from kayn.support.validate import checked
 
 
 @dataclass(frozen=True)
@@ -149,7 +140,7 @@ class Analysis:
         slot = next(i for i, term in enumerate(plan.terms) if term.name == output.name)
         axes = self.layout.axes_of(plan.terms[slot])
         steps = settled_slot(plan, slot)[0]
-        if (groups := predictors.choose(output, axes, plan, steps)) is not None:
+        if (groups := by_terms.choose(output, axes, plan, steps)) is not None:
             return "predictor, " + " + ".join(f"[{', '.join('+'.join(a.latents) for a in g)}]" for g in groups)
         split = choose(output, axes, plan, steps)
         return "term by term" if split is None else f"product, {split}"

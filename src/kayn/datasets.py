@@ -29,9 +29,9 @@ from typing import Annotated, Any, cast
 
 import numpy as np
 
-from kayn.checks import Count, Rule, checked
 from kayn.errors import KaynError
-from kayn.memory import refuse_too_many
+from kayn.support.memory import refuse_too_many
+from kayn.support.validate import Count, Rule, checked
 
 Arrays = dict[str, np.ndarray]
 

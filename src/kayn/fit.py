@@ -14,18 +14,19 @@ import numpyro
 import optax
 from numpyro.infer import SVI
 
-from kayn.axes import TARGET_ELEMENTS, make_request
-from kayn.checks import Count, Positive, checked
-from kayn.compilation import is_traced
-from kayn.complaints import warn_if_poor
-from kayn.evidence import refuse_broken_arguments, refuse_unknown_params
-from kayn.guides import FactorisedGuide
-from kayn.importance import Weigher, evenly_drawn
-from kayn.keys import as_key
+from kayn.axes.request import TARGET_ELEMENTS, make_request
+from kayn.evidence.problem import refuse_broken_arguments, refuse_unknown_params
+from kayn.guides.factorised import FactorisedGuide
+from kayn.inference.importance import Weigher, evenly_drawn
+from kayn.inference.qem import CHUNK, QEM
 from kayn.objectives.rws import RWS
 from kayn.objectives.state import first_state
 from kayn.objectives.vi import VI
-from kayn.options import (
+from kayn.posterior.checks import warn_if_poor
+from kayn.posterior.pool import Call
+from kayn.posterior.posterior import Posterior
+from kayn.support.keys import as_key
+from kayn.support.options import (
     Arguments,
     Couple,
     Elements,
@@ -39,10 +40,10 @@ from kayn.options import (
     Particles,
     Strategy,
 )
-from kayn.posterior import Call, Posterior
-from kayn.progress import progress_bar
-from kayn.qem import CHUNK, QEM
-from kayn.quick import QuickJit
+from kayn.support.progress import progress_bar
+from kayn.support.validate import Count, Positive, checked
+from kayn.xla.compilation import is_traced
+from kayn.xla.jit import QuickJit
 
 
 @dataclass(frozen=True, eq=False)

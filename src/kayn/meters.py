@@ -14,20 +14,21 @@ import numpy as np
 from numpyro import handlers
 from numpyro.infer.util import compute_log_probs
 
-from kayn import evidence
-from kayn.axes import make_request
-from kayn.checks import Count, NonNegative, checked, parameter_values, shown
+from kayn.axes.request import make_request
 from kayn.errors import KaynError
-from kayn.evidence import Problem
-from kayn.fixed import fixed_rows_of
-from kayn.graph.given import Given
-from kayn.graph.roles import Fixed
-from kayn.graph.seeded import seeded
-from kayn.keys import as_key
-from kayn.memory import refuse_too_many
-from kayn.options import Guide, Key, Loss, Model, Params, Strategy
-from kayn.soundness import warn_of_factors
-from kayn.summands import log_evidence_summands, outer_plate
+from kayn.evidence.draws import draw_particles
+from kayn.evidence.fixed_rows import fixed_rows_of
+from kayn.evidence.problem import Problem, build_problem
+from kayn.evidence.soundness import warn_of_factors
+from kayn.evidence.summands import log_evidence_summands, outer_plate
+from kayn.evidence.weights import proposal_terms
+from kayn.programs.given import Given
+from kayn.programs.roles import Fixed
+from kayn.programs.seeding import seeded
+from kayn.support.keys import as_key
+from kayn.support.memory import refuse_too_many
+from kayn.support.options import Guide, Key, Loss, Model, Params, Strategy
+from kayn.support.validate import Count, NonNegative, checked, parameter_values, shown
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def evidence_meter(
     request = make_request(chunk, strategy)
 
     def read(args: tuple, kwargs: Mapping[str, Any]) -> Problem:
-        return evidence.build_problem(model, guide, args, kwargs, parameter_values(params), request)
+        return build_problem(model, guide, args, kwargs, parameter_values(params), request)
 
     problem = read(args, kwargs)
     plate = outer_plate(problem)
@@ -111,8 +112,8 @@ def evidence_meter(
     refuse_too_many("num_particles", num_particles, (4 + 2 * elements) / chunk)
 
     def one(numbers: Any, params: Any, key: Any, rows_key: Any) -> tuple[Any, Any, Any]:
-        draws = evidence.draw_particles(problem, numbers, key, params, rows_key)
-        terms = evidence.proposal_terms(problem, numbers, draws, params)
+        draws = draw_particles(problem, numbers, key, params, rows_key)
+        terms = proposal_terms(problem, numbers, draws, params)
         found = log_evidence_summands(problem, numbers, draws, params, terms)
         return jnp.atleast_1d(found.parts), found.rest, found.unsound
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kayn.axes import Layout
+from kayn.axes.types import Layout
 from kayn.errors import KaynError
 from kayn.graph.types import Graph, Kind
 

@@ -20,9 +20,14 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 
-from kayn import evidence, joint, queries
-from kayn.axes import make_request
-from kayn.posterior import Call, Posterior
+from kayn.axes.request import make_request
+from kayn.evidence.draws import draws_from_runs
+from kayn.evidence.problem import build_problem, link_index, model_inputs
+from kayn.evidence.queries import marginals
+from kayn.evidence.weights import weigh
+from kayn.posterior import joint
+from kayn.posterior.pool import Call
+from kayn.posterior.posterior import Posterior
 from oracle import QUICK
 
 K = 3
@@ -277,9 +282,9 @@ def case(kind: str, minibatch: bool = False) -> Case:
 @partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def _weighed(problem: Any, draws: Any) -> Any:
     """Everything that has to be compiled, at once: log Z, weights, draws and the mode, for one replicate."""
-    slots = evidence.weigh(problem, problem.numbers, draws, {})
-    index = evidence.link_index(problem, evidence.model_inputs(problem, problem.numbers, {}, draws.subsample))
-    log_z, weights = queries.marginals(problem, slots, index)
+    slots = weigh(problem, problem.numbers, draws, {})
+    index = link_index(problem, model_inputs(problem, problem.numbers, {}, draws.subsample))
+    log_z, weights = marginals(problem, slots, index)
     draws, log_z, weights = jax.tree.map(lambda x: x[None], (draws, log_z, weights))
     drawn = joint.sample(problem, 5, problem.numbers, {}, draws, log_z, jax.random.key(1)).values
     return draws, log_z, weights, drawn, joint.mode(problem, problem.numbers, {}, draws)
@@ -297,10 +302,10 @@ def answers(case: Case, form: Form, strategy: str = "parallel") -> dict[str, Any
 
     told = handlers.condition(model, observed(case, form)) if form.told else model
     request = make_request(K, strategy, (), None)
-    problem = evidence.build_problem(told, guide, (), {}, {}, request)
+    problem = build_problem(told, guide, (), {}, {}, request)
     runs = {form.name(n): v for n, v in parted(case, form).items()}
     runs = {n: jnp.asarray(runs[n], problem.guide.density.sites[n].dtype) for n in problem.guide.names}
-    draws = evidence.draws_from_runs(problem, problem.numbers, {}, runs, subsample(case, form))
+    draws = draws_from_runs(problem, problem.numbers, {}, runs, subsample(case, form))
     *replicates, drawn, mode = jax.device_get(_weighed(problem, draws))
     posterior = Posterior(problem, Call(told, (), {}), problem.numbers, {}, *replicates)
     names = [*case.runs, *(["kind"] if case.kind == "mixture" else [])]

@@ -1,1 +1,1 @@
-"""Plated contraction in the log semiring: plan once from shapes, execute inside jit, walk back for draws."""
+"""Sums over named axes and products over plates, planned and executed; knows nothing of NumPyro."""

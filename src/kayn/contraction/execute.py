@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kayn.compilation import LANES
-from kayn.contraction import tree
-from kayn.contraction.joining import joined
-from kayn.contraction.kernels import expand, log_sum_exp, segment_sum
-from kayn.contraction.logdot import log_matmul
+from kayn.contraction.chain_rounds import sum_over_paths, worthwhile
+from kayn.contraction.fuse import joined
+from kayn.contraction.logmatmul import log_matmul
+from kayn.contraction.logsum import expand, log_sum_exp, segment_sum
 from kayn.contraction.plan import Chain, Combine, LinkKey, Plan, PlateLink, Product, Sliced
+from kayn.xla.compilation import LANES
 
 Index = Callable[[LinkKey], Any]
 """Looks up the index vector of a link."""
@@ -174,8 +174,8 @@ def _product(plan: Plan, step: Product, array: Any, axes: Sequence[str], index: 
 
 def _chain(plan: Plan, step: Chain, slots: Slots, index: Index, rule: Callable) -> Any:
     """The array over states after the last step."""
-    if rule is sum_rule and tree.worthwhile(plan, step):
-        return tree.sum_over_paths(step, _one_step(step, index, rule), by_step(plan, step, slots))
+    if rule is sum_rule and worthwhile(plan, step):
+        return sum_over_paths(step, _one_step(step, index, rule), by_step(plan, step, slots))
     return along_chain(plan, step, slots, index, rule)[1]
 
 

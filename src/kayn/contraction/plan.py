@@ -1,7 +1,7 @@
 """What a plan of a plated log-sum-product consists of.
 
 A *variable* is a particle axis; its scope is the set of plates over which it has an index of its own. A *term* is an array of log
-factors over some variables and plates. `kayn.contraction.planner` makes plans, `kayn.contraction.execute` runs them.
+factors over some variables and plates. `kayn.contraction.build` makes plans, `kayn.contraction.execute` runs them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from kayn.names import shown
+from kayn.support.names import shown
 
 LinkKey = Hashable
 
@@ -38,7 +38,7 @@ class Term:
 class Combine:
     """Add arrays and log-sum over `eliminated` (empty: only add). `norm` is subtracted afterwards.
 
-    A plan adds one or two; `kayn.contraction.joining` makes steps that add `more`, which have no axes that those two lack.
+    A plan adds one or two; `kayn.contraction.fuse` makes steps that add `more`, which have no axes that those two lack.
     """
 
     left: int

@@ -1,1 +1,1 @@
-"""Structure discovery: from a NumPyro program to a factor graph."""
+"""From a traced program to its factor graph."""

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from kayn.graph.arguments import ARGUMENT
 from kayn.graph.influence import Influence, Origin, Source, influences, is_whole, run_equations
-from kayn.graph.slices import slice_outputs
-from kayn.graph.trace import ABSENT, MASK, UNMASKED, Program
+from kayn.programs.density_arguments import ARGUMENT
+from kayn.programs.slices import slice_outputs
+from kayn.programs.trace import ABSENT, MASK, UNMASKED, Program
 
 
 def with_absences(program: Program) -> Program:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kayn.graph.nodes import Node, Nodes, take
+from kayn.graph.expressions import Node, Nodes, take
 from kayn.graph.types import MIXED
 
 LARGEST_GRID = 2**22

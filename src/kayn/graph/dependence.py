@@ -13,13 +13,13 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from kayn.graph import loops
 from kayn.graph.aligned import Aligned, Annotation, Operands, in_one_dimension, mixed
-from kayn.graph.calls import called
+from kayn.graph.expressions import Node, Nodes
 from kayn.graph.lost import note_lost
-from kayn.graph.nodes import Node, Nodes
 from kayn.graph.rules import RULES
-from kayn.graph.slices import equation_as_function
-from kayn.graph.trace import Program
 from kayn.graph.types import Latent
+from kayn.programs.calls import called
+from kayn.programs.slices import equation_as_function
+from kayn.programs.trace import Program
 
 Abstract = Annotation | Node
 

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 
 from kayn.errors import DataError, ModelError
-from kayn.graph.additive import CONSTANT, read_parts
 from kayn.graph.aligned import Aligned
-from kayn.graph.arguments import ARGUMENT, PREDICTORS
-from kayn.graph.chains import Alias
 from kayn.graph.dependence import read_program
-from kayn.graph.nodes import Node, Nodes, evaluate, nested_through
-from kayn.graph.trace import ABSENT, DATA, INSIDE, LOWER, MASK, ROWS, SUPPORT, UPPER, VALUE, Program, Site
+from kayn.graph.expressions import Node, Nodes, evaluate, nested_through
+from kayn.graph.predictor_terms import CONSTANT, read_parts
 from kayn.graph.types import MIXED, AliasOf, Argument, Density, Graph, Kind, Latent, Link, Output, Plate, Read
-from kayn.names import fresh
+from kayn.programs.density_arguments import ARGUMENT, PREDICTORS
+from kayn.programs.scans import Alias
+from kayn.programs.sites import Site
+from kayn.programs.trace import ABSENT, DATA, INSIDE, LOWER, MASK, ROWS, SUPPORT, UPPER, VALUE, Program
+from kayn.support.names import fresh
 
 
 @dataclass(frozen=True, eq=False)

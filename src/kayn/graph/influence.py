@@ -20,7 +20,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from kayn.graph.picks import picked_anywhere
-from kayn.graph.rules import ELEMENTWISE
+from kayn.programs.primitives import ELEMENTWISE, INDEXED, LINEAR, PARTIAL, REDUCTIONS
 
 Influence = bool | Any
 """True for all elements, False for none, else a boolean array of the variable's shape."""
@@ -45,26 +45,6 @@ class Origin:
 
 
 CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2")
-LINEAR = frozenset(
-    [
-        "broadcast_in_dim",
-        "concatenate",
-        "cumsum",
-        "expand_dims",
-        "pad",
-        "reduce_sum",
-        "reshape",
-        "rev",
-        "slice",
-        "split",
-        "squeeze",
-        "transpose",
-    ]
-)
-PARTIAL = frozenset(["pad", "slice"])
-"""Those that may leave out elements of what they are given, so that all of their result is not all of it."""
-REDUCTIONS = frozenset(f"reduce_{kind}" for kind in ("and", "max", "min", "or", "prod", "xor")) | {"argmax", "argmin"}
-INDEXED = frozenset(["dynamic_slice", "gather"])
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 from jax.extend.core import Jaxpr, JaxprEqn
 
 from kayn.graph.aligned import Annotation, merge, mixed, move
-from kayn.graph.nodes import Node, Nodes
+from kayn.graph.expressions import Node, Nodes
 from kayn.graph.types import MIXED
 
 Abstract = Annotation | Node

@@ -114,7 +114,7 @@ class Density:
     The last `event_ndim` outer dimensions of its arguments are summed; those before are the output's own.
 
     Attributes:
-        terms: sets of latents, if the family's predictor (`kayn.graph.arguments.PREDICTORS`) is a sum with a term for each.
+        terms: sets of latents, if the family's predictor (`kayn.programs.density_arguments.PREDICTORS`) is a sum with a term for each.
     """
 
     family: str

@@ -1,1 +1,1 @@
-"""Objectives for `numpyro.infer.SVI`: one file for each estimator."""
+"""Losses for `numpyro.infer.SVI`, one file an estimator."""

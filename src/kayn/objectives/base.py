@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from numpyro.infer import ELBO
 
-from kayn import evidence
-from kayn.axes import TARGET_ELEMENTS, Axis, make_request
-from kayn.checks import checked
+from kayn.axes.minibatches import proposal_count
+from kayn.axes.request import TARGET_ELEMENTS, make_request
+from kayn.axes.types import Axis
 from kayn.errors import GuideError
-from kayn.evidence import Draws, Problem, build_problem
-from kayn.keys import as_key
-from kayn.minibatches import proposal_count
+from kayn.evidence.draws import Draws
+from kayn.evidence.problem import Problem, build_problem, independent
+from kayn.evidence.weights import log_evidence, model_slots, proposal_slots
 from kayn.objectives.state import Watched, next_state
-from kayn.options import Couple, Denominator, Elements, Groups, Memory, Particles, Strategy
-from kayn.particles import own_path
+from kayn.particles.density import own_path
+from kayn.support.keys import as_key
+from kayn.support.options import Couple, Denominator, Elements, Groups, Memory, Particles, Strategy
+from kayn.support.validate import checked
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +90,8 @@ def only_gradient(surrogate: Any) -> Any:
 def log_evidence_of(problem: Problem, draws: Draws, params: Mapping[str, Any], terms: Mapping[str, Any]) -> Any:
     """log Z for given particles and given (minus) log proposal densities, differentiable in the parameters."""
     numbers = problem.numbers
-    slots = evidence.model_slots(problem, numbers, draws, params) | evidence.proposal_slots(problem, terms)
-    return evidence.log_evidence(problem, numbers, slots, params, draws.subsample)
+    slots = model_slots(problem, numbers, draws, params) | proposal_slots(problem, terms)
+    return log_evidence(problem, numbers, slots, params, draws.subsample)
 
 
 def sampled_axes(problem: Problem) -> list[Axis]:
@@ -123,3 +126,27 @@ def refuse_dependent_axes(problem: Problem, who: str, remedy: str) -> None:
                 f"kayn.{who} needs particle axes that the guide draws independently, but it draws {name!r} given {given}, whose "
                 f"particles are indexed apart. {advice}"
             )
+
+
+def along(score: Any, axis: Axis, plate: str | None) -> Any:
+    """Summed over everything but one plate: [plate], or a scalar."""
+    if plate is None:
+        return jnp.sum(score)
+    keep = axis.scope.index(plate)
+    return jnp.sum(score, tuple(d for d in range(score.ndim) if d != keep))
+
+
+def pathwise_problem(problem: Problem) -> Problem:
+    """The problem with independent draws.
+
+    Raises:
+        GuideError: a guide site cannot be reparameterised.
+    """
+    for name, site in problem.guide.density.sites.items():
+        if site.kind == "sample" and not site.observed and not site.delta and not site.reparameterised:
+            what = "discrete" if site.discrete else f"a {site.family}, which has no pathwise gradient"
+            raise GuideError(
+                f"kayn.VI needs reparameterised particles, but guide site {name!r} is {what}. Use kayn.RWS or kayn.VIMCO (their gradients do "
+                "not go through the particles), kayn.QEM, or sum a discrete site out with infer={'enumerate': 'parallel'}"
+            )
+    return independent(problem)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import discrete
 
-from kayn.graph.inside import Inside
+from kayn.programs.inside import Inside
 
 
 class Defensive(Inside):

@@ -12,13 +12,13 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from kayn.axes.minibatches import chosen_rows, plate_count
 from kayn.errors import KaynError
-from kayn.graph.given import Given
-from kayn.graph.reach import Sources, reach
-from kayn.graph.roles import Fixed
-from kayn.graph.seeded import seeded
-from kayn.graph.trace import innermost
-from kayn.minibatches import chosen_rows, plate_count
+from kayn.graph.flow import Sources, reach
+from kayn.programs.given import Given
+from kayn.programs.roles import Fixed
+from kayn.programs.seeding import seeded
+from kayn.programs.trace import innermost
 
 
 class Dreaming(Messenger):

@@ -12,17 +12,17 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.distributions import discrete
 
-from kayn import evidence
-from kayn.axes import proposal_name
-from kayn.checks import Text, checked
+from kayn.axes.types import proposal_name
 from kayn.errors import GuideError, KaynError
-from kayn.evidence import Draws, Problem
-from kayn.graph.given import Given
-from kayn.objectives.base import Call, MassivelyParallelELBO, log_evidence_of, only_gradient, sampled_axes
+from kayn.evidence.draws import Draws, draws_from_runs
+from kayn.evidence.problem import Problem
+from kayn.evidence.summands import Summands, log_evidence_summands, outer_plate
+from kayn.evidence.weights import proposal_terms
+from kayn.objectives.base import Call, MassivelyParallelELBO, along, log_evidence_of, only_gradient, sampled_axes
 from kayn.objectives.relaxed import Relaxed, discrete_logits
-from kayn.objectives.score import along
-from kayn.options import Particles, Strategy
-from kayn.summands import Summands, log_evidence_summands, outer_plate
+from kayn.programs.given import Given
+from kayn.support.options import Particles, Strategy
+from kayn.support.validate import Text, checked
 
 
 class ControlVariate(MassivelyParallelELBO):
@@ -56,7 +56,7 @@ class ControlVariate(MassivelyParallelELBO):
         noise = {n: x.noise(key, problem.num_runs) for (n, x), key in _keyed(_logits(call, fixed), rng_key)}
         rounded = {n: x.rounded(x.noisy(noise[n][0])) for n, x in _logits(call, fixed).items()}
         runs = {n: b.astype(problem.guide.density.sites[n].dtype) for n, b in rounded.items()}
-        draws = evidence.draws_from_runs(problem, problem.numbers, fixed, runs, {})
+        draws = draws_from_runs(problem, problem.numbers, fixed, runs, {})
         plate = outer_plate(problem)
         log_z = _summands(problem, draws, fixed)
 
@@ -69,7 +69,7 @@ class ControlVariate(MassivelyParallelELBO):
         def surrogate(guide: Mapping[str, Any], rho: Mapping[str, Any]) -> Any:
             """Its gradient in the first argument is the estimate of that of log Z."""
             every = {**guide, **held}
-            terms = evidence.proposal_terms(problem, problem.numbers, draws, every)
+            terms = proposal_terms(problem, problem.numbers, draws, every)
             score = sum(along(-terms[proposal_name(a)], a, plate) for a in sampled_axes(problem))
             on_z, on_again = controls({**guide, **rho})
             coefficient = log_z.parts - controls({**still, **rho})[1]
@@ -138,7 +138,7 @@ class REBAR(ControlVariate):
             else jax.nn.sigmoid(v / params[TEMPERATURE])
             for n, v in z.items()
         }
-        draws = evidence.draws_from_runs(relaxed, relaxed.numbers, still, shares, {})
+        draws = draws_from_runs(relaxed, relaxed.numbers, still, shares, {})
         return params[SCALE] * _summands(relaxed, draws, still).parts
 
 
@@ -164,7 +164,7 @@ def _check(problem: Problem, who: str) -> None:
 
 
 def _summands(problem: Problem, draws: Draws, params: Mapping[str, Any]) -> Summands:
-    terms = evidence.proposal_terms(problem, problem.numbers, draws, params)
+    terms = proposal_terms(problem, problem.numbers, draws, params)
     return log_evidence_summands(problem, problem.numbers, draws, params, terms)
 
 

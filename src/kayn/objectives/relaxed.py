@@ -13,12 +13,12 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints, discrete
 from numpyro.distributions.util import validate_sample
 
-from kayn.checks import Positive, checked, fitted, shown
 from kayn.errors import KaynError
-from kayn.graph.inside import Inside
 from kayn.objectives.base import Call
 from kayn.objectives.vi import VI
-from kayn.options import Particles, Strategy
+from kayn.programs.inside import Inside
+from kayn.support.options import Particles, Strategy
+from kayn.support.validate import Positive, checked, fitted, shown
 
 
 def _temperature(value: Any) -> Any:

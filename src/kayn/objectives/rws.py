@@ -11,20 +11,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kayn import evidence, products
-from kayn.axes import Axis, plan_within, proposal_name
-from kayn.checks import Count, NonNegative, Rule, checked
+from kayn.axes.minibatches import warn_of_averages
+from kayn.axes.plan import plan_within
+from kayn.axes.types import Axis, proposal_name
 from kayn.contraction.execute import log_contract
 from kayn.contraction.plan import Stuck
 from kayn.errors import GuideError, KaynError, StructureWarning
-from kayn.evidence import Draws, Problem
+from kayn.evidence.draws import Draws, draw_particles
+from kayn.evidence.problem import Problem, guide_inputs, link_index, model_inputs
+from kayn.evidence.weights import model_slots, proposal_slots, proposal_terms
+from kayn.factors.evaluate import evaluate
 from kayn.graph.discover import discover_output
 from kayn.graph.types import MIXED, Kind, Output
-from kayn.minibatches import warn_of_averages
 from kayn.objectives.base import Call, MassivelyParallelELBO, only_gradient, sampled_axes
 from kayn.objectives.defensive import Defensive
 from kayn.objectives.sleep import Replace, sleep_loss
-from kayn.options import Particles, Strategy
+from kayn.support.options import Particles, Strategy
+from kayn.support.validate import Count, NonNegative, Rule, checked
 
 PREFIX = "guide:"
 Share = Annotated[float, Rule("the base's share of the proposal, at least 0 and below 1", lambda s: 0 <= s < 1)]
@@ -112,9 +115,9 @@ class RWS(MassivelyParallelELBO):
     def _wake(self, problem: Problem, proposal: Problem, rng_key: Any, params: dict[str, Any]) -> Any:
         """Minus log Z with particles of `proposal`, trained as those of `problem`."""
         numbers = problem.numbers
-        draws = jax.lax.stop_gradient(evidence.draw_particles(proposal, proposal.numbers, rng_key, params))
-        terms = evidence.proposal_terms(problem, numbers, draws, params)
-        drawn = terms if proposal is problem else evidence.proposal_terms(proposal, proposal.numbers, draws, params)
+        draws = jax.lax.stop_gradient(draw_particles(proposal, proposal.numbers, rng_key, params))
+        terms = proposal_terms(problem, numbers, draws, params)
+        drawn = terms if proposal is problem else proposal_terms(proposal, proposal.numbers, draws, params)
         dependent = [a for a in sampled_axes(problem) if self.phi == "conditional" and _external_parents(problem, a)]
         extended, added = _with_conditionals(problem, numbers, draws, params, dependent, self.wake_phi)
         done = {proposal_name(a) for a in dependent} if added is not None else set()
@@ -123,9 +126,9 @@ class RWS(MassivelyParallelELBO):
             name: jax.lax.stop_gradient(drawn[name]) - (0.0 if name in done else self.wake_phi * only_gradient(t))
             for name, t in terms.items()
         }
-        slots = evidence.model_slots(extended, numbers, draws, params) | (added or {})
-        slots |= evidence.proposal_slots(extended, flipped)
-        index = evidence.link_index(extended, evidence.model_inputs(extended, numbers, params, draws.subsample))
+        slots = model_slots(extended, numbers, draws, params) | (added or {})
+        slots |= proposal_slots(extended, flipped)
+        index = link_index(extended, model_inputs(extended, numbers, params, draws.subsample))
         return -log_contract(extended.layout.plan, slots, index)
 
 
@@ -148,7 +151,7 @@ def _with_conditionals(
     if not axes:
         return problem, None
     guide, structure = problem.guide, problem.structure
-    inputs = evidence.guide_inputs(problem, numbers, params, draws.subsample)
+    inputs = guide_inputs(problem, numbers, params, draws.subsample)
     outputs: list[Output] = []
     for name in (n for a in axes for n in a.latents):
         if any(p in guide.auxiliary for p in guide.parents[name]):
@@ -166,12 +169,12 @@ def _with_conditionals(
     extended = replace(problem, structure=structure, layout=replace(problem.layout, plan=plan))
     names = [t.name for t in plan.terms]
     arrays = {}
-    index = evidence.link_index(extended, evidence.model_inputs(extended, numbers, params, draws.subsample))
+    index = link_index(extended, model_inputs(extended, numbers, params, draws.subsample))
     for output in outputs:
         slot = names.index(output.name)
         own = problem.layout.axes_of(plan.terms[slot])
         site = replace(output, name=output.name.removeprefix(PREFIX))
-        log_q = products.evaluate(guide.density, site.name, site, own, draws.values, inputs, plan, (), index)
+        log_q = evaluate(guide.density, site.name, site, own, draws.values, inputs, plan, (), index)
         arrays[slot] = weight * only_gradient(jnp.where(jnp.isfinite(log_q), log_q, 0.0))
     return extended, arrays
 

@@ -10,24 +10,27 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from kayn import evidence, particles, queries
-from kayn.axes import Axis, proposal_name
-from kayn.checks import checked
+from kayn.axes.minibatches import refuse_powers
+from kayn.axes.types import Axis, proposal_name
 from kayn.errors import KaynError
-from kayn.evidence import Draws, Problem
+from kayn.evidence.draws import Draws, draw_particles, draws_from_runs
+from kayn.evidence.problem import Problem, guide_inputs, independent, link_index, model_inputs
+from kayn.evidence.queries import marginals
+from kayn.evidence.summands import log_evidence_summands, outer_plate
+from kayn.evidence.weights import log_evidence, model_slots, proposal_slots, proposal_terms
 from kayn.graph.absent import absences
-from kayn.minibatches import refuse_powers
 from kayn.objectives.base import (
     Call,
     MassivelyParallelELBO,
+    along,
     only_gradient,
     refuse_dependent_axes,
     sampled_axes,
     site_count,
 )
-from kayn.objectives.vi import independent
-from kayn.options import Particles, Strategy
-from kayn.summands import log_evidence_summands, outer_plate
+from kayn.particles.density import log_density
+from kayn.support.options import Particles, Strategy
+from kayn.support.validate import checked
 
 
 class Reinforce(MassivelyParallelELBO):
@@ -56,8 +59,8 @@ class Reinforce(MassivelyParallelELBO):
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
         problem = independent(self.problem(call, params))
         numbers = problem.numbers
-        draws = jax.lax.stop_gradient(evidence.draw_particles(problem, numbers, rng_key, params))
-        terms = evidence.proposal_terms(problem, numbers, draws, params)
+        draws = jax.lax.stop_gradient(draw_particles(problem, numbers, rng_key, params))
+        terms = proposal_terms(problem, numbers, draws, params)
         log_z = log_evidence_summands(problem, numbers, draws, params, terms)
         plate, signal = outer_plate(problem), jax.lax.stop_gradient(log_z.parts)
         fitted = 0.0
@@ -108,17 +111,17 @@ class VIMCO(MassivelyParallelELBO):
                 )
         numbers = problem.numbers
         draws = _pathwise(problem, numbers, rng_key, params, {n for _, names in scored for n in names})
-        terms = evidence.proposal_terms(problem, numbers, draws, params)
-        slots = evidence.model_slots(problem, numbers, draws, params) | evidence.proposal_slots(problem, terms)
-        index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, params, draws.subsample))
-        _, weights = queries.marginals(problem, jax.lax.stop_gradient(slots), index)
+        terms = proposal_terms(problem, numbers, draws, params)
+        slots = model_slots(problem, numbers, draws, params) | proposal_slots(problem, terms)
+        index = link_index(problem, model_inputs(problem, numbers, params, draws.subsample))
+        _, weights = marginals(problem, jax.lax.stop_gradient(slots), index)
         surrogate = 0.0
         for axis, names in scored:
             gain = jax.lax.stop_gradient(_gain(weights[axis.name], self.baseline))
             scale = math.prod(problem.graph.plate(p).scale for p in axis.scope)
             score = _score(problem, numbers, replace(axis, latents=names), draws, params, terms)
             surrogate = surrogate + scale * jnp.sum(gain * score)
-        log_z = evidence.log_evidence(problem, numbers, slots, params, draws.subsample)
+        log_z = log_evidence(problem, numbers, slots, params, draws.subsample)
         return -log_z - only_gradient(surrogate)
 
 
@@ -129,9 +132,9 @@ def _without_path(problem: Problem, axis: Axis) -> tuple[str, ...]:
 
 def _pathwise(problem: Problem, numbers: Mapping, rng_key: Any, params: Any, fixed: set[str]) -> Draws:
     """Particles with derivatives in the guide's parameters, but for those of some latents."""
-    draws = evidence.draw_particles(problem, numbers, rng_key, params)
+    draws = draw_particles(problem, numbers, rng_key, params)
     runs = {n: jax.lax.stop_gradient(v) if n in fixed else v for n, v in draws.runs.items()}
-    return evidence.draws_from_runs(problem, numbers, params, runs, draws.subsample)
+    return draws_from_runs(problem, numbers, params, runs, draws.subsample)
 
 
 def _gain(weights: Any, baseline: str) -> Any:
@@ -155,14 +158,6 @@ def _score(
     whole = axis in problem.layout.axes and all(site_count(problem, n) == 1.0 for n in axis.latents)
     if whole and not any(p not in axis.latents for n in axis.latents for p in problem.guide.parents[n]):
         return -terms[proposal_name(axis)]
-    inputs = evidence.guide_inputs(problem, numbers, params, draws.subsample)
-    absent = absences(problem.model, evidence.model_inputs(problem, numbers, params, draws.subsample))
-    return particles.log_density(problem.guide, problem.graph, axis, draws.runs, inputs, absent, "paired", drawn=True)
-
-
-def along(score: Any, axis: Axis, plate: str | None) -> Any:
-    """Summed over everything but one plate: [plate], or a scalar."""
-    if plate is None:
-        return jnp.sum(score)
-    keep = axis.scope.index(plate)
-    return jnp.sum(score, tuple(d for d in range(score.ndim) if d != keep))
+    inputs = guide_inputs(problem, numbers, params, draws.subsample)
+    absent = absences(problem.model, model_inputs(problem, numbers, params, draws.subsample))
+    return log_density(problem.guide, problem.graph, axis, draws.runs, inputs, absent, "paired", drawn=True)

@@ -10,19 +10,18 @@ import jax
 import jax.numpy as jnp
 from numpyro import handlers
 
-from kayn.checks import Count, checked
+from kayn.axes.minibatches import chosen_rows
+from kayn.densities.log_prob import log_density
 from kayn.errors import KaynError
-from kayn.fixed import fixed_rows_of
-from kayn.graph.densities import log_density
-from kayn.graph.given import Given
-from kayn.graph.roles import Fixed
-from kayn.graph.seeded import seeded
-from kayn.graph.trace import inspect_sites
-from kayn.memory import refuse_too_many
-from kayn.minibatches import chosen_rows
+from kayn.evidence.fixed_rows import fixed_rows_of
 from kayn.objectives.base import Call, Objective
 from kayn.objectives.dreams import Dreaming, dreamable_data, scored_values
-from kayn.particles import InvertedDraws
+from kayn.programs.given import Given
+from kayn.programs.roles import Fixed
+from kayn.programs.seeding import InvertedDraws, seeded
+from kayn.programs.sites import inspect_sites
+from kayn.support.memory import refuse_too_many
+from kayn.support.validate import Count, checked
 
 Replace = Callable[..., tuple[tuple, Mapping[str, Any]]]
 

@@ -12,9 +12,9 @@ from numpyro.infer import SVI
 from numpyro.primitives import Messenger
 
 from kayn.errors import GuideError
-from kayn.fixed import fixed_rows_of
-from kayn.graph.given import Given
-from kayn.graph.seeded import seeded
+from kayn.evidence.fixed_rows import fixed_rows_of
+from kayn.programs.given import Given
+from kayn.programs.seeding import seeded
 
 
 def first_state(svi: SVI, rng_key: Any, args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, Any]) -> Any:

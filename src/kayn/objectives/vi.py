@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from kayn import evidence, queries
+from kayn.axes.minibatches import refuse_powers
 from kayn.errors import GuideError
-from kayn.evidence import Draws, Problem
-from kayn.minibatches import refuse_powers
-from kayn.objectives.base import Call, MassivelyParallelELBO, log_evidence_of, refuse_dependent_axes, site_count
+from kayn.evidence.draws import Draws, draw_particles, draws_from_runs
+from kayn.evidence.problem import Problem, link_index, model_inputs
+from kayn.evidence.queries import latent_weights, marginals
+from kayn.evidence.weights import proposal_terms, weigh
+from kayn.objectives.base import (
+    Call,
+    MassivelyParallelELBO,
+    log_evidence_of,
+    pathwise_problem,
+    refuse_dependent_axes,
+    site_count,
+)
 
 
 class VI(MassivelyParallelELBO):
@@ -33,8 +41,8 @@ class VI(MassivelyParallelELBO):
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
         problem = pathwise_problem(self.problem(call, params))
         numbers = problem.numbers
-        draws = evidence.draw_particles(problem, numbers, rng_key, params)
-        return -log_evidence_of(problem, draws, params, evidence.proposal_terms(problem, numbers, draws, params))
+        draws = draw_particles(problem, numbers, rng_key, params)
+        return -log_evidence_of(problem, draws, params, proposal_terms(problem, numbers, draws, params))
 
 
 class STL(VI):
@@ -47,8 +55,8 @@ class STL(VI):
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
         problem = pathwise_problem(self.problem(call, params))
         numbers = problem.numbers
-        draws = evidence.draw_particles(problem, numbers, rng_key, params)
-        terms = evidence.proposal_terms(problem, numbers, draws, jax.lax.stop_gradient(params))
+        draws = draw_particles(problem, numbers, rng_key, params)
+        terms = proposal_terms(problem, numbers, draws, jax.lax.stop_gradient(params))
         return -log_evidence_of(problem, draws, params, terms)
 
 
@@ -74,13 +82,13 @@ class DReG(VI):
                     f"kayn.DReG is biased where guide sites depend on each other, as {name!r} on {parents[0]!r}. {REMEDY}"
                 )
         numbers, fixed = problem.numbers, jax.lax.stop_gradient(params)
-        draws = evidence.draw_particles(problem, numbers, rng_key, params)
+        draws = draw_particles(problem, numbers, rng_key, params)
         still = jax.lax.stop_gradient(draws)
-        slots = jax.lax.stop_gradient(evidence.weigh(problem, numbers, still, fixed))
-        index = evidence.link_index(problem, evidence.model_inputs(problem, numbers, fixed, draws.subsample))
-        _, weights = queries.marginals(problem, slots, index)
+        slots = jax.lax.stop_gradient(weigh(problem, numbers, still, fixed))
+        index = link_index(problem, model_inputs(problem, numbers, fixed, draws.subsample))
+        _, weights = marginals(problem, slots, index)
         draws = _scaled(problem, numbers, draws, params, weights)
-        return -log_evidence_of(problem, draws, params, evidence.proposal_terms(problem, numbers, draws, fixed))
+        return -log_evidence_of(problem, draws, params, proposal_terms(problem, numbers, draws, fixed))
 
 
 REMEDY = "Use kayn.VI or kayn.STL"
@@ -97,13 +105,13 @@ def _scaled(problem: Problem, numbers: Mapping, draws: Draws, params: Mapping, w
         for name in axis.latents:
             if name in runs and not axis.enumerated:
                 count = site_count(problem, name)
-                own = queries.latent_weights(problem, weights, name)
+                own = latent_weights(problem, weights, name)
                 own = own if count == 1.0 else 1 - count * (1 - own)
                 values = runs[name]
                 own = jnp.pad(own, [(0, values.shape[0] - own.shape[0]), *[(0, 0)] * (own.ndim - 1)])
                 own = own.reshape((*own.shape, *(1,) * (values.ndim - own.ndim)))
                 runs[name] = scale_gradient(values, own)
-    return evidence.draws_from_runs(problem, numbers, params, runs, draws.subsample)
+    return draws_from_runs(problem, numbers, params, runs, draws.subsample)
 
 
 @jax.custom_vjp
@@ -113,24 +121,3 @@ def scale_gradient(value: Any, factor: Any) -> Any:
 
 
 scale_gradient.defvjp(lambda value, factor: (value, factor), lambda factor, g: (factor * g, jnp.zeros_like(factor)))
-
-
-def pathwise_problem(problem: Problem) -> Problem:
-    """The problem with independent draws.
-
-    Raises:
-        GuideError: a guide site cannot be reparameterised.
-    """
-    for name, site in problem.guide.density.sites.items():
-        if site.kind == "sample" and not site.observed and not site.delta and not site.reparameterised:
-            what = "discrete" if site.discrete else f"a {site.family}, which has no pathwise gradient"
-            raise GuideError(
-                f"kayn.VI needs reparameterised particles, but guide site {name!r} is {what}. Use kayn.RWS or kayn.VIMCO (their gradients do "
-                "not go through the particles), kayn.QEM, or sum a discrete site out with infer={'enumerate': 'parallel'}"
-            )
-    return independent(problem)
-
-
-def independent(problem: Problem) -> Problem:
-    """The problem with particles that are independent draws, also where its guide could draw them more evenly."""
-    return replace(problem, guide=replace(problem.guide, draw=None))

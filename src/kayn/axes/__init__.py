@@ -1,0 +1,1 @@
+"""Which latents share a particle index, over which plates, and what that costs."""

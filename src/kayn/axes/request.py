@@ -1,0 +1,70 @@
+"""What a user asks of the particle axes: strategy, numbers of particles, groups, couplings, bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kayn.errors import StructureError
+from kayn.support.memory import memory_budget
+from kayn.support.options import Couple, Elements, Groups, Memory, Particles, Strategy
+from kayn.support.validate import checked
+
+TARGET_ELEMENTS = 2**20
+"""Default number of entries above which latents without plates are put on one axis, which costs little accuracy."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks of the particle axes.
+
+    Attributes:
+        num_particles: K, for all latents or by latent name (others get the default under "").
+        strategy: "parallel", "global" or "local".
+        groups: latents that share an axis, on top of the strategy.
+        couple: plates over which a latent gives up its own index; replaces the automatic choice where groups are crossed.
+        target_elements: where a factor or an intermediate array has more entries, latents without plates share an axis.
+        memory: bytes that a step may take; where it would take more, any axes are merged.
+    """
+
+    num_particles: int | tuple[tuple[str, int], ...] = 30
+    strategy: Strategy = "parallel"
+    groups: tuple[tuple[str, ...], ...] = ()
+    couple: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    target_elements: Elements = TARGET_ELEMENTS
+    memory: int = 2**32
+
+    def particles_of(self, latent: str) -> int:
+        if isinstance(self.num_particles, int):
+            return self.num_particles
+        table = dict(self.num_particles)
+        return table.get(latent, table.get("", 30))
+
+
+@checked(StructureError)
+def make_request(
+    num_particles: Particles = 30,
+    strategy: Strategy = "parallel",
+    groups: Groups = (),
+    couple: Couple = None,
+    target_elements: Elements = TARGET_ELEMENTS,
+    memory: Memory = None,
+) -> Request:
+    """Check and freeze what the user asks for.
+
+    Raises:
+        StructureError: an option is none of what it may be.
+    """
+    counts = dict(num_particles) if isinstance(num_particles, Mapping) else {"": num_particles}
+    frozen = tuple(
+        (name, (plates,) if isinstance(plates, str) else tuple(plates)) for name, plates in (couple or {}).items()
+    )
+    single = set(counts) == {""}
+    return Request(
+        int(counts[""]) if single else tuple((n, int(c)) for n, c in counts.items()),
+        strategy,
+        tuple(tuple(g) for g in groups),
+        frozen,
+        target_elements,
+        memory_budget(memory),
+    )

@@ -1,0 +1,190 @@
+"""Log probabilities of what is only known to lie below, above, within or outside of bounds, however far out in a tail.
+
+NumPyro takes one minus a distribution function, which float32 rounds to a multiple of 6e-8: a survival probability of 1e-20 becomes
+6e-8, and its logarithm is 28 nats too high.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from kayn.densities.incomplete import log_beta_mass, log_gamma_mass, log_lower_gamma, log_upper_gamma
+from kayn.densities.special import floats, log_minus_expm1
+from kayn.densities.tails import MASSES, log_mass, log_normal_mass
+
+Mass = Callable[[Any, Any, Any], Any]
+"""Log probability of an interval: (distribution, lower end, upper end), ends anywhere, infinite ones among them."""
+
+
+def _by_hazard(hazard: Callable[[Any, Any], Any], start: Callable[[Any], Any] = lambda fn: 0.0) -> Mass:
+    """From the cumulative hazard, minus the log probability to survive, that begins at `start`."""
+
+    def mass(fn: Any, low: Any, high: Any) -> Any:
+        first, low, high = floats(start(fn), low, high)
+        begun, endless, never = low > first, jnp.isposinf(high), high <= first
+        before = jnp.where(begun, hazard(fn, jnp.where(begun, low, first + 1)), 0.0)
+        after = hazard(fn, jnp.where(endless | never, first + 1, high))
+        dies = log_minus_expm1(jnp.where(endless | never, 1.0, jnp.maximum(after - before, 0.0)))
+        return jnp.where(never, -jnp.inf, jnp.where(endless, 0.0, dies) - before)
+
+    return mass
+
+
+def _gumbel(fn: Any, low: Any, high: Any) -> Any:
+    loc, scale, low, high = floats(fn.loc, fn.scale, low, high)
+    endless, below = jnp.isposinf(high), jnp.isneginf(low)
+    upper = jnp.where(endless, 0.0, jnp.exp(-(jnp.where(endless, loc, high) - loc) / scale))
+    gap = jnp.where(below, 1.0, jnp.exp(-(jnp.where(below, loc, low) - loc) / scale) - upper)
+    return jnp.where(below, 0.0, log_minus_expm1(gap)) - upper
+
+
+def _half(full: Callable[[Any], dist.Distribution]) -> Mass:
+    return lambda fn, low, high: math.log(2) + log_mass(full(fn), jnp.maximum(low, 0.0), high)
+
+
+def _log_normal(fn: Any, low: Any, high: Any) -> Any:
+    return log_mass(fn.base_dist, _log(low), _log(high))
+
+
+def _log(x: Any) -> Any:
+    positive = x > 0
+    return jnp.where(positive, jnp.log(jnp.where(positive, x, 1.0)), -jnp.inf)
+
+
+def _uniform(fn: Any, low: Any, high: Any) -> Any:
+    first, last, low, high = floats(fn.low, fn.high, low, high)
+    return jnp.log(jnp.clip(high, first, last) - jnp.clip(low, first, last)) - jnp.log(last - first)
+
+
+def _student(fn: Any, low: Any, high: Any) -> Any:
+    # on the side where the distribution function is small
+    loc, low, high = floats(fn.loc, low, high)
+    mirrored = low + high > 2 * loc
+    low, high = jnp.where(mirrored, 2 * loc - high, low), jnp.where(mirrored, 2 * loc - low, high)
+    below, above = jnp.isneginf(low), jnp.isposinf(high)
+    # the centre has no derivative there
+    beside = loc - fn.scale
+    least = jnp.where(below, 0.0, fn.cdf(jnp.where(below, beside, low)))
+    return jnp.log(jnp.where(above, 1.0, fn.cdf(jnp.where(above, beside, high))) - least)
+
+
+def _gamma(fn: Any, low: Any, high: Any) -> Any:
+    a, rate, low, high = floats(fn.concentration, fn.rate, low, high)
+    endless = jnp.isposinf(high)
+    return log_gamma_mass(
+        a, rate * jnp.maximum(low, 0.0), jnp.where(endless, jnp.inf, rate * jnp.where(endless, 1.0, high))
+    )
+
+
+def _inverse_gamma(fn: Any, low: Any, high: Any) -> Any:
+    a, rate, low, high = floats(fn.concentration, fn.rate, low, high)
+    begun = low > 0
+    return log_gamma_mass(
+        a, rate / jnp.maximum(high, 0.0), jnp.where(begun, rate / jnp.where(begun, low, 1.0), jnp.inf)
+    )
+
+
+def _asymmetric_laplace(fn: Any, low: Any, high: Any) -> Any:
+    """Both sides of the location, each an exponential law."""
+    loc, left, right, low, high = floats(fn.loc, fn.left_scale, fn.right_scale, low, high)
+    total = left + right
+    under = _log_exponential(jnp.maximum(loc - high, 0.0), loc - low, left)
+    over = _log_exponential(jnp.maximum(low - loc, 0.0), high - loc, right)
+    return jnp.logaddexp(under + jnp.log(left / total), over + jnp.log(right / total))
+
+
+def _log_exponential(low: Any, high: Any, scale: Any) -> Any:
+    """Log probability of an interval under an exponential law, -inf where it is empty."""
+    empty, endless = high <= low, jnp.isposinf(high)
+    start = jnp.where(empty, 0.0, low)
+    gap = jnp.where(empty | endless, 1.0, high) - jnp.where(endless, 0.0, start)
+    return jnp.where(empty, -jnp.inf, jnp.where(endless, 0.0, log_minus_expm1(gap / scale)) - start / scale)
+
+
+def _levy(fn: Any, low: Any, high: Any) -> Any:
+    # of the reciprocal of a squared normal variable
+    loc, scale, low, high = floats(fn.loc, fn.scale, low, high)
+    near = jnp.where(jnp.isposinf(high), 0.0, jnp.sqrt(scale / (jnp.where(jnp.isposinf(high), loc + 1, high) - loc)))
+    begun = low > loc
+    far = jnp.where(begun, jnp.sqrt(scale / jnp.where(begun, low - loc, 1.0)), jnp.inf)
+    return math.log(2) + log_normal_mass(near, far, far - near)
+
+
+def _beta(fn: Any, low: Any, high: Any) -> Any:
+    a, b, low, high = floats(fn.concentration1, fn.concentration0, low, high)
+    return log_beta_mass(a, b, jnp.clip(low, 0.0, 1.0), jnp.clip(high, 0.0, 1.0))
+
+
+def _poisson(fn: Any, low: Any, high: Any) -> Any:
+    """Of counts above `low`, up to `high`."""
+    rate, low, high = floats(fn.rate, low, high)
+    below, above = low < 0, jnp.isposinf(high)
+    first, last = jnp.floor(jnp.where(below, 0.0, low)) + 1, jnp.floor(jnp.where(above, 0.0, high)) + 1
+    right = ~below & (low > rate)
+    # tails on the side where they are small
+    beyond, after = log_lower_gamma(first, rate), jnp.where(above, -jnp.inf, log_lower_gamma(last, rate))
+    until, before = jnp.where(above, 0.0, log_upper_gamma(last, rate)), log_upper_gamma(first, rate)
+    tail = beyond + jnp.where(above, 0.0, log_minus_expm1(jnp.where(right & ~above, beyond - after, 1.0)))
+    body = until + jnp.where(below, 0.0, log_minus_expm1(jnp.where(right | below, 1.0, until - before)))
+    return jnp.where(right, tail, body)
+
+
+FAMILIES: Mapping[type, Mass] = {
+    **dict.fromkeys(MASSES, log_mass),
+    dist.LogNormal: _log_normal,
+    dist.HalfNormal: _half(lambda fn: dist.Normal(0.0, fn.scale)),
+    dist.HalfCauchy: _half(lambda fn: dist.Cauchy(0.0, fn.scale)),
+    dist.StudentT: _student,
+    dist.Gumbel: _gumbel,
+    dist.Uniform: _uniform,
+    dist.Gamma: _gamma,
+    dist.Chi2: _gamma,
+    dist.InverseGamma: _inverse_gamma,
+    dist.Beta: _beta,
+    dist.BetaProportion: _beta,
+    dist.Poisson: _poisson,
+    dist.Levy: _levy,
+    dist.AsymmetricLaplace: _asymmetric_laplace,
+    dist.AsymmetricLaplaceQuantile: lambda fn, low, high: _asymmetric_laplace(fn._ald, low, high),
+    dist.Exponential: _by_hazard(lambda fn, x: fn.rate * x),
+    dist.Weibull: _by_hazard(lambda fn, x: (x / fn.scale) ** fn.concentration),
+    dist.Gompertz: _by_hazard(lambda fn, x: fn.concentration * jnp.expm1(fn.rate * x)),
+    dist.Pareto: _by_hazard(lambda fn, x: fn.alpha * jnp.log(x / fn.scale), lambda fn: fn.scale),
+}
+"""Log probability of an interval by family."""
+
+
+def left_censored(fn: Any, value: Any) -> Any:
+    mass = FAMILIES[type(fn.base_dist)](fn.base_dist, -jnp.inf, value)
+    return jnp.where(fn.censored, mass, _exactly(fn, value, fn.censored))
+
+
+def right_censored(fn: Any, value: Any) -> Any:
+    mass = FAMILIES[type(fn.base_dist)](fn.base_dist, value, jnp.inf)
+    return jnp.where(fn.censored, mass, _exactly(fn, value, fn.censored))
+
+
+def _exactly(fn: Any, value: Any, elsewhere: Any) -> Any:
+    """The density, taken at a harmless value where it does not count."""
+    base = fn.base_dist
+    # NumPyro's Lévy law says nothing of its support
+    harmless = base.loc + base.scale if base.support is None else base.support.feasible_like(value)
+    return base.log_prob(jnp.where(elsewhere, harmless, value))
+
+
+def interval_censored(fn: Any, value: Any) -> Any:
+    base, mass = fn.base_dist, FAMILIES[type(fn.base_dist)]
+    low, high = value[..., 0], value[..., 1]
+    left, right = fn.left_censored & ~fn.right_censored, fn.right_censored & ~fn.left_censored
+    outside = fn.left_censored & fn.right_censored
+    point = jnp.isclose(low, high) & ~(left | right | outside)
+    # one interval for those of the first three kinds; for a point, or what lies outside, two half-lines or a density
+    apart = jnp.where(point, low + 1, high)
+    within = mass(base, jnp.where(left, -jnp.inf, low), jnp.where(right, jnp.inf, apart))
+    either = jnp.logaddexp(mass(base, -jnp.inf, low), mass(base, apart, jnp.inf))
+    return jnp.where(point, _exactly(fn, low, ~point), jnp.where(outside, either, within))

@@ -1,0 +1,176 @@
+"""Log probabilities of counts, and densities of laws with a large concentration, as sums of small terms.
+
+Source: Loader, Fast and accurate computation of binomial probabilities (2000); the forms for Pólya's urns follow by the same
+algebra: with `S = n + sum a` and `m_i = (a_i + x_i) / S`, the logarithms of a beta-binomial probability are the deviances of
+x_i from `n m_i` and of a_i from `m_i sum a`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kayn.densities.special import deviance, excess, floats, log_rising
+
+
+def poisson(fn: Any, value: Any) -> Any:
+    rate, x = floats(fn.rate, value)
+    return -deviance(x, rate, x - rate) - excess(x)
+
+
+def _binomial(x: Any, n: Any, p: Any, q: Any, log_p: Any, log_q: Any) -> Any:
+    """Probability of x of n, of which neither need be whole: p and q = 1 - p with their logarithms."""
+    rest = n - x
+    difference = x * q - rest * p
+    return (
+        excess(n)
+        - excess(x)
+        - excess(rest)
+        - deviance(x, n * p, difference, jnp.log(n) + log_p)
+        - deviance(rest, n * q, -difference, jnp.log(n) + log_q)
+    )
+
+
+def binomial_probs(fn: Any, value: Any) -> Any:
+    x, n, p = floats(value, fn.total_count, fn.probs)
+    return _binomial(x, n, p, 1 - p, jnp.log(p), jnp.log1p(-p))
+
+
+def binomial_logits(fn: Any, value: Any) -> Any:
+    x, n, logits = floats(value, fn.total_count, fn.logits)
+    log_p, log_q = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    return _binomial(x, n, jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits), log_p, log_q)
+
+
+def _negative_binomial(x: Any, a: Any, p: Any, q: Any, log_p: Any, log_q: Any) -> Any:
+    """Count x before `a` successes of probability q each: that of a of a + x, and the last of them a success."""
+    n = a + x
+    difference = x * p - a * q
+    return (
+        excess(n)
+        - excess(a)
+        - excess(x)
+        - deviance(a, n * p, -difference, jnp.log(n) + log_p)
+        - deviance(x, n * q, difference, jnp.log(n) + log_q)
+        - jnp.log1p(x / a)
+    )
+
+
+def gamma_poisson(fn: Any, value: Any) -> Any:
+    x, a, rate = floats(value, fn.concentration, fn.rate)
+    # of two ways to write either, the one that holds at a rate of zero and of infinity
+    p, q = 1 / (1 + 1 / rate), 1 / (1 + rate)
+    return _negative_binomial(x, a, p, q, -jnp.log1p(1 / rate), -jnp.log1p(rate))
+
+
+def negative_binomial_probs(fn: Any, value: Any) -> Any:
+    x, a, q = floats(value, fn.total_count, fn.probs)
+    return _negative_binomial(x, a, 1 - q, q, jnp.log1p(-q), jnp.log(q))
+
+
+def negative_binomial_logits(fn: Any, value: Any) -> Any:
+    x, a, logits = floats(value, fn.total_count, fn.logits)
+    p, q = jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits)
+    return _negative_binomial(x, a, p, q, jax.nn.log_sigmoid(-logits), jax.nn.log_sigmoid(logits))
+
+
+def _urn(x: Any, a: Any, n: Any, concentration: Any) -> Any:
+    """The part of one category in the probability of counts x from an urn with concentrations a."""
+    total = n + concentration
+    old, new = concentration / total, n / total
+    difference = x * old - a * new
+    return (
+        excess(a + x)
+        - excess(a)
+        - excess(x)
+        - deviance(x, (a + x) * new, difference)
+        - deviance(a, (a + x) * old, -difference)
+        - jnp.log1p(x / a)
+    )
+
+
+def _whole_urn(n: Any, concentration: Any) -> Any:
+    return excess(n) + excess(concentration) - excess(n + concentration) + jnp.log1p(n / concentration)
+
+
+def beta_binomial(fn: Any, value: Any) -> Any:
+    x, n, a, b = floats(value, fn.total_count, fn.concentration1, fn.concentration0)
+    return _whole_urn(n, a + b) + _urn(x, a, n, a + b) + _urn(n - x, b, n, a + b)
+
+
+def beta_negative_binomial(fn: Any, value: Any) -> Any:
+    # the last of n + x draws is one of the n, and so are n - 1 of those before it
+    x, n, a, b = floats(value, fn.n, fn.concentration1, fn.concentration0)
+    both = _urn(x, a, n + x, a + b) + _urn(n, b, n + x, a + b)
+    return _whole_urn(n + x, a + b) + both - jnp.log1p(x / n)
+
+
+def dirichlet_multinomial(fn: Any, value: Any) -> Any:
+    x, a = floats(value, fn.concentration)
+    n, total = jnp.sum(x, -1, keepdims=True), jnp.sum(a, -1, keepdims=True)
+    return _whole_urn(n, total)[..., 0] + jnp.sum(_urn(x, a, n, total), -1)
+
+
+def multinomial_probs(fn: Any, value: Any) -> Any:
+    x, p = floats(value, fn.probs)
+    return _multinomial(x, p, jnp.log(p))
+
+
+def multinomial_logits(fn: Any, value: Any) -> Any:
+    x, logits = floats(value, fn.logits)
+    log_p = jax.nn.log_softmax(logits, -1)
+    return _multinomial(x, jnp.exp(log_p), log_p)
+
+
+def _multinomial(x: Any, p: Any, log_p: Any) -> Any:
+    n = jnp.sum(x, -1, keepdims=True)
+    rest = deviance(x, n * p, x - n * p, jnp.log(jnp.maximum(n, 1.0)) + log_p)
+    return excess(n)[..., 0] - jnp.sum(excess(x) + rest, -1)
+
+
+def student_t(fn: Any, value: Any) -> Any:
+    df, loc, scale, value = floats(fn.df, fn.loc, fn.scale, value)
+    square = ((value - loc) / scale) ** 2
+    return student(df, 1, square) - jnp.log(scale)
+
+
+def student(df: Any, size: int, square: Any) -> Any:
+    """Student's law in some dimensions, standardised, at a squared distance."""
+    constant = log_rising(0.5 * df, 0.5 * size) - 0.5 * size * jnp.log(jnp.pi * df)
+    return constant - 0.5 * (df + size) * jnp.log1p(square / df)
+
+
+def gamma(fn: Any, value: Any) -> Any:
+    a, rate, x = floats(fn.concentration, fn.rate, value)
+    return log_gamma_density(a, rate * x) - jnp.log(x)
+
+
+def inverse_gamma(fn: Any, value: Any) -> Any:
+    a, rate, x = floats(fn.concentration, fn.rate, value)
+    return log_gamma_density(a, rate / x) - jnp.log(x)
+
+
+def log_gamma_density(a: Any, x: Any) -> Any:
+    """Log density of the logarithm of a gamma variable with rate one."""
+    return jnp.log(a) - deviance(a, x, a - x) - excess(a)
+
+
+def beta(fn: Any, value: Any) -> Any:
+    a, b, x = floats(fn.concentration1, fn.concentration0, value)
+    return log_beta_density(a, b, x, 1 - x) - jnp.log1p(-x)
+
+
+def log_beta_density(a: Any, b: Any, x: Any, rest: Any) -> Any:
+    """Log density of a beta variable at x = 1 - `rest`, times that rest."""
+    total, difference = a + b, a * rest - b * x
+    both = deviance(a, total * x, difference) + deviance(b, total * rest, -difference)
+    return excess(total) - excess(a) - excess(b) - both + jnp.log(a) + jnp.log(b / total) - jnp.log(x)
+
+
+def von_mises(fn: Any, value: Any) -> Any:
+    concentration, loc, value = floats(fn.concentration, fn.loc, value)
+    # the cosine of a small angle, less one
+    cosine = -2 * jnp.sin(0.5 * (value - loc)) ** 2
+    return concentration * cosine - jnp.log(2 * jnp.pi * jax.scipy.special.i0e(concentration))

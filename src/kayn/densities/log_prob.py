@@ -1,0 +1,314 @@
+"""Log densities in kayn's own forms, where NumPyro's is slow or loses its digits in float32.
+
+On CPUs, XLA hands chains of arithmetic to vectorised kernels, but a selection (`jnp.where`) in the chain sends the whole of it
+through scalar loops, which is an order of magnitude slower. Values are the same, those at infinite arguments included.
+
+Of a log probability above zero, or a log density of +inf, no sense can be made: both are +inf here, for `kayn.factors.elementwise` to notice.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro.distributions import constraints, discrete
+
+from kayn.densities.bounded import (
+    kumaraswamy,
+    left_truncated_gamma,
+    ordered_logistic,
+    power_law,
+    right_truncated_gamma,
+    truncated_gamma,
+)
+from kayn.densities.censored import FAMILIES, interval_censored, left_censored, right_censored
+from kayn.densities.counts import (
+    beta,
+    beta_binomial,
+    beta_negative_binomial,
+    binomial_logits,
+    binomial_probs,
+    dirichlet_multinomial,
+    gamma,
+    gamma_poisson,
+    inverse_gamma,
+    multinomial_logits,
+    multinomial_probs,
+    negative_binomial_logits,
+    negative_binomial_probs,
+    poisson,
+    student_t,
+    von_mises,
+)
+from kayn.densities.tails import MASSES, left_truncated, right_truncated, truncated
+from kayn.densities.vectors import CONCENTRATED, dirichlet, lkj_cholesky, multivariate_student
+
+Form = Callable[[Any, Any], Any]
+"""Log density from a distribution and a value."""
+ROUNDING = 0.01
+"""How far above zero a log probability may be by rounding, in nats."""
+EXTREME = 1e15
+"""Parameters above this, or below its reciprocal, may not be folded into other constants; see `_kept_apart`."""
+ANYWHERE = np.inf
+"""A value that stands for any."""
+
+
+def _where_concentrated(form: Form, *names: str) -> Form:
+    """A stable form where the concentrations are large, which leaves all else as it was, the ends of a support included."""
+
+    def log_prob(fn: Any, value: Any) -> Any:
+        large = sum(getattr(fn, n) for n in names) > CONCENTRATED
+        still = copy.copy(fn)
+        for name in names:
+            setattr(still, name, jnp.where(large, getattr(fn, name), 1.0))
+        inner = jnp.where(large, value, 0.5)
+        return jnp.where(large, form(still, inner), fn.log_prob(value))
+
+    return log_prob
+
+
+def _known(*names: str) -> tuple[type, ...]:
+    """Those of NumPyro's classes that the installed release has, exported or not."""
+    found = (getattr(dist, n, None) or getattr(discrete, n, None) for n in names)
+    return tuple(cls for cls in found if cls is not None)
+
+
+FORMS: Mapping[type, Form] = {
+    dist.Poisson: poisson,
+    dist.BinomialProbs: binomial_probs,
+    dist.BinomialLogits: binomial_logits,
+    dist.GammaPoisson: gamma_poisson,
+    dist.NegativeBinomial2: gamma_poisson,
+    dist.NegativeBinomialProbs: negative_binomial_probs,
+    dist.NegativeBinomialLogits: negative_binomial_logits,
+    dist.BetaBinomial: beta_binomial,
+    dist.BetaNegativeBinomial: beta_negative_binomial,
+    dist.DirichletMultinomial: dirichlet_multinomial,
+    dist.MultinomialProbs: multinomial_probs,
+    dist.MultinomialLogits: multinomial_logits,
+    dist.StudentT: student_t,
+    dist.VonMises: von_mises,
+    dist.Gamma: _where_concentrated(gamma, "concentration"),
+    dist.Chi2: _where_concentrated(gamma, "concentration"),
+    dist.InverseGamma: _where_concentrated(inverse_gamma, "concentration"),
+    dist.Beta: _where_concentrated(beta, "concentration1", "concentration0"),
+    dist.BetaProportion: _where_concentrated(beta, "concentration1", "concentration0"),
+    dist.Dirichlet: dirichlet,
+    dist.MultivariateStudentT: multivariate_student,
+    dist.LKJCholesky: lkj_cholesky,
+    dist.Kumaraswamy: kumaraswamy,
+    dist.DoublyTruncatedPowerLaw: power_law,
+    dist.OrderedLogistic: ordered_logistic,
+    **dict.fromkeys(_known("LeftTruncatedGamma"), left_truncated_gamma),
+    **dict.fromkeys(_known("RightTruncatedGamma"), right_truncated_gamma),
+    **dict.fromkeys(_known("TwoSidedTruncatedGamma"), truncated_gamma),
+    dist.LeftTruncatedDistribution: left_truncated,
+    dist.RightTruncatedDistribution: right_truncated,
+    dist.TwoSidedTruncatedDistribution: truncated,
+    dist.LeftCensoredDistribution: left_censored,
+    dist.RightCensoredDistribution: right_censored,
+    dist.IntervalCensoredDistribution: interval_censored,
+}
+"""Stable forms by class of distribution."""
+BASES: Mapping[type, Mapping[type, Any]] = {
+    **dict.fromkeys(
+        (dist.LeftTruncatedDistribution, dist.RightTruncatedDistribution, dist.TwoSidedTruncatedDistribution),
+        MASSES,
+    ),
+    **dict.fromkeys(
+        (dist.LeftCensoredDistribution, dist.RightCensoredDistribution, dist.IntervalCensoredDistribution),
+        FAMILIES,
+    ),
+}
+"""What such a form knows about the distribution that is cut or censored, where it is one of these."""
+SMALL = 200
+"""Counts up to here have log factorials whose rounding does not matter, and NumPyro's forms are quicker."""
+PLAIN_IF_SMALL: Mapping[type, str | None] = {
+    dist.Poisson: None,
+    dist.BinomialProbs: "total_count",
+    dist.BinomialLogits: "total_count",
+    dist.MultinomialProbs: "total_count",
+    dist.MultinomialLogits: "total_count",
+}
+"""Families whose own form is as good while this attribute is small, or the value itself (None)."""
+SHARES = (
+    dist.BernoulliLogits,
+    dist.BernoulliProbs,
+    dist.CategoricalLogits,
+    dist.CategoricalProbs,
+    dist.Delta,
+    dist.Unit,
+)
+"""Laws whose log probabilities are logarithms of a share, which no rounding lifts above zero, or that are no probabilities."""
+HURDLES = _known("HurdleProbs")
+MADE_OF = (
+    dist.MaskedDistribution,
+    dist.ExpandedDistribution,
+    dist.Independent,
+    *_known("ZeroInflatedProbs"),
+    *HURDLES,
+    dist.MixtureSameFamily,
+    dist.MixtureGeneral,
+    dist.TransformedDistribution,
+)
+"""Distributions that are made of others, which they keep in one of the attributes `PARTS`."""
+PARTS = ("base_dist", "_component_distribution", "_component_distributions")
+
+
+def log_density(fn: dist.Distribution, value: Any) -> Any:
+    """The log density in the form of `dependable`."""
+    return dependable(fn, value).log_prob(value)
+
+
+def dependable(fn: dist.Distribution, value: Any) -> dist.Distribution:
+    """The distribution with its innermost log densities in forms without selections and without loss of digits, where there are such.
+
+    Args:
+        value: where the density will be taken; data that are concrete numbers make for a simpler form.
+    """
+    fn = _kept_apart(fn)
+    if type(fn) is dist.BernoulliLogits:
+        return (_Binary if _is_binary(value) else _Fractional)(fn.logits, validate_args=False)
+    form = _form(fn, value)
+    if form is not None:
+        return _Rewritten(fn, form)
+    if isinstance(fn, MADE_OF):
+        # what a transformed variable's base is asked for is another value, and a hurdle's for its probability of zero too
+        given = 0.5 if isinstance(fn, dist.TransformedDistribution) else value
+        given = ANYWHERE if isinstance(fn, HURDLES) else given
+        fn = _of_dependable_parts(fn, given)
+    if fn._validate_args and fn.support in (constraints.real, constraints.real_vector):
+        # NumPyro replaces log densities outside of the support; here that is at infinity and NaN, which have none anyway
+        fn = copy.copy(fn)
+        fn._validate_args = False
+    return fn
+
+
+def _kept_apart(fn: dist.Distribution) -> dist.Distribution:
+    """With extreme parameters out of the sight of compilers, which turn `(x / c) ** 2` into `x ** 2 * (1 / c ** 2)`.
+
+    For c = 1e-20 that is NaN at x = 0, and for c = 1e20 at x = c: the square of the constant is no float.
+    """
+    if not type(fn).__module__.startswith("numpyro."):
+        return fn
+    leaves, form = jax.tree.flatten(fn)
+    if not any(map(_is_extreme, leaves)):
+        return fn
+    return jax.tree.unflatten(
+        form, [jax.lax.optimization_barrier(jnp.asarray(x)) if _is_extreme(x) else x for x in leaves]
+    )
+
+
+def _is_extreme(leaf: Any) -> bool:
+    if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        return False
+    size = np.abs(np.asarray(leaf, np.float64))
+    return bool(np.any((size > EXTREME) & np.isfinite(size) | (size < 1 / EXTREME) & (size > 0)))
+
+
+def _of_dependable_parts(fn: dist.Distribution, value: Any) -> dist.Distribution:
+    name = next(n for n in PARTS if hasattr(fn, n))
+    old = getattr(fn, name)
+    new = [dependable(d, value) for d in old] if isinstance(old, list | tuple) else dependable(old, value)
+    if new is old:
+        return fn
+    outer = copy.copy(fn)
+    setattr(outer, name, new)
+    return outer
+
+
+def _form(fn: dist.Distribution, value: Any) -> Form | None:
+    """What gives a distribution's log density, if that is not its own method."""
+    kind = type(fn)
+    known = kind in FORMS and (kind not in BASES or type(fn.base_dist) in BASES[kind])
+    if known and not getattr(fn, "is_sparse", False) and not _is_small(fn, value):
+        form: Form = FORMS[kind]
+    elif isinstance(fn, (*MADE_OF, *SHARES)) or not _is_discrete(fn) or _is_small(fn, value):
+        return None
+    else:
+        form = _own
+    return _noticed(form) if _is_discrete(fn) else form
+
+
+def _own(fn: Any, value: Any) -> Any:
+    return fn.log_prob(value)
+
+
+def _noticed(form: Form) -> Form:
+    """With +inf for a log probability above zero."""
+
+    def log_prob(fn: Any, value: Any) -> Any:
+        found = form(fn, value)
+        return jnp.where(found > ROUNDING, jnp.inf, found)
+
+    return log_prob
+
+
+def _is_discrete(fn: dist.Distribution) -> bool:
+    return bool(getattr(fn.support, "is_discrete", False))
+
+
+def _is_small(fn: dist.Distribution, value: Any) -> bool:
+    """Whether counts are known to be so small that the family's own form serves."""
+    if type(fn) not in PLAIN_IF_SMALL or value is ANYWHERE:
+        return False
+    name = PLAIN_IF_SMALL[type(fn)]
+    counts = value if name is None else getattr(fn, name)
+    return not isinstance(counts, jax.core.Tracer) and bool(np.all(np.asarray(counts) <= SMALL))
+
+
+class _Rewritten(dist.Distribution):
+    """A distribution with another form of its log density."""
+
+    def __init__(self, base_dist: dist.Distribution, form: Form):
+        self.base_dist, self.form = base_dist, form
+        super().__init__(base_dist.batch_shape, base_dist.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return self.base_dist.support
+
+    def log_prob(self, value: Any) -> Any:
+        fn = self.base_dist
+        found = self.form(fn, value)
+        if not fn._validate_args or fn.support is constraints.real or self.form is _own:
+            return found
+        return jnp.where(fn._validate_sample(value), found, -jnp.inf)
+
+
+@jax.custom_jvp
+def _log_sigmoid(x: Any) -> Any:
+    return jnp.minimum(x, 0.0) - jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+@_log_sigmoid.defjvp
+def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    # the derivative of each operation in turn would select by sign, and take ten times as long as the one operation that they amount to
+    return _log_sigmoid(*primals), jax.nn.sigmoid(-primals[0]) * tangents[0]
+
+
+class _Binary(dist.BernoulliLogits):
+    def log_prob(self, value: Any) -> Any:
+        return _log_sigmoid(self.logits * (2.0 * value - 1.0))
+
+
+class _Fractional(dist.BernoulliLogits):
+    """Data that are only known when the program runs may lie between 0 and 1."""
+
+    def log_prob(self, value: Any) -> Any:
+        # a clipped logit stands for an infinite one: the log density is exactly 0, or so low that it counts as impossible
+        far = jnp.finfo(jnp.result_type(self.logits, float)).max / 1e4
+        logits = jnp.clip(self.logits, -far, far)
+        return value * logits + _log_sigmoid(-logits)
+
+
+def _is_binary(value: Any) -> bool:
+    """Whether a value is known to be 0 or 1."""
+    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        return True
+    return not isinstance(value, jax.core.Tracer) and bool(np.isin(np.asarray(value), (0.0, 1.0)).all())

@@ -1,0 +1,53 @@
+"""Log densities of vectors and matrices with large concentrations, as sums of small terms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+
+from kayn.densities.counts import student
+from kayn.densities.special import deviance, excess, floats, log_rising
+
+CONCENTRATED = 1e3
+"""Concentration from which a density is taken in its stable form, where that has poles at the ends of the support."""
+
+
+def dirichlet(fn: Any, value: Any) -> Any:
+    a, x = floats(fn.concentration, value)
+    large = jnp.sum(a, -1, keepdims=True) > CONCENTRATED
+    a, x = jnp.where(large, a, 1.0), jnp.where(large, x, 1 / a.shape[-1])
+    total = jnp.sum(a, -1, keepdims=True)
+    parts = excess(a) - jnp.log(a) + jnp.log(x) + deviance(a, total * x, a - total * x)
+    stable = (excess(total) - jnp.log(total))[..., 0] - jnp.sum(parts, -1)
+    return jnp.where(large[..., 0], stable, fn.log_prob(value))
+
+
+def multivariate_student(fn: Any, value: Any) -> Any:
+    df, loc, root, value = floats(fn.df, fn.loc, fn.scale_tril, value)
+    rest = (value - loc)[..., None]
+    shape = jnp.broadcast_shapes(root.shape[:-2], rest.shape[:-2])
+    apart = solve_triangular(
+        jnp.broadcast_to(root, shape + root.shape[-2:]), jnp.broadcast_to(rest, shape + rest.shape[-2:]), lower=True
+    )
+    square = jnp.sum(apart[..., 0] ** 2, -1)
+    diagonal = jnp.diagonal(root, axis1=-2, axis2=-1)
+    return student(df, root.shape[-1], square) - jnp.sum(jnp.log(jnp.abs(diagonal)), -1)
+
+
+def lkj_cholesky(fn: Any, value: Any) -> Any:
+    """The diagonal by what is beside it, and the constant as a sum of ratios of gamma functions."""
+    c, root = floats(fn.concentration, value)
+    large = c > CONCENTRATED
+    size = fn.dimension - 1
+    off = jnp.sum(jnp.tril(root, -1)[..., 1:, :] ** 2, -1)
+    near = large[..., None] & (off < 0.5)
+    diagonal = jnp.diagonal(root, axis1=-2, axis2=-1)[..., 1:]
+    logs = jnp.where(near, 0.5 * jnp.log1p(-jnp.where(near, off, 0.0)), jnp.log(jnp.where(near, 1.0, diagonal)))
+    c = jnp.where(large, c, CONCENTRATED)
+    order = 2 * c[..., None] - 2 + jnp.arange(size)[::-1]
+    alpha = c + 0.5 * size
+    ratios = sum(log_rising(alpha - 0.5 - 0.5 * k, 0.5 + 0.5 * k) for k in range(size))
+    constant = 0.25 * size * (size + 1) * jnp.log(jnp.pi) - ratios
+    return jnp.where(large, jnp.sum(order * logs, -1) - constant, fn.log_prob(value))

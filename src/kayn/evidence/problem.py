@@ -1,0 +1,210 @@
+"""What is known of a model and a guide before any number."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kayn.axes.choose import choose_layout
+from kayn.axes.minibatches import warn_of_strangers
+from kayn.axes.request import Request
+from kayn.axes.types import Layout
+from kayn.contraction.execute import Index
+from kayn.errors import GuideError, KaynError, StructureWarning
+from kayn.evidence.fixed_rows import fixed_rows
+from kayn.evidence.missing import is_broken, refuse_missing, refuse_missing_groups, warn_if_nothing_observed
+from kayn.graph.absent import with_absences
+from kayn.graph.discover import Structure, discover
+from kayn.graph.types import Graph
+from kayn.particles.density import DENOMINATORS
+from kayn.particles.draw import draw_runs
+from kayn.particles.guide_program import GuideProgram, parent_plates, trace_guide
+from kayn.particles.reach import refuse_smaller_ends
+from kayn.particles.unreached import refuse_values_never_drawn
+from kayn.programs.sites import Site, inspect_sites, share_fixed
+from kayn.programs.trace import Program, trace_program
+from kayn.support.keys import as_key
+from kayn.support.names import refuse_reserved
+from kayn.support.validate import parameter_values
+
+DRAWS = 16
+"""Runs of a guide at which what it can reach given other latents is compared with the model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A model, a guide and the particle axes that were chosen for them. Holds no particles."""
+
+    model: Program
+    guide: GuideProgram
+    structure: Structure
+    layout: Layout
+    denominator: str = "mixture"
+
+    @property
+    def graph(self) -> Graph:
+        return self.structure.graph
+
+    @property
+    def num_runs(self) -> int:
+        """How often the guide runs: the largest K."""
+        return max((a.size for a in self.layout.axes if not a.enumerated), default=1)
+
+    def coordinates(self, latent: str) -> int:
+        """How many numbers of a latent share a particle: those in one element of the plates over which its axis has an index of its own."""
+        elements = math.prod(self.layout.plan.size[p] for p in self.layout.axis_of(latent).scope)
+        return math.prod(self.graph.latent(latent).shape) // elements
+
+    @property
+    def entries(self) -> int:
+        """Numbers in one set of particles: values, as drawn and as used, and weights."""
+        size = self.layout.plan.size
+        weights = sum(math.prod(size[p] for p in a.scope) * a.size for a in self.layout.axes)
+        return weights + 2 * sum(math.prod(z.shape) * self.layout.axis_of(z.name).size for z in self.graph.latents)
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """The arrays that the traced programs close over; pass them as arguments into compiled functions."""
+        return {
+            "model": self.model.consts,
+            "density": self.guide.density.consts,
+            "sampler": self.guide.sampler_consts,
+        }
+
+
+def build_problem(
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: Mapping,
+    params: Any,
+    request: Request,
+    denominator: str = "mixture",
+) -> Problem:
+    """Trace model and guide, find the structure, choose axes and plan.
+
+    Args:
+        params: values (or tracers) of `numpyro.param` sites in model and guide.
+
+    Raises:
+        KaynError: a name in `params` belongs to no param site, or its value cannot be that site's.
+    """
+    if denominator not in DENOMINATORS:
+        raise GuideError(f"denominator {denominator!r} is unknown; use one of {', '.join(map(repr, DENOMINATORS))}")
+    params = parameter_values(params)
+    sites = inspect_sites(model, args, kwargs, params)
+    refuse_reserved(sites)
+    traced_guide = trace_guide(guide, args, kwargs, params, sites)
+    _refuse_unknown(params, [*sites.values(), *traced_guide.density.sites.values()])
+    # a latent that the guide draws is sampled, even if the model would allow to sum it out
+    drawn = set(traced_guide.names)
+    sites = {n: replace(s, enumerate=False, support_size=None) if n in drawn else s for n, s in sites.items()}
+    sites = share_fixed(sites, traced_guide.density.sites)
+    traced, structure = read_model(model, args, kwargs, params, sites)
+    warn_if_nothing_observed(traced, model, args, kwargs)
+    _refuse_unreachable(traced_guide, traced, params)
+    mixed = parent_plates(traced_guide, structure.graph) if denominator == "mixture" else None
+    parameters = sum(math.prod(jnp.shape(v)) for v in jax.tree.leaves(params))
+    layout = choose_layout(structure, request, traced_guide.constraints, mixed, parameters)
+    problem = Problem(traced, traced_guide, structure, layout, denominator)
+    set_rows(problem, problem.numbers, params)  # which refuses those that differ
+    warn_of_strangers(traced, traced_guide.density)
+    return problem
+
+
+def refuse_unknown_params(
+    model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, Any]
+) -> None:
+    """Refuse values for parameters that neither a model nor its guide has, or that cannot be theirs.
+
+    Raises:
+        KaynError: there is one.
+    """
+    if params:
+        programs = (model, guide)
+        _refuse_unknown(params, [s for f in programs for s in inspect_sites(f, args, kwargs, params).values()])
+
+
+def _refuse_unknown(params: Mapping[str, Any], sites: Iterable[Site]) -> None:
+    known = {s.name for s in sites if s.kind in ("param", "mutable")}
+    unknown = [n for n in params if n not in known]
+    if unknown:
+        raise KaynError(
+            f"params has a value for {unknown[0]!r}, but neither model nor guide has such a numpyro.param site; "
+            f"they have {sorted(known)}"
+        )
+
+
+def _refuse_unreachable(guide: GuideProgram, model: Program, params: Mapping) -> None:
+    def known(program: Program) -> list[Any]:
+        indices = {n: np.arange(program.sites[n].shape[0], dtype=np.int32) for n in program.subsamples}
+        return [*program.consts, *program.leaves({}, params, indices)]
+
+    @cache
+    def draw() -> dict[str, Any]:
+        indices = {n: np.arange(guide.density.sites[n].shape[0], dtype=np.int32) for n in guide.density.subsamples}
+        return draw_runs(guide, guide.sampler_consts, as_key(0), DRAWS, params, indices)
+
+    inputs = (known(guide.density), known(model))
+    refuse_smaller_ends(guide.density, model, inputs, draw)
+    refuse_values_never_drawn(guide.density, model, inputs, draw)
+
+
+def read_model(
+    model: Callable, args: tuple, kwargs: Mapping, params: Mapping, sites: Mapping[str, Site]
+) -> tuple[Program, Structure]:
+    """Trace a model and find its structure, which refuses data and indices that are out of range."""
+    traced = with_absences(trace_program(model, args, kwargs, params, sites))
+    for why in traced.not_markov:
+        warnings.warn(f"{why}; its particles are whole paths", StructureWarning, stacklevel=2)
+    latents, subsamples = [None] * len(traced.inputs), [None] * len(traced.subsamples)
+    structure = discover(traced, [*traced.consts, *latents, *jax.tree.leaves(params), *subsamples])
+    refuse_missing_groups(structure.nodes.wrapped, model, args, kwargs)
+    refuse_missing(traced, model, args, kwargs, params)
+    return traced, structure
+
+
+def refuse_broken_arguments(model: Callable, args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+    """Read a model for its data alone if any argument holds NaN or infinite values: within a compiled loss they cannot be looked at.
+
+    Raises:
+        DataError: they reach a density.
+    """
+    if any(map(is_broken, jax.tree.leaves((args, kwargs)))):
+        read_model(model, args, kwargs, params, inspect_sites(model, args, kwargs, params))
+
+
+def model_inputs(problem: Problem, numbers: Mapping, params: Any, subsample: Mapping) -> list[Any]:
+    """Constants and inputs of the model's jaxpr, None in the places of latents."""
+    return [*numbers["model"], *problem.model.leaves({}, dict(params or {}), subsample)]
+
+
+def guide_inputs(problem: Problem, numbers: Mapping, params: Any, subsample: Mapping) -> list[Any]:
+    return [*numbers["density"], *problem.guide.density.leaves({}, dict(params or {}), subsample)]
+
+
+def link_index(problem: Problem, inputs: Sequence[Any]) -> Index:
+    """Looks up index vectors of links, computing each once."""
+    memo: dict[int, Any] = {}
+    return lambda key: problem.structure.index(key, inputs, memo)
+
+
+def set_rows(problem: Problem, numbers: Mapping, params: Any) -> dict[str, Any]:
+    """Indices of subsampled plates that are not drawn, see `kayn.evidence.fixed_rows`."""
+    guide = problem.guide.density
+    return fixed_rows(
+        (problem.model, model_inputs(problem, numbers, params, {})), (guide, guide_inputs(problem, numbers, params, {}))
+    )
+
+
+def independent(problem: Problem) -> Problem:
+    """The problem with particles that are independent draws, also where its guide could draw them more evenly."""
+    return replace(problem, guide=replace(problem.guide, draw=None))

@@ -1,0 +1,162 @@
+"""The log-evidence estimate of a model under a guide: where the factor graph and the contraction meet.
+
+`Problem` is what is known before any number: traced programs, structure, particle axes, plan. The functions below are
+pure in (numbers, key, parameters) and may be jitted, differentiated and vmapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kayn.axes.types import Axis, proposal_name
+from kayn.contraction.execute import Index, log_contract, look_up, settled_slot
+from kayn.contraction.plan import Sliced
+from kayn.evidence.draws import Draws
+from kayn.evidence.problem import Problem, guide_inputs, link_index, model_inputs
+from kayn.factors.elementwise import is_unsound, sound
+from kayn.factors.evaluate import evaluate
+from kayn.graph.absent import absences
+from kayn.graph.types import Kind, Output
+from kayn.particles.density import log_density
+
+
+def proposal_terms(problem: Problem, numbers: Mapping, draws: Draws, params: Any) -> dict[str, Any]:
+    """Minus the log density that the particles of every axis are divided by: [*scope, K]; zero for enumerated axes."""
+    inputs = guide_inputs(problem, numbers, params, draws.subsample)
+    absent = absences(problem.model, model_inputs(problem, numbers, params, draws.subsample))
+    plan = problem.layout.plan
+    out = {}
+    for axis in problem.layout.axes:
+        if axis.enumerated:
+            shape = [*(plan.size[p] for p in axis.scope), axis.size]
+            out[proposal_name(axis)] = jnp.broadcast_to(_averaged(problem, axis, absent), shape)
+        else:
+            log_q = log_density(problem.guide, problem.graph, axis, draws.runs, inputs, absent, problem.denominator)
+            out[proposal_name(axis)] = sound(-log_q)
+    return out
+
+
+def _averaged(problem: Problem, axis: Axis, absent: Mapping[str, Any]) -> Any:
+    """For the support of an enumerated latent, zero where it is in the model; where it is absent, its values are averaged, not summed.
+
+    So padded steps of a hidden Markov model leave the evidence as it is.
+    """
+    out = absent.get(axis.latents[0])
+    if out is None:
+        return jnp.zeros((), _float_dtype())
+    dims = dict(problem.graph.latent(axis.latents[0]).plates)
+    kept = [dims[p] for p in axis.scope]
+    out = jnp.any(out, tuple(d for d in range(out.ndim) if d not in kept))
+    out = jnp.transpose(out, [sorted(kept).index(d) for d in kept])
+    return jnp.where(out[..., None], -jnp.log(float(axis.size)), 0.0).astype(_float_dtype())
+
+
+def model_slots(
+    problem: Problem, numbers: Mapping, draws: Draws, params: Any, keep: str | None = None
+) -> dict[int, Any]:
+    """Log factors of the model by slot of the plan, rows already multiplied out, but for a plate to keep; queries are zero.
+
+    Factors with the axis of a sliced variable are made part by part, when the contraction asks for them. Entries that are no log
+    densities have no weight.
+    """
+    return model_slots_noticing(problem, numbers, draws, params, keep)[0]
+
+
+def model_slots_noticing(
+    problem: Problem, numbers: Mapping, draws: Draws, params: Any, keep: str | None = None
+) -> tuple[dict[int, Any], dict[str, Any]]:
+    """As `model_slots`, and by factor whether any of its entries was +inf.
+
+    Factors that are made part by part are left out, since nothing is known of them yet.
+    """
+    slots = _model_slots(problem, numbers, draws, params, keep)
+    plan, unsound = problem.layout.plan, {}
+    for slot, term in enumerate(plan.terms):
+        if term.name in problem.model.outputs and slot not in plan.made_in_parts:
+            unsound[term.name] = is_unsound(slots[settled_slot(plan, slot, keep)[1]])
+    return {s: a if isinstance(a, jax.tree_util.Partial) else sound(a) for s, a in slots.items()}, unsound
+
+
+def _model_slots(
+    problem: Problem, numbers: Mapping, draws: Draws, params: Any, keep: str | None = None
+) -> dict[int, Any]:
+    inputs = model_inputs(problem, numbers, params, draws.subsample)
+    index = link_index(problem, inputs)
+    plan, layout = problem.layout.plan, problem.layout
+    parts, queries = plan.made_in_parts, {o.name for o in problem.graph.outputs if o.kind is Kind.VALUE}
+    slots = {}
+    for slot, term in enumerate(plan.terms):
+        if term.name in problem.model.outputs:
+            output, axes = problem.graph.output(term.name), layout.axes_of(term)
+            if slot in parts:
+                slots[slot] = _made_by_part(problem, parts[slot], slot, output, axes, draws.values, inputs, index)
+            else:
+                steps, settled = settled_slot(plan, slot, keep)
+                slots[settled] = evaluate(
+                    problem.model, term.name, output, axes, draws.values, inputs, plan, steps, index
+                )
+        elif term.name in queries:
+            slots[slot] = jnp.zeros([plan.size[a] for a in term.axes], _float_dtype())
+    return slots
+
+
+def _made_by_part(
+    problem: Problem,
+    step: Sliced,
+    slot: int,
+    output: Output,
+    axes: Sequence[Axis],
+    values: Mapping[str, Any],
+    inputs: Sequence[Any],
+    index: Index,
+) -> Any:
+    """A factor as a function of the number of the first particle of a part."""
+    body = step.body
+    steps, _ = settled_slot(body, step.sources.index(slot))
+    small = [replace(a, size=step.size) if a.name == step.axis else a for a in axes]
+    cut = {n for a in axes if a.name == step.axis for n in a.latents}
+
+    def make(values: Mapping[str, Any], inputs: Sequence[Any], links: Mapping[Any, Any], first: Any) -> Any:
+        mine = {n: jax.lax.dynamic_slice_in_dim(v, first, step.size) if n in cut else v for n, v in values.items()}
+        return sound(evaluate(problem.model, output.name, output, small, mine, inputs, body, steps, links.__getitem__))
+
+    links = look_up((link for product in steps for link in product.links), index)
+    return jax.tree_util.Partial(make, values, inputs, links)
+
+
+def weigh(problem: Problem, numbers: Mapping, draws: Draws, params: Any) -> dict[int, Any]:
+    """All log factors by slot of the plan: the model's, and minus the proposal's. Entries that are no log densities have no weight."""
+    return weigh_noticing(problem, numbers, draws, params)[0]
+
+
+def weigh_noticing(
+    problem: Problem, numbers: Mapping, draws: Draws, params: Any
+) -> tuple[dict[int, Any], dict[str, Any]]:
+    """As `weigh`, and by factor whether any of its entries was no log density: +inf, or for a proposal, at a particle of its own, infinite.
+
+    Factors that are made part by part are left out, since nothing is known of them yet.
+    """
+    terms = proposal_terms(problem, numbers, draws, params)
+    slots, unsound = model_slots_noticing(problem, numbers, draws, params)
+    own = {name: jnp.any(jnp.isinf(array)) for name, array in terms.items()}
+    return slots | {s: sound(a) for s, a in proposal_slots(problem, terms).items()}, {**own, **unsound}
+
+
+def proposal_slots(problem: Problem, terms: Mapping[str, Any]) -> dict[int, Any]:
+    names = [t.name for t in problem.layout.plan.terms]
+    return {names.index(name): array for name, array in terms.items()}
+
+
+def log_evidence(problem: Problem, numbers: Mapping, slots: Mapping[int, Any], params: Any, subsample: Mapping) -> Any:
+    """log Z: the log of the average weight over all particle combinations. A scalar, in nats."""
+    index = link_index(problem, model_inputs(problem, numbers, params, subsample))
+    return log_contract(problem.layout.plan, slots, index)
+
+
+def _float_dtype() -> Any:
+    return jnp.result_type(float)

@@ -1,0 +1,1 @@
+"""Log factors of the model, evaluated in the cheapest of their forms."""

@@ -1,0 +1,145 @@
+"""Choose how to evaluate a factor: term by term, or as the product of two sides on particle axes of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from kayn.axes.types import Axis
+from kayn.contraction.plan import Plan, Product
+from kayn.factors.forms import FORMS, WEIGHTS, Form, weighted
+from kayn.graph.types import Density, Output
+
+MIN_WORK = 2**19
+"""Factors with fewer terms are not worth a second program."""
+MATMUL_SPEED = 8
+"""Multiply-adds of a matrix product in the time of one elementwise operation (2 CPU cores; more on accelerators)."""
+MIN_GAIN = 1.0
+"""How much cheaper a product has to look."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A form of a factor's density with the particle axes of either side and the shapes of their pieces."""
+
+    form: Form
+    density: Density
+    left: tuple[Axis, ...]
+    right: tuple[Axis, ...]
+    left_shapes: tuple[Shape, ...]
+    right_shapes: tuple[Shape, ...]
+
+    def __str__(self) -> str:
+        def named(axes: tuple[Axis, ...]) -> str:
+            return ", ".join("+".join(a.latents) for a in axes) or "data"
+
+        return f"{self.form.name}: [{named(self.left)}] x [{named(self.right)}]"
+
+    @property
+    def events(self) -> Shape:
+        """Sizes of the outer dimensions that are summed."""
+        value = next(a for a in self.density.arguments if a.name == "value")
+        outer = self.outer_ndim
+        return value.shape[outer - self.density.event_ndim : outer]
+
+    @property
+    def num_terms(self) -> int:
+        """Terms of the density itself for one combination of particles."""
+        return num_terms(self.density)
+
+    @property
+    def outer_ndim(self) -> int:
+        inside = next(a for a in self.density.arguments if a.name == "inside")
+        return len(inside.shape)
+
+    @property
+    def batch_ndim(self) -> int:
+        return self.outer_ndim - self.density.event_ndim
+
+    @property
+    def features(self) -> Shape:
+        """Terms of the product for one entry of the factor, by pair of pieces: those of dimensions in which both vary."""
+        dims = range(self.batch_ndim, self.outer_ndim)
+        return tuple(
+            math.prod(a[d] for d in dims if a[d] > 1 and b[d] > 1) * max(a[-1], b[-1])
+            for a, b in zip(self.left_shapes, self.right_shapes, strict=True)
+        )
+
+    @property
+    def num_features(self) -> int:
+        return sum(self.features)
+
+    @property
+    def num_cancelling(self) -> int:
+        """Leading features that are large terms of a small square."""
+        return sum(self.features[: self.form.cancels])
+
+
+def choose(output: Output, axes: Sequence[Axis], plan: Plan, steps: Sequence[Product]) -> Split | None:
+    """The cheapest form of a factor by counted operations, None where evaluating it term by term is about as cheap."""
+    density = output.density
+    if density is None:
+        return None
+    entries = math.prod(a.size for a in axes)
+    terms = entries * num_terms(density)
+    if terms < MIN_WORK:
+        return None
+    best, least = None, terms / MIN_GAIN
+    for form in FORMS[density.family]:
+        split = _split(form, density, axes)
+        if not _rows_are_free(split, output, steps):
+            continue
+        summed = {s.plate for s in steps}
+        kept = [plan.size[d] for d in output.dims if d and d not in summed]
+        kept += [plan.size[link.target] for s in steps for link in s.links]
+        features = split.num_features + split.num_cancelling
+        cost = entries * math.prod(kept) * features / MATMUL_SPEED
+        cost += work(split.left, split.left_shapes) + work(split.right, split.right_shapes)
+        if cost < least:
+            best, least = split, cost
+    return best
+
+
+def num_terms(density: Density) -> int:
+    """Operations of a density for one combination of particles; a Mahalanobis distance takes the square of its size."""
+    value = next(a for a in density.arguments if a.name == "value")
+    return math.prod(value.shape) * (value.shape[-1] if density.family == "MultivariateNormal" else 1)
+
+
+def work(axes: Sequence[Axis], shapes: Sequence[Shape]) -> int:
+    return math.prod(a.size for a in axes) * sum(math.prod(s) for s in shapes)
+
+
+def _split(form: Form, density: Density, axes: Sequence[Axis]) -> Split:
+    given = {
+        a.name: jax.ShapeDtypeStruct(a.shape, bool if a.dtype == "bool" else jnp.result_type(float))
+        for a in density.arguments
+    }
+    weights = tuple(a.name for a in density.arguments if a.name in (*WEIGHTS, "inside"))
+    referenced = {n: jax.ShapeDtypeStruct((*given[n].shape, 1), given[n].dtype) for n in form.referenced}
+    reference = jax.eval_shape(form.reference, referenced)
+    latents = {a.name: a.latents for a in density.arguments}
+
+    def of(names: Sequence[str]) -> tuple[Axis, ...]:
+        return tuple(a for a in axes if any(z in a.latents for n in names for z in latents[n]))
+
+    return Split(
+        form,
+        density,
+        of((*form.left, *weights)),
+        of(form.right),
+        tuple(p.shape for p in jax.eval_shape(lambda a, r: weighted(form, a, r), given, reference)),
+        tuple(p.shape for p in jax.eval_shape(form.naturals, given, reference)),
+    )
+
+
+def _rows_are_free(split: Split, output: Output, steps: Sequence[Product]) -> bool:
+    """Whether the naturals do not depend on the rows that are summed, so that these can be summed in the statistics."""
+    rows = [d for d, plate in enumerate(output.dims) if plate in {s.plate for s in steps}]
+    return all(shape[d] == 1 for shape in split.right_shapes for d in rows)

@@ -1,0 +1,329 @@
+"""Evaluate traced outputs on exactly the particle axes they depend on.
+
+The single-particle jaxpr of one output is wrapped in one `jax.vmap` for each of its particle axes, so that every
+intermediate is batched over the axes it depends on and no others. Rows that only have to be summed are reduced part by
+part: a factor over thousands of rows is never held on all its particle axes at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kayn.axes.memory import CHUNK_ELEMENTS
+from kayn.axes.types import Axis
+from kayn.contraction.execute import Index, apply_products
+from kayn.contraction.plan import Plan, Product
+from kayn.factors.cost import is_dear
+from kayn.graph.types import Kind, Output
+from kayn.programs.slices import slice_outputs
+from kayn.programs.trace import Program
+from kayn.xla.compilation import LANES, apart
+
+Particles = Mapping[str, Any]
+"""[K, *shape] for every latent, K that of the latent's axis; `Shared` for what was computed of several."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What several computations need of a program, computed once: an input of theirs like a latent's particles.
+
+    Attributes:
+        array: [*(K of every axis), *shape].
+        axes: names of the particle axes in front.
+    """
+
+    array: Any
+    axes: tuple[str, ...]
+
+    def of_any(self) -> Any:
+        """The value for the first particles."""
+        return self.array[(0,) * len(self.axes)]
+
+    def moved(self, order: Sequence[str]) -> Any:
+        """The array with its particle axes in this order."""
+        places = [self.axes.index(a) for a in order if a in self.axes]
+        return jnp.transpose(self.array, (*places, *range(len(places), self.array.ndim)))
+
+
+jax.tree_util.register_dataclass(Shared, ["array"], ["axes"])
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """A factor on its particle axes, with the plate products that follow at once."""
+
+    program: Program
+    output: Output
+    axes: tuple[Axis, ...]
+    plan: Plan
+    steps: tuple[Product, ...]
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """Plates and axes of the result."""
+        if self.steps:
+            return self.plan.axes[self.steps[-1].out]
+        return (*(d for d in self.output.dims if d), *(a.name for a in self.axes))
+
+    @cached_property
+    def first(self) -> tuple[Product, ...]:
+        """The plates that are summed as a whole, before any others."""
+        return tuple(takewhile(lambda s: not s.links, self.steps))
+
+    @property
+    def left(self) -> tuple[Product, ...]:
+        """The steps that come after those."""
+        return self.steps[len(self.first) :]
+
+
+def evaluate(
+    program: Program, name: str, output: Output, axes: Sequence[Axis], particles: Particles, inputs: Sequence[Any]
+) -> Any:
+    """An output on its particle axes: `[*dims, *(K of every axis)]`, dims of size one that are no plate removed.
+
+    Args:
+        program: the traced model.
+        name: the output's name in the program.
+        axes: its particle axes, in order.
+        inputs: the jaxpr's constants and inputs, anything in the places of latents.
+    """
+    array = on_axes(_single(program, name, output, particles, inputs), axes, particles, ())
+    return finite(array) if _is_log_factor(program, name, output) else array
+
+
+def evaluate_reduced(
+    program: Program,
+    name: str,
+    output: Output,
+    axes: Sequence[Axis],
+    particles: Particles,
+    inputs: Sequence[Any],
+    plan: Plan,
+    steps: Sequence[Product],
+    index: Index,
+    terms: int = 0,
+) -> Any:
+    """As `evaluate`, followed by the plate products `steps`, in parts that fit `CHUNK_ELEMENTS`.
+
+    Args:
+        terms: entries of the largest array formed on the way, where that is not the factor itself.
+    """
+    single = _single(program, name, output, particles, inputs)
+    elements = math.prod(plan.size[a] for a in plan.axes[steps[0].source]) if steps else 0
+    way = Reduction(program, output, tuple(axes), plan, tuple(steps))
+
+    def summed(values: Mapping[str, Any]) -> Any:
+        # for one particle, before its axes are moved behind: XLA would transpose the rows on the way back
+        return apply_products(plan, way.first, single(values), index, tuple(plan.scope))
+
+    # what is summed over its rows at once is computed along them anyway
+    alone = not way.first and is_dear(program, name, {n: a.name for a in axes for n in a.latents})
+    reduced = in_parts(summed, axes, particles, plan, way.left, index, way.order, max(elements, terms), alone=alone)
+    # after the products: a selection inside a chain of arithmetic keeps XLA from vectorising it
+    return finite(reduced) if _is_log_factor(program, name, output) else reduced
+
+
+def in_parts(
+    single: Callable[[Mapping], Any],
+    axes: Sequence[Axis],
+    particles: Particles,
+    plan: Plan,
+    steps: Sequence[Product],
+    index: Index,
+    order: Sequence[str],
+    elements: int,
+    trailing: int = 0,
+    alone: bool = False,
+) -> Any:
+    """Map a function of one particle over axes, followed by plate products, at most `CHUNK_ELEMENTS` entries at a time.
+
+    Args:
+        single: latent values to [*plates, *trailing].
+        steps: plate products; particle axes that are not among `axes` are left out of them.
+        order: names of the result's plates and axes; again less the axes that are not among `axes`.
+        elements: entries of the whole before the steps.
+        trailing: number of dimensions behind the plates that stay the last ones.
+        alone: the function is dear, see `along_plates`; no trailing dimensions then.
+
+    Returns:
+        [*order, *trailing].
+    """
+    loops = _loop_axes(axes, elements)
+    looped, mine = [a.name for a in loops], [a.name for a in axes]
+    inner = [a for a in axes if a not in loops]
+    without = [v for v in plan.scope if v not in mine or v in looped]
+
+    def part(fixed: Mapping[str, Any]) -> Any:
+        def given(values: Mapping[str, Any]) -> Any:
+            return single({**values, **fixed})
+
+        if alone:
+            array = along_plates(given, inner, particles, tuple(fixed))
+        else:
+            array = on_axes(given, inner, particles, tuple(fixed), trailing)
+        return apply_products(plan, steps, array, index, without)
+
+    result = _looped(part, loops, particles, {})
+    # loop axes come out in front; plates and inner axes follow in the order of the plan
+    present = [a for a in order if a not in without or a in looped]
+    have = [*looped, *(a for a in present if a not in looped)]
+    last = range(len(have), len(have) + trailing)
+    return jnp.transpose(result, [*(have.index(a) for a in present), *last])
+
+
+def of_one_particle(
+    program: Program, names: Sequence[str], particles: Particles, inputs: Sequence[Any]
+) -> Callable[[Mapping], list[Any]]:
+    """Some outputs of a program as a function of one particle's latent values."""
+    run, used = slice_outputs(program.jaxpr, [program.outputs.index(name) for name in names])
+    latents = {len(program.consts) + i: n for i, n in enumerate(program.inputs)}
+
+    def single(values: Mapping[str, Any]) -> list[Any]:
+        def argument(i: int) -> Any:
+            if i not in latents:
+                return inputs[i]
+            # a latent that the equations mention but the result does not depend on: any particle will do
+            if latents[i] in values:
+                return values[latents[i]]
+            other = particles[latents[i]]
+            return other.of_any() if isinstance(other, Shared) else other[0]
+
+        return run(*(argument(i) for i in used))
+
+    return single
+
+
+def _single(
+    program: Program, name: str, output: Output, particles: Particles, inputs: Sequence[Any]
+) -> Callable[[Mapping], Any]:
+    aval = program.jaxpr.outvars[program.outputs.index(name)].aval
+    squeezed = tuple(d for d, plate in enumerate(output.dims) if not plate)
+    assert len(aval.shape) == len(output.dims), (name, aval.shape, output.dims)
+    run = of_one_particle(program, [name], particles, inputs)
+    return lambda values: jnp.squeeze(run(values)[0], squeezed)
+
+
+def _is_log_factor(program: Program, name: str, output: Output) -> bool:
+    dtype = program.jaxpr.outvars[program.outputs.index(name)].aval.dtype
+    return jnp.issubdtype(dtype, jnp.floating) and output.kind is not Kind.VALUE
+
+
+@jax.custom_jvp
+def finite(log_factor: Any) -> Any:
+    """Impossible instead of undefined: NaN log densities (overflow at a wild particle) get no weight.
+
+    Densities below any that floats could tell from zero, the result of a clipped argument, are zero. What is +inf no density
+    can be; it stays as it is, for `sound` to notice.
+    """
+    top = _top(log_factor)
+    kept = jnp.where(log_factor >= -top, jnp.minimum(log_factor, top), -jnp.inf)
+    return jnp.where(log_factor == jnp.inf, jnp.inf, kept)
+
+
+@finite.defjvp
+def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    log_factor, tangent = primals[0], tangents[0]
+    return finite(log_factor), jnp.where(jnp.abs(log_factor) <= _top(log_factor), tangent, 0.0)
+
+
+def is_unsound(log_factor: Any) -> Any:
+    """Whether any log density is +inf, as at a pole or where a probability above one was found: a boolean scalar."""
+    return jnp.any(log_factor == jnp.inf)
+
+
+@jax.custom_jvp
+def sound(log_factor: Any) -> Any:
+    """The same log factor with no weight where it is +inf: one such entry would be all of the evidence."""
+    return jnp.where(log_factor == jnp.inf, -jnp.inf, log_factor)
+
+
+@sound.defjvp
+def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    log_factor, tangent = primals[0], tangents[0]
+    return sound(log_factor), jnp.where(log_factor == jnp.inf, 0.0, tangent)
+
+
+def _top(log_factor: Any) -> float:
+    return float(jnp.finfo(log_factor.dtype).max) / 1e6
+
+
+LONG = 2**14
+"""Entries from which an array is worth a copy."""
+
+
+def on_axes(
+    single: Callable[[Mapping], Any],
+    axes: Sequence[Axis],
+    particles: Particles,
+    fixed: Sequence[str],
+    trailing: int = 0,
+) -> Any:
+    """Map a function of one particle over axes, which come out before the last `trailing` dimensions, in order."""
+    return _mapped(single, axes, particles, fixed, -1 - trailing)
+
+
+def in_front(single: Callable[[Mapping], Any], axes: Sequence[Axis], particles: Particles) -> Any:
+    """As `on_axes`, but axes come out in front, the last one first."""
+    return _mapped(single, axes, particles, (), 0)
+
+
+def along_plates(
+    single: Callable[[Mapping], Any], axes: Sequence[Axis], particles: Particles, fixed: Sequence[str]
+) -> Any:
+    """As `on_axes`, but computed along the plates and transposed then, where it would otherwise be computed one entry at a time."""
+    array = _mapped(single, axes[::-1], particles, fixed, 0)
+    last = axes[-1].size if axes else 1
+    if 1 < last < 2 * LANES and last != LANES and array.size >= LONG:
+        array = apart(array, jnp.ravel(particles[axes[-1].latents[0]])[0])
+    return jnp.transpose(array, (*range(len(axes), array.ndim), *range(len(axes))))
+
+
+def _mapped(
+    single: Callable[[Mapping], Any], axes: Sequence[Axis], particles: Particles, fixed: Sequence[str], place: int
+) -> Any:
+    """Map a function of one particle over axes one after the other, each of which comes out at dimension `place`."""
+    mapped = [a.name for a in axes]
+    shared = {n: s for n, s in particles.items() if isinstance(s, Shared) and all(a in mapped for a in s.axes)}
+    names = [*(n for a in axes for n in a.latents if n not in fixed), *shared]
+    # the axis that is mapped last is the first of the operands
+    operands = [shared[n].moved(mapped[::-1]) if n in shared else particles[n] for n in names]
+
+    def call(*values: Any) -> Any:
+        return single(dict(zip(names, values, strict=True)))
+
+    for axis in axes:
+        mine = [n in axis.latents or (n in shared and axis.name in shared[n].axes) for n in names]
+        call = jax.vmap(call, in_axes=tuple(0 if m else None for m in mine), out_axes=place)
+    return call(*operands)
+
+
+def _loop_axes(axes: Sequence[Axis], elements: int) -> list[Axis]:
+    """Axes to loop over instead of batching, so that one part has at most `CHUNK_ELEMENTS` entries."""
+    loops: list[Axis] = []
+    for axis in reversed(axes):
+        if elements <= CHUNK_ELEMENTS:
+            break
+        loops.append(axis)
+        elements //= axis.size
+    return loops
+
+
+def _looped(
+    part: Callable[[Mapping], Any], loops: Sequence[Axis], particles: Particles, fixed: Mapping[str, Any]
+) -> Any:
+    if not loops:
+        return part(fixed)
+    mine = {n: particles[n] for n in loops[0].latents if n in particles}
+
+    def body(values: Mapping[str, Any]) -> Any:
+        return _looped(part, loops[1:], particles, {**fixed, **values})
+
+    return jax.lax.map(jax.checkpoint(body), mine)

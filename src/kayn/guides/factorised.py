@@ -1,0 +1,370 @@
+"""Factorised guides that respect plates: one exponential-family distribution for each plate element of each latent.
+
+A `FactorisedGuide` is an ordinary NumPyro guide: it works with `numpyro.infer.SVI`, `kayn.Importance` and `kayn.QEM`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro import handlers
+from numpyro.distributions.transforms import ComposeTransform, IdentityTransform, biject_to
+
+from kayn.axes.minibatches import assembled, blocks_of_rows, full_shape, subsampled_plates
+from kayn.errors import GuideError
+from kayn.guides.families import Bernoulli, Beta, Categorical, Dirichlet, Exponential, Family, Gamma, Poisson
+from kayn.guides.normal import Gaussian, MultivariateNormal, Normal
+from kayn.guides.start import Prior, prior
+from kayn.particles.lattice import even_normal
+from kayn.programs.given import FIXED, Given
+from kayn.programs.seeding import draw
+from kayn.programs.sites import Site, inspect_sites
+from kayn.programs.trace import innermost
+from kayn.support.keys import as_key
+from kayn.support.names import parameter, refuse_reserved
+from kayn.support.options import Arguments, Key, Model, Named, Params
+from kayn.support.validate import Count, checked
+from kayn.xla.compilation import is_traced
+
+LONGEST_VECTOR = 32
+"""Vectors of up to this length get a full covariance."""
+SUPPORTED = (
+    "Normal",
+    "transformed Normal",
+    "MultivariateNormal",
+    "Gamma",
+    "Beta",
+    "Dirichlet",
+    "Bernoulli",
+    "Categorical",
+    "Poisson",
+    "Exponential",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class GuideSite:
+    """One latent of a factorised guide: its family, starting parameters and plates (name, dim, full size, size).
+
+    Attributes:
+        wide: other parameters to start from, as wide as the prior, where that is vague.
+    """
+
+    name: str
+    family: Family
+    start: Mapping[str, Any]
+    plates: tuple[tuple[str, int, int, int], ...]
+    wide: Mapping[str, Any] | None = None
+
+    @property
+    def batch_ndim(self) -> int:
+        name, value = next(iter(self.start.items()))
+        return np.ndim(value) - _event_dim(self, name)
+
+    @property
+    def subsampled(self) -> dict[int, str]:
+        """Subsampled plates by dimension; parameters are those of all their elements."""
+        return {self.batch_ndim + dim: name for name, dim, full, size in self.plates if full != size}
+
+    def sampled(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a subsample of an array over all elements."""
+        sizes = {self.batch_ndim + dim: size for _, dim, full, size in self.plates if full != size}
+        return tuple(sizes.get(d, n) for d, n in enumerate(shape))
+
+
+@dataclass(frozen=True, eq=False)
+class FactorisedGuide:
+    """A NumPyro guide with independent sites; parameters are called `kayn:<latent>:<parameter>`, e.g. `kayn:alpha:loc`.
+
+    Attributes:
+        rows: indices of subsampled plates that a handler has set in the guide that it was read from.
+    """
+
+    sites: tuple[GuideSite, ...]
+    rows: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        with handlers.substitute(data=dict(self.rows)):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
+        out = {}
+        for site in self.sites:
+            with ExitStack() as stack:
+                for name, dim, full, size in site.plates:
+                    stack.enter_context(numpyro.plate(name, full, size if size != full else None, dim=dim))
+                params = {
+                    p: numpyro.param(
+                        parameter(site.name, p),
+                        start,
+                        constraint=site.family.parameters[p],
+                        event_dim=_event_dim(site, p),
+                    )
+                    for p, start in site.start.items()
+                }
+                out[site.name] = numpyro.sample(site.name, site.family.distribution(params))
+        return out
+
+    @checked()
+    def draw_particles(self, key: Any, num: Count, params: Mapping[str, Any]) -> dict[str, Any]:
+        """`num` particles of every site: [num, *shape]; those of Normal families fill the quantiles evenly.
+
+        Every single particle still has its site's law, which is all that an unbiased evidence estimate needs, and averages
+        over particles are far less noisy than with independent draws.
+        """
+        by_site = self.split({**self.start, **params})
+        normal = [(s, s.family) for s in self.sites if isinstance(s.family, Gaussian)]
+        others = [s for s in self.sites if not isinstance(s.family, Gaussian)]
+        out = {}
+        if normal:
+            # one draw for all sites: far less to compile
+            locs = [jnp.shape(by_site[s.name]["loc"]) for s, _ in normal]
+            shapes = [_vectors(shape, family) for shape, (_, family) in zip(locs, normal, strict=True)]
+            noise = even_normal(key, num, shapes, jnp.result_type(float))
+            ends = np.cumsum([math.prod(shape) for shape in locs])
+            for (site, family), part in zip(normal, jnp.split(noise, ends[:-1], axis=1), strict=True):
+                out[site.name] = family.place(part, by_site[site.name])
+        # the key itself has been used for the Normal sites
+        for number, site in enumerate(others, 1):
+            k = jax.random.fold_in(key, number)
+            out[site.name] = draw(site.family.distribution(by_site[site.name]), k, (num,))
+        return out
+
+    @property
+    def subsampled(self) -> bool:
+        return any(s.subsampled for s in self.sites)
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """Parameters to start from, by `numpyro.param` name."""
+        return {parameter(s.name, p): v for s in self.sites for p, v in s.start.items()}
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """All sets of parameters to start from: `start`, and one that is as wide as vague priors are, if there are such."""
+        if all(s.wide is None for s in self.sites):
+            return [self.start]
+        wide = replace(self, sites=tuple(s if s.wide is None else replace(s, start=s.wide) for s in self.sites))
+        return [self.start, wide.start]
+
+    def started_at(self, params: Mapping[str, Any]) -> FactorisedGuide:
+        """The guide that starts from these parameters."""
+        by_site = self.split(params)
+        return replace(self, sites=tuple(replace(s, start=by_site[s.name], wide=None) for s in self.sites))
+
+    def split(self, params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Parameters by site, then by parameter name."""
+        return {s.name: {p: params[parameter(s.name, p)] for p in s.start} for s in self.sites}
+
+    @staticmethod
+    @checked()
+    def from_model(
+        model: Model, args: Arguments = (), kwargs: Named = None, params: Params = None, key: Key | None = None
+    ) -> FactorisedGuide:
+        """A Normal in unconstrained space for every continuous latent (vectors: with covariance), started from the prior's quantiles.
+
+        Enumerated latents need no guide and get none.
+
+        Raises:
+            GuideError: a discrete latent is not enumerated, or a latent's support depends on another latent.
+        """
+        return Unstarted.from_model(model, tuple(args), kwargs or {}, params or {}, key).started()
+
+    @staticmethod
+    def from_guide(
+        guide: Callable, args: tuple, kwargs: Mapping, params: Mapping, model_sites: Mapping[str, Site]
+    ) -> FactorisedGuide:
+        """The families and starting values of a guide whose sites are independent of each other.
+
+        Raises:
+            GuideError: a site's distribution is in none of the supported families.
+        """
+        sites = inspect_sites(guide, args, kwargs, params, guide=True)
+        plates = subsampled_plates({**model_sites, **sites})
+        blocks = blocks_of_rows(plates) if plates else {}
+
+        def run(rows: Mapping[str, Any]) -> dict[str, Any]:
+            program = handlers.seed(Given(guide, params=params, subsample=rows), jax.random.key(0))
+            return handlers.trace(program).get_trace(*args, **kwargs)
+
+        def read(rows: Mapping[str, Any]) -> dict[str, tuple[Family, dict[str, Any]]]:
+            trace = run(rows)
+            return {n: _site_start(n, trace[n]["fn"], model_sites) for n in drawn}
+
+        drawn = [n for n, s in sites.items() if s.kind == "sample" and not s.observed]
+        found = read(jax.tree.map(lambda rows: rows[0], blocks))
+        starts = {n: start for n, (_, start) in found.items()}
+        if blocks:
+            by_block = jax.lax.map(lambda rows: {n: start for n, (_, start) in read(rows).items()}, blocks)
+            starts = {
+                n: {p: assembled(v, *full_shape(model_sites[n], v.shape[1:], plates), blocks) for p, v in own.items()}
+                for n, own in by_block.items()
+            }
+        fixed = {n: s[FIXED] for n, s in run({}).items() if FIXED in s} if any(s.fixed for s in sites.values()) else {}
+        plates_of = {n: _plates(model_sites[n], {**model_sites, **sites}) for n in drawn}
+        return FactorisedGuide(tuple(GuideSite(n, found[n][0], starts[n], plates_of[n]) for n in drawn), fixed)
+
+
+@dataclass(frozen=True, eq=False)
+class Unstarted:
+    """A guide of standard Normals, ready to be read while the prior draws that it is to start from are still being compiled."""
+
+    guide: FactorisedGuide
+    prior: Prior | None = None
+
+    @staticmethod
+    def from_model(model: Callable, args: tuple, kwargs: Mapping, params: Mapping, key: Any = None) -> Unstarted:
+        """See `FactorisedGuide.from_model`."""
+        sites = inspect_sites(model, args, kwargs, params)
+        refuse_reserved(sites)
+        latents = [s for s in sites.values() if s.kind == "sample" and not s.observed and not s.enumerate]
+        for site in latents:
+            if site.discrete:
+                raise GuideError(
+                    f"latent {site.name!r} is discrete, so a Normal guide cannot stand for it; sum it out exactly with "
+                    "infer={'enumerate': 'parallel'} in the model, or write a guide with a discrete site for it"
+                )
+        found = prior(model, args, kwargs, params, sites, as_key(0 if key is None else key))
+        chosen = []
+        for site in latents:
+            event_dim = len(site.shape) - len(site.batch_shape)
+            transform = biject_to(found.supports[site.name])
+            transform = IdentityTransform() if _identity(transform) else transform
+            shape = jax.eval_shape(transform._inverse, jax.ShapeDtypeStruct(site.shape, site.dtype)).shape
+            family = _normal(event_dim, transform, shape)
+            start = family.standard(full_shape(site, shape, subsampled_plates(sites))[0], site.dtype)
+            chosen.append(GuideSite(site.name, family, start, _plates(site, sites)))
+        return Unstarted(FactorisedGuide(tuple(chosen)), found)
+
+    def started(self) -> FactorisedGuide:
+        """The guide with the prior's quantiles, or as it is where it has its own start."""
+        if self.prior is None:
+            return self.guide
+        draws = self.prior.draws()
+
+        def started(site: GuideSite) -> GuideSite:
+            assert isinstance(site.family, Gaussian)
+            start, wide = site.family.starts(draws[site.name])
+            return replace(site, start=start, wide=wide)
+
+        return replace(self.guide, sites=tuple(started(s) for s in self.guide.sites))
+
+
+def best_start(starts: Sequence[dict[str, Any]], log_evidence: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    """The parameters under which a few sets of particles see more of the posterior.
+
+    Args:
+        log_evidence: parameters to log Z of several sets of particles from there, in nats.
+    """
+    if len(starts) == 1:
+        return starts[0]
+    near, wide = starts
+    logs = [jax.nn.logsumexp(jnp.nan_to_num(log_evidence(s), nan=-jnp.inf)) for s in starts]
+    # plain numbers stay plain, and traced ones are chosen between at run time
+    wider = logs[1] > logs[0]
+    if is_traced(wider):
+        return jax.tree.map(lambda a, b: jnp.where(wider, b, a), near, wide)
+    return wide if wider else near
+
+
+def _vectors(shape: tuple[int, ...], family: Gaussian) -> tuple[int, int]:
+    """How many vectors a site draws, and their length."""
+    batch = len(shape) - family.unconstrained_event_dim
+    return math.prod(shape[:batch]), math.prod(shape[batch:])
+
+
+def _normal(event_dim: int, transform: Any, shape: tuple[int, ...]) -> Gaussian:
+    """A full covariance for vectors of moderate length, independent coordinates for the rest; `shape` in unconstrained space."""
+    independent = Normal(event_dim=event_dim, transform=transform)
+    if independent.unconstrained_event_dim == 1 and 1 < shape[-1] <= LONGEST_VECTOR:
+        return MultivariateNormal(event_dim=event_dim, transform=transform)
+    return independent
+
+
+def _batch_rank(family: Family, parameter: str, value: Any) -> int:
+    extra = family.parameters[parameter].event_dim
+    events = extra if extra else family.event_dim
+    return jnp.ndim(value) - events
+
+
+def _event_dim(site: GuideSite, parameter: str) -> int:
+    """How many dimensions of a parameter are no batch dimensions of the site."""
+    family = site.family
+    whole = family.unconstrained_event_dim if isinstance(family, Gaussian) else family.event_dim
+    return max(family.parameters[parameter].event_dim, whole)
+
+
+def _plates(site: Site, sites: Mapping[str, Site]) -> tuple[tuple[str, int, int, int], ...]:
+    return tuple(
+        (name, dim, sites[name].batch_shape[0] if name in sites else size, size) for name, dim, size in site.frames
+    )
+
+
+def _identity(transform: Any) -> bool:
+    while isinstance(transform, dist.transforms.IndependentTransform):
+        transform = transform.base_transform
+    return isinstance(transform, IdentityTransform)
+
+
+def _site_start(name: str, fn: dist.Distribution, model_sites: Mapping[str, Site]) -> tuple[Family, dict[str, Any]]:
+    """The family of a guide's site, and its parameters [*batch shape of the model's site, ...]."""
+    if name not in model_sites:
+        raise GuideError(f"guide site {name!r} is no latent of the model; QEM needs exactly one site for each latent")
+    shape = model_sites[name].batch_shape
+    family, start = _family_of(name, fn, len(shape), model_sites[name])
+
+    def whole(parameter: str, value: Any) -> Any:
+        # written without a point, Normal(0, 1), a parameter would be a whole number and never move
+        dtype = jnp.promote_types(jnp.result_type(value), jnp.result_type(float))
+        return jnp.broadcast_to(value, (*shape, *jnp.shape(value)[_batch_rank(family, parameter, value) :])).astype(
+            dtype
+        )
+
+    return family, {p: whole(p, v) for p, v in start.items()}
+
+
+def _family_of(name: str, fn: dist.Distribution, batch_ndim: int, site: Site) -> tuple[Family, dict[str, Any]]:
+    event_dim = len(site.shape) - batch_ndim
+    base = innermost(fn)
+    if base.event_dim > event_dim:
+        raise GuideError(
+            f"guide site {name!r} is one {type(base).__name__} over elements that are independent or successive in the model, whose latent has "
+            f"batch shape {site.batch_shape}; QEM fits one distribution for each of them: use e.g. Normal there, or fit this guide with "
+            "kayn.RWS or kayn.VI and numpyro.infer.SVI"
+        )
+    simple: dict[type, tuple[type[Family], tuple[str, ...]]] = {
+        dist.Gamma: (Gamma, ("concentration", "rate")),
+        dist.Beta: (Beta, ("concentration1", "concentration0")),
+        dist.Dirichlet: (Dirichlet, ("concentration",)),
+        dist.Poisson: (Poisson, ("rate",)),
+        dist.Exponential: (Exponential, ("rate",)),
+        dist.MultivariateNormal: (MultivariateNormal, ("loc", "scale_tril")),
+    }
+    if isinstance(base, dist.Normal):
+        return Normal(event_dim=event_dim), {"loc": base.loc, "scale": base.scale}
+    if isinstance(base, dist.TransformedDistribution) and isinstance(innermost(base.base_dist), dist.Normal):
+        normal = innermost(base.base_dist)
+        return Normal(event_dim=event_dim, transform=ComposeTransform(list(base.transforms))), {
+            "loc": normal.loc,
+            "scale": normal.scale,
+        }
+    if type(base) in simple:
+        kind, names = simple[type(base)]
+        return kind(event_dim=event_dim), {p: getattr(base, p) for p in names}
+    if type(base).__name__.startswith("Bernoulli"):
+        return Bernoulli(event_dim=event_dim), {"probs": base.probs}
+    if type(base).__name__.startswith("Categorical"):
+        return Categorical(event_dim=event_dim, num_values=base.probs.shape[-1]), {"probs": base.probs}
+    raise GuideError(
+        f"QEM cannot fit guide site {name!r}: {type(base).__name__} is in none of its families ({', '.join(SUPPORTED)}). Use "
+        "one of these, or fit this guide with kayn.RWS or kayn.VI and numpyro.infer.SVI"
+    )

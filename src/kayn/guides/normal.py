@@ -1,0 +1,246 @@
+"""Normal families in unconstrained space, with independent coordinates or a full covariance, and even draws from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+from numpyro.distributions.transforms import ComposeTransform, IdentityTransform, Transform
+
+from kayn.guides.cholesky import lower_cholesky
+from kayn.guides.families import TINY, Family, Moments, Params, average
+from kayn.xla.compilation import is_traced
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian(Family):
+    """What the Normal families share: `z = transform(u)`, particles placed from standard normal noise.
+
+    Their mean parameters come with `noise`, one over the effective number of particles that have gone into them. `moments` is plain arithmetic, so
+    that NumPy parameters give NumPy moments, with nothing to compile.
+    """
+
+    transform: Transform = field(default_factory=IdentityTransform)
+
+    @property
+    def unconstrained_event_dim(self) -> int:
+        """Event dimensions of u, which may be fewer than those of z: a Cholesky factor comes from a vector."""
+        return self.event_dim - self.transform.codomain.event_dim + self.transform.domain.event_dim
+
+    def base(self, params: Params) -> dist.Distribution:
+        """The law of u."""
+        raise NotImplementedError
+
+    def distribution(self, params: Params) -> dist.Distribution:
+        if isinstance(self.transform, IdentityTransform):
+            return self.base(params)
+        parts = list(self.transform.parts) if isinstance(self.transform, ComposeTransform) else [self.transform]
+        return dist.TransformedDistribution(self.base(params), parts)
+
+    def place(self, noise: Any, params: Params) -> Any:
+        """Particles from standard normal noise: [num, coordinates] to [num, *B, *E]."""
+        u = params["loc"] + self.spread(noise.reshape((-1, *jnp.shape(params["loc"]))), params)
+        return u if isinstance(self.transform, IdentityTransform) else self.transform(u)
+
+    def spread(self, noise: Any, params: Params) -> Any:
+        """Noise with the covariance of u, mean zero."""
+        raise NotImplementedError
+
+    def unconstrained(self, values: Any) -> Any:
+        """u of particles."""
+        if isinstance(self.transform, IdentityTransform):
+            # squares stay finite
+            far = float(jnp.finfo(jnp.result_type(values, float)).max) ** 0.5 / 10
+            return jnp.clip(values, -far, far)
+        # a particle at the edge of a constrained support may map to infinity
+        return jnp.clip(self.transform._inverse(values), -1e6, 1e6)
+
+    @property
+    def unit(self) -> float:
+        """The size of a step in u that matters wherever u is: none on the real line, whose units are the user's, one elsewhere."""
+        return 0.0 if isinstance(self.transform, IdentityTransform) else 1.0
+
+    def expect(self, values: Any, weights: Any) -> Moments:
+        u = self.unconstrained(values)
+        rank = u.ndim - self.unconstrained_event_dim
+        return self.unconstrained_moments(
+            u, weights.reshape((*weights.shape[:rank], *(1,) * self.unconstrained_event_dim))
+        )
+
+    def unconstrained_moments(self, u: Any, weights: Any) -> Moments:
+        """Mean parameters under weighted u [K, *B, *unconstrained event]; weights have ones in the event's places."""
+        raise NotImplementedError
+
+    def standard(self, shape: tuple[int, ...], dtype: Any) -> Params:
+        """The parameters of standard Normals, u being of that shape."""
+        return self.scaled(np.zeros(shape, dtype), np.ones(shape, dtype))
+
+    def starts(self, u: Any) -> tuple[Params, Params | None]:
+        """Parameters to start from: median and scale by the interquartile range of a few draws of the prior, [S, *B, *unconstrained event].
+
+        Where the prior is so wide that it says little, and does not exclude zero, users rarely mean its extent: there the start is near
+        zero with a scale of 3, in their units. The second start, if that differs, is the prior's extent there too; the data say which
+        of the two is better.
+        """
+        # plain NumPy for plain arrays: nothing to compile
+        xp: Any = jnp if is_traced(u) else np
+        u = xp.asarray(u)
+        u = xp.where(xp.isfinite(u), u, 0.0)
+        low, middle, high = xp.quantile(u, xp.array([0.25, 0.5, 0.75]), axis=0).astype(u.dtype)
+        spread = (high - low) / 1.35
+        # a latent on the whole real line has units of its own, in which its prior may be narrow
+        least = 0.1 if self.unit else xp.where(spread > 0, 0.0, 0.1)
+        spread = xp.maximum(spread, least).astype(u.dtype)
+        vague = (spread > WIDE) & (xp.abs(middle) < 3 * spread)
+        wide = self.scaled(middle, spread)
+        if not is_traced(vague) and not vague.any():
+            return wide, None
+        return self.scaled(
+            xp.where(vague, xp.clip(middle, -FAR, FAR), middle), xp.where(vague, WIDE, spread).astype(u.dtype)
+        ), wide
+
+    def scaled(self, loc: Any, scale: Any) -> Params:
+        """Parameters of independent coordinates."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Normal(Gaussian):
+    """Independent coordinates of u.
+
+    Mean parameters are kept as mean and variance; their blend equals that of E u and E u^2 without the cancellation.
+    """
+
+    parameters: ClassVar[Mapping[str, Any]] = {"loc": constraints.real, "scale": constraints.positive}
+
+    def base(self, params: Params) -> dist.Distribution:
+        return dist.Normal(params["loc"], params["scale"], validate_args=False).to_event(self.unconstrained_event_dim)
+
+    def spread(self, noise: Any, params: Params) -> Any:
+        return params["scale"] * noise
+
+    def widened(self, params: Params, factor: Any) -> Params:
+        return {**params, "scale": params["scale"] * np.sqrt(factor)}
+
+    def moments(self, params: Params) -> Moments:
+        return {"mean": params["loc"], "variance": params["scale"] ** 2, "noise": 0 * params["scale"]}
+
+    def unconstrained_moments(self, u: Any, weights: Any) -> Moments:
+        mean = average(weights, u)
+        return {"mean": mean, "variance": average(weights, (u - mean) ** 2), "noise": _noise(weights, mean)}
+
+    def blend(self, old: Moments, new: Moments, rate: Any) -> Moments:
+        step = new["mean"] - old["mean"]
+        within = new["variance"] * _correction(new["noise"], rate)
+        return {
+            "mean": old["mean"] + rate * step,
+            "variance": (1 - rate) * old["variance"] + rate * within + rate * (1 - rate) * step**2,
+            "noise": _blend_noise(old["noise"], new["noise"], rate),
+        }
+
+    def from_moments(self, moments: Moments, unit: Any = None) -> Params:
+        """See `Family.from_moments`; `unit` is that of every coordinate, by default the family's own."""
+        floor = _least_variance(moments["mean"], self.unit if unit is None else unit)
+        return {"loc": moments["mean"], "scale": jnp.sqrt(jnp.maximum(moments["variance"], floor))}
+
+    def scaled(self, loc: Any, scale: Any) -> Params:
+        return {"loc": loc, "scale": scale}
+
+
+@dataclass(frozen=True, eq=False)
+class MultivariateNormal(Gaussian):
+    """A full covariance of u, which has one event dimension.
+
+    Correlations estimated from few particles are shrunk by what their own noise explains (Schaefer & Strimmer, A shrinkage
+    approach to large-scale covariance matrix estimation, 2005), so that this family falls back to independent coordinates
+    where it cannot do better.
+    """
+
+    event_dim: int = 1
+
+    parameters: ClassVar[Mapping[str, Any]] = {"loc": constraints.real_vector, "scale_tril": lower_cholesky}
+
+    def base(self, params: Params) -> dist.Distribution:
+        return dist.MultivariateNormal(params["loc"], scale_tril=params["scale_tril"], validate_args=False)
+
+    def spread(self, noise: Any, params: Params) -> Any:
+        return jnp.einsum("...ij,k...j->k...i", params["scale_tril"], noise)
+
+    def widened(self, params: Params, factor: float) -> Params:
+        return {**params, "scale_tril": params["scale_tril"] * math.sqrt(factor)}
+
+    def moments(self, params: Params) -> Moments:
+        tril = params["scale_tril"]
+        return {"mean": params["loc"], "covariance": tril @ tril.swapaxes(-1, -2), "noise": 0 * params["loc"][..., 0]}
+
+    def unconstrained_moments(self, u: Any, weights: Any) -> Moments:
+        mean = average(weights, u)
+        # square roots on both sides: no [K, *B, E, E], and a result that is symmetric to the last bit
+        scaled = jnp.where(weights > 0, jnp.sqrt(weights) * (u - mean), 0.0)
+        covariance = jnp.einsum("k...i,k...j->...ij", scaled, scaled)
+        return {"mean": mean, "covariance": covariance, "noise": _noise(weights[..., 0], mean[..., 0])}
+
+    def blend(self, old: Moments, new: Moments, rate: Any) -> Moments:
+        step = new["mean"] - old["mean"]
+        outer = step[..., :, None] * step[..., None, :]
+        within = new["covariance"] * _correction(new["noise"], rate)[..., None, None]
+        return {
+            "mean": old["mean"] + rate * step,
+            "covariance": (1 - rate) * old["covariance"] + rate * within + rate * (1 - rate) * outer,
+            "noise": _blend_noise(old["noise"], new["noise"], rate),
+        }
+
+    def from_moments(self, moments: Moments) -> Params:
+        covariance = moments["covariance"]
+        variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
+        variance = jnp.maximum(variance, _least_variance(moments["mean"], self.unit))
+        scale = jnp.sqrt(variance)
+        eye = jnp.eye(scale.shape[-1], dtype=scale.dtype)
+        correlation = (covariance / (scale[..., :, None] * scale[..., None, :])) * (1 - eye)
+        squares = jnp.sum(correlation**2, (-2, -1))
+        spurious = moments["noise"] * jnp.sum((1 - jnp.minimum(correlation**2, 1.0)) ** 2 * (1 - eye), (-2, -1))
+        keep = 1 - jnp.clip(spurious / jnp.maximum(squares, jnp.finfo(scale.dtype).tiny), GUARD, 1.0)
+        return {
+            "loc": moments["mean"],
+            "scale_tril": scale[..., :, None] * jnp.linalg.cholesky(keep[..., None, None] * correlation + eye),
+        }
+
+    def scaled(self, loc: Any, scale: Any) -> Params:
+        return {"loc": loc, "scale_tril": scale[..., None] * np.eye(scale.shape[-1], dtype=scale.dtype)}
+
+
+GUARD = 1e-4
+"""Least shrinkage of correlations: keeps the covariance of few particles, which span few directions, positive definite."""
+
+
+WIDE, FAR = 3.0, 10.0
+"""Scale and distance from zero at which a guide starts where the prior is vague, see `Gaussian.starts`."""
+
+
+def _least_variance(mean: Any, unit: Any) -> Any:
+    """What a guide's variance is kept above: particles closer than that are the same floating-point number, or nearly."""
+    return (TINY * (unit + jnp.abs(mean))) ** 2 + jnp.finfo(jnp.result_type(mean)).tiny
+
+
+def _noise(weights: Any, mean: Any) -> Any:
+    return jnp.broadcast_to(jnp.sum(weights**2, 0), mean.shape)
+
+
+def _blend_noise(old: Any, new: Any, rate: Any) -> Any:
+    return (1 - rate) ** 2 * old + rate**2 * new
+
+
+def _correction(noise: Any, rate: Any) -> Any:
+    """Factor on the variance within E = 1 / noise effective particles, so that blending does not shrink it step by step.
+
+    Particles from a guide of variance v, weighed without regard to their values, have on average a variance of v (1 - 1/E)
+    within and a squared step of v / E. Their blend at rate r, v (1 - r^2 / E), becomes v with this factor.
+    """
+    noise = jnp.minimum(noise, 0.5)
+    return (1 - (1 - rate) * noise) / (1 - noise)

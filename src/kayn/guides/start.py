@@ -1,0 +1,143 @@
+"""Draws from a model's prior, for guides to start from; they are compiled while their user goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from numpyro import handlers
+from numpyro.distributions.transforms import biject_to
+
+from kayn.axes.minibatches import assembled, blocks_of_rows, full_shape, subsampled_plates
+from kayn.errors import GuideError
+from kayn.graph.flow import Sources, reach
+from kayn.programs.given import Given
+from kayn.programs.seeding import seeded
+from kayn.programs.sites import Site, placeholder
+from kayn.xla.compilation import ahead
+
+PRIOR_DRAWS = 100
+MANY_LATENTS = 50
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Supports of the latents, and `draws`, which waits for draws of each in unconstrained space: [PRIOR_DRAWS, *shape there].
+
+    Where the prior is improper, these are a feasible value.
+    """
+
+    supports: dict[str, Any]
+    draws: Callable[[], dict[str, Any]]
+
+
+def prior(model: Callable, args: tuple, kwargs: Mapping, params: Mapping, sites: Mapping[str, Site], key: Any) -> Prior:
+    """Trace a model's prior and start to compile it.
+
+    Args:
+        sites: what `inspect_sites` found for the model; discrete latents have no unconstrained space and are left out.
+
+    Latents in subsampled plates are drawn for all N elements, a block of rows at a time.
+
+    Raises:
+        GuideError: a latent's support depends on another latent, or on the rows of a subsample.
+    """
+    latents = {n: s for n, s in sites.items() if s.kind == "sample" and not s.observed}
+    names = [n for n, s in latents.items() if not s.enumerate]
+    forms: dict[str, Any] = {}
+    fixed: dict[str, list[Any]] = {}
+
+    plates = subsampled_plates(sites)
+    blocks = blocks_of_rows(plates) if plates else {}
+
+    def one(key: Any, rows: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+        program = handlers.substitute(Given(model, params=params, subsample=rows), substitute_fn=placeholder)
+        trace = handlers.trace(seeded(program, key)).get_trace(*args, **kwargs)
+        computed, unconstrained = {}, {}
+        for name in names:
+            support = trace[name]["fn"].support
+            unconstrained[name] = biject_to(support)._inverse(trace[name]["value"])
+            bounds, forms[name] = jax.tree.flatten(support)
+            if any(isinstance(b, jax.Array) for b in bounds):
+                computed[name] = bounds
+            else:
+                fixed[name] = bounds
+        return unconstrained, computed
+
+    def all_rows(key: Any) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+        if not blocks:
+            return one(key, {})
+        by_block, computed = jax.lax.map(lambda rows: one(key, rows), blocks)
+        whole = {n: assembled(u, *full_shape(latents[n], u.shape[1:], plates), blocks) for n, u in by_block.items()}
+        return whole, jax.tree.map(lambda b: b[0], computed)
+
+    wait = _draws_of(all_rows, key, len(names) > MANY_LATENTS)
+    computed = [n for n in names if n not in fixed]
+    if computed:
+        refuse_dependent_supports(model, args, kwargs, params, latents, computed, plates)
+        fixed |= {n: [b[0] for b in bounds] for n, bounds in wait()[1].items()}
+    return Prior({n: jax.tree.unflatten(forms[n], fixed[n]) for n in names}, lambda: wait()[0])
+
+
+def refuse_dependent_supports(
+    model: Callable,
+    args: tuple,
+    kwargs: Mapping,
+    params: Mapping,
+    latents: Mapping[str, Site],
+    names: Sequence[str],
+    plates: Mapping[str, tuple[int, int]] | None = None,
+) -> None:
+    """Raise where the bounds of a latent's support are computed from another latent or from a subsample, whatever the numbers.
+
+    Args:
+        latents: all latents of the model.
+        names: those whose supports are looked at.
+        plates: N and M of subsampled plates, whose rows no support may depend on either.
+
+    Raises:
+        GuideError: they are.
+    """
+    # a point mass is no source: it passes on what it was computed from
+    given = {n: jax.ShapeDtypeStruct(s.shape, s.dtype) for n, s in latents.items() if not s.delta}
+    rows = {n: jax.ShapeDtypeStruct((size,), "int32") for n, (_, size) in (plates or {}).items()}
+
+    def bounds(given: Mapping[str, Any], rows: Mapping[str, Any]) -> list[list[Any]]:
+        program = Given(model, params=params, latents=given, subsample=rows)
+        trace = handlers.trace(seeded(program, jax.random.key(0))).get_trace(*args, **kwargs)
+        return [jax.tree.leaves(trace[n]["fn"].support) for n in names]
+
+    closed, shapes = jax.make_jaxpr(bounds, return_shape=True)(given, rows)
+    # `make_jaxpr` flattens dictionaries by sorted key
+    sources = iter(
+        reach(
+            closed.jaxpr,
+            [Sources((f"latent {n!r}",)) for n in sorted(given)]
+            + [Sources((f"the rows of plate {n!r}",)) for n in sorted(rows)],
+        )
+    )
+    for name, own in zip(names, shapes, strict=True):
+        found = Sources().union(*(next(sources) for _ in own))
+        if found:
+            raise GuideError(
+                f"the support of latent {name!r} depends on {min(found)}, so one unconstrained space does not fit all "
+                "particles; rewrite it with a fixed support (scale a Uniform(0, 1), or add a positive latent to the bound), or "
+                "pass a guide"
+            )
+
+
+def _draws_of(one: Callable[[Any], Any], key: Any, many: bool) -> Callable[[], Any]:
+    """What waits for PRIOR_DRAWS draws."""
+
+    def keys(key: Any) -> Any:
+        # fits split the key itself, and small numbers folded in give what splitting gives
+        return jax.random.split(jax.random.fold_in(key, 2**32 - 1), PRIOR_DRAWS)
+
+    if many:
+        # compilers take minutes over a program of hundreds of dependent draws; one operation at a time takes seconds
+        found = jax.vmap(one)(keys(key))
+        return lambda: found
+    # a loop rather than a batch: it runs once, and compiles faster
+    return ahead(lambda key: jax.lax.map(one, keys(key)), key)

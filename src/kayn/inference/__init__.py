@@ -1,0 +1,1 @@
+"""What is done with weighed particles: importance weighting, QEM and training."""

@@ -1,0 +1,145 @@
+"""Importance sampling with massively parallel particles: from a guide and its parameters to a `Posterior`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+
+from kayn.axes.request import TARGET_ELEMENTS, Request, make_request
+from kayn.evidence.problem import Problem, build_problem
+from kayn.evidence.queries import weighted_draws
+from kayn.guides.factorised import FactorisedGuide, best_start
+from kayn.particles.shared_noise import evenly
+from kayn.posterior.checks import warn_if_poor
+from kayn.posterior.pool import Call
+from kayn.posterior.posterior import Posterior
+from kayn.support.memory import refuse_too_many
+from kayn.support.options import (
+    Couple,
+    Denominator,
+    Elements,
+    Groups,
+    Guide,
+    Key,
+    Memory,
+    Model,
+    Params,
+    Particles,
+    Strategy,
+)
+from kayn.support.validate import Count, checked
+from kayn.xla.jit import QuickJit
+
+
+class Importance:
+    """Weighs K particles of every latent against each other in all combinations (Bowyer, Heap & Aitchison, UAI 2024).
+
+    Args:
+        model: an ordinary NumPyro model.
+        guide: a NumPyro guide for it; None means a factorised guide with default parameters.
+        num_particles: K, one number or a mapping from latent name (and "" for the rest).
+        strategy: "parallel", "global" or "local".
+        num_replicates: independent sets of particles, pooled with equal weight; their spread gives error bars.
+        groups: latents that share a particle axis.
+        couple: plates over which a latent gives up its own particle index.
+        denominator: "mixture" or "paired", for guides whose sites depend on each other.
+        target_elements: where an array would have more entries, latents without plates are put on one axis.
+        memory: bytes that a step may take, or a text such as "2GB"; by default half of the device's. Factors over many rows
+            are always evaluated in parts; what would take more is made smaller by putting any latents on one axis.
+    """
+
+    @checked()
+    def __init__(
+        self,
+        model: Model,
+        guide: Guide | None = None,
+        num_particles: Particles = 100,
+        strategy: Strategy = "parallel",
+        *,
+        num_replicates: Count = 1,
+        groups: Groups = (),
+        couple: Couple = None,
+        denominator: Denominator = "mixture",
+        target_elements: Elements = TARGET_ELEMENTS,
+        memory: Memory = None,
+    ):
+        self.model = model
+        self.guide = guide
+        self.num_replicates = num_replicates
+        self.denominator = denominator
+        self.request = make_request(num_particles, strategy, groups, couple, target_elements, memory)
+
+    @checked()
+    def run(self, rng_key: Key, params: Params, *args: Any, **kwargs: Any) -> Posterior:
+        """Draw particles and weigh them.
+
+        Works under `jax.jit` and `jax.vmap` over keys. Outside of them it warns (`PoorFitWarning`) about latents
+        whose effective sample size or Pareto k-hat is poor.
+
+        Args:
+            rng_key: a key or an int seed.
+            params: values of `numpyro.param` sites in model and guide, as `SVI.get_params` gives them.
+        """
+        params = dict(params or {})
+        guide = self._guide(params, args, kwargs)
+        starts = guide.starts if self.guide is None else [{}]
+        if len(starts) == 1:
+            problem = self._problem(guide, params, args, kwargs)
+            return Weigher(problem, Call(self.model, args, kwargs)).run(rng_key, params, self.num_replicates)
+        problem = self._problem(guide, {**starts[0], **params}, args, kwargs)
+        weigher = Weigher(problem, Call(self.model, args, kwargs))
+        # with a key of its own, so that the evidence stays unbiased
+        look = jax.random.fold_in(rng_key, 2**32 - 2)
+        chosen = best_start(starts, lambda start: weigher.weighed(look, {**start, **params}, self.num_replicates)[0])
+        return weigher.run(rng_key, {**chosen, **params}, self.num_replicates)
+
+    @checked()
+    def problem(self, params: Params, *args: Any, **kwargs: Any) -> Problem:
+        """Structure, particle axes and plan for the model's arguments, the guide's Normal sites drawn evenly."""
+        params = dict(params or {})
+        return self._problem(self._guide(params, args, kwargs), params, args, kwargs)
+
+    def _guide(self, params: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any]) -> Any:
+        return FactorisedGuide.from_model(self.model, args, kwargs, params) if self.guide is None else self.guide
+
+    def _problem(self, guide: Callable, params: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any]) -> Problem:
+        return evenly_drawn(self.model, guide, args, kwargs, params, self.request, self.denominator)
+
+
+def evenly_drawn(
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    params: Mapping[str, Any],
+    request: Request,
+    denominator: str = "mixture",
+) -> Problem:
+    """The problem of `build_problem`, with even draws of the guide's Normal sites (`kayn.particles.shared_noise`)."""
+    problem = build_problem(model, guide, args, kwargs, params, request, denominator)
+    return replace(problem, guide=evenly(problem.guide, guide, args, kwargs, params))
+
+
+class Weigher:
+    """Draws and weighs particles for a problem that has been built, compiling once."""
+
+    def __init__(self, problem: Problem, call: Call):
+        self.problem, self.call = problem, call
+        self._run = QuickJit(
+            lambda numbers, params, keys: jax.lax.map(partial(weighted_draws, problem, numbers, params), keys)
+        )
+
+    def weighed(self, key: Any, params: dict[str, Any], num_replicates: int) -> tuple[Any, dict[str, Any], Any]:
+        """log Z, weights of every axis and particles, each with a leading dimension of replicates."""
+        refuse_too_many("num_replicates", num_replicates, self.problem.entries)
+        return self._run(self.problem.numbers, params, jax.random.split(key, num_replicates))
+
+    def run(self, key: Any, params: dict[str, Any], num_replicates: int) -> Posterior:
+        log_evidences, weights, draws = self.weighed(key, params, num_replicates)
+        posterior = Posterior(self.problem, self.call, self.problem.numbers, params, draws, log_evidences, weights)
+        warn_if_poor(posterior)
+        return posterior

@@ -1,0 +1,352 @@
+"""QEM: fit a factorised guide by damped moment matching, without gradients.
+
+E step: particles from the current guide, weighed in all combinations, give the posterior mean of every site's sufficient
+statistics. M step: the guide's mean parameters move a little towards these (Heap, Bowyer & Aitchison, Massively parallel
+expectation maximization for approximate posteriors, 2025). The step does not depend on how model or guide are
+parameterised. Parameters of the model (`numpyro.param`) stay as they are given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kayn.axes.minibatches import warn_of_averages
+from kayn.axes.request import TARGET_ELEMENTS, make_request
+from kayn.errors import GuideError, KaynError
+from kayn.evidence.draws import Draws
+from kayn.evidence.problem import Problem, build_problem
+from kayn.evidence.queries import weighted_draws
+from kayn.evidence.soundness import warn_of_steps
+from kayn.graph.expressions import is_key
+from kayn.guides.factorised import FactorisedGuide, Unstarted, best_start
+from kayn.inference import mstep
+from kayn.inference.mstep import Block, blocks
+from kayn.programs.sites import inspect_sites
+from kayn.support.keys import as_key
+from kayn.support.memory import refuse_too_many
+from kayn.support.names import parameter
+from kayn.support.options import Couple, Elements, Groups, Guide, Key, Memory, Model, Params, Particles, Strategy
+from kayn.support.progress import progress_bar
+from kayn.support.validate import Count, NonNegative, Rule, checked
+from kayn.xla.compilation import is_traced
+from kayn.xla.jit import QuickJit
+
+CHUNK = 8
+"""Steps in one compiled loop; progress is shown between loops."""
+KEPT_BYTES = 2**28
+"""Particles of a whole chunk are kept if they fit; they serve as posterior replicates without another compilation."""
+
+Schedule = Callable[[Any], Any]
+Rate = Annotated[
+    float | Schedule,
+    Rule(
+        "the step towards new moments, a number in (0, 1] or a function of the step",
+        lambda r: callable(r) or 0 < r <= 1,
+    ),
+]
+LeastSize = Annotated[float, Rule("a number of particles, 1 (no tempering) or more", lambda n: 1 <= n < math.inf)]
+
+
+def default_rate(step: Any) -> Any:
+    """0.5 for the first steps, then falling as step^-0.75: large moves first, averaging later."""
+    return jnp.minimum(0.5, 5.0 / (step + 1.0) ** 0.75)
+
+
+@dataclass(frozen=True)
+class QEMState:
+    """What QEM carries from step to step: the guide's mean parameters by block of sites, a step counter and a key."""
+
+    moments: dict[str, dict[str, Any]]
+    step: Any
+    rng_key: Any
+
+
+jax.tree_util.register_dataclass(QEMState, ["moments", "step", "rng_key"], [])
+
+
+State = Annotated[
+    QEMState, Rule("the state that QEM.init(rng_key, *args) gives; call it before update, get_params or advance")
+]
+
+
+@dataclass(frozen=True, eq=False)
+class QEMResult:
+    """A fitted guide: `guide` is a NumPyro guide, `params` its parameters, `log_evidence` [num_steps] the history in nats."""
+
+    params: dict[str, Any]
+    guide: FactorisedGuide
+    state: QEMState
+    log_evidence: Any
+
+
+class QEM:
+    """Damped moment matching of a factorised guide, in the manner of `numpyro.infer.SVI`.
+
+    Args:
+        model: an ordinary NumPyro model.
+        guide: None for a Normal in unconstrained space on every latent; or a NumPyro guide with independent sites of
+            supported families, whose values at the start are taken from it.
+        num_particles, strategy, groups, couple, target_elements, memory: as in `kayn.Importance`.
+        rate: eta in (0, 1], a number or a function of the step. A latent whose effective sample size is below 5, in the mean over plates, takes a
+            smaller step in proportion: it knows as much less about where to go, and steps of mere noise add up.
+        overdispersion: particles are drawn with `1 + overdispersion / sqrt(D)` times the variance of a Normal guide, D the
+            number of coordinates that share a particle. Weights correct for it. A proposal that is no wider than the guide
+            hardly sees the posterior's tails, and so keeps a guide too narrow.
+        min_ess: weights of a latent are tempered until their effective sample size is at least this number. This only
+            acts while the guide is far from the posterior, where otherwise one particle would take all the weight and the
+            guide's spread would collapse; the larger the number, the more steps the guide takes to get there.
+    """
+
+    @checked()
+    def __init__(
+        self,
+        model: Model,
+        guide: Guide | None = None,
+        num_particles: Particles = 30,
+        strategy: Strategy = "parallel",
+        *,
+        rate: Rate = default_rate,
+        min_ess: LeastSize = 2.0,
+        overdispersion: NonNegative = 0.5,
+        groups: Groups = (),
+        couple: Couple = None,
+        target_elements: Elements = TARGET_ELEMENTS,
+        memory: Memory = None,
+    ):
+        self.model = model
+        self.user_guide = guide
+        self.rate: Schedule = rate if callable(rate) else lambda step: rate
+        self.min_ess = min_ess
+        self.overdispersion = overdispersion
+        self.request = make_request(num_particles, strategy, groups, couple, target_elements, memory)
+        self.guide: FactorisedGuide | None = None
+        self.problem: Problem | None = None
+        self.blocks: tuple[Block, ...] = ()
+        self.model_params: dict[str, Any] = {}
+
+    @checked()
+    def init(self, rng_key: Key, *args: Any, params: Params = None, **kwargs: Any) -> QEMState:
+        """Read the model, prepare the guide and start from its initial values.
+
+        Raises:
+            GuideError: a guide site is in no supported family, or guide sites depend on each other.
+        """
+        key, params = as_key(rng_key), dict(params or {})
+        if isinstance(self.user_guide, FactorisedGuide):
+            begun = Unstarted(self.user_guide)
+        elif self.user_guide is None:
+            begun = Unstarted.from_model(self.model, args, kwargs, params, key)
+        else:
+            sites = inspect_sites(self.model, args, kwargs, params)
+            begun = Unstarted(FactorisedGuide.from_guide(self.user_guide, args, kwargs, params, sites))
+        self.guide = begun.guide
+        everything = {**self.guide.start, **params}
+        self.model_params = {n: v for n, v in params.items() if n not in self.guide.start}
+        self.problem = build_problem(self.model, self.guide, args, kwargs, everything, self.request)
+        if self.user_guide is not None and not isinstance(self.user_guide, FactorisedGuide):
+            _refuse_dependence(build_problem(self.model, self.user_guide, args, kwargs, params, self.request))
+        warn_of_averages(self.problem.graph, self.problem.model, "QEM")
+        self.blocks = blocks(self.problem, self.guide.sites, self._widening())
+        self._arguments = (args, kwargs)
+        self._advance = QuickJit(partial(_advance, self, self._keeps_particles()), (3,))
+        self._parameters = jax.jit(lambda moments: {b.name: b.parameters(moments[b.name]) for b in self.blocks})
+        self._one_step = jax.jit(partial(_step, self, self.problem), inline=True)
+        # only types matter here, so this is done while the prior that the guide starts from is being compiled
+        self._one_step.trace(self.problem.numbers, self._first(params, key), 1.0)
+        self.guide = begun.started()
+        chosen = best_start(self.guide.starts, lambda start: self._look({**start, **params}, key))
+        self.guide = self.guide.started_at(chosen)
+        return jax.device_put(self._first(params, key))
+
+    def _look(self, params: Mapping[str, Any], key: Any) -> Any:
+        """log Z after the first steps from some parameters, [CHUNK // 2]."""
+        state = jax.device_put(self._first(params, key))
+        return self.advance(state, CHUNK)[1][CHUNK // 2 :]
+
+    @checked()
+    def update(self, state: State, *args: Any, **kwargs: Any) -> tuple[QEMState, Any]:
+        """One step: the new state, and the log evidence under the old guide.
+
+        Arguments that differ from those of `init`, such as another minibatch, have the model read again; wrap the call in
+        `jax.jit` then. Without arguments those of `init` are used.
+        """
+        self._problem()
+        if not (args or kwargs) or _same((args, kwargs), self._arguments):
+            state, log_z = self.advance(state, 1)
+            return state, log_z[0]
+        params = self.get_params(state)
+        problem = build_problem(self.model, self._guide(), args, kwargs, params, self.request)
+        state, (log_z, *_) = _step(self, problem, problem.numbers, state)
+        return state, log_z
+
+    @checked()
+    def get_params(self, state: State) -> dict[str, Any]:
+        """Values of the guide's `numpyro.param` sites, and those of the model that were given."""
+        return self._named(state, 0)
+
+    @checked()
+    def get_proposal(self, state: State) -> dict[str, Any]:
+        """As `get_params`, of the wider guide that particles are drawn from."""
+        return self._named(state, 1)
+
+    def _named(self, state: QEMState, which: int) -> dict[str, Any]:
+        self._problem()
+        found = self._parameters(state.moments)
+        traced = is_traced(found)
+        # cut into sites without compiling anything, unless that is part of a larger program
+        found = found if traced else jax.tree.map(np.asarray, found)
+        by_site = {n: p for b in self.blocks for n, p in b.by_site(found[b.name][which]).items()}
+        params = {parameter(n, p): v for n, own in by_site.items() for p, v in own.items()}
+        return {**self.model_params, **(params if traced else jax.device_put(params))}
+
+    def _first(self, params: Mapping[str, Any], key: Any) -> QEMState:
+        """The state of the guide with these parameters, or else those it starts from."""
+        guide = self._guide()
+        by_site = guide.split({**guide.start, **params})
+        return QEMState({b.name: dict(b.moments(by_site)) for b in self.blocks}, np.int32(0), key)
+
+    def _widening(self) -> dict[str, float]:
+        problem = self._problem()
+
+        def of(name: str) -> float:
+            coordinates = sum(problem.coordinates(n) for n in problem.layout.axis_of(name).latents)
+            return 1 + self.overdispersion / math.sqrt(coordinates)
+
+        return {s.name: of(s.name) for s in self._guide().sites}
+
+    @checked()
+    def run(
+        self,
+        rng_key: Key,
+        num_steps: Count,
+        *args: Any,
+        params: Params = None,
+        progress: bool = False,
+        **kwargs: Any,
+    ) -> QEMResult:
+        """Fit for a fixed number of steps."""
+        state = self.init(rng_key, *args, params=params, **kwargs)
+        parts: list[tuple[Any, list[Any]]] = []
+        with progress_bar(num_steps, progress) as show:
+            for done in range(0, num_steps, CHUNK):
+                count = min(CHUNK, num_steps - done)
+                state, (log_z, _, *kept) = self._advance(self._problem().numbers, state, 1.0, count)
+                parts.append((log_z, [draws.unsound for draws in kept[1:]]))
+                if not is_traced(log_z):
+                    show(done + count, float(log_z.mean()))
+        warn_of_steps([u for _, noticed in parts for u in noticed], self._problem().model.sites)
+        return QEMResult(self.get_params(state), self._guide(), state, jnp.concatenate([p[0] for p in parts]))
+
+    @checked()
+    def advance(self, state: State, count: Count) -> tuple[QEMState, Any]:
+        """Several steps in one compiled loop: the state, and log Z of every step [count]."""
+        state, log_z, _ = self.advance_noticing(state, count)
+        return state, log_z
+
+    def advance_noticing(self, state: QEMState, count: int) -> tuple[QEMState, Any, Any]:
+        """As `advance`, and whether some latent's weights had to be tempered at all of these steps."""
+        state, (log_z, found, *_) = self._advance(self._problem().numbers, state, 1.0, count)
+        xp: Any = jnp if is_traced(found) else np
+        starved = xp.asarray(False)
+        for steps in found.values():
+            starved = starved | xp.any(xp.all(xp.asarray(steps), 0))
+        return state, log_z, starved
+
+    @checked()
+    def replicates(self, state: State, count: Count) -> tuple[Any, dict[str, Any], Draws] | None:
+        """`count` sets of particles from the guide as it is, weighed: log Z, axis weights, particles, each with a leading count.
+
+        This is the compiled loop of `advance` at rate zero. None when particles are too large to be kept.
+        """
+        if not self._keeps_particles():
+            return None
+        refuse_too_many("num_replicates", count, self._problem().entries)
+        parts = []
+        for _ in range(-(-count // CHUNK)):
+            state, kept = self._advance(self._problem().numbers, state, 0.0, CHUNK)
+            parts.append((kept[0], *kept[2:]))
+        if is_traced(parts):
+            return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *parts)
+        return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(x) for x in leaves])[:count], *parts)
+
+    def _keeps_particles(self) -> bool:
+        graph, layout = self._problem().graph, self._problem().layout
+        entries = sum(math.prod(z.shape) * layout.axis_of(z.name).size for z in graph.latents)
+        return 3 * 8 * entries * CHUNK < KEPT_BYTES
+
+    def _problem(self) -> Problem:
+        if self.problem is None:
+            raise KaynError("call QEM.init(rng_key, *args) before update, get_params or advance")
+        return self.problem
+
+    def _guide(self) -> FactorisedGuide:
+        self._problem()
+        assert self.guide is not None
+        return self.guide
+
+
+def _refuse_dependence(problem: Problem) -> None:
+    for name, parents in problem.guide.parents.items():
+        if parents:
+            raise GuideError(
+                f"guide site {name!r} depends on {', '.join(map(repr, parents))}, but QEM fits independent sites. Make the sites "
+                "independent, or fit this guide with kayn.RWS and numpyro.infer.SVI"
+            )
+
+
+def _advance(
+    qem: QEM, keep: bool, numbers: Mapping, state: QEMState, strength: Any, count: int
+) -> tuple[QEMState, Any]:
+    def step(state: QEMState, _: None) -> tuple[QEMState, Any]:
+        state, weighed = qem._one_step(numbers, state, strength)
+        return state, weighed if keep else weighed[:2]
+
+    return jax.lax.scan(step, state, None, length=count)
+
+
+def _step(
+    qem: QEM, problem: Problem, numbers: Mapping, state: QEMState, strength: Any = 1.0
+) -> tuple[QEMState, tuple[Any, dict[str, Any], dict[str, Any], Draws]]:
+    """One E and one M step, its rate multiplied by `strength`: the new state, and what the old guide gave.
+
+    Returns:
+        The state; and log Z, which elements of every axis have weights on too few particles [*scope], axis weights and particles.
+    """
+    key, draw_key = jax.random.split(state.rng_key)
+    params = qem.get_proposal(state)
+    log_z, by_axis, draws = weighted_draws(problem, numbers, params, draw_key)
+    rate = strength * qem.rate(state.step)
+    moments = mstep.step(
+        problem,
+        qem.blocks,
+        state.moments,
+        draws.values,
+        by_axis,
+        rate,
+        qem.min_ess,
+        jnp.isfinite(log_z),
+        draws.subsample,
+    )
+    starved = mstep.starved(problem, by_axis, qem.min_ess)
+    return QEMState(moments, state.step + 1, key), (log_z, starved, by_axis, draws)
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether two sets of arguments are known to be equal."""
+    (a, form), (b, other) = jax.tree.flatten(first), jax.tree.flatten(second)
+    return form == other and all(x is y or _equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _equal(x: Any, y: Any) -> bool:
+    if is_traced((x, y)) or is_key(x) != is_key(y):
+        return False
+    x, y = (jax.random.key_data(v) if is_key(v) else v for v in (x, y))
+    return np.array_equal(np.asarray(x), np.asarray(y))

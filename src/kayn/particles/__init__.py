@@ -1,0 +1,1 @@
+"""Particles of any guide: drawn, and the density each is divided by."""

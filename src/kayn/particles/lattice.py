@@ -1,0 +1,125 @@
+"""Standard normal draws that fill the space evenly: randomly shifted lattices, each draw with the exact law."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kayn.xla.compilation import apart
+
+LONGEST_LATTICE = 32
+"""Coordinates that share a lattice; longer vectors are cut into blocks of at most this many."""
+SEARCH = 2**22
+"""Evaluations spent on choosing each generator of a lattice, in numbers of points; at least 8 and at most 128 are tried."""
+FEW = 64
+"""Draws up to which they are shuffled by comparing random numbers, all with all."""
+SHUFFLE_ROUNDS = 24
+
+
+def even_normal(key: Any, num: int, shapes: Sequence[tuple[int, int]], dtype: Any) -> Any:
+    """`num` standard normal draws of several arrays of vectors: [num, total number of coordinates].
+
+    The coordinates of one vector are a rank-1 lattice (Dick, Kuo & Sloan, High-dimensional integration: the quasi-Monte
+    Carlo way, 2013), shifted at random in every coordinate and mapped through the normal quantiles. Each coordinate alone
+    is stratified; jointly they are far more even than independently shuffled strata, a Latin hypercube. The vectors are
+    shuffled against each other. Every single draw has exactly the standard normal law, and vectors are independent.
+
+    Args:
+        shapes: for each array the number of vectors and their length; coordinates are laid out in this order.
+    """
+    generator, block = _layout(num, tuple(shapes))
+    rows = num + 1 if num <= FEW else 2 * SHUFFLE_ROUNDS + 1
+    numbers = jax.random.bits(key, (rows * (block[-1] + 1) + len(block),), jnp.uint32)
+    drawn, shift = jnp.split(numbers, [len(numbers) - len(block)])
+    order = (_ranked if num <= FEW else _shuffled)(drawn.reshape(rows, -1), num)
+    if len(block) > block[-1] + 1:
+        # on its own, so that it is shuffled once and not for every coordinate of a block
+        order = apart(order, numbers[0])[:, block] * generator % jnp.uint32(num)
+    # the high bits of the shift move whole strata, the low bits move within one
+    rotated = _rotated(order, shift % jnp.uint32(num), num)
+    place = (rotated.astype(dtype) + (shift // jnp.uint32(num)).astype(dtype) * (num / 2.0**32)) / num
+    edge = jnp.finfo(dtype).eps
+    # on its own, so that the quantile function is compiled once and not for every part that is cut out
+    return apart(math.sqrt(2) * jax.lax.erf_inv(2 * jnp.clip(place, edge, 1 - edge) - 1), place.ravel()[0])
+
+
+@lru_cache(maxsize=64)
+def _layout(num: int, shapes: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, np.ndarray]:
+    """For every coordinate: its generator in the lattice, and the block of coordinates that are shuffled together."""
+    generators = lattice(num, min(max(length for _, length in shapes), LONGEST_LATTICE))
+    factors, blocks, start = [], [], 0
+    for count, length in shapes:
+        position = np.arange(length)
+        per_vector = -(-length // len(generators))
+        block = start + np.arange(count)[:, None] * per_vector + position // len(generators)
+        factors.append(np.broadcast_to(generators[position % len(generators)], block.shape).ravel())
+        blocks.append(block.ravel())
+        start += count * per_vector
+    return np.concatenate(factors).astype(np.uint32), np.concatenate(blocks)
+
+
+@lru_cache(maxsize=64)
+def lattice(num: int, length: int) -> np.ndarray:
+    """Generators of a rank-1 lattice of `num` points, one for each of `length` coordinates or as many as are distinct.
+
+    They are chosen one after the other: the worst-case error in the weighted Korobov space of smoothness 2, with weights
+    1/d^2, is as small as any next generator can make it. Generators are coprime to `num` and none is minus another one,
+    so that no two coordinates are the same up to a shift or a reflection.
+    """
+    largest = min(num // 2, 2**32 // num - 1)
+    coprime = [c for c in range(1, largest + 1) if math.gcd(c, num) == 1] or [1]
+    points = np.arange(num, dtype=np.int64)
+    bernoulli = 2 * math.pi**2 * ((points / num) ** 2 - points / num + 1 / 6)
+    most = min(max(SEARCH // num, 8), 128)
+    product, chosen = np.ones(num), []
+    for d in range(min(len(coprime), length)):
+        left = [c for c in coprime if c not in chosen]
+        tried = left[:: -(-len(left) // most)] if d else left[:1]
+        kernels = [1 + bernoulli[points * c % num] / (d + 1) ** 2 for c in tried]
+        best = int(np.argmin([product @ kernel for kernel in kernels]))
+        chosen.append(tried[best])
+        product = product * kernels[best]
+    return np.array(chosen)
+
+
+def _ranked(numbers: Any, count: int) -> Any:
+    """0 to `count - 1` along the first axis, shuffled for each of the other entries by random bits [count + 1, ...].
+
+    Every place is exactly uniform, by a random rotation; equal numbers, one in 2^26 pairs, keep their order.
+    """
+    drawn, turn = numbers[:count], numbers[count] % jnp.uint32(count)
+    numbered = drawn & jnp.uint32(2**32 - FEW) | jnp.arange(count, dtype=numbers.dtype).reshape(
+        (-1, *(1,) * (drawn.ndim - 1))
+    )
+    ranks = sum((numbered[i] < numbered).astype(numbers.dtype) for i in range(count))
+    return _rotated(ranks, turn, count)
+
+
+def _shuffled(numbers: Any, count: int) -> Any:
+    """0 to `count - 1` along a new first axis, shuffled for each of the other entries by random bits [1 + 2 rounds, ...].
+
+    A random rotation, then rounds of swap-or-not (Hoang, Morris & Rogaway, An enciphering scheme based on a card shuffle,
+    2012): in every round random partners trade places or not. Every place is exactly uniform, and this is far quicker than
+    sorting random numbers.
+    """
+    rounds = (len(numbers) - 1) // 2
+    drawn, coins = numbers[: rounds + 1] % count, numbers[rounds + 1 :]
+    places = jnp.arange(count, dtype=numbers.dtype).reshape((-1, *(1,) * (numbers.ndim - 1)))
+    places = _rotated(places, drawn[0], count)
+    # written out and without divisions: CPUs do not vectorise a loop over rounds that updates the places where they are
+    for pair, coin in zip(drawn[1:], coins, strict=True):
+        partner = jnp.minimum(pair - places, pair - places + jnp.uint32(count))
+        mixed = (jnp.maximum(places, partner) * jnp.uint32(0x9E3779B1) ^ coin) * jnp.uint32(0x85EBCA77)
+        places = places + (mixed >> 16 & 1) * (partner - places)
+    return places
+
+
+def _rotated(places: Any, by: Any, count: int) -> Any:
+    """The remainder of `places + by`, both less than `count`; what is below zero has wrapped around to a large number."""
+    return jnp.minimum(places + by, places + by - jnp.uint32(count))

@@ -1,0 +1,122 @@
+"""Discrete values that a guide never draws although they carry weight in the model: they would be missing from the evidence, as those
+outside of a guide's support are (`kayn.particles.reach`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kayn.errors import GuideError
+from kayn.programs.sites import Site
+from kayn.programs.slices import slice_outputs
+from kayn.programs.supports import BOX
+from kayn.programs.trace import MASK, Program
+
+MOST = 32
+"""Values up to which all of a latent's are tried."""
+ONE_DRAW = ("Bernoulli", "Categorical")
+"""Families that one uniform number decides. It tells no probability below a float's resolution from zero; counts of many such draws can be rarer."""
+LEAST = math.log(1e-3)
+"""How much less than the best draws of the guide a value may weigh so that it is not missed."""
+
+
+def refuse_values_never_drawn(
+    guide: Program, model: Program, known: tuple[Sequence[Any], Sequence[Any]], draw: Callable[[], Mapping[str, Any]]
+) -> None:
+    """Look for values with probability zero in the guide that weigh as much in the model as what it draws, unless they depend on traced values.
+
+    Args:
+        known: constants and inputs of guide and model, None in the places of latents.
+        draw: values of all guide sites in some runs: [runs, *shape].
+
+    Raises:
+        GuideError: there is one.
+    """
+    for name in guide.latents:
+        values = _values(guide, model, name)
+        if not values:
+            continue
+        density, joint = _density(guide, [name], known[0]), _density(model, _factors(model), known[1])
+        if density is not None and joint is not None:
+            with jax.ensure_compile_time_eval():
+                _refuse(guide.sites[name], values, density, joint, draw)
+
+
+def _values(guide: Program, model: Program, name: str) -> range | None:
+    """All values of a latent whose probabilities can be compared one by one; those of masked ones may be absent."""
+    mine, yours = guide.sites[name], model.sites.get(name)
+    if yours is None or mine.kind != "sample" or mine.delta or not mine.discrete or yours.steps is not None:
+        return None
+    box = yours.support
+    if MASK + name in model.outputs or box is None or box.kind != BOX or not box.whole:
+        return None
+    if box.lower is None or box.upper is None or not math.isfinite(box.upper) or box.upper - box.lower >= MOST:
+        return None
+    return range(int(box.lower), int(box.upper) + 1)
+
+
+def _factors(model: Program) -> list[str]:
+    return [n for n in model.outputs if n in model.sites and model.sites[n].kind == "sample"]
+
+
+@dataclass(frozen=True)
+class _Density:
+    """A sum of log densities, or one of them as it is, as a function of latents, and the names of those that it reads."""
+
+    value: Callable[[Mapping[str, Any]], Any]
+    reads: frozenset[str]
+
+
+def _density(program: Program, names: Sequence[str], known: Sequence[Any]) -> _Density | None:
+    """None where it depends on values that are not known."""
+    run, used = slice_outputs(program.jaxpr, [program.outputs.index(n) for n in names])
+    inputs = dict(enumerate(program.inputs, len(program.consts)))
+    if any(known[i] is None or isinstance(known[i], jax.core.Tracer) for i in used if i not in inputs):
+        return None
+
+    def value(values: Mapping[str, Any]) -> Any:
+        absent = {
+            n: jnp.zeros(program.sites[n].shape, program.sites[n].dtype) for n in program.latents if n not in values
+        }
+        given = program.with_aliases({**absent, **values})
+        out = run(*(given[inputs[i]] if i in inputs else known[i] for i in used))
+        return out[0] if len(out) == 1 else sum(jnp.sum(v) for v in out)
+
+    return _Density(value, frozenset(inputs[i] for i in used if i in inputs))
+
+
+def _zero(family: str, dtype: Any) -> float:
+    """Log probabilities below stand for zero, which NumPyro raises to the least of its parameters' type: next to zero or next to one."""
+    kind = jnp.finfo(dtype)
+    return math.log(2 * float(kind.eps if family.startswith(ONE_DRAW) else kind.tiny))
+
+
+def _refuse(
+    site: Site, values: range, density: _Density, joint: _Density, draw: Callable[[], Mapping[str, Any]]
+) -> None:
+    """In every run that gives a value probability zero, put it in place of what was drawn for the first such element."""
+    name, blank = site.name, {site.name: jnp.zeros((1, *site.shape), site.dtype)}
+    for value in values:
+        given = draw() if density.reads - {name} else blank
+        log_q = np.asarray(jax.vmap(density.value)({**given, name: jnp.full_like(given[name], value)}))
+        never = log_q < _zero(site.family, log_q.dtype)
+        if not never.any():
+            continue
+        drawn = draw()
+        never = np.broadcast_to(never, (len(drawn[name]), *never.shape[1:]))
+        runs = np.flatnonzero(never.any(tuple(range(1, never.ndim))))
+        first = never[runs].reshape(len(runs), -1).argmax(1)
+        elements = (np.arange(len(runs)), *np.unravel_index(first, never.shape[1:]))
+        some = {n: v[runs] for n, v in drawn.items()}
+        there = jax.vmap(joint.value)({**some, name: some[name].at[elements].set(value)})
+        if jnp.any(there > jnp.max(jax.vmap(joint.value)(drawn)) + LEAST):
+            raise GuideError(
+                f"guide site {name!r} has probability zero at {value}, which the model gives weight. What the guide never draws would be "
+                "missing from the evidence; keep probabilities above zero, e.g. mix in a little of a uniform law, or use guide=None"
+            )

@@ -1,0 +1,105 @@
+"""What a posterior's own weights say against it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+
+from kayn.axes.types import Axis
+from kayn.errors import NumericsWarning, PoorFitWarning
+from kayn.evidence.soundness import unsound
+from kayn.posterior import diagnostics
+from kayn.posterior.diagnostics import GOOD_EFFICIENCY, POOR_EFFICIENCY, POOR_KHAT, POOR_SPREAD, pareto_khat
+from kayn.posterior.pool import Pool
+from kayn.support.names import shown
+from kayn.xla.compilation import is_traced
+
+MAX_KHATS = 100
+"""Plate elements whose k-hat is checked, those with the smallest effective sample size first."""
+LONG_VECTOR = 8
+"""Coordinates on one particle from which advice says so."""
+ADVICE = "Fit the guide longer, use more particles, or group latents that are strongly dependent"
+
+
+def warn_if_poor(posterior: Pool) -> None:
+    """Warn of what the weights say, where they are known: not while a transformation of the user's is being traced."""
+    if is_traced(posterior.log_evidences):
+        return
+    for complaint in unsound(posterior.problem, posterior.numbers, posterior.params, posterior.draws):
+        warnings.warn(complaint, NumericsWarning, stacklevel=3)
+    for complaint in complaints(posterior):
+        warnings.warn(complaint, PoorFitWarning, stacklevel=3)
+
+
+def check(pool: Pool) -> list[str]:
+    """What is wrong with a posterior, as sentences that name the latent or the factor."""
+    return [*unsound(pool.problem, pool.numbers, pool.params, pool.draws), *complaints(pool)]
+
+
+def complaints(posterior: Pool) -> Iterator[str]:
+    log_z = np.asarray(posterior.log_evidences)
+    possible = log_z[np.isfinite(log_z)]
+    if not possible.size:
+        yield (
+            "every combination of particles is impossible (log evidence is -inf): the proposal misses the posterior's "
+            "support, or an observed value has zero density. Fit the guide first (kayn.fit), or check the data"
+        )
+        return
+    if possible.size < log_z.size:
+        yield f"{log_z.size - possible.size} of {log_z.size} replicates hold no possible combination of particles. {ADVICE}"
+    spread = float(np.std(possible))
+    if not spread < POOR_SPREAD:
+        yield f"log evidence varies by {spread:.1f} nats (sd) between replicates, so its error is underestimated. {ADVICE}"
+    for axis in posterior.problem.layout.axes:
+        if not axis.enumerated and axis.size > 1:
+            yield from _axis_complaints(posterior, axis)
+
+
+def _axis_complaints(posterior: Pool, axis: Axis) -> Iterator[str]:
+    by_replicate = np.asarray(posterior._weights(axis.latents[0]))
+    by_replicate = by_replicate.reshape(*by_replicate.shape[:2], -1)
+    efficiency = diagnostics.efficiency(by_replicate)
+    pooled = by_replicate.reshape(-1, efficiency.size)
+    worst = int(np.argmin(efficiency))
+    who = ", ".join(map(repr, axis.latents))
+    where = f" (worst element {worst} of {efficiency.size})" if efficiency.size > 1 else ""
+    if efficiency[worst] < POOR_EFFICIENCY:
+        ess = 1 + efficiency[worst] * (axis.size - 1)
+        yield f"latent {who}: effective sample size {ess:.1f} of {axis.size} particles{where}. {ADVICE}{_about(posterior, axis)}"
+        return
+    uneven = np.flatnonzero(efficiency < GOOD_EFFICIENCY)
+    if not uneven.size:
+        return
+    khat = pareto_khat(pooled[:, uneven[np.argsort(efficiency[uneven])[:MAX_KHATS]]])
+    if np.mean(khat > POOR_KHAT) > 0.05:
+        yield f"latent {who}: Pareto k-hat {np.nanmax(khat):.2f} (above {POOR_KHAT}){where}. {ADVICE}{_about(posterior, axis)}"
+
+
+def _about(posterior: Pool, axis: Axis) -> str:
+    return _about_couplings(posterior, axis) or _about_vectors(posterior, axis)
+
+
+def _about_couplings(posterior: Pool, axis: Axis) -> str:
+    """What made latents give up an index of their own over plates, and what would not."""
+    mine = [c for c in posterior.problem.layout.couplings if c.plates and set(c.latents) & set(axis.latents)]
+    told = [f"{', '.join(map(repr, c.latents))} over {', '.join(map(shown, c.plates))}, since {c.reason}" for c in mine]
+    if not told:
+        return ""
+    return (
+        f". One particle index stands for all elements of {'; of '.join(told)}. Where every row reads one element, write that as a "
+        "lookup in a plate of rows, z[group], and each element keeps particles of its own; print(kayn.analyze(...)) tells"
+    )
+
+
+def _about_vectors(posterior: Pool, axis: Axis) -> str:
+    """Advice for vectors, all of whose coordinates share a particle."""
+    longest = max(axis.latents, key=posterior.problem.coordinates)
+    coordinates = posterior.problem.coordinates(longest)
+    if coordinates < LONG_VECTOR:
+        return ""
+    return (
+        f". The {coordinates} coordinates of {longest!r} share one particle; in a numpyro.plate, or in a "
+        "numpyro.contrib.control_flow.scan if they are a time series, each has particles of its own"
+    )

@@ -1,0 +1,118 @@
+"""Joint draws of all latents, and the combination of particles with the largest weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kayn.evidence.draws import Draws, deterministic_values
+from kayn.evidence.problem import Problem, link_index, model_inputs
+from kayn.evidence.queries import best_indices, draw_indices
+from kayn.evidence.weights import weigh
+from kayn.programs.slices import slice_outputs
+from kayn.programs.trace import VALUE
+from kayn.xla.compilation import is_traced
+
+
+@dataclass(frozen=True)
+class JointDraws:
+    """S draws of all latents.
+
+    Attributes:
+        values: [S, *shape] for every latent and deterministic site.
+        subsample: [S, M], the elements of every subsampled plate that each draw is of.
+    """
+
+    values: dict[str, Any]
+    subsample: dict[str, Any]
+
+
+jax.tree_util.register_dataclass(JointDraws, ["values", "subsample"], [])
+
+
+def mixed_plate(problem: Problem, draws: Draws, name: str) -> str | None:
+    """A plate of which the replicates hold different elements, and that a latent runs over or a deterministic site depends on; None if there is none."""
+    subsample = draws.subsample
+    if not subsample or is_traced(subsample):
+        return None
+    plates = _plates_behind(problem, name)
+    rows = {p: np.asarray(subsample[p]) for p in plates if p in subsample}
+    return next((p for p, held in rows.items() if (held != held[0]).any()), None)
+
+
+def _plates_behind(problem: Problem, name: str) -> set[str]:
+    graph, program = problem.graph, problem.model
+    if name in graph.latent_names:
+        return set(graph.latent(name).plate_names)
+    # wherever it stands: rows may be read outside of their plate
+    used = slice_outputs(program.jaxpr, [program.outputs.index(VALUE + name)])[1]
+    last = len(program.consts) + len(program.jaxpr.invars) - len(program.subsamples)
+    output = graph.output(name)
+    over = {p for latent in output.latents for p in graph.latent(latent).plate_names}
+    return over | {*output.dims} | {p for i, p in enumerate(program.subsamples) if last + i in used}
+
+
+def sample(
+    problem: Problem, num_samples: int, numbers: Mapping, params: Mapping, draws: Draws, log_evidences: Any, key: Any
+) -> JointDraws:
+    """Exact joint draws, equally many from every possible replicate."""
+    replicates = log_evidences.shape[0]
+    # the possible ones again in the places of those whose particles are all impossible
+    possible = jnp.isfinite(log_evidences)
+    chosen = jnp.argsort(~possible)[jnp.arange(replicates) % jnp.maximum(possible.sum(), 1)]
+    draws = jax.tree.map(lambda x: x[chosen], draws)
+    per = -(-num_samples // replicates)
+
+    def one(item: tuple[Draws, Any]) -> JointDraws:
+        mine, key = item
+        slots, index = _replicate_slots(problem, numbers, params, mine)
+        chosen = draw_indices(problem.layout.plan, slots, index, jax.random.split(key, per))
+        latents = jax.vmap(lambda c: take_particles(problem, mine.values, c))(chosen)
+        inputs = model_inputs(problem, numbers, params, mine.subsample)
+        rows = {n: jnp.broadcast_to(v, (per, *v.shape)) for n, v in mine.subsample.items()}
+        return JointDraws(latents | deterministic_values(problem, latents, inputs), rows)
+
+    pick, split = jax.random.split(key)
+    out = jax.lax.map(one, (draws, jax.random.split(split, replicates)))
+    # every replicate gives the same number of draws; which ones are left over is random
+    order = jax.random.permutation(pick, per * replicates)[:num_samples]
+    return jax.tree.map(lambda v: v.reshape((-1, *v.shape[2:]))[order], out)
+
+
+def mode(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws) -> dict[str, Any]:
+    """The combination of particles with the largest weight in any replicate: the site's shape for every latent."""
+
+    def one(mine: Draws) -> tuple[Any, dict[str, Any]]:
+        slots, index = _replicate_slots(problem, numbers, params, mine)
+        log_weight, chosen = best_indices(problem.layout.plan, slots, index)
+        return log_weight, take_particles(problem, mine.values, chosen)
+
+    log_weights, found = jax.lax.map(one, draws)
+    return jax.tree.map(lambda v: v[jnp.argmax(log_weights)], found)
+
+
+def take_particles(problem: Problem, values: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The latents' values at chosen particle indices ([*scope] for every axis): the site's shape for every latent."""
+    out = {}
+    for axis in problem.layout.axes:
+        index = chosen[axis.name]
+        sorted_scope = sorted(axis.scope)
+        for name in axis.latents:
+            latent = problem.graph.latent(name)
+            dims = dict(latent.plates)
+            order = sorted(axis.scope, key=dims.__getitem__)
+            aligned = jnp.transpose(index, [sorted_scope.index(p) for p in order])
+            shape = [latent.shape[d] if any(dims[p] == d for p in order) else 1 for d in range(len(latent.shape))]
+            picked = jnp.take_along_axis(values[name], aligned.reshape((1, *shape)), axis=0, mode="clip")
+            out[name] = jnp.broadcast_to(picked[0], latent.shape)
+    return out
+
+
+def _replicate_slots(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws) -> tuple[dict[int, Any], Any]:
+    inputs = model_inputs(problem, numbers, params, draws.subsample)
+    return weigh(problem, numbers, draws, params), link_index(problem, inputs)

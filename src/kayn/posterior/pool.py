@@ -1,0 +1,322 @@
+"""Weighted particles of every latent, pooled over replicates, and what can be asked of them alone."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kayn.errors import QueryError, StructureWarning
+from kayn.evidence.draws import Draws
+from kayn.evidence.expectation import Expectation, of_deterministic, of_function
+from kayn.evidence.problem import Problem
+from kayn.evidence.queries import latent_weights
+from kayn.posterior import joint
+from kayn.posterior.diagnostics import effective_sample_size, pareto_khat
+from kayn.posterior.joint import JointDraws, mixed_plate
+from kayn.support.keys import as_key
+from kayn.support.memory import refuse_too_many
+from kayn.support.options import Key, Name, Samples
+from kayn.support.validate import checked
+from kayn.xla.jit import QuickJit
+
+FALLBACK_DRAWS = 2000
+"""Joint draws used for an expectation that has no small contraction."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The model and the arguments it was conditioned on."""
+
+    model: Callable
+    args: tuple
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Weighted particles of a model's latents.
+
+    R independent replicates of the particles are pooled with equal weight. Letters in shapes: R replicates, K particles
+    of a latent's axis, P = R * K pooled particles, S draws.
+
+    Attributes:
+        problem: the traced model, guide, axes and plan.
+        call: the model and its arguments.
+        numbers: arrays that the traced programs close over.
+        params: values of `numpyro.param` sites.
+        draws: the particles, every array with a leading R.
+        log_evidences: [R] log Z of every replicate, in nats.
+        axis_weights: for every particle axis [R, *scope, K].
+    """
+
+    problem: Problem
+    call: Call
+    numbers: dict[str, Any]
+    params: dict[str, Any]
+    draws: Draws
+    log_evidences: Any
+    axis_weights: dict[str, Any]
+    _compiled: dict[Any, Callable] = field(default_factory=dict, repr=False)
+
+    # -- evidence
+
+    @property
+    def num_replicates(self) -> int:
+        return self.log_evidences.shape[0]
+
+    @property
+    def log_evidence(self) -> Any:
+        """Estimate of log p(data), in nats: log of the mean of Z over replicates (Z is unbiased, so log Z errs low)."""
+        xp = _namespace(self.log_evidences)
+        top = xp.max(self.log_evidences)
+        top = xp.where(xp.isfinite(top), top, 0.0)
+        with np.errstate(divide="ignore"):
+            return top + xp.log(xp.mean(xp.exp(self.log_evidences - top)))
+
+    @property
+    def log_evidence_error(self) -> Any:
+        """Monte Carlo standard error of `log_evidence` (delta method over replicates); NaN with one replicate."""
+        if self.num_replicates < 2:
+            return np.nan
+        xp = _namespace(self.log_evidences)
+        ratio = xp.exp(self.log_evidences - self.log_evidence)
+        return xp.std(ratio, ddof=1) / math.sqrt(self.num_replicates)
+
+    # -- particles and weights
+
+    @property
+    def latent_names(self) -> tuple[str, ...]:
+        return self.problem.graph.latent_names
+
+    @property
+    def deterministic_names(self) -> tuple[str, ...]:
+        return tuple(n for n, s in self.problem.model.sites.items() if s.kind == "deterministic")
+
+    @property
+    def particles(self) -> dict[str, Any]:
+        """Pooled particles of every latent: [P, *shape], to be read with `weights`."""
+        return {n: _local(v).reshape((-1, *v.shape[2:])) for n, v in self.draws.values.items()}
+
+    @checked(QueryError)
+    def weights(self, name: Name) -> Any:
+        """Marginal posterior weights of a latent's particles: [P, *batch shape], summing to one over P.
+
+        A latent that was coupled over a plate has equal weights along it. Source: Bowyer et al. (UAI 2024).
+        """
+        by_replicate = self._weights(self._latent(name))
+        pooled = by_replicate * _local(self._shares).reshape((-1, *(1,) * (by_replicate.ndim - 1)))
+        return pooled.reshape((-1, *pooled.shape[2:]))
+
+    @checked(QueryError)
+    def ess(self, name: Name) -> Any:
+        """Effective sample size of a latent's pooled particles: [*batch shape], between 0 and P."""
+        return jnp.asarray(effective_sample_size(np.asarray(self.weights(name))))
+
+    @checked(QueryError)
+    def khat(self, name: Name) -> np.ndarray:
+        """Pareto k-hat of a latent's weights: [*batch shape]; above 0.7 is unreliable, NaN with fewer than 25 particles."""
+        return pareto_khat(self.weights(name))
+
+    # -- moments
+
+    @checked(QueryError)
+    def mean(self, name: Name) -> Any:
+        """Posterior mean of a latent or deterministic site: the site's shape."""
+        return self._moments(name)[0]
+
+    @checked(QueryError)
+    def std(self, name: Name) -> Any:
+        """Posterior standard deviation of a latent or deterministic site: the site's shape."""
+        return self._moments(name)[1]
+
+    @checked(QueryError)
+    def expectation(self, function: Callable, *names: Name) -> Any:
+        """Posterior expectation of `function(latent_1, latent_2, ...)` under the joint of these latents.
+
+        `function` is written for one posterior sample. It is evaluated on exactly the particle axes it depends on, jointly:
+        with `lambda mu, alpha: mu * alpha` for a scalar `mu` and `alpha: [J]` the result is E[mu * alpha_j] for every j.
+        A function that mixes plate elements (`alpha.max()`) has no small contraction; it is estimated from
+        joint draws instead, with a warning.
+
+        Args:
+            names: latents or deterministic sites, one for every argument of `function`; by default those that its arguments are called after.
+
+        Returns:
+            The expectation, in the shape of the function's result.
+
+        Raises:
+            QueryError: a name is unknown, or there are not as many names as arguments.
+        """
+        names = _arguments(function, names)
+        for name in names:
+            self._known(name)
+            self._refuse_mixed_rows(name)
+        if all(n in self.latent_names for n in names):
+            plan = of_function(self.problem, function, names)
+            if plan is not None:
+                return self._expect(plan)[0]
+        return self._from_draws(
+            lambda values: function(*(values[n] for n in names)), f"expectation over {', '.join(names)}"
+        )
+
+    @checked(QueryError)
+    def covariance(self, first: Name, second: Name) -> Any:
+        """Posterior covariance of two latents, elementwise after broadcasting."""
+        a, b = self.mean(first), self.mean(second)
+        return self.expectation(lambda x, y: (x - a) * (y - b), first, second)
+
+    @checked(QueryError)
+    def probabilities(self, name: Name) -> dict[Any, Any]:
+        """Posterior probability of every value that a discrete latent takes among its particles: value -> [*batch shape]."""
+        latent = self.problem.graph.latent(self._latent(name))
+        self._refuse_mixed_rows(name)
+        if not latent.discrete:
+            raise QueryError(
+                f"latent {name!r} is continuous; probabilities() is for discrete latents, use mean() and std()"
+            )
+        values, weights = self.particles[name], self.weights(name)
+        return {v.item(): jnp.sum(jnp.where(values == v, weights, 0), 0) for v in np.unique(np.asarray(values))}
+
+    # -- draws
+
+    @checked(QueryError)
+    def sample(self, rng_key: Key, num_samples: Samples = 1000) -> dict[str, Any]:
+        """Exact joint draws from the weighted combinations of particles: [S, *shape] for every latent and deterministic site.
+
+        Along a subsampled plate, the elements of a draw are those that its replicate holds (`draws.subsample`).
+        """
+        return self._joint(rng_key, num_samples).values
+
+    def mode(self) -> dict[str, Any]:
+        """The combination of particles with the largest weight, over all replicates: the site's shape for every latent."""
+        for name in self.latent_names:
+            self._refuse_mixed_rows(name)
+        return self._jit("mode", partial(joint.mode, self.problem))(self.numbers, self.params, self.draws)
+
+    # -- internals
+
+    def _joint(self, rng_key: Any, num_samples: int) -> JointDraws:
+        sites = [s for s in self.problem.model.sites.values() if s.kind in ("sample", "deterministic")]
+        refuse_too_many("num_samples", num_samples, sum(math.prod(s.shape) for s in sites), QueryError)
+        return self._jit(("sample", num_samples), partial(joint.sample, self.problem, num_samples))(
+            self.numbers, self.params, self.draws, self.log_evidences, as_key(rng_key)
+        )
+
+    def _refuse_mixed_rows(self, name: str) -> None:
+        plate = mixed_plate(self.problem, self.draws, name)
+        if plate is not None:
+            raise QueryError(
+                f"{name!r} runs over plate {plate!r}, which is subsampled, and each of the {self.num_replicates} replicates holds other "
+                "elements of it, so there is no one answer; take num_replicates=1, whose elements are draws.subsample, or the whole plate"
+            )
+
+    def _known(self, name: str) -> None:
+        if name not in self.latent_names and name not in self.deterministic_names:
+            what = "an observed site" if name in self.problem.model.sites else "no site of the model"
+            raise QueryError(
+                f"{name!r} is {what}; latents: {list(self.latent_names)}, deterministic sites: {list(self.deterministic_names)}"
+            )
+
+    def _latent(self, name: str) -> str:
+        self._known(name)
+        if name not in self.latent_names:
+            raise QueryError(
+                f"{name!r} is a deterministic site and has no particles of its own; use mean, std, sample or expectation"
+            )
+        return name
+
+    @property
+    def _shares(self) -> Any:
+        """[R], summing to one: equal shares in pooled estimates, but none for replicates whose particles are all impossible."""
+        xp = _namespace(self.log_evidences)
+        possible = xp.isfinite(self.log_evidences)
+        return (possible / xp.maximum(possible.sum(), 1)).astype(self.log_evidences.dtype)
+
+    def _weights(self, name: str) -> Any:
+        """[R, K, *batch shape]"""
+        axis = self.problem.layout.axis_of(name).name
+        weights = _local(self.axis_weights[axis])
+        if isinstance(weights, np.ndarray):
+            return np.stack([latent_weights(self.problem, {axis: w}, name) for w in weights])
+        return jax.vmap(lambda w: latent_weights(self.problem, {axis: w}, name))(weights)
+
+    def _moments(self, name: str) -> tuple[Any, Any]:
+        self._known(name)
+        self._refuse_mixed_rows(name)
+        if name in self.latent_names:
+            values, weights = self.particles[name], self.weights(name)
+            weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
+            # weights of zero may meet infinite particles
+            xp = _namespace(values)
+            mean = xp.sum(xp.where(weights > 0, weights * values, 0), 0)
+            # once more about itself: far from zero, the rounding of a sum of many is much of a narrow spread
+            mean = mean + xp.sum(xp.where(weights > 0, weights * (values - mean), 0), 0)
+            variance = xp.sum(xp.where(weights > 0, weights * (values - mean) ** 2, 0), 0)
+            return jnp.asarray(mean), jnp.asarray(xp.sqrt(variance))
+        plan = of_deterministic(self.problem, name)
+        if plan is not None:
+            return self._expect(plan)
+        mean = self._from_draws(lambda values: values[name], name)
+        square = self._from_draws(lambda values: (values[name] - mean) ** 2, name)
+        return mean, jnp.sqrt(square)
+
+    def _expect(self, plan: Expectation) -> tuple[Any, Any]:
+        return self._jit(plan, plan.moments)(self.numbers, self.params, self.draws, self._shares)
+
+    def _from_draws(self, function: Callable[[Mapping], Any], what: str) -> Any:
+        warnings.warn(
+            f"{what}: it mixes plate elements whose particles are indexed separately, so it is estimated from "
+            f"{FALLBACK_DRAWS} joint draws instead of an exact contraction",
+            StructureWarning,
+            stacklevel=5,
+        )
+        draws = self._joint(0, FALLBACK_DRAWS).values
+        return jnp.mean(jax.vmap(function)(draws), 0)
+
+    def _jit(self, key: Any, function: Callable) -> Callable:
+        if key not in self._compiled:
+            self._compiled[key] = QuickJit(function)
+        return self._compiled[key]
+
+
+def _local(array: Any) -> Any:
+    """As a NumPy array where the numbers are known: small eager operations need not be compiled one by one."""
+    return array if isinstance(array, jax.core.Tracer) else np.asarray(array)
+
+
+def _namespace(array: Any) -> Any:
+    """NumPy for arrays on the host, where small sums need no compilation."""
+    return np if isinstance(array, np.ndarray) else jnp
+
+
+def _arguments(function: Callable, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The latents that a function's arguments stand for.
+
+    Raises:
+        QueryError: there are not as many names as arguments.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # built in
+        signature = None
+    if signature is not None:
+        names = names or tuple(signature.parameters)
+        try:
+            signature.bind(*names)
+        except TypeError:
+            names = ()
+    if not names:
+        raise QueryError(
+            "expectation() needs the name of a latent for every argument of its function, e.g. posterior.expectation(lambda m, a: m * a, "
+            "'mu', 'alpha'); without names, arguments are taken for the latents that they are called after"
+        )
+    return names

@@ -1,0 +1,251 @@
+"""Run a model again on draws of a posterior, on its own data or on others: what prediction, scoring and export have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro import handlers
+from numpyro.primitives import Messenger
+
+from kayn.axes.minibatches import read_plates
+from kayn.errors import QueryError
+from kayn.evidence.problem import read_model
+from kayn.evidence.soundness import settled
+from kayn.posterior.joint import JointDraws
+from kayn.posterior.pool import Pool
+from kayn.posterior.scores import observed_scores, seen_rows
+from kayn.posterior.states import owned_states, summed_out
+from kayn.programs.given import Given
+from kayn.programs.roles import Fixed
+from kayn.programs.seeding import seeded
+from kayn.programs.sites import Site, inspect_sites
+from kayn.programs.slices import slice_outputs
+from kayn.programs.trace import DATA, Program, innermost
+
+BATCH = 100
+"""Draws handled at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What the model is run on.
+
+    Attributes:
+        observe: keep observed sites; otherwise they are drawn too.
+        new_plates: plates whose elements are all new.
+        whole: indices of subsampled plates that are taken whole.
+        own: whether the arguments are the posterior's own, so that subsampled plates with latents hold the elements of the draw.
+    """
+
+    args: tuple
+    kwargs: Mapping[str, Any]
+    observe: bool
+    new_plates: tuple[str, ...] = ()
+    whole: Mapping[str, Any] = field(default_factory=dict)
+    own: bool = False
+
+
+class _Condition(Messenger):
+    """Gives latents the values of one posterior draw; plate elements that the draw lacks are sampled from the model.
+
+    Args:
+        values: the draw.
+        new_plates: plates whose elements are all new.
+        observe: keep observed sites; otherwise they are drawn too.
+    """
+
+    def __init__(self, fn: Callable, values: Mapping[str, Any], new_plates: tuple[str, ...], observe: bool):
+        super().__init__(fn)
+        self.values, self.new_plates, self.observe = values, new_plates, observe
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and isinstance(innermost(msg["fn"]), dist.ImproperUniform) and msg["value"] is None:
+            self._place_improper(msg)
+        if self.observe:
+            return
+        if msg["type"] == "control_flow":
+            # a loop tells of its sites only when it is over
+            body, *rest = msg["args"]
+            msg["args"] = (_Condition(body, {}, (), observe=False), *rest)
+        elif msg["type"] == "sample" and msg["is_observed"] and not isinstance(innermost(msg["fn"]), dist.Unit):
+            msg["is_observed"], msg["value"] = False, None
+
+    def _place_improper(self, msg: dict[str, Any]) -> None:
+        """Give a latent that nothing can be drawn from its value at once."""
+        if not self.values:
+            return  # read, not run
+        drawn = self.values.get(msg["name"])
+        new = [f.name for f in msg["cond_indep_stack"] if f.name in self.new_plates]
+        if new or drawn is None or jnp.shape(drawn) != msg["fn"].shape():
+            raise QueryError(
+                f"latent {msg['name']!r} has an improper prior (ImproperUniform), so new elements of it cannot be drawn; keep the elements of the "
+                "posterior, or give it a proper prior"
+            )
+        msg["value"] = drawn
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] != "sample" or msg["is_observed"] or msg["name"] not in self.values:
+            return
+        msg["value"] = self._merge(msg["name"], msg["value"], self.values[msg["name"]], msg)
+
+    def _merge(self, name: str, fresh: Any, drawn: Any, msg: Mapping[str, Any]) -> Any:
+        walk = isinstance(innermost(msg["fn"]), dist.GaussianRandomWalk)
+        if walk and fresh.shape[:-1] == drawn.shape[:-1] and fresh.shape[-1] > drawn.shape[-1]:
+            return _carried_on(fresh, drawn)
+        rank = len(msg["fn"].batch_shape)
+        plates = {rank + f.dim: f.name for f in msg["cond_indep_stack"]}
+        if jnp.ndim(fresh) != jnp.ndim(drawn):
+            raise QueryError(
+                f"latent {name!r} has {jnp.ndim(fresh)} dimensions under the new arguments, {jnp.ndim(drawn)} in the posterior"
+            )
+        keep = []
+        for dim, (new, old) in enumerate(zip(jnp.shape(fresh), jnp.shape(drawn), strict=True)):
+            if plates.get(dim) in self.new_plates:
+                return fresh
+            if new < old or (new > old and dim not in plates):
+                where = f"plate {plates[dim]!r}" if dim in plates else f"dimension {dim}"
+                raise QueryError(
+                    f"latent {name!r} has {old} elements along {where} in the posterior but {new} under the new arguments; keep the "
+                    "known elements first and append new ones, or name the plate in new_plates= if all its elements are new"
+                )
+            keep.append(slice(0, old))
+        return jnp.asarray(fresh).at[tuple(keep)].set(drawn) if keep else drawn
+
+
+def _carried_on(fresh: Any, drawn: Any) -> Any:
+    """A walk whose later steps are those of a fresh one, moved to where the draw ends."""
+    steps = drawn.shape[-1]
+    moved = drawn[..., -1:] + fresh[..., steps:] - fresh[..., steps - 1 : steps]
+    return jnp.concatenate([drawn, moved], -1)
+
+
+def checked(posterior: Pool, setting: Setting) -> Setting:
+    """The setting with its whole plates, if its arguments can be used.
+
+    Raises:
+        KaynError: indices are out of range, data that are scored are NaN or impossible, time series get shorter, or latents of a subsample meet
+            other data.
+    """
+    args, kwargs, new_plates = setting.args, setting.kwargs, setting.new_plates
+    model = _Condition(posterior.call.model, {}, (), setting.observe)
+    sites = inspect_sites(model, args, kwargs, posterior.params)
+    program, _ = read_model(model, args, kwargs, posterior.params, sites)
+    for name, old in _chains(posterior).items():
+        if name not in sites or {f[0] for f in old.frames} & set(new_plates):
+            continue
+        new = sites[name]
+        if new.shape[0] < old.shape[0] or new.shape[1:] != old.shape[1:]:
+            raise QueryError(
+                f"time series {name!r} has shape {old.shape} in the posterior but {new.shape} under the new arguments; it may "
+                "get more steps, after those of the training data, but no new elements of other plates, unless all are new "
+                "(new_plates=)"
+            )
+    return replace(setting, whole=_whole_plates(posterior, program, setting))
+
+
+def own_data(posterior: Pool, observe: bool) -> Setting:
+    """The arguments that the posterior was conditioned on."""
+    setting = Setting(posterior.call.args, posterior.call.kwargs, observe, own=True)
+    return replace(setting, whole=_whole_plates(posterior, posterior.problem.model, setting))
+
+
+def _whole_plates(posterior: Pool, program: Program, setting: Setting) -> dict[str, Any]:
+    """Indices of subsampled plates to be taken whole: those that the model reads rows by, and over which it has no latents that are known.
+
+    Args:
+        program: the model under the setting's arguments.
+
+    Raises:
+        QueryError: latents of a subsample meet other arguments.
+    """
+    # what a handler has set stays so
+    read = [n for n in read_plates(program) if not program.sites[n].fixed]
+    held = {p: z.name for z in posterior.problem.graph.latents for p in z.plate_names if p not in setting.new_plates}
+    for plate in read:
+        if plate in held and not setting.own:
+            raise QueryError(
+                f"latent {held[plate]!r} runs over plate {plate!r}, which is subsampled, so the posterior knows some of its elements only; name the "
+                "plate in new_plates= to draw all of them anew, or fit without subsample_size"
+            )
+    return {n: jnp.arange(program.sites[n].batch_shape[0]) for n in read if n not in held}
+
+
+def _chains(posterior: Pool) -> dict[str, Site]:
+    sites = posterior.problem.model.sites
+    return {n: sites[n] for n in posterior.latent_names if sites[n].steps is not None}
+
+
+def run_model(posterior: Pool, setting: Setting, key: Any, draw: JointDraws) -> dict[str, Any]:
+    values, chains, new_plates = draw.values, _chains(posterior), setting.new_plates
+    all_new = {n for n, s in chains.items() if {f[0] for f in s.frames} & set(new_plates)}
+    # NumPyro itself carries on the path of a scan where the draw ends
+    paths = {n: values[n] for n, s in chains.items() if not s.walk and n not in all_new}
+    known = {n: values[n] for n in posterior.latent_names if n not in (paths.keys() | all_new)}
+    rows = {**(draw.subsample if setting.own else {}), **setting.whole}
+    # inside the conditioning, so that it records the draw's values
+    # what handlers have set is data, as in the posterior; predictions keep it
+    model = Fixed(posterior.call.model) if setting.observe else posterior.call.model
+    program = handlers.trace(Given(model, params=posterior.params, latents=paths, subsample=rows))
+    seeded(_Condition(program, known, new_plates, setting.observe), key)(*setting.args, **setting.kwargs)
+    return program.trace
+
+
+def scorer(posterior: Pool, setting: Setting) -> Callable[[Any, JointDraws], tuple[dict[str, Any], dict[str, Any]]]:
+    """What gives the log density of every datum under a draw, and whether it is seen.
+
+    Of the posterior's own data, states that rows own are summed out (`kayn.posterior.states`).
+    """
+    owned = owned_states(posterior.problem) if setting.own else {}
+
+    def one(key: Any, draw: JointDraws) -> tuple[dict[str, Any], dict[str, Any]]:
+        trace = run_model(posterior, setting, key, draw)
+        scores = observed_scores(trace)
+        if not scores:
+            raise QueryError(
+                "the model has no observed site under these arguments; pass the data (e.g. y=...) as when fitting"
+            )
+        seen = seen_rows(trace, scores)
+
+        def again(states: Mapping[str, Any]) -> dict[str, Any]:
+            return run_model(posterior, setting, key, replace(draw, values={**draw.values, **states}))
+
+        summed = summed_out(owned, trace, scores, again)
+        return {n: jnp.where(seen[n], v, scores[n]) for n, v in summed.items()}, seen
+
+    return one
+
+
+def scored_data(posterior: Pool, items: tuple[Any, JointDraws]) -> tuple[dict[str, Any], ...]:
+    """What the posterior was conditioned on, by observed site, for keys and draws of it.
+
+    Returns:
+        Log likelihood and whether any of a row is hidden by no mask: [S, *rows]; the data, and whether they are data in all draws and not latents:
+        [*shape].
+    """
+    setting, program = own_data(posterior, observe=True), posterior.problem.model
+    scores, seen = over_draws(items, scorer(posterior, setting))
+    scores = settled(scores)
+
+    def values(key: Any, draw: JointDraws) -> dict[str, Any]:
+        trace = run_model(posterior, setting, key, draw)
+        return {n: trace[n]["value"] for n in scores}
+
+    latents = range(len(program.consts), len(program.consts) + len(program.inputs))
+    fixed = not set(slice_outputs(program.jaxpr, [program.outputs.index(DATA + n) for n in scores])[1]) & set(latents)
+    found = over_draws(jax.tree.map(lambda v: v[:1], items) if fixed else items, values)
+    return (
+        scores,
+        seen,
+        {n: v[0] for n, v in found.items()},
+        {n: ((v == v[0]) | ((v != v) & (v[0] != v[0]))).all(0) for n, v in found.items()},
+    )
+
+
+def over_draws(items: tuple[Any, JointDraws], one: Callable[[Any, JointDraws], Any]) -> Any:
+    size = min(BATCH, items[0].shape[0])
+    return jax.jit(lambda items: jax.lax.map(lambda item: one(*item), items, batch_size=size))(items)

@@ -1,0 +1,158 @@
+"""Names of JAX's primitives by what they do; every list of primitives stands here."""
+
+from __future__ import annotations
+
+ELEMENTWISE = frozenset(
+    [
+        "abs",
+        "acos",
+        "acosh",
+        "add",
+        "add_any",
+        "and",
+        "asin",
+        "asinh",
+        "atan",
+        "atan2",
+        "atanh",
+        "bessel_i0e",
+        "bessel_i1e",
+        "cbrt",
+        "ceil",
+        "clamp",
+        "conj",
+        "convert_element_type",
+        "copy",
+        "copy_p",
+        "cos",
+        "cosh",
+        "digamma",
+        "div",
+        "eq",
+        "erf",
+        "erf_inv",
+        "erfc",
+        "exp",
+        "exp2",
+        "expm1",
+        "floor",
+        "ge",
+        "gt",
+        "igamma",
+        "igamma_grad_a",
+        "igammac",
+        "imag",
+        "integer_pow",
+        "is_finite",
+        "le",
+        "lgamma",
+        "log",
+        "log1p",
+        "logistic",
+        "lt",
+        "max",
+        "min",
+        "mul",
+        "ne",
+        "neg",
+        "nextafter",
+        "not",
+        "or",
+        "polygamma",
+        "population_count",
+        "pow",
+        "real",
+        "reduce_precision",
+        "regularized_incomplete_beta",
+        "rem",
+        "round",
+        "rsqrt",
+        "select_n",
+        "shift_left",
+        "shift_right_arithmetic",
+        "shift_right_logical",
+        "sign",
+        "sin",
+        "sinh",
+        "sqrt",
+        "square",
+        "stop_gradient",
+        "sub",
+        "tan",
+        "tanh",
+        "xor",
+        "zeta",
+        "mul_no_nan",
+        "square_p",
+    ]
+)
+SAME = frozenset(
+    (
+        "broadcast_in_dim",
+        "concatenate",
+        "copy",
+        "copy_p",
+        "dynamic_slice",
+        "expand_dims",
+        "gather",
+        "optimization_barrier",
+        "pad",
+        "reshape",
+        "rev",
+        "select_n",
+        "slice",
+        "split",
+        "squeeze",
+        "stack",
+        "stop_gradient",
+        "transpose",
+        "unstack",
+    )
+)
+"""Every entry of the result is an entry of an operand; which one does not depend on latents, or else all is one part."""
+
+TRANSCENDENTAL = frozenset(
+    (
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log1p",
+        "logistic",
+        "tanh",
+        "erf",
+        "erfc",
+        "erf_inv",
+        "pow",
+        "sin",
+        "cos",
+        "tan",
+        "sinh",
+        "cosh",
+        "atan2",
+    )
+)
+POLYNOMIAL = frozenset(
+    ("lgamma", "digamma", "polygamma", "igamma", "igammac", "regularized_incomplete_beta", "bessel_i0e", "bessel_i1e")
+)
+"""Compilers take these apart into cheap operations, and repeat those wherever the result is used."""
+LINEAR = frozenset(
+    [
+        "broadcast_in_dim",
+        "concatenate",
+        "cumsum",
+        "expand_dims",
+        "pad",
+        "reduce_sum",
+        "reshape",
+        "rev",
+        "slice",
+        "split",
+        "squeeze",
+        "transpose",
+    ]
+)
+PARTIAL = frozenset(["pad", "slice"])
+"""Those that may leave out elements of what they are given, so that all of their result is not all of it."""
+REDUCTIONS = frozenset(f"reduce_{kind}" for kind in ("and", "max", "min", "or", "prod", "xor")) | {"argmax", "argmin"}
+INDEXED = frozenset(["dynamic_slice", "gather"])

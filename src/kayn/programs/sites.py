@@ -1,0 +1,271 @@
+"""The sites of a program, found by abstract evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro import handlers
+from numpyro.distributions import constraints
+from numpyro.distributions.util import is_identically_one
+from numpyro.infer.autoguide import AutoGuide
+
+from kayn.errors import GuideError, ModelError
+from kayn.programs.data import explained, refuse_shape
+from kayn.programs.density_arguments import family_of
+from kayn.programs.given import FIXED, Given, OneKind, refuse_two_kinds
+from kayn.programs.params import CheckedParams
+from kayn.programs.random_walks import WALK, Walks
+from kayn.programs.randomness import Keys
+from kayn.programs.roles import ADDED, Fixed, Untransformed, as_read, check_guide
+from kayn.programs.supports import Support, support_of
+from kayn.programs.wrappers import element_mask, innermost
+from kayn.support.names import fresh
+from kayn.xla.compilation import within_transformation
+
+CHECKED_SUPPORTS = (
+    type(constraints.boolean),
+    type(constraints.nonnegative_integer),
+    type(constraints.positive_integer),
+    type(constraints.unit_interval),
+    constraints.integer_interval,
+    constraints.integer_greater_than,
+    constraints.interval,
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A sample, deterministic, plate or param site as the trace shows it, without numbers."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...] = ()
+    dtype: str = "float32"
+    batch_shape: tuple[int, ...] = ()
+    frames: tuple[tuple[str, int, int], ...] = ()
+    observed: bool = False
+    discrete: bool = False
+    enumerate: bool = False
+    support_size: int | None = None
+    auxiliary: bool = False
+    delta: bool = False
+    reparameterised: bool = True
+    family: str = ""
+    exponential_family: str | None = None
+    independent_ndim: int = 0
+    support: Support | None = None
+    mask_ndim: int = 0
+    """Dimensions of what its masks stand at: those of the batch, and of events that are made of masked elements."""
+    steps: int | None = None
+    """Number of steps of the chain that the site is; its leading dimension."""
+    walk: bool = False
+    """Whether the chain is one site in the model, and not one of a `scan`."""
+    added: bool = False
+    """Whether kayn has added it: keys, and log densities of point masses."""
+    fixed: bool = False
+    """Whether a handler has set the indices of the plate that it is, in the program or in its partner (of model and guide)."""
+
+    @property
+    def event_dim(self) -> int:
+        return len(self.shape) - len(self.batch_shape)
+
+
+def inspect_sites(fn: Callable, args: tuple, kwargs: Mapping, params: Any, guide: bool = False) -> dict[str, Site]:
+    """All sites of a program, found by abstract evaluation (nothing is computed).
+
+    Args:
+        guide: whether the program is a guide, where point masses are draws as others are.
+
+    Raises:
+        ModelError: a site name is used twice, or for sites of two kinds, or a plate with two sizes, or a site stands in a JAX transformation.
+        GuideError: a guide has a factor.
+    """
+    if not callable(fn):
+        raise ModelError(f"model and guide must be NumPyro programs (functions), but one is {type(fn).__name__} {fn!r}")
+    if isinstance(fn, AutoGuide):
+        _set_up_autoguide(fn, args, kwargs)
+    found: dict[str, Site] = {}
+
+    def run() -> int:
+        program = CheckedParams(OneKind(Given(Fixed(Untransformed(fn)), params=params)), params or {})
+        program = Keys(handlers.seed(handlers.substitute(program, substitute_fn=placeholder), jax.random.key(0)))
+        try:
+            with Walks({}):
+                trace = handlers.trace(program).get_trace(*args, **kwargs)
+        except AssertionError as error:
+            if "unique names" in str(error):
+                raise ModelError(
+                    f"{error}. Every site of a model needs its own name; rename one of the two."
+                ) from error
+            raise
+        except NotImplementedError as error:
+            if "control flow" in str(error):
+                raise ModelError(f"NumPyro does not run this program: {error}") from error
+            raise
+        except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+            if (told := explained(error, fn, args, kwargs)) is error:
+                raise
+            raise told from error
+        if guide:
+            ratios = _ratios(trace)
+            check_guide(trace, lambda site: own_scale(site, ratios) is not None)
+        trace = as_read(trace, guide)
+        found.update({name: _site(name, site, trace) for name, site in trace.items() if _is_site(site)})
+        found.update({n: Site(n, "key", jnp.shape(v), "uint32", added=True) for n, v in program.found.items()})
+        return 0
+
+    jax.eval_shape(run)
+    found = _name_steps(found)
+    _check_plates(found)
+    return found
+
+
+def share_fixed(sites: Mapping[str, Site], partner: Mapping[str, Site]) -> dict[str, Site]:
+    """Sites of which those plates count as fixed that are so in a partner program."""
+    fixed = {n for n, s in partner.items() if s.fixed}
+    return {n: replace(s, fixed=True) if n in fixed and s.kind == "plate" else s for n, s in sites.items()}
+
+
+def _ratios(trace: Mapping[str, Any]) -> dict[str, float]:
+    """How many elements one of a plate stands for."""
+    return {n: s["args"][0] / jnp.shape(s["value"])[0] for n, s in trace.items() if s["type"] == "plate"}
+
+
+def _name_steps(sites: Mapping[str, Site]) -> dict[str, Site]:
+    """Sites in loops with the loop's steps as a plate: "time", or "time_<length>" where there are several lengths."""
+    lengths = {s.steps for s in sites.values() if s.steps is not None}
+    taken = {f[0] for s in sites.values() for f in s.frames} | set(sites)
+    base = "time" if "time" not in taken else "scan_time"
+    names = {length: fresh(base if len(lengths) == 1 else f"{base}_{length}", taken) for length in sorted(lengths)}
+
+    def named(site: Site) -> Site:
+        if site.steps is None:
+            return site
+        return replace(site, frames=(*site.frames, (names[site.steps], -len(site.batch_shape), site.steps)))
+
+    return {n: named(s) for n, s in sites.items()}
+
+
+def _set_up_autoguide(guide: AutoGuide, args: tuple, kwargs: Mapping) -> None:
+    """An autoguide reads its model on first use and keeps what it finds, which must happen outside of any tracing."""
+    if guide.prototype_trace is not None:
+        return
+    if within_transformation():
+        raise GuideError(
+            f"{type(guide).__name__} is used for the first time inside a JAX transformation such as jax.jit; call it once "
+            "before, as SVI.init does: numpyro.handlers.seed(guide, 0)(*args)"
+        )
+    handlers.block(handlers.seed(guide, jax.random.key(0)))(*args, **kwargs)
+
+
+def _check_plates(sites: Mapping[str, Site]) -> None:
+    sizes: dict[str, tuple[int, str]] = {}
+    for site in sites.values():
+        for plate, _, size in site.frames:
+            if plate in sites and sites[plate].kind != "plate":  # NumPyro does not tell of plates inside loops
+                refuse_two_kinds(plate, sites[plate].kind, "plate")
+            known, first = sizes.setdefault(plate, (size, site.name))
+            if known != size:
+                raise ModelError(
+                    f"plate {plate!r} has size {known} at site {first!r} but size {size} at site {site.name!r}; "
+                    "one plate name stands for one set of elements, so use two names or one size"
+                )
+
+
+def _is_site(site: Mapping[str, Any]) -> bool:
+    return site["type"] in ("sample", "deterministic", "plate", "param", "mutable")
+
+
+def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
+    if site["type"] == "plate":
+        full, size = site["args"][0], jnp.shape(site["value"])[0]
+        return Site(name, "plate", shape=(size,), batch_shape=(full,), fixed=FIXED in site)
+    if site["type"] in ("param", "mutable"):
+        return Site(name, site["type"])
+    value = site["value"]
+    shape, dtype = jnp.shape(value), str(jnp.result_type(value)) if value is not None else "float32"
+    frames = tuple((f.name, f.dim, f.size) for f in site["cond_indep_stack"])
+    if site["type"] == "deterministic":
+        return Site(name, "deterministic", shape, dtype, shape, frames)
+    fn = site["fn"]
+    if site["is_observed"] and value is not None and not isinstance(innermost(fn), dist.Unit):
+        plates = [dim - fn.event_dim for _, dim, _ in frames]
+        refuse_shape(name, shape, fn.shape(), innermost(fn).event_dim, plates)
+    infer = site["infer"]
+    walk = WALK in infer
+    steps = shape[0] if walk or ("_scan_current_index" in infer and shape) else None
+    base = innermost(fn)
+    discrete = bool(getattr(fn.support, "is_discrete", False)) if not isinstance(base, dist.Unit) else False
+    enumerate_ = infer.get("enumerate") == "parallel"
+    return Site(
+        name,
+        "sample",
+        shape,
+        dtype,
+        tuple(fn.batch_shape),
+        frames,
+        observed=site["is_observed"],
+        discrete=discrete,
+        enumerate=enumerate_,
+        support_size=_support_size(name, fn) if enumerate_ and not site["is_observed"] else None,
+        auxiliary=bool(infer.get("is_auxiliary")),
+        delta=isinstance(base, dist.Delta),
+        reparameterised=bool(fn.has_rsample),
+        family=type(base).__name__,
+        exponential_family=family_of(base),
+        independent_ndim=fn.event_dim - base.event_dim,
+        support=None if site["is_observed"] else support_of(fn),
+        mask_ndim=0 if (mask := element_mask(fn)) is None else mask.ndim,
+        steps=steps,
+        walk=walk,
+        added=ADDED in infer,
+    )
+
+
+def _support_size(name: str, fn: dist.Distribution) -> int:
+    if not fn.has_enumerate_support or fn.event_dim > 0:
+        raise ModelError(
+            f"site {name!r} asks for enumeration, but its distribution {type(fn).__name__} cannot be enumerated "
+            "element by element; drop infer={'enumerate': 'parallel'} and give the site a guide, or use a "
+            "distribution with finite support and no event dimension"
+        )
+    return int(jax.eval_shape(lambda: fn.enumerate_support(expand=False)).shape[0])
+
+
+def placeholder(site: Mapping[str, Any]) -> Any:
+    """A value for priors that cannot be drawn from (improper ones); shapes are all that matters here."""
+    if site["type"] != "sample" or site["is_observed"]:
+        return None
+    fn = site["fn"]
+    if isinstance(innermost(fn), dist.ImproperUniform):
+        return fn.support.feasible_like(jnp.zeros(fn.shape()))
+    return None
+
+
+def own_scale(site: Mapping[str, Any], ratios: Mapping[str, float]) -> Any:
+    """The factor of `handlers.scale` alone: that of subsampled plates multiplies the plate's reduced log-sum instead."""
+    scale = site["scale"]
+    if scale is None:
+        return None
+    ratio = math.prod(ratios.get(f.name, 1.0) for f in site["cond_indep_stack"])
+    scale = scale / ratio
+    concrete = not isinstance(scale, jax.core.Tracer)
+    return None if concrete and (is_identically_one(scale) or np.allclose(scale, 1.0, rtol=1e-12)) else scale
+
+
+def refuse_point_estimates(sites: Mapping[str, Site]) -> None:
+    """Raise for guides such as AutoDelta, whose draws have no density."""
+    random = [s for s in sites.values() if s.kind == "sample" and not s.delta and not s.observed]
+    points = [s.name for s in sites.values() if s.kind == "sample" and s.delta and not s.observed]
+    if points and not random:
+        raise GuideError(
+            f"the guide puts a point mass on {', '.join(map(repr, points))} (as AutoDelta does); a point has no density "
+            "to weight particles with. Use a guide with spread, such as AutoNormal, or guide=None"
+        )

@@ -1,0 +1,1 @@
+"""Work-arounds for the compiler."""

@@ -1,0 +1,114 @@
+"""Compiled programs: how precise their matrix products are, when they are compiled, and where they are kept between runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+
+from kayn.errors import KaynError
+from kayn.support.validate import Rule, Text, checked
+
+CACHE_VARIABLE = "KAYN_CACHE"
+LANES = 8
+"""Numbers that a CPU computes at a time. XLA unrolls loops of known length below twice as many, and then does not vectorise them, unless they fit."""
+QUICK = {"xla_cpu_use_fusion_emitters": False}
+
+
+def matmul_precision() -> jax.lax.Precision | None:
+    """Full precision, unless the user sets another with `jax.default_matmul_precision` (None: what is set there holds).
+
+    GPUs would otherwise round the operands of float32 products to 10 bits (tf32).
+    """
+    return None if jax.config.jax_default_matmul_precision is not None else jax.lax.Precision.HIGHEST
+
+
+def is_traced(tree: Any) -> bool:
+    """Whether any leaf is a tracer, so that its numbers are not known."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def within_transformation() -> bool:
+    """Whether operations that start here, on known numbers, are being traced."""
+    return is_traced(jnp.zeros(()) + 0)
+
+
+@cache
+def quick_options() -> dict[str, bool] | None:
+    """What to tell the compiler, so that it writes kernels for CPUs in the older of its two ways; None where that is not to be had.
+
+    This takes a third to a half less time, see `kayn.xla.jit`.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(lambda: 0, compiler_options=QUICK).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return QUICK
+
+
+def ahead(function: Callable, *args: Any) -> Callable[[], Any]:
+    """Compile in the background: traces now, and gives a function that waits for the program and runs it once on `args`.
+
+    Within a transformation of the user's (`jax.jit`, `vmap`, `grad`) there is nothing to compile ahead: the function becomes a part of
+    whatever is being traced.
+    """
+    if is_traced(args) or within_transformation():
+        return cache(lambda: function(*args))
+    traced = jax.jit(function).trace(*args)
+    if len(traced.jaxpr.jaxpr.invars) != len(jax.tree.leaves(args)) or is_traced(traced.jaxpr.consts):
+        # the function closes over numbers that are being transformed, which JAX makes arguments of it
+        return cache(lambda: function(*args))
+    lowered = traced.lower()
+    # NumPyro's handlers are not safe to use from two threads, but only the compiler runs in this one
+    background = ThreadPoolExecutor(1, "kayn-compile")
+    compiled = background.submit(lowered.compile, quick_options())
+    background.shutdown(wait=False)
+    return cache(lambda: compiled.result()(*args))
+
+
+def apart(array: Any, witness: Any) -> Any:
+    """The same array, on CPUs computed on its own in its own order.
+
+    XLA fuses what makes an array into what uses it, in the order in which that uses it. Where the last dimension there is short, CPUs then
+    compute one entry at a time; on its own, over long rows, eight at a time. No fusion crosses a condition.
+
+    Args:
+        witness: any number that only the run knows.
+    """
+    if jax.default_backend() != "cpu":
+        return array
+    # two ways to say the same, which compilers do not see through
+    return jax.lax.cond(
+        jnp.asarray(witness, float) < 0, lambda x: jnp.where(x == 1, jnp.ones_like(x), x), lambda x: x, array
+    )
+
+
+@checked()
+def cache_compilation(directory: Annotated[Text | os.PathLike | None, Rule("a path, or None")] = None) -> Path:
+    """Keep compiled programs on disk, so that the same model on data of the same shape compiles once and not in every session.
+
+    Args:
+        directory: by default the environment's `KAYN_CACHE`, else `kayn/programs` in the user's cache directory.
+
+    Returns:
+        The directory.
+    """
+    chosen = directory or os.environ.get(CACHE_VARIABLE)
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = Path(chosen) if chosen else base / "kayn" / "programs"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KaynError(f"directory {path} cannot be made ({error.strerror}); give another one") from error
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return path
