@@ -1,6 +1,7 @@
 """Code in the guides runs, and does what the guides say."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import jax
@@ -16,7 +17,8 @@ from numpyro.infer.autoguide import AutoNormal
 
 import kayn
 
-GUIDES = Path(__file__).parents[1] / "docs" / "guides"
+ROOT = Path(__file__).parents[1]
+GUIDES = ROOT / "docs" / "guides"
 
 
 def block(page, containing):
@@ -95,3 +97,18 @@ def test_networks_of_flax_are_trained(loss):
     # each of two patterns half of the time: log 2 nats a row at best
     assert found.losses[-20:].mean() / 20 < np.log(2) + 0.3
     assert found.losses[:5].mean() / 20 > 2.5
+
+
+def test_the_table_of_layers_is_the_contract():
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    layers = [{part.strip(" ()") for part in re.split(r"[|:]", layer)} for layer in contract["layers"]]
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("| layer | says |\n|---|---|\n")[1].split("\n\n")[0]
+    told = [set(re.findall(r"`(\w+)`", row.split("|")[1])) for row in table.splitlines()]
+    assert told == layers
+
+
+def test_files_that_contributing_names_exist():
+    named = re.findall(r"\| `([a-z_]+/[a-z_]+\.py)` \|", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) >= 10
+    for name in named:
+        assert (ROOT / "src/kayn" / name).is_file(), name
