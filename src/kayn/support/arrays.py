@@ -1,0 +1,18 @@
+"""Names for annotations: arrays, random keys and trees of arrays.
+
+Shapes stand in docstrings, `log_weights: [K, *plates], nats`, since their axes have names and their number depends on
+the model. What may be anything (a model's own arguments, NumPyro's messages, parameters of equations) stays `Any`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import jax
+
+Array: TypeAlias = jax.Array
+"""An array that JAX computes with, or a tracer of one; NumPy's arrays and plain numbers go where these go."""
+KeyArray: TypeAlias = jax.Array
+"""One random key of the new style, as `kayn.support.keys.as_key` makes it."""
+PyTree: TypeAlias = Any
+"""A tree of arrays: parameters, states of optimisers and of modules."""
