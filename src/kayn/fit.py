@@ -125,7 +125,7 @@ def fit(
         num_particles: K particles of every latent, one number or a mapping from latent name.
         key: a key or an int seed.
         progress: show a bar with the log evidence.
-        guide: None for a factorised guide.
+        guide: None for a factorised guide; with "qem", latents that no data lie below follow their prior.
         num_steps: at most so many steps; fitting stops earlier when the log evidence has stopped improving.
         learning_rate: of Adam, for "rws" and "vi".
         params: values of `numpyro.param` sites to start from.

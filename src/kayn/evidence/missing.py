@@ -30,7 +30,7 @@ TRIES = 3
 
 def warn_if_nothing_observed(program: Program, fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
     """Warn where a model has no data, so that its posterior is its prior: no observed site, none with a row, or all of them masked."""
-    if any(_is_observed(program, n) for n, s in program.sites.items() if s.kind == "sample" and s.observed):
+    if any(is_observed(program, n) for n, s in program.sites.items() if s.kind == "sample" and s.observed):
         return
     empty = [n for n, value in arguments(fn, args, kwargs) if value is None]
     hint = (
@@ -89,7 +89,8 @@ def refuse_missing_groups(wrapped: Sequence[Wrapped], fn: Callable, args: tuple,
         warnings.warn(text, DataWarning, stacklevel=4)
 
 
-def _is_observed(program: Program, name: str) -> bool:
+def is_observed(program: Program, name: str) -> bool:
+    """Whether data of an observed site count: no mask that is known hides all of them."""
     if MASK + name not in program.outputs:
         return True
     run, used = slice_outputs(program.jaxpr, [program.outputs.index(MASK + name)])

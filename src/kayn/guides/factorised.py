@@ -23,7 +23,7 @@ from kayn.axes.minibatches import assembled, blocks_of_rows, full_shape, subsamp
 from kayn.errors import GuideError
 from kayn.guides.families import Bernoulli, Beta, Categorical, Dirichlet, Exponential, Family, Gamma, Poisson
 from kayn.guides.normal import Gaussian, MultivariateNormal, Normal
-from kayn.guides.start import Prior, prior
+from kayn.guides.start import Conditional, Prior, prior
 from kayn.particles.lattice import even_normal
 from kayn.programs.given import FIXED, Given
 from kayn.programs.seeding import draw
@@ -87,14 +87,23 @@ class FactorisedGuide:
 
     Attributes:
         rows: indices of subsampled plates that a handler has set in the guide that it was read from.
+        below: latents that no data lie below (`kayn.evidence.dataless`): they follow their prior, given these sites.
     """
 
     sites: tuple[GuideSite, ...]
     rows: Mapping[str, Any] = field(default_factory=dict)
+    below: Conditional | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         with handlers.substitute(data=dict(self.rows)):
-            return self._run()
+            out = self._run()
+        if self.below is not None:
+            self.below.run(args, kwargs, out)
+        return out
+
+    def without(self, below: Conditional) -> FactorisedGuide:
+        """The same guide with some of its sites left to their prior."""
+        return replace(self, sites=tuple(s for s in self.sites if s.name not in below.names), below=below)
 
     def _run(self) -> dict[str, Any]:
         out = {}
@@ -140,8 +149,9 @@ class FactorisedGuide:
         return out
 
     @property
-    def subsampled(self) -> bool:
-        return any(s.subsampled for s in self.sites)
+    def draws_together(self) -> bool:
+        """Whether `draw_particles` gives all sites, whatever the rows of a minibatch."""
+        return self.below is None and not any(s.subsampled for s in self.sites)
 
     @property
     def start(self) -> dict[str, Any]:

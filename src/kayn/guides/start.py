@@ -14,8 +14,9 @@ from kayn.axes.minibatches import assembled, blocks_of_rows, full_shape, subsamp
 from kayn.errors import GuideError
 from kayn.graph.flow import Sources, reach
 from kayn.programs.given import Given
-from kayn.programs.seeding import seeded
+from kayn.programs.seeding import draw, seeded
 from kayn.programs.sites import Site, placeholder
+from kayn.support.keys import as_key
 from kayn.xla.compilation import ahead
 
 PRIOR_DRAWS = 100
@@ -31,6 +32,28 @@ class Prior:
 
     supports: dict[str, Any]
     draws: Callable[[], dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Conditional:
+    """Some latents of a model given all others, as the model draws them: a part of a guide with nothing to learn."""
+
+    model: Callable
+    names: tuple[str, ...]
+
+    def run(self, args: tuple, kwargs: Mapping, others: Mapping[str, Any]) -> None:
+        """Draw them within a guide; `others` are the values of its own sites."""
+        program = handlers.substitute(Given(self.model, latents=others), substitute_fn=self._anything)
+        handlers.block(program, hide_fn=self._hides)(*args, **kwargs)
+
+    def _hides(self, msg: Mapping[str, Any]) -> bool:
+        return msg["type"] in ("sample", "deterministic", "plate") and msg["name"] not in self.names
+
+    def _anything(self, msg: Mapping[str, Any]) -> Any:
+        """A value for latents that are neither: they are on no path to these."""
+        if msg["type"] != "sample" or msg["is_observed"] or msg["name"] in self.names:
+            return None
+        return draw(msg["fn"], as_key(0), ())
 
 
 def prior(model: Callable, args: tuple, kwargs: Mapping, params: Mapping, sites: Mapping[str, Site], key: Any) -> Prior:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -21,13 +21,15 @@ import numpy as np
 from kayn.axes.minibatches import warn_of_averages
 from kayn.axes.request import TARGET_ELEMENTS, make_request
 from kayn.errors import GuideError, KaynError
+from kayn.evidence.dataless import keep_priors
 from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, build_problem
 from kayn.evidence.queries import weighted_draws
 from kayn.evidence.soundness import warn_of_steps
-from kayn.graph.expressions import is_key
 from kayn.guides.factorised import FactorisedGuide, Unstarted, best_start
 from kayn.inference import mstep
+from kayn.inference.arguments import same
+from kayn.inference.importance import evenly_drawn
 from kayn.inference.mstep import Block, blocks
 from kayn.programs.sites import inspect_sites
 from kayn.support.keys import as_key
@@ -150,9 +152,14 @@ class QEM:
         self.guide = begun.guide
         everything = {**self.guide.start, **params}
         self.model_params = {n: v for n, v in params.items() if n not in self.guide.start}
-        self.problem = build_problem(self.model, self.guide, args, kwargs, everything, self.request)
+        self.problem = self._read(self.guide, args, kwargs, everything)
         if self.user_guide is not None and not isinstance(self.user_guide, FactorisedGuide):
             _refuse_dependence(build_problem(self.model, self.user_guide, args, kwargs, params, self.request))
+        if self.user_guide is None:
+            self.problem, self.guide = keep_priors(
+                self.problem, self.guide, self.model, lambda g: self._read(g, args, kwargs, {**g.start, **params})
+            )
+            begun = replace(begun, guide=self.guide)
         warn_of_averages(self.problem.graph, self.problem.model, "QEM")
         self.blocks = blocks(self.problem, self.guide.sites, self._widening())
         self._arguments = (args, kwargs)
@@ -165,6 +172,9 @@ class QEM:
         chosen = best_start(self.guide.starts, lambda start: self._look({**start, **params}, key))
         self.guide = self.guide.started_at(chosen)
         return jax.device_put(self._first(params, key))
+
+    def _read(self, guide: Any, args: tuple, kwargs: Mapping, params: Mapping) -> Problem:
+        return evenly_drawn(self.model, guide, args, kwargs, params, self.request)
 
     def _look(self, params: Mapping[str, Any], key: Any) -> Any:
         """log Z after the first steps from some parameters, [CHUNK // 2]."""
@@ -179,11 +189,11 @@ class QEM:
         `jax.jit` then. Without arguments those of `init` are used.
         """
         self._problem()
-        if not (args or kwargs) or _same((args, kwargs), self._arguments):
+        if not (args or kwargs) or same((args, kwargs), self._arguments):
             state, log_z = self.advance(state, 1)
             return state, log_z[0]
         params = self.get_params(state)
-        problem = build_problem(self.model, self._guide(), args, kwargs, params, self.request)
+        problem = self._read(self._guide(), args, kwargs, params)
         state, (log_z, *_) = _step(self, problem, problem.numbers, state)
         return state, log_z
 
@@ -337,16 +347,3 @@ def _step(
     )
     starved = mstep.starved(problem, by_axis, qem.min_ess)
     return QEMState(moments, state.step + 1, key), (log_z, starved, by_axis, draws)
-
-
-def _same(first: Any, second: Any) -> bool:
-    """Whether two sets of arguments are known to be equal."""
-    (a, form), (b, other) = jax.tree.flatten(first), jax.tree.flatten(second)
-    return form == other and all(x is y or _equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def _equal(x: Any, y: Any) -> bool:
-    if is_traced((x, y)) or is_key(x) != is_key(y):
-        return False
-    x, y = (jax.random.key_data(v) if is_key(v) else v for v in (x, y))
-    return np.array_equal(np.asarray(x), np.asarray(y))

@@ -78,7 +78,7 @@ def trace_guide(
     sampler, consts = _trace_sampler(guide, args, kwargs, params, density)
     auxiliary = tuple(n for n in density.latents if n not in model_sites or sites[n].kind == "key")
     constraints = _constraints(density, drawn, model_sites, parents, auxiliary)
-    even = getattr(guide, "draw_particles", None) if not getattr(guide, "subsampled", True) else None
+    even = getattr(guide, "draw_particles", None) if getattr(guide, "draws_together", False) else None
     return GuideProgram(density, sampler, consts, parents, auxiliary, constraints, even)
 
 

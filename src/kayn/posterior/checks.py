@@ -9,6 +9,7 @@ import numpy as np
 
 from kayn.axes.types import Axis
 from kayn.errors import NumericsWarning, PoorFitWarning
+from kayn.evidence.dataless import is_prior
 from kayn.evidence.soundness import unsound
 from kayn.posterior import diagnostics
 from kayn.posterior.diagnostics import GOOD_EFFICIENCY, POOR_EFFICIENCY, POOR_KHAT, POOR_SPREAD, pareto_khat
@@ -20,6 +21,8 @@ MAX_KHATS = 100
 """Plate elements whose k-hat is checked, those with the smallest effective sample size first."""
 LONG_VECTOR = 8
 """Coordinates on one particle from which advice says so."""
+LEAST_OFF = 0.05
+"""Log evidence in nats, where zero is right, up to which nothing is said."""
 ADVICE = "Fit the guide longer, use more particles, or group latents that are strongly dependent"
 
 
@@ -52,9 +55,22 @@ def complaints(posterior: Pool) -> Iterator[str]:
     spread = float(np.std(possible))
     if not spread < POOR_SPREAD:
         yield f"log evidence varies by {spread:.1f} nats (sd) between replicates, so its error is underestimated. {ADVICE}"
+    yield from _known_evidence(posterior, spread / possible.size**0.5)
     for axis in posterior.problem.layout.axes:
         if not axis.enumerated and axis.size > 1:
             yield from _axis_complaints(posterior, axis)
+
+
+def _known_evidence(posterior: Pool, error: float) -> Iterator[str]:
+    """Without data the log evidence is zero: what is found to be more or less tells what weights cannot."""
+    latents = posterior.problem.graph.latent_names
+    found = float(posterior.log_evidence)
+    if is_prior(posterior.problem) and abs(found) > LEAST_OFF + 4 * error:
+        who = ", ".join(map(repr, latents[:5])) + (", ..." if len(latents) > 5 else "")
+        yield (
+            f"nothing is observed, so the log evidence is 0, but it was found to be {found:.2f} +- {error:.2f}: the guide does not reach all of the prior of "
+            f"{who}. kayn.fit(..., method='qem') without a guide draws them from the prior itself"
+        )
 
 
 def _axis_complaints(posterior: Pool, axis: Axis) -> Iterator[str]:

@@ -71,6 +71,8 @@ class Site:
     """Whether kayn has added it: keys, and log densities of point masses."""
     fixed: bool = False
     """Whether a handler has set the indices of the plate that it is, in the program or in its partner (of model and guide)."""
+    scaled: bool = False
+    """Whether its log density has a factor of `handlers.scale`."""
 
     @property
     def event_dim(self) -> int:
@@ -226,6 +228,7 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         steps=steps,
         walk=walk,
         added=ADDED in infer,
+        scaled=own_scale(site, _ratios(trace)) is not None,
     )
 
 
