@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro
 import optax
@@ -19,6 +18,7 @@ from kayn.evidence.problem import refuse_broken_arguments, refuse_unknown_params
 from kayn.guides.factorised import FactorisedGuide
 from kayn.inference.importance import Weigher, evenly_drawn
 from kayn.inference.qem import CHUNK, QEM
+from kayn.inference.stopping import UNKNOWN, Weights, until_flat
 from kayn.objectives.rws import RWS
 from kayn.objectives.state import first_state
 from kayn.objectives.vi import VI
@@ -40,9 +40,7 @@ from kayn.support.options import (
     Particles,
     Strategy,
 )
-from kayn.support.progress import progress_bar
 from kayn.support.validate import Count, Positive, checked
-from kayn.xla.compilation import is_traced
 from kayn.xla.jit import QuickJit
 
 
@@ -56,7 +54,7 @@ class Fit:
         proposal: parameters of the guide that `posterior` draws particles from; a little wider after "qem".
         log_evidence: [num_steps] history of the noisy log Z, in nats.
         converged: whether it had stopped improving before `num_steps` ran out; false where the weights of some latent were on a particle or two to
-            the end, which is a guide that has not found the posterior.
+            the end, or their effective sample size stayed poor, which is a guide that has not found the posterior.
         options: particle options, as given to `fit`.
     """
 
@@ -187,15 +185,7 @@ class _Setup:
 def _fit_qem(setup: _Setup) -> Fit:
     qem = QEM(setup.call.model, setup.guide, **setup.options)
     state = qem.init(setup.key, *setup.call.args, params=setup.params, **setup.call.kwargs)
-    starved: list[Any] = [np.asarray(False)]
-
-    def advance(state: Any, count: int) -> tuple[Any, Any]:
-        state, log_z, starved[0] = qem.advance_noticing(state, count)
-        return state, log_z
-
-    state, history, flat = _until_flat(advance, state, setup.num_steps, setup.progress)
-    # weights that had to be tempered to the end say that the guide is not where it should be, however flat the log evidence
-    converged = flat & ~starved[0] if is_traced(starved[0]) else flat and not bool(starved[0])
+    state, history, converged = until_flat(qem.advance_noticing, state, setup.num_steps, setup.progress)
     proposal = qem.get_proposal(state)
     assert qem.guide is not None
     assert qem.problem is not None
@@ -223,11 +213,11 @@ def _fit_svi(setup: _Setup) -> Fit:
     svi = SVI(call.model, guide, numpyro.optim.optax_to_numpyro(optimiser), loss=loss)
     state = _begin(svi, setup)
 
-    def advance(state: Any, count: int) -> tuple[Any, Any]:
+    def advance(state: Any, count: int) -> tuple[Any, Any, Weights]:
         state, losses = jax.lax.scan(lambda s, _: svi.update(s, *call.args, **call.kwargs), state, None, length=count)
-        return state, -losses
+        return state, -losses, UNKNOWN
 
-    state, history, converged = _until_flat(QuickJit(advance, (1,)), state, setup.num_steps, setup.progress)
+    state, history, converged = until_flat(QuickJit(advance, (1,)), state, setup.num_steps, setup.progress)
     # with the state of modules, such as running statistics
     params = {**svi.get_params(state), **(state.mutable_state or {})}
     return setup.result(guide, params, params, history, converged)
@@ -246,46 +236,3 @@ def _begin(svi: SVI, setup: _Setup) -> Any:
         with suppress(jax.errors.NonConcreteBooleanIndexError):  # a Cholesky factor among the model's own parameters
             return jax.jit(init)(setup.key)
     return init(setup.key)
-
-
-def _until_flat(advance: Callable, state: Any, num_steps: int, progress: bool) -> tuple[Any, Any, Any]:
-    """Run in chunks until the log evidence is flat, at most `num_steps` steps.
-
-    Within a transformation of the user's (`jax.jit`, `vmap`) nothing is known of the log evidence while the program is being written: all steps
-    are taken, and whether it had become flat by the end is a result of the run.
-    """
-    parts: list[Any] = []
-    done, converged = 0, False
-    with progress_bar(num_steps, progress) as show:
-        while done < num_steps and not converged:
-            state, log_z = advance(state, min(CHUNK, num_steps - done))
-            parts.append(jnp.ravel(log_z))
-            done += len(parts[-1])
-            if not is_traced(log_z):
-                parts = [np.concatenate([np.asarray(p, np.float64) for p in parts])]
-                show(done, float(np.mean(parts[0][-CHUNK:])))
-                converged = is_flat(parts[0])
-    history = jnp.concatenate(parts) if is_traced(parts) else np.concatenate([np.zeros(0), *parts])
-    return state, history, _is_flat(history) if is_traced(history) else converged
-
-
-def is_flat(history: np.ndarray, shortest: int = 2 * CHUNK) -> bool:
-    """Whether the last quarter of the steps is no better than the quarter before, beyond twice the standard error.
-
-    Quarters, and not windows of one length: the noisier the history, the longer it takes to see that it still rises.
-    """
-    window = max(shortest, len(history) // 4)
-    if len(history) < max(3 * shortest, 2 * window) or not np.isfinite(history[-2 * window :]).all():
-        return False
-    return bool(_is_flat(history, shortest))
-
-
-def _is_flat(history: Any, shortest: int = 2 * CHUNK) -> Any:
-    """As `is_flat`, of numbers that may not be known yet."""
-    window = max(shortest, len(history) // 4)
-    if len(history) < max(3 * shortest, 2 * window):
-        return jnp.array(False)
-    before, last = history[-2 * window : -window], history[-window:]
-    error = ((before.var() + last.var()) / window) ** 0.5
-    # false where anything is NaN or infinite
-    return last.mean() - before.mean() < 2 * error + 0.05

@@ -22,6 +22,7 @@ from kayn.evidence.queries import latent_weights
 from kayn.guides.factorised import GuideSite
 from kayn.guides.families import Family, Moments, Params
 from kayn.guides.normal import Normal
+from kayn.posterior.diagnostics import POOR_EFFICIENCY
 from kayn.support.names import RESERVED, joined
 from kayn.xla.compilation import is_traced
 
@@ -249,10 +250,43 @@ def effective(weights: Any) -> Any:
     return 1 / jnp.sum(weights**2, 0)
 
 
-def starved(problem: Problem, by_axis: Mapping[str, Any], target: float) -> dict[str, Any]:
-    """Which elements of every drawn axis have weights that `temper` changes: [*scope]."""
+def sizes(problem: Problem, by_axis: Mapping[str, Any]) -> dict[str, Any]:
+    """Effective numbers of particles of every drawn axis: [*scope]."""
     axes = [a for a in problem.layout.axes if not a.enumerated]
-    return {a.name: effective(jnp.moveaxis(by_axis[a.name], -1, 0)) < min(target, 0.9 * a.size) for a in axes}
+    return {a.name: effective(jnp.moveaxis(by_axis[a.name], -1, 0)) for a in axes}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the weights of some steps say of the guide.
+
+    Attributes:
+        good: whether at every latent they are such that the guide can be where it should be: not tempered at all of the steps, and of an effective
+            sample size that is not poor.
+        starved: whether those of some latent were tempered at all of the steps.
+        worst: the least efficiency (`kayn.posterior.diagnostics.efficiency`) of any latent.
+    """
+
+    good: Any
+    starved: Any
+    worst: Any
+
+
+def judged(problem: Problem, found: Mapping[str, Any], target: float) -> Weights:
+    """See `Weights`.
+
+    Args:
+        found: by axis, effective numbers of particles at every step [steps, *scope].
+        target: that below which weights are tempered.
+    """
+    xp: Any = jnp if is_traced(found) else np
+    starved, worst = xp.asarray(False), xp.asarray(1.0)
+    for axis in problem.layout.axes:
+        if axis.name in found and axis.size > 1:
+            own = xp.asarray(found[axis.name])
+            starved = starved | xp.any(xp.all(own < min(target, 0.9 * axis.size), 0))
+            worst = xp.minimum(worst, xp.min((xp.mean(own, 0) - 1) / (axis.size - 1)))
+    return Weights(~starved & (worst >= POOR_EFFICIENCY), starved, worst)
 
 
 def temper(weights: Any, target: float) -> Any:

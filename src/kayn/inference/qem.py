@@ -30,7 +30,7 @@ from kayn.guides.factorised import FactorisedGuide, Unstarted, best_start
 from kayn.inference import mstep
 from kayn.inference.arguments import same
 from kayn.inference.importance import evenly_drawn
-from kayn.inference.mstep import Block, blocks
+from kayn.inference.mstep import Block, Weights, blocks
 from kayn.programs.sites import inspect_sites
 from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
@@ -261,14 +261,10 @@ class QEM:
         state, log_z, _ = self.advance_noticing(state, count)
         return state, log_z
 
-    def advance_noticing(self, state: QEMState, count: int) -> tuple[QEMState, Any, Any]:
-        """As `advance`, and whether some latent's weights had to be tempered at all of these steps."""
-        state, (log_z, found, *_) = self._advance(self._problem().numbers, state, 1.0, count)
-        xp: Any = jnp if is_traced(found) else np
-        starved = xp.asarray(False)
-        for steps in found.values():
-            starved = starved | xp.any(xp.all(xp.asarray(steps), 0))
-        return state, log_z, starved
+    def advance_noticing(self, state: QEMState, count: int) -> tuple[QEMState, Any, Weights]:
+        """As `advance`, and what the weights of these steps say of the guide."""
+        state, (log_z, sizes, *_) = self._advance(self._problem().numbers, state, 1.0, count)
+        return state, log_z, mstep.judged(self._problem(), sizes, self.min_ess)
 
     @checked()
     def replicates(self, state: State, count: Count) -> tuple[Any, dict[str, Any], Draws] | None:
@@ -328,7 +324,7 @@ def _step(
     """One E and one M step, its rate multiplied by `strength`: the new state, and what the old guide gave.
 
     Returns:
-        The state; and log Z, which elements of every axis have weights on too few particles [*scope], axis weights and particles.
+        The state; and log Z, effective numbers of particles of every axis [*scope], axis weights and particles.
     """
     key, draw_key = jax.random.split(state.rng_key)
     params = qem.get_proposal(state)
@@ -345,5 +341,4 @@ def _step(
         jnp.isfinite(log_z),
         draws.subsample,
     )
-    starved = mstep.starved(problem, by_axis, qem.min_ess)
-    return QEMState(moments, state.step + 1, key), (log_z, starved, by_axis, draws)
+    return QEMState(moments, state.step + 1, key), (log_z, mstep.sizes(problem, by_axis), by_axis, draws)

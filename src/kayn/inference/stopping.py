@@ -1,0 +1,84 @@
+"""When a fit ends: its log evidence is flat, and the weights say that the guide is where it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from kayn.inference.mstep import Weights
+from kayn.inference.qem import CHUNK
+from kayn.support.progress import progress_bar
+from kayn.xla.compilation import is_traced
+
+UNKNOWN = Weights(True, False, 1.0)
+"""Where nothing is known of weights, they have no say."""
+BETTER = 1.1
+"""By what factor the efficiency of weights has to grow from one quarter of the steps to the next, to count as still rising."""
+
+
+def until_flat(
+    advance: Callable[[Any, int], tuple[Any, Any, Weights]], state: Any, num_steps: int, progress: bool
+) -> tuple[Any, Any, Any]:
+    """Run in chunks until the log evidence is flat, at most `num_steps` steps.
+
+    A log evidence that is flat under poor weights is a stall and no end: a guide far wider than the posterior sees all of it with a particle or two. The
+    fit then goes on while the weights become better, and as long as they have to be tempered.
+
+    Within a transformation of the user's (`jax.jit`, `vmap`) nothing is known of the log evidence while the program is being written: all steps
+    are taken, and whether it had become flat by the end is a result of the run.
+
+    Args:
+        advance: state and number of steps to the next state, the log evidence of every step, and what their weights say.
+
+    Returns:
+        The state, the log evidence [steps], and whether the fit has converged.
+    """
+    parts: list[Any] = []
+    efficiencies: list[Any] = []
+    done, converged, stalled = 0, False, False
+    with progress_bar(num_steps, progress) as show:
+        while done < num_steps and not converged and not stalled:
+            state, log_z, weights = advance(state, min(CHUNK, num_steps - done))
+            parts.append(jnp.ravel(log_z))
+            done += len(parts[-1])
+            if not is_traced(log_z):
+                parts = [np.concatenate([np.asarray(p, np.float64) for p in parts])]
+                show(done, float(np.mean(parts[0][-CHUNK:])))
+                efficiencies.append(float(weights.worst))
+                if is_flat(parts[0]):
+                    converged = bool(weights.good)
+                    stalled = not weights.starved and not _rises(efficiencies)
+    history = jnp.concatenate(parts) if is_traced(parts) else np.concatenate([np.zeros(0), *parts])
+    return state, history, _is_flat(history) & weights.good if is_traced(history) else converged
+
+
+def _rises(efficiencies: list[float]) -> bool:
+    """Whether the weights of the last quarter of the chunks are better than those of the quarter before."""
+    window = max(2, len(efficiencies) // 4)
+    before, last = efficiencies[-2 * window : -window], efficiencies[-window:]
+    return float(np.mean(last)) > BETTER * float(np.mean(before))
+
+
+def is_flat(history: np.ndarray, shortest: int = 2 * CHUNK) -> bool:
+    """Whether the last quarter of the steps is no better than the quarter before, beyond twice the standard error.
+
+    Quarters, and not windows of one length: the noisier the history, the longer it takes to see that it still rises.
+    """
+    window = max(shortest, len(history) // 4)
+    if len(history) < max(3 * shortest, 2 * window) or not np.isfinite(history[-2 * window :]).all():
+        return False
+    return bool(_is_flat(history, shortest))
+
+
+def _is_flat(history: Any, shortest: int = 2 * CHUNK) -> Any:
+    """As `is_flat`, of numbers that may not be known yet."""
+    window = max(shortest, len(history) // 4)
+    if len(history) < max(3 * shortest, 2 * window):
+        return jnp.array(False)
+    before, last = history[-2 * window : -window], history[-window:]
+    error = ((before.var() + last.var()) / window) ** 0.5
+    # false where anything is NaN or infinite
+    return last.mean() - before.mean() < 2 * error + 0.05
