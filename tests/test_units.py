@@ -123,13 +123,16 @@ def test_what_was_not_found_has_not_converged():
     assert not fit.converged or abs(sd - 0.1) < 0.01
 
 
-@pytest.mark.parametrize(("sd", "noise", "at"), [(1.0, 1e-2, 0.3), (1.0, 1e-4, 0.3), (1e6, 0.1, 5.0)])
+@pytest.mark.parametrize(
+    ("sd", "noise", "at"), [(1.0, 1e-2, 0.3), (1.0, 1e-3, 2.5), (1e6, 1e3, 2.5e6), (1.0, 1e-4, 0.3), (1e6, 0.1, 5.0)]
+)
 def test_posteriors_far_narrower_than_the_prior(sd, noise, at):
     fit = kayn.fit(narrow, (sd, noise, at), progress=False)
     posterior = fit.posterior()
     assert fit.converged
     assert abs(float(posterior.mean("z")) - at) < 0.05 * noise
     assert abs(float(posterior.std("z")) / noise - 1) < 0.05
+    assert fit.params["kayn:z:scale"] < 3 * noise, "the guide sees the posterior with a few particles only"
 
 
 def test_means_far_from_zero_are_exact_to_the_last_digit():

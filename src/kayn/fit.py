@@ -18,7 +18,7 @@ from kayn.evidence.problem import refuse_broken_arguments, refuse_unknown_params
 from kayn.guides.factorised import FactorisedGuide
 from kayn.inference.importance import Weigher, evenly_drawn
 from kayn.inference.qem import CHUNK, QEM
-from kayn.inference.stopping import UNKNOWN, Weights, until_flat
+from kayn.inference.stopping import UNKNOWN, until_flat
 from kayn.objectives.rws import RWS
 from kayn.objectives.state import first_state
 from kayn.objectives.vi import VI
@@ -213,11 +213,14 @@ def _fit_svi(setup: _Setup) -> Fit:
     svi = SVI(call.model, guide, numpyro.optim.optax_to_numpyro(optimiser), loss=loss)
     state = _begin(svi, setup)
 
-    def advance(state: Any, count: int) -> tuple[Any, Any, Weights]:
+    def steps(state: Any, count: int) -> tuple[Any, Any]:
         state, losses = jax.lax.scan(lambda s, _: svi.update(s, *call.args, **call.kwargs), state, None, length=count)
-        return state, -losses, UNKNOWN
+        return state, -losses
 
-    state, history, converged = until_flat(QuickJit(advance, (1,)), state, setup.num_steps, setup.progress)
+    run = QuickJit(steps, (1,))
+    state, history, converged = until_flat(
+        lambda state, count: (*run(state, count), UNKNOWN), state, setup.num_steps, setup.progress
+    )
     # with the state of modules, such as running statistics
     params = {**svi.get_params(state), **(state.mutable_state or {})}
     return setup.result(guide, params, params, history, converged)
