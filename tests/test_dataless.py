@@ -1,4 +1,4 @@
-"""Latents that no data lie below follow their prior: against closed forms, and against what a part of the model would give."""
+"""Latents that no data lie below follow their prior: against closed forms."""
 
 import warnings
 

@@ -53,8 +53,9 @@ class Fit:
         guide, params: its guide, and the values of their `numpyro.param` sites.
         proposal: parameters of the guide that `posterior` draws particles from; a little wider after "qem".
         log_evidence: [num_steps] history of the noisy log Z, in nats.
-        converged: whether it had stopped improving before `num_steps` ran out; false where the weights of some latent were on a particle or two to
-            the end, or their effective sample size stayed poor, which is a guide that has not found the posterior.
+        converged: whether it had stopped improving before `num_steps` ran out; false where the weights of some latent
+            were on a particle or two to the end, or their effective sample size stayed poor: a guide that has not found
+            the posterior.
         options: particle options, as given to `fit`.
     """
 

@@ -1,7 +1,7 @@
-"""Latents that no data lie below: their posterior given the others is their prior, so there is nothing to learn of them.
+"""Latents that no data lie below: their posterior given the others is their prior, so there is nothing to learn.
 
-An independent Normal for such a latent need not reach what its prior can be (the width of a funnel spans many powers of e). As the model
-draws it, it is reached, and weights of its own are all equal.
+An independent Normal for such a latent need not reach what its prior can be (the width of a funnel spans many powers of
+e). As the model draws it, it is reached.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ IMPROPER = ("ImproperUniform", "Unit", "Delta")
 
 
 def without_data(problem: Problem, among: Iterable[str]) -> tuple[str, ...]:
-    """Those of some latents that nothing but others of them reads, each of which has a proper prior given the rest; children before parents.
+    """Those of some latents that nothing but others of them reads, with a proper prior given the rest.
 
-    Loops, minibatches and random keys are left out: their programs cannot be run for a part of their latents.
+    Children come before their parents. Models with loops, minibatches or random keys are left out: their programs
+    cannot be run for a part of their latents.
     """
     graph, program = problem.graph, problem.model
     unknown = program.subsamples or graph.aliases or any(p.steps for p in graph.plates)
@@ -64,9 +65,9 @@ def _is_proper(problem: Problem, name: str) -> bool:
 def keep_priors(
     problem: Problem, guide: FactorisedGuide, model: Callable, build: Callable[[FactorisedGuide], Problem]
 ) -> tuple[Problem, FactorisedGuide]:
-    """A factorised guide whose latents without data follow the prior given the others, and its problem; unchanged where there are none.
+    """A factorised guide whose latents without data follow the prior given the others, and its problem.
 
-    Unchanged too where a latent would then no longer have its particles to itself.
+    Both are unchanged where there are none, and where a latent would then no longer have its particles to itself.
 
     Args:
         build: a guide to its problem.

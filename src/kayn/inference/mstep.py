@@ -261,8 +261,8 @@ class Weights:
     """What the weights of some steps say of the guide.
 
     Attributes:
-        good: whether at every latent they are such that the guide can be where it should be: not tempered at all of the steps, and of an effective
-            sample size that is not poor.
+        good: whether at every latent they are such that the guide can be where it should be: not tempered at all of the
+            steps, and of an effective sample size that is not poor.
         starved: whether those of some latent were tempered at all of the steps.
         worst: the least efficiency (`kayn.posterior.diagnostics.efficiency`) of any latent.
     """

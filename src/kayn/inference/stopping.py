@@ -16,7 +16,7 @@ from kayn.xla.compilation import is_traced
 UNKNOWN = Weights(True, False, 1.0)
 """Where nothing is known of weights, they have no say."""
 BETTER = 1.1
-"""By what factor the efficiency of weights has to grow from one quarter of the steps to the next, to count as still rising."""
+"""By what factor the efficiency of weights has to grow from one quarter of the steps to the next, to count as rising."""
 
 
 def until_flat(
@@ -24,14 +24,16 @@ def until_flat(
 ) -> tuple[Any, Any, Any]:
     """Run in chunks until the log evidence is flat, at most `num_steps` steps.
 
-    A log evidence that is flat under poor weights is a stall and no end: a guide far wider than the posterior sees all of it with a particle or two. The
-    fit then goes on while the weights become better, and as long as they have to be tempered.
+    A log evidence that is flat under poor weights is a stall and no end: a guide far wider than the posterior sees all
+    of it with a particle or two. The fit then goes on while the weights become better, and as long as they have to be
+    tempered.
 
-    Within a transformation of the user's (`jax.jit`, `vmap`) nothing is known of the log evidence while the program is being written: all steps
-    are taken, and whether it had become flat by the end is a result of the run.
+    Within a transformation of the user's (`jax.jit`, `vmap`) nothing is known of the log evidence while the program is
+    being written: all steps are taken, and whether it had become flat by the end is a result of the run.
 
     Args:
-        advance: state and number of steps to the next state, the log evidence of every step, and what their weights say.
+        advance: state and number of steps to the next state, the log evidence of every step, and what their weights
+            say.
 
     Returns:
         The state, the log evidence [steps], and whether the fit has converged.

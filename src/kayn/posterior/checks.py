@@ -68,8 +68,9 @@ def _known_evidence(posterior: Pool, error: float) -> Iterator[str]:
     if is_prior(posterior.problem) and abs(found) > LEAST_OFF + 4 * error:
         who = ", ".join(map(repr, latents[:5])) + (", ..." if len(latents) > 5 else "")
         yield (
-            f"nothing is observed, so the log evidence is 0, but it was found to be {found:.2f} +- {error:.2f}: the guide does not reach all of the prior of "
-            f"{who}. kayn.fit(..., method='qem') without a guide draws them from the prior itself"
+            f"nothing is observed, so the log evidence is 0, but it was found to be {found:.2f} +- {error:.2f}: the "
+            f"guide does not reach all of the prior of {who}. kayn.fit(..., method='qem') without a guide draws them "
+            "from the prior itself"
         )
 
 
