@@ -36,14 +36,17 @@ class Analysis:
 
     @property
     def axes(self) -> tuple[Any, ...]:
+        """The particle axes, those of enumerated latents included."""
         return self.layout.axes
 
     @property
     def plan(self) -> Plan:
+        """The contraction over these axes, step by step; `print` it for shapes and operations."""
         return self.layout.plan
 
     @property
     def couplings(self) -> tuple[Coupling, ...]:
+        """What latents had to give up, and why; empty where every combination is weighed."""
         return self.layout.couplings
 
     @property
@@ -68,6 +71,7 @@ class Analysis:
         return step_bytes(self.plan) + self.layout.beside
 
     def __str__(self) -> str:
+        """Tables of latents, factors, links and couplings, then the contraction and what a step costs."""
         sections = [
             "Latents",
             format_table(
@@ -181,6 +185,7 @@ def analyze(
 
 
 def analysis_of(problem: Problem) -> Analysis:
+    """The analysis of a model and a guide that have been read already."""
     return Analysis(
         problem.graph,
         problem.layout,

@@ -35,6 +35,7 @@ class Request:
     memory: int = 2**32
 
     def particles_of(self, latent: str) -> int:
+        """K of a latent: its own number, else that under the empty name, else 30."""
         if isinstance(self.num_particles, int):
             return self.num_particles
         table = dict(self.num_particles)

@@ -34,6 +34,7 @@ class Coupling:
     reason: str
 
     def __str__(self) -> str:
+        """One line: which latents, what they share, and the reason in parentheses."""
         what = f"one particle index over {', '.join(self.plates)}" if self.plates else "share one particle axis"
         return f"{', '.join(self.latents)}: {what} ({self.reason})"
 
@@ -58,6 +59,7 @@ class Layout:
         return self.memory - self.beside
 
     def axis_of(self, latent: str) -> Axis:
+        """The particle axis of a latent; for a chain's latent at another step, that of the chain then."""
         return axis_of(self.batched, latent)
 
     def axes_of(self, term: Term) -> list[Axis]:
@@ -88,4 +90,9 @@ def proposal_name(axis: Axis) -> str:
 
 
 def axis_of(axes: Sequence[Axis], latent: str) -> Axis:
+    """The one of some axes that a latent is on.
+
+    Raises:
+        StopIteration: it is on none.
+    """
     return next(a for a in axes if latent in a.latents)

@@ -50,6 +50,7 @@ class Combine:
 
     @property
     def read(self) -> tuple[int, ...]:
+        """Slots that the step reads: one or two, and those that were joined to them."""
         return (self.left, *(() if self.right is None else (self.right,)), *self.more)
 
 
@@ -65,6 +66,7 @@ class Product:
 
     @property
     def read(self) -> tuple[int, ...]:
+        """The one slot that the step reads."""
         return (self.source,)
 
 
@@ -99,6 +101,7 @@ class Chain:
 
     @property
     def read(self) -> tuple[int, ...]:
+        """Slots that the step reads, the factors of all steps of the chain."""
         return self.sources
 
 
@@ -121,6 +124,7 @@ class Sliced:
 
     @property
     def read(self) -> tuple[int, ...]:
+        """Slots that the step reads, what its parts are made of."""
         return self.sources
 
     @property
@@ -171,13 +175,16 @@ class Plan:
 
     @property
     def size(self) -> dict[str, int]:
+        """How many entries every variable and plate has, by name."""
         return dict(self.sizes)
 
     @property
     def scope(self) -> dict[str, tuple[str, ...]]:
+        """The plates over which every variable has an index of its own, by variable."""
         return dict(self.scopes)
 
     def elements(self, slot: int) -> int:
+        """How many entries the array in a slot has."""
         return math.prod(self.size[a] for a in self.axes[slot])
 
     @property
@@ -246,6 +253,7 @@ class Plan:
         return sum(math.log10(size[v]) * math.prod(size[p] for p in plates) for v, plates in scopes)
 
     def __str__(self) -> str:
+        """Operations and the largest array, then a line for every step with the axes before and after it."""
         lines = [f"contraction: {self.flops:.3g} flops, largest array {self.peak_elements:.3g} elements"]
         for step in self.steps:
             if isinstance(step, Chain):

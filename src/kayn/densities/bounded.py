@@ -14,6 +14,10 @@ from kayn.densities.special import floats, log_minus_expm1
 
 
 def kumaraswamy(fn: Any, value: Any) -> Any:
+    """Log density of a Kumaraswamy law, nats: `log a + log b + (a - 1) log x + (b - 1) log(1 - x^a)`.
+
+    The last logarithm is taken from `-a log x`, so that it holds where x^a is close to one.
+    """
     a, b, x = floats(fn.concentration1, fn.concentration0, value)
     flat = b == 1
     beyond = jnp.where(flat, 0.0, log_minus_expm1(-a * jnp.log(jnp.where(flat, 0.5, x))))
@@ -58,12 +62,15 @@ def _cut_gamma(fn: Any, value: Any, low: Any, high: Any) -> Any:
 
 
 def left_truncated_gamma(fn: Any, value: Any) -> Any:
+    """Log density of a gamma law above `low`, nats: its own, less the log probability to lie there."""
     return _cut_gamma(fn, value, fn.low, jnp.inf)
 
 
 def right_truncated_gamma(fn: Any, value: Any) -> Any:
+    """Log density of a gamma law below `high`, nats: its own, less the log probability to lie there."""
     return _cut_gamma(fn, value, 0.0, fn.high)
 
 
 def truncated_gamma(fn: Any, value: Any) -> Any:
+    """Log density of a gamma law between `low` and `high`, nats: its own, less the log probability to lie there."""
     return _cut_gamma(fn, value, fn.low, fn.high)

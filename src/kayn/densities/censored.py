@@ -160,11 +160,21 @@ FAMILIES: Mapping[type, Mass] = {
 
 
 def left_censored(fn: Any, value: Any) -> Any:
+    """Log density of `LeftCensoredDistribution`, nats: where `censored`, the log mass below the value.
+
+    Raises:
+        KeyError: the law within is none of `FAMILIES`.
+    """
     mass = FAMILIES[type(fn.base_dist)](fn.base_dist, -jnp.inf, value)
     return jnp.where(fn.censored, mass, _exactly(fn, value, fn.censored))
 
 
 def right_censored(fn: Any, value: Any) -> Any:
+    """Log density of `RightCensoredDistribution`, nats: where `censored`, the log mass above the value.
+
+    Raises:
+        KeyError: the law within is none of `FAMILIES`.
+    """
     mass = FAMILIES[type(fn.base_dist)](fn.base_dist, value, jnp.inf)
     return jnp.where(fn.censored, mass, _exactly(fn, value, fn.censored))
 
@@ -178,6 +188,14 @@ def _exactly(fn: Any, value: Any, elsewhere: Any) -> Any:
 
 
 def interval_censored(fn: Any, value: Any) -> Any:
+    """Log density of `IntervalCensoredDistribution`, nats; value: [..., 2], the ends of an interval.
+
+    Censored on the left it is known to lie below the upper end, on the right above the lower, on both sides outside of
+    them. Otherwise it is known to lie between the ends, and equal ends are a point, which has a density.
+
+    Raises:
+        KeyError: the law within is none of `FAMILIES`.
+    """
     base, mass = fn.base_dist, FAMILIES[type(fn.base_dist)]
     low, high = value[..., 0], value[..., 1]
     left, right = fn.left_censored & ~fn.right_censored, fn.right_censored & ~fn.left_censored

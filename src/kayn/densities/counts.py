@@ -16,6 +16,8 @@ from kayn.densities.special import deviance, excess, floats, log_rising
 
 
 def poisson(fn: Any, value: Any) -> Any:
+    """Log probability of a Poisson count, nats: minus the deviance of x from the rate, minus `excess(x)` (Loader,
+    2000)."""
     rate, x = floats(fn.rate, value)
     return -deviance(x, rate, x - rate) - excess(x)
 
@@ -34,18 +36,20 @@ def _binomial(x: Any, n: Any, p: Any, q: Any, log_p: Any, log_q: Any) -> Any:
 
 
 def binomial_probs(fn: Any, value: Any) -> Any:
+    """Log probability of x of n, nats, from the probability of each (Loader, 2000)."""
     x, n, p = floats(value, fn.total_count, fn.probs)
     return _binomial(x, n, p, 1 - p, jnp.log(p), jnp.log1p(-p))
 
 
 def binomial_logits(fn: Any, value: Any) -> Any:
+    """Log probability of x of n, nats, from the log odds of each: neither probability is one minus the other."""
     x, n, logits = floats(value, fn.total_count, fn.logits)
     log_p, log_q = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
     return _binomial(x, n, jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits), log_p, log_q)
 
 
 def _negative_binomial(x: Any, a: Any, p: Any, q: Any, log_p: Any, log_q: Any) -> Any:
-    """Count x before `a` successes of probability q each: that of a of a + x, and the last of them a success."""
+    """Count x, of probability q in each try, before `a` others, of probability p: a of a + x, the last one of them."""
     n = a + x
     difference = x * p - a * q
     return (
@@ -59,6 +63,7 @@ def _negative_binomial(x: Any, a: Any, p: Any, q: Any, log_p: Any, log_q: Any) -
 
 
 def gamma_poisson(fn: Any, value: Any) -> Any:
+    """Log probability of a Poisson count whose rate is gamma distributed, nats; `NegativeBinomial2` is one."""
     x, a, rate = floats(value, fn.concentration, fn.rate)
     # of two ways to write either, the one that holds at a rate of zero and of infinity
     p, q = 1 / (1 + 1 / rate), 1 / (1 + rate)
@@ -66,11 +71,13 @@ def gamma_poisson(fn: Any, value: Any) -> Any:
 
 
 def negative_binomial_probs(fn: Any, value: Any) -> Any:
+    """Log probability of the count before `total_count` others, nats, from the count's probability in each try."""
     x, a, q = floats(value, fn.total_count, fn.probs)
     return _negative_binomial(x, a, 1 - q, q, jnp.log1p(-q), jnp.log(q))
 
 
 def negative_binomial_logits(fn: Any, value: Any) -> Any:
+    """Log probability of the count before `total_count` others, nats, from the count's log odds in each try."""
     x, a, logits = floats(value, fn.total_count, fn.logits)
     p, q = jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits)
     return _negative_binomial(x, a, p, q, jax.nn.log_sigmoid(-logits), jax.nn.log_sigmoid(logits))
@@ -96,11 +103,14 @@ def _whole_urn(n: Any, concentration: Any) -> Any:
 
 
 def beta_binomial(fn: Any, value: Any) -> Any:
+    """Log probability of x of n, nats, whose probability is beta distributed: two categories of an urn."""
     x, n, a, b = floats(value, fn.total_count, fn.concentration1, fn.concentration0)
     return _whole_urn(n, a + b) + _urn(x, a, n, a + b) + _urn(n - x, b, n, a + b)
 
 
 def beta_negative_binomial(fn: Any, value: Any) -> Any:
+    """Log probability of the count before `n` others, nats, where the count's probability in each try is beta
+    distributed."""
     # the last of n + x draws is one of the n, and so are n - 1 of those before it
     x, n, a, b = floats(value, fn.n, fn.concentration1, fn.concentration0)
     both = _urn(x, a, n + x, a + b) + _urn(n, b, n + x, a + b)
@@ -108,17 +118,20 @@ def beta_negative_binomial(fn: Any, value: Any) -> Any:
 
 
 def dirichlet_multinomial(fn: Any, value: Any) -> Any:
+    """Log probability of counts from an urn, nats; value and concentration: [..., C], summed over the categories."""
     x, a = floats(value, fn.concentration)
     n, total = jnp.sum(x, -1, keepdims=True), jnp.sum(a, -1, keepdims=True)
     return _whole_urn(n, total)[..., 0] + jnp.sum(_urn(x, a, n, total), -1)
 
 
 def multinomial_probs(fn: Any, value: Any) -> Any:
+    """Log probability of counts, nats, from shares; value and `probs`: [..., C], summed over the categories."""
     x, p = floats(value, fn.probs)
     return _multinomial(x, p, jnp.log(p))
 
 
 def multinomial_logits(fn: Any, value: Any) -> Any:
+    """Log probability of counts, nats, from logits; value and `logits`: [..., C], summed over the categories."""
     x, logits = floats(value, fn.logits)
     log_p = jax.nn.log_softmax(logits, -1)
     return _multinomial(x, jnp.exp(log_p), log_p)
@@ -131,6 +144,7 @@ def _multinomial(x: Any, p: Any, log_p: Any) -> Any:
 
 
 def student_t(fn: Any, value: Any) -> Any:
+    """Log density of Student's law with a location and a scale, nats."""
     df, loc, scale, value = floats(fn.df, fn.loc, fn.scale, value)
     square = ((value - loc) / scale) ** 2
     return student(df, 1, square) - jnp.log(scale)
@@ -143,11 +157,13 @@ def student(df: Any, size: int, square: Any) -> Any:
 
 
 def gamma(fn: Any, value: Any) -> Any:
+    """Log density of a gamma variable, nats: that of its logarithm, `log_gamma_density`, less `log x`."""
     a, rate, x = floats(fn.concentration, fn.rate, value)
     return log_gamma_density(a, rate * x) - jnp.log(x)
 
 
 def inverse_gamma(fn: Any, value: Any) -> Any:
+    """Log density of one over a gamma variable, nats: that of its logarithm less `log x`."""
     a, rate, x = floats(fn.concentration, fn.rate, value)
     return log_gamma_density(a, rate / x) - jnp.log(x)
 
@@ -158,6 +174,7 @@ def log_gamma_density(a: Any, x: Any) -> Any:
 
 
 def beta(fn: Any, value: Any) -> Any:
+    """Log density of a beta variable, nats, for x below one: `log_beta_density` less `log(1 - x)`."""
     a, b, x = floats(fn.concentration1, fn.concentration0, value)
     return log_beta_density(a, b, x, 1 - x) - jnp.log1p(-x)
 
@@ -170,6 +187,10 @@ def log_beta_density(a: Any, b: Any, x: Any, rest: Any) -> Any:
 
 
 def von_mises(fn: Any, value: Any) -> Any:
+    """Log density of an angle, nats: `kappa (cos(x - mu) - 1) - log(2 pi I0(kappa) exp(-kappa))`.
+
+    The cosine less one is taken from the sine of half the angle, which keeps its digits; the Bessel function is scaled.
+    """
     concentration, loc, value = floats(fn.concentration, fn.loc, value)
     # the cosine of a small angle, less one
     cosine = -2 * jnp.sin(0.5 * (value - loc)) ** 2

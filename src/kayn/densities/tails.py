@@ -68,10 +68,13 @@ def log_cauchy_mass(low: Any, high: Any, width: Any) -> Any:
 
 
 def log_logistic_mass(low: Any, high: Any, width: Any) -> Any:
+    """Log probability of an interval under the standard logistic law: `s(high) s(-low) (1 - exp(-width))`, s the
+    sigmoid."""
     return jax.nn.log_sigmoid(high) + jax.nn.log_sigmoid(-low) + log_minus_expm1(width)
 
 
 def log_laplace_mass(low: Any, high: Any, width: Any) -> Any:
+    """Log probability of an interval under the standard Laplace law: exponential in a tail, else one less both tails."""
     mirrored = low + high < 0
     low, high = jnp.where(mirrored, -high, low), jnp.where(mirrored, -low, high)
     in_tail = low > 0
@@ -141,12 +144,15 @@ def _cut(fn: Any, value: Any, low: Any, high: Any) -> Any:
 
 
 def left_truncated(fn: Any, value: Any) -> Any:
+    """Log density of a law of `MASSES` above `low`, nats: its own, less the log probability to lie there."""
     return _cut(fn, value, fn.low, jnp.inf)
 
 
 def right_truncated(fn: Any, value: Any) -> Any:
+    """Log density of a law of `MASSES` below `high`, nats: its own, less the log probability to lie there."""
     return _cut(fn, value, -jnp.inf, fn.high)
 
 
 def truncated(fn: Any, value: Any) -> Any:
+    """Log density of a law of `MASSES` between `low` and `high`, nats: its own, less the log mass there."""
     return _cut(fn, value, fn.low, fn.high)

@@ -15,6 +15,10 @@ CONCENTRATED = 1e3
 
 
 def dirichlet(fn: Any, value: Any) -> Any:
+    """Log density on a simplex, nats; value and concentration: [..., C].
+
+    As deviances where the sum of concentrations is above `CONCENTRATED`, else as NumPyro has it.
+    """
     a, x = floats(fn.concentration, value)
     large = jnp.sum(a, -1, keepdims=True) > CONCENTRATED
     a, x = jnp.where(large, a, 1.0), jnp.where(large, x, 1 / a.shape[-1])
@@ -25,6 +29,7 @@ def dirichlet(fn: Any, value: Any) -> Any:
 
 
 def multivariate_student(fn: Any, value: Any) -> Any:
+    """Log density of Student's law of vectors, nats; value: [..., E], `scale_tril`: [..., E, E]."""
     df, loc, root, value = floats(fn.df, fn.loc, fn.scale_tril, value)
     rest = (value - loc)[..., None]
     shape = jnp.broadcast_shapes(root.shape[:-2], rest.shape[:-2])

@@ -65,6 +65,12 @@ def _stored(runs: dict[str, Any], key: Any) -> dict[str, Any]:
 def draws_from_runs(
     problem: Problem, numbers: Mapping, params: Any, runs: dict[str, Any], subsample: dict[str, Any]
 ) -> Draws:
+    """Particles of every axis and alias from runs of the guide.
+
+    Args:
+        runs: by guide site [num_runs, *shape]; enumerated latents, which have none, get their support.
+        subsample: indices of subsampled plates, by plate.
+    """
     inputs = model_inputs(problem, numbers, params, subsample)
     enumerated = [n for a in problem.layout.axes if a.enumerated for n in a.latents]
     supports = supports_of(problem.model, enumerated, inputs)

@@ -51,6 +51,7 @@ class Problem:
 
     @property
     def graph(self) -> Graph:
+        """Plates, latents and factors of the model."""
         return self.structure.graph
 
     @property
@@ -188,6 +189,7 @@ def model_inputs(problem: Problem, numbers: Mapping, params: Any, subsample: Map
 
 
 def guide_inputs(problem: Problem, numbers: Mapping, params: Any, subsample: Mapping) -> list[Any]:
+    """Inputs of the guide's traced density, without its latents: constants, parameters, indices of plates."""
     return [*numbers["density"], *problem.guide.density.leaves({}, dict(params or {}), subsample)]
 
 

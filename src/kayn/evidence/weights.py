@@ -148,6 +148,7 @@ def weigh_noticing(
 
 
 def proposal_slots(problem: Problem, terms: Mapping[str, Any]) -> dict[int, Any]:
+    """Terms by slot of the plan, whose first slots are its terms in order."""
     names = [t.name for t in problem.layout.plan.terms]
     return {names.index(name): array for name, array in terms.items()}
 

@@ -39,11 +39,13 @@ class Factorisation(Reduction):
 
     @property
     def left_names(self) -> list[str]:
+        """Axes of the statistics, in the factor's order: plates, and the particle axes of the value's side."""
         mine = {a.name for a in self.split.left}
         return [a for a in self.order if a not in self.plan.scope or a in mine]
 
     @property
     def right_names(self) -> list[str]:
+        """Axes of the naturals: plates that are not reduced, then the particle axes of the parameters' side."""
         return [d for d in self.output.dims if d and d not in self.rows] + [a.name for a in self.split.right]
 
     def prepare(self, particles: Particles, inputs: Sequence[Any], links: Mapping[Any, Any]) -> tuple[Any, Any]:
@@ -75,6 +77,7 @@ class Factorisation(Reduction):
         return (statistics, naturals), self._safe(*jax.lax.stop_gradient((statistics, naturals)))
 
     def finish(self, prepared: Any) -> Any:
+        """The factor from statistics and naturals: their inner products over the features and rows."""
         statistics, naturals = prepared
         return self._contract(statistics[..., 0, :], naturals[..., 0, :])
 

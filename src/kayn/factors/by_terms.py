@@ -87,6 +87,7 @@ class Additive(Reduction):
 
     @cached_property
     def density(self) -> Density:
+        """The factor's family and its arguments, the terms of the predictor among them."""
         assert self.output.density is not None
         return self.output.density
 

@@ -36,6 +36,8 @@ class Split:
     right_shapes: tuple[Shape, ...]
 
     def __str__(self) -> str:
+        """The form, and the latents on either side of the product."""
+
         def named(axes: tuple[Axis, ...]) -> str:
             return ", ".join("+".join(a.latents) for a in axes) or "data"
 
@@ -55,11 +57,13 @@ class Split:
 
     @property
     def outer_ndim(self) -> int:
+        """Dimensions of the arguments that are no part of one value: those of the output, and of its events."""
         inside = next(a for a in self.density.arguments if a.name == "inside")
         return len(inside.shape)
 
     @property
     def batch_ndim(self) -> int:
+        """Dimensions of the output itself, those over plates."""
         return self.outer_ndim - self.density.event_ndim
 
     @property
@@ -73,6 +77,7 @@ class Split:
 
     @property
     def num_features(self) -> int:
+        """Terms of the product for one entry of the factor, over all pairs of pieces."""
         return sum(self.features)
 
     @property
@@ -113,6 +118,7 @@ def num_terms(density: Density) -> int:
 
 
 def work(axes: Sequence[Axis], shapes: Sequence[Shape]) -> int:
+    """How many numbers pieces of these shapes, [*outer, *core], are on all particles of some axes."""
     return math.prod(a.size for a in axes) * sum(math.prod(s) for s in shapes)
 
 

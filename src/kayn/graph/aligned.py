@@ -84,6 +84,7 @@ def merge(annotations: Sequence[Annotation]) -> dict[Key, Any]:
 
 
 def mixed(annotations: Sequence[Annotation]) -> dict[Key, Any]:
+    """The annotation of a value that reads all elements of whatever its operands read."""
     return {k: (None if v is None else MIXED) for a in annotations for k, v in a.items()}
 
 

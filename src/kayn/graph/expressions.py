@@ -64,6 +64,7 @@ class Nodes:
         return self.table[key]
 
     def constant(self, value: Any) -> Node:
+        """The node of an array with these numbers, the same for equal ones."""
         array = np.asarray(value)
         key = ("literal", array.shape, str(array.dtype), array.tobytes())
         if key not in self.table:
@@ -71,6 +72,12 @@ class Nodes:
         return self.table[key]
 
     def apply(self, operation: str, compute: Callable[..., Any], inputs: Sequence[Node], output: int = 0) -> Node:
+        """The node of an operation on others, the same for equal operations on the same nodes.
+
+        Args:
+            operation: a name that tells operations apart, parameters included.
+            compute: what it does to arrays; returns one, or a list of which `output` is the place.
+        """
         key = (operation, output, tuple(id(n) for n in inputs))
         if key not in self.table:
             self.table[key] = Node(compute, tuple(inputs), operation, output)
@@ -151,6 +158,7 @@ def is_key(value: Any) -> bool:
 
 
 def is_concrete(value: Any) -> bool:
+    """Whether numbers are known now, and not only when a traced program runs."""
     return value is not None and not isinstance(value, jax.core.Tracer)
 
 

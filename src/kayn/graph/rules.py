@@ -22,6 +22,7 @@ from kayn.programs.primitives import ELEMENTWISE
 
 
 def elementwise(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
+    """Dimensions stay where they are; where an operand, no scalar, has another rank than the result, all are mixed."""
     rank = len(operands.out_shape)
     if any(len(s) not in (0, rank) for s in operands.shapes):
         return mixed(operands.annotations)
@@ -29,6 +30,7 @@ def elementwise(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]
 
 
 def broadcast_in_dim(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
+    """Dimensions go where `broadcast_dimensions` says; one that is repeated, of size one, is mixed."""
     dims, shape, out = params["broadcast_dimensions"], operands.shapes[0], operands.out_shape
 
     def mover(a: Aligned) -> Any:
@@ -38,16 +40,19 @@ def broadcast_in_dim(operands: Operands, params: Mapping[str, Any]) -> dict[Key,
 
 
 def transpose(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
+    """Dimensions go where `permutation` takes them."""
     order = list(params["permutation"])
     return move(operands.nodes, operands.annotations[0], lambda a: replace(a, dim=order.index(a.dim)))
 
 
 def squeeze(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
+    """Dimensions of size one go; those behind move up."""
     gone = {d % len(operands.shapes[0]) for d in params["dimensions"]}
     return move(operands.nodes, operands.annotations[0], lambda a: _without(a, gone))
 
 
 def reduction(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
+    """What is reduced over is mixed; other dimensions move up."""
     return merge([move(operands.nodes, x, lambda a: _without(a, set(params["axes"]))) for x in operands.annotations])
 
 
@@ -76,6 +81,7 @@ def last_axes(count: int) -> Callable[[Operands, Mapping[str, Any]], dict[Key, A
 
 
 def reverse(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
+    """A reversed dimension is read through the reversed index."""
     shape = operands.shapes[0]
 
     def mover(a: Aligned) -> Any:
@@ -87,6 +93,7 @@ def reverse(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
 
 
 def slice_(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
+    """A dimension that is cut is read through the index of what is left."""
     shape = operands.shapes[0]
     strides = params["strides"] or (1,) * len(shape)
 
@@ -98,6 +105,7 @@ def slice_(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
 
 
 def tile(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
+    """A repeated dimension is read through an index that starts anew with every repetition."""
     shape, out = operands.shapes[0], operands.out_shape
 
     def mover(a: Aligned) -> Any:
@@ -115,17 +123,20 @@ def whole_dimensions(operands: Operands, params: Mapping[str, Any]) -> dict[Key,
 
 
 def pad(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
+    """Dimensions without padding stay; others, and what the padding is made of, are mixed."""
     untouched = [d for d, c in enumerate(params["padding_config"]) if tuple(c) == (0, 0, 0)]
     first = move(operands.nodes, operands.annotations[0], lambda a: a if a.dim in untouched else MIXED)
     return merge([first, mixed(operands.annotations[1:])])
 
 
 def concatenate(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
+    """Dimensions stay, but for the one along which arrays are joined."""
     axis = params["dimension"]
     return merge([move(operands.nodes, x, lambda a: MIXED if a.dim == axis else a) for x in operands.annotations])
 
 
 def stack(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
+    """Dimensions from the new one on move back."""
     axis = params["axis"] % len(operands.out_shape)
     return merge(
         [move(operands.nodes, x, lambda a: replace(a, dim=a.dim + (a.dim >= axis))) for x in operands.annotations]
@@ -133,6 +144,7 @@ def stack(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
 
 
 def unstack(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
+    """As `squeeze`, for every result: rows along `axis` become arrays of their own."""
     return squeeze(operands, {"dimensions": (params["axis"],)})
 
 
@@ -150,6 +162,7 @@ def triangular_solve(operands: Operands, params: Mapping[str, Any]) -> dict[Key,
 
 
 def dot_general(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
+    """Batch dimensions come first, then the free ones of the left and of the right; contracted ones are mixed."""
     (contract_l, contract_r), (batch_l, batch_r) = params["dimension_numbers"]
     free_l = [d for d in range(len(operands.shapes[0])) if d not in contract_l and d not in batch_l]
     sides = []
@@ -164,6 +177,13 @@ def dot_general(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]
 
 
 def gather(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
+    """A dimension that is indexed by one vector is read through that vector; whole slices and batches stay aligned.
+
+    Latents in the index itself (the component of a mixture) are read along the index's own dimensions.
+
+    Raises:
+        DataError: a known index lies outside of a latent's plate.
+    """
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     shape, index_shape, rank = operands.shapes[0], operands.shapes[1], len(operands.out_shape)
     batch = [d for d in range(rank) if d not in numbers.offset_dims]
@@ -198,6 +218,7 @@ def gather(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
 
 
 def split(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
+    """Dimensions stay, but for the one that is cut."""
     return concatenate(operands, {"dimension": params["axis"]})
 
 

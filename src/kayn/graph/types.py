@@ -37,6 +37,7 @@ class Plate:
 
     @property
     def scale(self) -> float:
+        """How many elements each present one stands for: N / M of a subsampled plate, otherwise one."""
         return self.full_size / self.size
 
 
@@ -55,10 +56,12 @@ class Latent:
 
     @property
     def enumerated(self) -> bool:
+        """Whether all its values are summed over, so that it has no particles."""
         return self.support_size is not None
 
     @property
     def plate_names(self) -> tuple[str, ...]:
+        """Names of its plates."""
         return tuple(name for name, _ in self.plates)
 
 
@@ -123,6 +126,7 @@ class Density:
     terms: tuple[tuple[str, ...], ...] = ()
 
     def argument(self, name: str) -> Argument | None:
+        """The argument of this name, or None."""
         return next((a for a in self.arguments if a.name == name), None)
 
 
@@ -141,6 +145,7 @@ class Output:
 
     @property
     def latents(self) -> tuple[str, ...]:
+        """Names of the latents that it reads, aliases among them."""
         return tuple(read.latent for read in self.reads)
 
 
@@ -154,9 +159,19 @@ class Graph:
     aliases: tuple[AliasOf, ...] = ()
 
     def plate(self, name: str) -> Plate:
+        """The plate of this name.
+
+        Raises:
+            StopIteration: there is none.
+        """
         return next(p for p in self.plates if p.name == name)
 
     def latent(self, name: str) -> Latent:
+        """The latent of this name, a chain's at another step included.
+
+        Raises:
+            StopIteration: there is none.
+        """
         return next(z for z in (*self.latents, *(a.latent for a in self.aliases)) if z.name == name)
 
     def alias(self, name: str) -> AliasOf | None:
@@ -164,12 +179,19 @@ class Graph:
         return next((a for a in self.aliases if a.latent.name == name), None)
 
     def output(self, name: str) -> Output:
+        """The output of this name.
+
+        Raises:
+            StopIteration: there is none.
+        """
         return next(o for o in self.outputs if o.name == name)
 
     @property
     def factors(self) -> tuple[Output, ...]:
+        """Outputs that are log factors: priors and likelihoods, but no values."""
         return tuple(o for o in self.outputs if o.kind is not Kind.VALUE)
 
     @property
     def latent_names(self) -> tuple[str, ...]:
+        """Names of all latents, without aliases."""
         return tuple(z.name for z in self.latents)

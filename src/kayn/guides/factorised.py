@@ -67,6 +67,7 @@ class GuideSite:
 
     @property
     def batch_ndim(self) -> int:
+        """Batch dimensions of the site, those over plates: what a starting parameter has besides its events."""
         name, value = next(iter(self.start.items()))
         return np.ndim(value) - _event_dim(self, name)
 
@@ -95,6 +96,7 @@ class FactorisedGuide:
     below: Conditional | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Run as a NumPyro guide; returns a draw of every site by name. Arguments, the model's, are not looked at."""
         with handlers.substitute(data=dict(self.rows)):
             out = self._run()
         if self.below is not None:

@@ -58,6 +58,8 @@ class Family:
 
 
 def average(weights: Any, values: Any) -> Any:
+    """The weighted sum over particles: [K, ...] and [K, ...] to [...]; a value without weight may be anything, NaN
+    included."""
     return jnp.sum(jnp.where(weights > 0, weights * values, 0.0), 0)
 
 
@@ -79,17 +81,21 @@ class Gamma(_Elementwise):
     parameters: ClassVar[Mapping[str, Any]] = {"concentration": constraints.positive, "rate": constraints.positive}
 
     def member(self, params: Params) -> dist.Distribution:
+        """The gamma law of these parameters, without event dimensions."""
         return dist.Gamma(params["concentration"], params["rate"])
 
     def moments(self, params: Params) -> Moments:
+        """`E z = a / b` and `E log z = digamma(a) - log b`, each [*B, *E]."""
         a, b = params["concentration"], params["rate"]
         return {"mean": a / b, "log": digamma(a) - jnp.log(b)}
 
     def expect(self, values: Any, weights: Any) -> Moments:
+        """Weighted means of z and log z over particles, each [*B, *E]; values are kept finite and above zero."""
         safe = jnp.clip(values, jnp.finfo(values.dtype).tiny, jnp.finfo(values.dtype).max / 1e8)
         return {"mean": average(weights, safe), "log": average(weights, jnp.log(safe))}
 
     def from_moments(self, moments: Moments) -> Params:
+        """The concentration by six Newton steps in its reciprocal (Minka, 2002), the rate from the mean."""
         mean = jnp.maximum(moments["mean"], 1e-30)
         gap = jnp.clip(jnp.log(mean) - moments["log"], 1e-6, 1e3)
         a = (3 - gap + jnp.sqrt((gap - 3) ** 2 + 24 * gap)) / (12 * gap)
@@ -139,16 +145,20 @@ class Dirichlet(Family):
     parameters: ClassVar[Mapping[str, Any]] = {"concentration": constraints.independent(constraints.positive, 1)}
 
     def distribution(self, params: Params) -> dist.Distribution:
+        """The Dirichlet law of these parameters: batch shape B, event shape E."""
         return dist.Dirichlet(params["concentration"])
 
     def moments(self, params: Params) -> Moments:
+        """`E log z_i = digamma(a_i) - digamma(sum a)`: [*B, E]."""
         a = params["concentration"]
         return {"log": digamma(a) - digamma(jnp.sum(a, -1, keepdims=True))}
 
     def expect(self, values: Any, weights: Any) -> Moments:
+        """Weighted means of log z over particles: [*B, E]; a share of zero counts as the least positive float."""
         return {"log": average(weights, jnp.log(jnp.maximum(values, jnp.finfo(values.dtype).tiny)))}
 
     def from_moments(self, moments: Moments) -> Params:
+        """The concentration with these means of log z (`dirichlet_from_log_moments`)."""
         return {"concentration": dirichlet_from_log_moments(moments["log"])}
 
 
@@ -162,17 +172,22 @@ class Beta(_Elementwise):
     }
 
     def member(self, params: Params) -> dist.Distribution:
+        """The beta law of these parameters, without event dimensions."""
         return dist.Beta(params["concentration1"], params["concentration0"])
 
     def moments(self, params: Params) -> Moments:
+        """`E log z = digamma(a) - digamma(a + b)`, and the same for 1 - z with b: each [*B, *E]."""
         a, b = params["concentration1"], params["concentration0"]
         return {"log": digamma(a) - digamma(a + b), "log1m": digamma(b) - digamma(a + b)}
 
     def expect(self, values: Any, weights: Any) -> Moments:
+        """Weighted means of log z and log (1 - z) over particles, each [*B, *E]; values are kept off the ends by
+        `TINY`."""
         safe = jnp.clip(values, TINY, 1 - TINY)
         return {"log": average(weights, jnp.log(safe)), "log1m": average(weights, jnp.log1p(-safe))}
 
     def from_moments(self, moments: Moments) -> Params:
+        """Both concentrations, as a Dirichlet law of two shares."""
         both = dirichlet_from_log_moments(jnp.stack([moments["log"], moments["log1m"]], -1))
         return {"concentration1": both[..., 0], "concentration0": both[..., 1]}
 
@@ -192,12 +207,15 @@ class Bernoulli(_Mean):
     parameters: ClassVar[Mapping[str, Any]] = {"probs": constraints.unit_interval}
 
     def member(self, params: Params) -> dist.Distribution:
+        """The Bernoulli law of these parameters, without event dimensions."""
         return dist.Bernoulli(probs=params["probs"])
 
     def moments(self, params: Params) -> Moments:
+        """The probability of one: [*B, *E]."""
         return {"mean": params["probs"]}
 
     def from_moments(self, moments: Moments) -> Params:
+        """The probability, kept a thousandth off zero and one so that no value is given up for good."""
         return {"probs": jnp.clip(moments["mean"], 1e-3, 1 - 1e-3)}
 
 
@@ -208,12 +226,15 @@ class Poisson(_Mean):
     parameters: ClassVar[Mapping[str, Any]] = {"rate": constraints.positive}
 
     def member(self, params: Params) -> dist.Distribution:
+        """The Poisson law of these parameters, without event dimensions."""
         return dist.Poisson(params["rate"])
 
     def moments(self, params: Params) -> Moments:
+        """The rate: [*B, *E]."""
         return {"mean": params["rate"]}
 
     def from_moments(self, moments: Moments) -> Params:
+        """The rate, at least a thousandth."""
         return {"rate": jnp.maximum(moments["mean"], 1e-3)}
 
 
@@ -224,12 +245,15 @@ class Exponential(_Mean):
     parameters: ClassVar[Mapping[str, Any]] = {"rate": constraints.positive}
 
     def member(self, params: Params) -> dist.Distribution:
+        """The exponential law of these parameters, without event dimensions."""
         return dist.Exponential(params["rate"])
 
     def moments(self, params: Params) -> Moments:
+        """One over the rate: [*B, *E]."""
         return {"mean": 1 / params["rate"]}
 
     def from_moments(self, moments: Moments) -> Params:
+        """One over the mean."""
         return {"rate": 1 / jnp.maximum(moments["mean"], 1e-30)}
 
 
@@ -242,14 +266,18 @@ class Categorical(Family):
     parameters: ClassVar[Mapping[str, Any]] = {"probs": constraints.simplex}
 
     def distribution(self, params: Params) -> dist.Distribution:
+        """The categorical law of these parameters: batch shape B, event shape E."""
         return dist.Categorical(probs=params["probs"]).to_event(self.event_dim)
 
     def moments(self, params: Params) -> Moments:
+        """The probabilities: [*B, *E, num_values]."""
         return {"probs": params["probs"]}
 
     def expect(self, values: Any, weights: Any) -> Moments:
+        """Weighted shares of the values over particles: [*B, *E, num_values]."""
         return {"probs": average(weights[..., None], jax.nn.one_hot(values, self.num_values))}
 
     def from_moments(self, moments: Moments) -> Params:
+        """The probabilities, each at least a thousandth of an even share so that no value is given up for good."""
         guarded = jnp.maximum(moments["probs"], 1e-3 / self.num_values)
         return {"probs": guarded / jnp.sum(guarded, -1, keepdims=True)}

@@ -38,6 +38,7 @@ class Gaussian(Family):
         raise NotImplementedError
 
     def distribution(self, params: Params) -> dist.Distribution:
+        """The law of z: that of u, transformed; batch shape B, event shape E."""
         if isinstance(self.transform, IdentityTransform):
             return self.base(params)
         parts = list(self.transform.parts) if isinstance(self.transform, ComposeTransform) else [self.transform]
@@ -67,6 +68,8 @@ class Gaussian(Family):
         return 0.0 if isinstance(self.transform, IdentityTransform) else 1.0
 
     def expect(self, values: Any, weights: Any) -> Moments:
+        """Mean parameters of u under weighted particles z: values [K, *B, *E], weights [K, *B, ones] summing to one
+        over K."""
         u = self.unconstrained(values)
         rank = u.ndim - self.unconstrained_event_dim
         return self.unconstrained_moments(
@@ -120,22 +123,29 @@ class Normal(Gaussian):
     parameters: ClassVar[Mapping[str, Any]] = {"loc": constraints.real, "scale": constraints.positive}
 
     def base(self, params: Params) -> dist.Distribution:
+        """Independent Normals, those of one event of u together."""
         return dist.Normal(params["loc"], params["scale"], validate_args=False).to_event(self.unconstrained_event_dim)
 
     def spread(self, noise: Any, params: Params) -> Any:
+        """Noise [K, *B, *unconstrained event] times the scales."""
         return params["scale"] * noise
 
     def widened(self, params: Params, factor: Any) -> Params:
+        """Scales times the root of `factor`, which may differ by coordinate."""
         return {**params, "scale": params["scale"] * np.sqrt(factor)}
 
     def moments(self, params: Params) -> Moments:
+        """Mean and variance by coordinate; a member that no particles have gone into has no noise."""
         return {"mean": params["loc"], "variance": params["scale"] ** 2, "noise": 0 * params["scale"]}
 
     def unconstrained_moments(self, u: Any, weights: Any) -> Moments:
+        """Mean and variance by coordinate, and the noise of both, one over the effective number of particles."""
         mean = average(weights, u)
         return {"mean": mean, "variance": average(weights, (u - mean) ** 2), "noise": _noise(weights, mean)}
 
     def blend(self, old: Moments, new: Moments, rate: Any) -> Moments:
+        """Moments of the mixture `(1 - rate) old + rate new`, with new variances corrected for few particles
+        (`_correction`)."""
         step = new["mean"] - old["mean"]
         within = new["variance"] * _correction(new["noise"], rate)
         return {
@@ -150,6 +160,7 @@ class Normal(Gaussian):
         return {"loc": moments["mean"], "scale": jnp.sqrt(jnp.maximum(moments["variance"], floor))}
 
     def scaled(self, loc: Any, scale: Any) -> Params:
+        """Parameters with these locations and scales."""
         return {"loc": loc, "scale": scale}
 
 
@@ -167,19 +178,24 @@ class MultivariateNormal(Gaussian):
     parameters: ClassVar[Mapping[str, Any]] = {"loc": constraints.real_vector, "scale_tril": lower_cholesky}
 
     def base(self, params: Params) -> dist.Distribution:
+        """The multivariate Normal of u, with one event dimension."""
         return dist.MultivariateNormal(params["loc"], scale_tril=params["scale_tril"], validate_args=False)
 
     def spread(self, noise: Any, params: Params) -> Any:
+        """Noise [K, *B, E] times the Cholesky factors [*B, E, E]."""
         return jnp.einsum("...ij,k...j->k...i", params["scale_tril"], noise)
 
     def widened(self, params: Params, factor: float) -> Params:
+        """Cholesky factors times the root of `factor`."""
         return {**params, "scale_tril": params["scale_tril"] * math.sqrt(factor)}
 
     def moments(self, params: Params) -> Moments:
+        """Mean [*B, E] and covariance [*B, E, E]; a member that no particles have gone into has no noise."""
         tril = params["scale_tril"]
         return {"mean": params["loc"], "covariance": tril @ tril.swapaxes(-1, -2), "noise": 0 * params["loc"][..., 0]}
 
     def unconstrained_moments(self, u: Any, weights: Any) -> Moments:
+        """Mean [*B, E] and covariance [*B, E, E] of weighted u, and their noise [*B], one over the effective number."""
         mean = average(weights, u)
         # square roots on both sides: no [K, *B, E, E], and a result that is symmetric to the last bit
         scaled = jnp.where(weights > 0, jnp.sqrt(weights) * (u - mean), 0.0)
@@ -187,6 +203,8 @@ class MultivariateNormal(Gaussian):
         return {"mean": mean, "covariance": covariance, "noise": _noise(weights[..., 0], mean[..., 0])}
 
     def blend(self, old: Moments, new: Moments, rate: Any) -> Moments:
+        """Moments of the mixture `(1 - rate) old + rate new`, with new covariances corrected for few particles
+        (`_correction`)."""
         step = new["mean"] - old["mean"]
         outer = step[..., :, None] * step[..., None, :]
         within = new["covariance"] * _correction(new["noise"], rate)[..., None, None]
@@ -197,6 +215,11 @@ class MultivariateNormal(Gaussian):
         }
 
     def from_moments(self, moments: Moments) -> Params:
+        """Location and Cholesky factor; correlations are shrunk by the share of their squares that noise explains.
+
+        Schaefer & Strimmer (2005): the share is the sum of the correlations' sampling variances over that of their
+        squares, between `GUARD` and one.
+        """
         covariance = moments["covariance"]
         variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
         variance = jnp.maximum(variance, _least_variance(moments["mean"], self.unit))
@@ -212,6 +235,7 @@ class MultivariateNormal(Gaussian):
         }
 
     def scaled(self, loc: Any, scale: Any) -> Params:
+        """Parameters with these locations [*B, E] and scales, without correlations."""
         return {"loc": loc, "scale_tril": scale[..., None] * np.eye(scale.shape[-1], dtype=scale.dtype)}
 
 

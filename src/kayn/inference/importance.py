@@ -139,6 +139,12 @@ class Weigher:
         return self._run(self.problem.numbers, params, jax.random.split(key, num_replicates))
 
     def run(self, key: Any, params: dict[str, Any], num_replicates: int) -> Posterior:
+        """A posterior of `num_replicates` independent sets of particles; warns where it is poor.
+
+        Args:
+            key: of kayn's generator.
+            params: values of all parameters of model and guide.
+        """
         log_evidences, weights, draws = self.weighed(key, params, num_replicates)
         posterior = Posterior(self.problem, self.call, self.problem.numbers, params, draws, log_evidences, weights)
         warn_if_poor(posterior)

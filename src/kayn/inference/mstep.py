@@ -45,14 +45,17 @@ class Single:
 
     @property
     def sites(self) -> tuple[GuideSite, ...]:
+        """The one site, as a block of several has them."""
         return (self.site,)
 
     @property
     def name(self) -> str:
+        """The site's own name."""
         return self.site.name
 
     @property
     def family(self) -> Family:
+        """The site's own family."""
         return self.site.family
 
     def moments(self, by_site: Mapping[str, Params]) -> Moments:
@@ -99,18 +102,22 @@ class SideBySide:
 
     @property
     def name(self) -> str:
+        """A name that no site has, made of all of theirs."""
         return RESERVED + joined(s.name for s in self.sites)
 
     @cached_property
     def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of u of every site."""
         return [np.shape(s.start["loc"]) for s in self.sites]
 
     @property
     def dtype(self) -> Any:
+        """The type of the joint array, which holds the numbers of every site."""
         return jnp.result_type(*(s.start["loc"] for s in self.sites))
 
     @cached_property
     def lengths(self) -> list[int]:
+        """How many coordinates of the joint array are each site's."""
         return [math.prod(shape) for shape in self.shapes]
 
     def moments(self, by_site: Mapping[str, Params]) -> Moments:

@@ -87,6 +87,7 @@ class Record:
 
 
 def releases() -> dict[str, str]:
+    """Versions of the packages whose programs a checkpoint's run depends on, by name."""
     return {"jax": jax.__version__, "numpyro": numpyro.__version__}
 
 

@@ -51,6 +51,11 @@ class Phase:
     every: Count = 1
 
     def __post_init__(self) -> None:
+        """Check the fields against their annotations.
+
+        Raises:
+            KaynError: one does not fit; it is named.
+        """
         check_fields(self)
 
 

@@ -49,6 +49,13 @@ class Objective(ELBO):
         return {"loss": loss, "mutable_state": next_state(call, key, params) if watched.mutable else None}
 
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+        """What is minimised, a scalar in nats, whose gradient in `params` is the estimate.
+
+        Args:
+            call: model, guide and their arguments.
+            rng_key: one of kayn's generator.
+            params: constrained values of all parameters.
+        """
         raise NotImplementedError
 
 

@@ -26,6 +26,7 @@ class Defensive(Inside):
         self.mixed: set[str] = set()
 
     def change(self, msg: dict[str, Any]) -> None:
+        """Put the mixture in the place of a Bernoulli or categorical distribution, and note the site."""
         mixed = _mixed(msg["fn"], self.delta, self.base.get(msg["name"]))
         if mixed is not None:
             self.mixed.add(msg["name"])

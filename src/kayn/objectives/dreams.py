@@ -25,6 +25,7 @@ class Dreaming(Messenger):
     """A model that draws its observed sites too, in loops as well; under a mask they keep what they were given."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Have observed sites drawn, in loops too; masked elements keep the value that they were given."""
         if msg["type"] == "control_flow":
             # a loop tells of its sites only when it is over
             msg["args"] = tuple(Dreaming(a) if callable(a) else a for a in msg["args"])

@@ -42,6 +42,12 @@ class ControlVariate(MassivelyParallelELBO):
         raise NotImplementedError
 
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+        """Minus log Z, in nats; its gradient is the estimate, for the control variate that of the squared one.
+
+        Raises:
+            KaynError: `control_params` names what is no parameter.
+            GuideError: a guide site is not Bernoulli or categorical, or depends on another latent.
+        """
         missing = [n for n in self.control_params if n not in params]
         if missing:
             raise KaynError(
@@ -111,6 +117,7 @@ class RELAX(ControlVariate):
         self.control, self.control_params = control, tuple(control_params)
 
     def controlled(self, call: Call, problem: Problem, params: Mapping[str, Any], z: Mapping[str, Any]) -> Any:
+        """The user's function of noisy logits `z`, by site [K, *shape] or [K, *shape, C]; a scalar or [outer plate]."""
         return self.control(params, z, *call.args, **call.kwargs)
 
 
@@ -128,6 +135,8 @@ class REBAR(ControlVariate):
     control_params = (SCALE, TEMPERATURE)
 
     def controlled(self, call: Call, problem: Problem, params: Mapping[str, Any], z: Mapping[str, Any]) -> Any:
+        """`scale` times the parts of log Z at the relaxed latents `softmax(z / temperature)`: a scalar or [outer
+        plate]."""
         still = jax.lax.stop_gradient(dict(params))
         soft = replace(call, model=Relaxed(call.model, 1.0, True), guide=Relaxed(call.guide, 1.0, True))
         relaxed = self.problem(soft, still)

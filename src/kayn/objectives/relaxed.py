@@ -81,6 +81,7 @@ class RelaxedOneHot(dist.Distribution):
     # within, classes are the first dimension: sums over a short last one are several times slower on CPUs
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+        """Shares [*sample_shape, *batch, C]: the softmax of logits plus Gumbel noise, over the temperature."""
         shape = (*sample_shape, *self.logits.shape)
         noise = jax.random.gumbel(key, (shape[-1], *shape[:-1]), self.logits.dtype)
         noisy = (_classes_first(self.logits, len(shape)) + noise) / self.temperature
@@ -88,6 +89,8 @@ class RelaxedOneHot(dist.Distribution):
 
     @validate_sample
     def log_prob(self, value: Any) -> Any:
+        """Log density at shares [..., C], nats (Maddison, Mnih & Teh, 2017, definition 1); a share of zero counts as
+        the least float."""
         count, rank = self.logits.shape[-1], max(jnp.ndim(value), self.logits.ndim)
         value, logits = _classes_first(value, rank), _classes_first(self.logits, rank)
         # a share of zero has the least positive number for its own; everything here is finite, so logsumexp's own care would be in vain
@@ -117,11 +120,13 @@ class SharesOfOneHot(dist.Distribution):
         super().__init__(batch_shape=shape[:-1], event_shape=shape[-1:], validate_args=validate_args)
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+        """One-hot vectors [*sample_shape, *batch, C] of categorical draws."""
         return jax.nn.one_hot(
             jax.random.categorical(key, self.logits, shape=sample_shape + self.batch_shape), self.logits.shape[-1]
         )
 
     def log_prob(self, value: Any) -> Any:
+        """The shares' mean of the log probabilities, nats: value [..., C] to [...]."""
         return jnp.sum(value * self.logits, -1)
 
 
@@ -136,9 +141,11 @@ class SharesOfBernoulli(dist.Distribution):
         super().__init__(batch_shape=self.logits.shape, validate_args=validate_args)
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+        """Zeros and ones [*sample_shape, *batch], as floats."""
         return jax.random.bernoulli(key, jax.nn.sigmoid(self.logits), sample_shape + self.batch_shape).astype(float)
 
     def log_prob(self, value: Any) -> Any:
+        """The log probabilities of one and zero, nats, weighted by the share and the rest."""
         return value * jax.nn.log_sigmoid(self.logits) + (1 - value) * jax.nn.log_sigmoid(-self.logits)
 
 
@@ -171,6 +178,7 @@ class Concrete(VI):
         self.prior_temperature = temperature if prior_temperature is None else prior_temperature
 
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+        """Minus log Z of the relaxed model under the relaxed guide, in nats."""
         relaxed = replace(
             call,
             model=Relaxed(call.model, self.prior_temperature, self.hard_prior),
@@ -196,6 +204,7 @@ class Relaxed(Inside):
         self.temperature, self.hard = temperature, hard
 
     def change(self, msg: dict[str, Any]) -> None:
+        """Put the relaxed distribution in the place of a discrete one that is not enumerated."""
         if msg["infer"].get("enumerate") != "parallel":
             relaxed = self._relaxed(msg["fn"])
             if relaxed is not None:

@@ -91,6 +91,11 @@ class RWS(MassivelyParallelELBO):
         self.replace = replace
 
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+        """Minus log Z, in nats; its gradient is that of the wake phase plus that of the sleep phase.
+
+        Raises:
+            GuideError: `defensive=` or `base=` finds no Bernoulli or categorical site.
+        """
         wake_key, sleep_key = jax.random.split(rng_key) if self.sleep_phi else (rng_key, None)
         problem = proposal = self.problem(call, params)
         if self.wake_phi:

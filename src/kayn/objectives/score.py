@@ -57,6 +57,8 @@ class Reinforce(MassivelyParallelELBO):
         self.baseline = baseline
 
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+        """Minus log Z, in nats, plus terms of value zero with the score's gradient; and the squared error of the
+        baseline."""
         problem = independent(self.problem(call, params))
         numbers = problem.numbers
         draws = jax.lax.stop_gradient(draw_particles(problem, numbers, rng_key, params))
@@ -96,6 +98,13 @@ class VIMCO(MassivelyParallelELBO):
         self.baseline = baseline
 
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+        """Minus log Z, in nats, plus terms of value zero with the score's gradient.
+
+        Raises:
+            GuideError: particles of one axis are drawn given another's, or rows of a subsampled plate stand for others
+                below a latent outside of it.
+            KaynError: an axis whose particles cannot be differentiated through has one of them.
+        """
         problem = independent(self.problem(call, params))
         refuse_dependent_axes(
             problem,

@@ -46,6 +46,7 @@ class Sleep(Objective):
         self.replace = replace
 
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+        """Minus the mean log density of dreams under the guide, in nats."""
         return sleep_loss(call, params, rng_key, self.num_particles, self.replace)
 
 

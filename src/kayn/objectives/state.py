@@ -42,6 +42,7 @@ class Watched(Messenger):
     mutable = False
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Note a `mutable` site."""
         self.mutable = self.mutable or msg["type"] == "mutable"
 
 

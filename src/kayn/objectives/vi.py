@@ -39,6 +39,7 @@ class VI(MassivelyParallelELBO):
     """
 
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+        """Minus log Z, in nats, of particles that are differentiated through."""
         problem = pathwise_problem(self.problem(call, params))
         numbers = problem.numbers
         draws = draw_particles(problem, numbers, rng_key, params)
@@ -53,6 +54,7 @@ class STL(VI):
     """
 
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+        """Minus log Z, in nats, with the guide's density of the particles at parameters that count as constants."""
         problem = pathwise_problem(self.problem(call, params))
         numbers = problem.numbers
         draws = draw_particles(problem, numbers, rng_key, params)
@@ -73,6 +75,12 @@ class DReG(VI):
     """
 
     def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+        """Minus log Z, in nats, with the gradient through every particle scaled by its posterior weight.
+
+        Raises:
+            GuideError: a guide site cannot be reparameterised or depends on another one, or rows of a subsampled
+                plate stand for others below a latent outside of it.
+        """
         problem = pathwise_problem(self.problem(call, params))
         refuse_dependent_axes(problem, "DReG", REMEDY)
         refuse_powers(problem.layout, "DReG")

@@ -54,6 +54,7 @@ class GuideProgram:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Names of the guide's sites."""
         return self.density.latents
 
 

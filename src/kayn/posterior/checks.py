@@ -42,6 +42,7 @@ def check(pool: Pool) -> list[str]:
 
 
 def complaints(posterior: Pool) -> Iterator[str]:
+    """What there is to say against a posterior, a sentence each with the remedy; nothing if all is well."""
     log_z = np.asarray(posterior.log_evidences)
     possible = log_z[np.isfinite(log_z)]
     if not possible.size:

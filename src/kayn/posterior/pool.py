@@ -71,6 +71,7 @@ class Pool:
 
     @property
     def num_replicates(self) -> int:
+        """R, the number of independent sets of particles."""
         return self.log_evidences.shape[0]
 
     @property
@@ -95,10 +96,12 @@ class Pool:
 
     @property
     def latent_names(self) -> tuple[str, ...]:
+        """Names of all latents of the model."""
         return self.problem.graph.latent_names
 
     @property
     def deterministic_names(self) -> tuple[str, ...]:
+        """Names of the model's deterministic sites."""
         return tuple(n for n, s in self.problem.model.sites.items() if s.kind == "deterministic")
 
     @property

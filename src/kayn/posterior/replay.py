@@ -181,6 +181,13 @@ def _chains(posterior: Pool) -> dict[str, Site]:
 
 
 def run_model(posterior: Pool, setting: Setting, key: Any, draw: JointDraws) -> dict[str, Any]:
+    """The trace of the model on one joint draw, sites by name.
+
+    Args:
+        setting: on which data, of which plates all elements are new, and whether data are observed or drawn.
+        key: for what the draw does not hold: new elements, and data that are drawn.
+        draw: one draw of every latent, without leading dimensions.
+    """
     values, chains, new_plates = draw.values, _chains(posterior), setting.new_plates
     all_new = {n for n, s in chains.items() if {f[0] for f in s.frames} & set(new_plates)}
     # NumPyro itself carries on the path of a scan where the draw ends
@@ -247,5 +254,6 @@ def scored_data(posterior: Pool, items: tuple[Any, JointDraws]) -> tuple[dict[st
 
 
 def over_draws(items: tuple[Any, JointDraws], one: Callable[[Any, JointDraws], Any]) -> Any:
+    """`one` of every (key, draw), in batches of at most `BATCH`: arrays with a leading dimension of draws."""
     size = min(BATCH, items[0].shape[0])
     return jax.jit(lambda items: jax.lax.map(lambda item: one(*item), items, batch_size=size))(items)

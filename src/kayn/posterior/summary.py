@@ -41,6 +41,7 @@ class Summary:
     complaints: tuple[str, ...]
 
     def __str__(self) -> str:
+        """The log evidence and its error, a table of moments, quantiles and diagnostics, and warnings."""
         header = ("", "mean", "sd", *(f"{100 * q:.0f}%" for q in QUANTILES), "ESS", "k-hat")
         rows = [
             (

@@ -54,6 +54,11 @@ class Given(Messenger):
         """The parameter whose first value is being drawn."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Give a site the value that there is for its kind and name, if it has none yet.
+
+        Raises:
+            DataError: data are no arrays of numbers.
+        """
         if msg["type"] == "prng_key" and msg["kwargs"]["rng_key"] is None and msg["value"] is None:
             if self.starting:
                 msg["value"] = jax.random.fold_in(jax.random.key(0), zlib.crc32(self.starting.encode()))
@@ -76,6 +81,7 @@ class Given(Messenger):
             self.starting = msg["name"] if msg["value"] is None else ""
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Note that a parameter has its first value, so that keys asked for next are no part of it."""
         # modules ask for the value, draw it where there is none, and tell
         if msg["type"] == "param" and msg["value"] is not None:
             self.starting = ""
@@ -138,6 +144,11 @@ class OneKind(Messenger):
         self.kinds: dict[str, str] = {}
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Note a site's kind.
+
+        Raises:
+            ModelError: its name was that of another kind before.
+        """
         if "name" not in msg or msg["type"] not in ("sample", "deterministic", "plate", "param", "mutable"):
             return
         first = self.kinds.setdefault(msg["name"], msg["type"])
@@ -146,6 +157,11 @@ class OneKind(Messenger):
 
 
 def refuse_two_kinds(name: str, first: str, second: str) -> None:
+    """Refuse a name of two sites.
+
+    Raises:
+        ModelError: always.
+    """
     raise ModelError(
         f"{name!r} is the name of a {first} site and of a {second} site; every site needs its own name, so rename one of the two"
     )

@@ -16,12 +16,14 @@ class Inside(Messenger):
     """Calls `change` once for every sample site without data: in loops, when a step is taken."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Call `change` for sites that will be drawn, and wrap the bodies of loops so that theirs are seen too."""
         if msg["type"] == "control_flow":
             msg["args"] = tuple(self._around(a) if callable(a) else a for a in msg["args"])
         elif msg["type"] == "sample" and not msg["is_observed"] and "_scan_current_index" not in msg["infer"]:
             self.change(msg)
 
     def change(self, msg: dict[str, Any]) -> None:
+        """Change a site's message, e.g. its distribution, before it is drawn; for subclasses."""
         raise NotImplementedError
 
     def _around(self, body: Callable) -> Callable:

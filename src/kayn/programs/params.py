@@ -26,6 +26,11 @@ class CheckedParams(Messenger):
         self.params = params
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Compare a param site's given value with its first one and its constraint.
+
+        Raises:
+            KaynError: it has another shape, or lies outside of the constraint.
+        """
         if msg["type"] == "param" and msg["name"] in self.params and msg["value"] is self.params[msg["name"]]:
             first = (msg["args"] or (None,))[0]
             if isinstance(first, float | int | np.ndarray | np.generic | jax.Array):

@@ -35,6 +35,7 @@ class Walks(Messenger):
         self.orders: dict[str, int] = {}
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Put a Normal along the steps in the place of a latent walk, given the walk one step earlier."""
         if msg["type"] != "sample" or msg["is_observed"] or not isinstance(msg["fn"], dist.GaussianRandomWalk):
             return
         fn: dist.GaussianRandomWalk = msg["fn"]

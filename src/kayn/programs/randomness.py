@@ -39,6 +39,7 @@ class Keys(Messenger):
         self.count = 0
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Name a key that the program asks for, in the order of asking, and hand it the one given under that name."""
         if msg["type"] == "prng_key" and UNSEEDED in msg:
             msg["_kayn_key"] = self._next()
             if msg["_kayn_key"] in self.given:
@@ -52,6 +53,7 @@ class Keys(Messenger):
                 msg["kwargs"]["rng_key"] = self._key(name)
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Note the key that was handed out."""
         if msg["type"] == "prng_key" and "_kayn_key" in msg:
             self.found[msg["_kayn_key"]] = jax.random.key_data(msg["value"])
         elif msg["type"] == "control_flow" and msg.get("_kayn_asked"):
@@ -84,5 +86,6 @@ class Unseeded(Messenger):
     """
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Take the key away that a handler within has set for a draw."""
         if msg["type"] in ("sample", "control_flow") and msg.get("value") is None and not msg.get("is_observed", False):
             msg["kwargs"]["rng_key"] = None

@@ -31,6 +31,7 @@ class Fixed(Messenger):
     """
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Mark a site as observed where a handler has set its value; give a `Unit` its empty one."""
         if msg["type"] == "control_flow":
             stack = msg["kwargs"]["substitute_stack"]
             # conditions act on sample sites only, so what else is substituted stays as it is
@@ -55,10 +56,16 @@ class Untransformed(Messenger):
         self.outside: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program, with the transformation that it starts in as the outside."""
         self.outside = get_opaque_trace_state(convention="flax")
         return super().__call__(*args, **kwargs)
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Look where a site stands.
+
+        Raises:
+            ModelError: in a transformation that began within the program.
+        """
         if msg["type"] not in ("sample", "deterministic", "prng_key", "control_flow"):
             return
         if msg.get("_control_flow_done", False) or get_opaque_trace_state(convention="flax") == self.outside:

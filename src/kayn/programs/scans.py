@@ -38,6 +38,7 @@ class Alias:
 
     @property
     def name(self) -> str:
+        """The name of the input: `kayn:level@t-1` one step earlier, `kayn:level@T` at the last step."""
         moment = "T" if self.end else "t"
         return f"{RESERVED}{self.base}@{moment}-{self.lag}" if self.lag else f"{RESERVED}{self.base}@{moment}"
 
@@ -83,6 +84,7 @@ class Chains(Messenger):
         self.broken: list[str] = []
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Take over a `scan`, to be run at all steps at once where it is a Markov chain."""
         if msg["type"] == "control_flow" and msg["fn"].__name__ == "scan_wrapper":
             msg["fn"] = partial(self._scan, msg["fn"])
 

@@ -20,6 +20,7 @@ class InvertedDraws(Messenger):
     """A program that draws categorical sites by inverting their distribution function: one random number a draw instead of one a category."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Have a categorical site drawn by one uniform number."""
         if msg["type"] == "sample" and not msg["is_observed"]:
             fn, shape = msg["fn"], msg["fn"].batch_shape
             if isinstance(fn, dist.ExpandedDistribution):

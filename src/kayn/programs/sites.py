@@ -76,6 +76,7 @@ class Site:
 
     @property
     def event_dim(self) -> int:
+        """How many dimensions of the value are those of one event."""
         return len(self.shape) - len(self.batch_shape)
 
 

@@ -49,6 +49,7 @@ class Support:
     whole: bool = False
 
     def __str__(self) -> str:
+        """The set in words, with a question mark for an end that is known only when the program runs."""
         if self.kind != BOX:
             return self.kind
         low, high = ("?" if end is None else f"{end:g}" for end in (self.lower, self.upper))

@@ -56,6 +56,7 @@ def refuse_too_many(option: str, count: int, each: float, error: type[KaynError]
 
 
 def format_bytes(count: float) -> str:
+    """A number of bytes with its unit, in powers of a thousand, to three digits."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

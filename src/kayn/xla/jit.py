@@ -33,6 +33,7 @@ class QuickJit:
         self._chosen: Callable | None = None
 
     def __call__(self, *args: Any) -> Any:
+        """Run the function, compiled for the shapes and types of these arguments."""
         return self._for(args)(*args)
 
     def lower(self, *args: Any) -> jax.stages.Lowered:
