@@ -45,6 +45,11 @@ def run(*command: str) -> int:
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
+def run_tests(*arguments: str, lane: str = "") -> int:
+    """Run pytest on two processes, each of which starts with a half of the tests: neighbours share compiled programs."""
+    return run(program("python", lane), "-m", "pytest", "-n", "2", "--dist", "worksteal", "-q", *arguments)
+
+
 def require(status: int, what: str) -> None:
     """Stop with a message when a step failed."""
     if status != 0:
@@ -96,7 +101,7 @@ def demo(arguments: list[str]) -> int:
 def test(arguments: list[str]) -> int:
     """Run the tests on two processes."""
     install("dev")
-    return run(program("python"), "-m", "pytest", "-n", "2", "-q", *arguments)
+    return run_tests(*arguments)
 
 
 def lane(arguments: list[str]) -> int:
@@ -116,7 +121,7 @@ def lane(arguments: list[str]) -> int:
         "print('lane', *sys.version_info[:2], jax.__version__, numpyro.__version__, numpy.__version__, a.__version__)"
     )
     run(program("python", name), "-c", releases)
-    return run(program("python", name), "-m", "pytest", "-n", "2", "-q", "--quick", *rest)
+    return run_tests("--quick", *rest, lane=name)
 
 
 def lint(arguments: list[str]) -> int:

@@ -1,5 +1,8 @@
 """Shared fixtures. Tests run in float32, JAX's default, unless they ask for float64 with the `x64` fixture."""
 
+import ctypes
+import gc
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +22,8 @@ settings.register_profile(
 )
 settings.load_profile("kayn")
 
+MOST = 1.2e9
+"""Bytes of memory from which compiled programs are forgotten between two tests; a hundred models leave gigabytes of them."""
 QUICK = {
     "test_arguments.py",
     "test_checkpoints.py",
@@ -41,6 +46,42 @@ def pytest_collection_modifyitems(config, items):
         left = [i for i in items if i.path.name not in QUICK or i.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=left)
         items[:] = [i for i in items if i not in set(left)]
+
+
+def pytest_configure(config):
+    """Let XLA compile in half the time: the tests wait for the compiler. What `--quick` selects is compiled as users compile it."""
+    if not config.getoption("--quick") and not hasattr(config, "workerinput"):
+        # read when the first program is compiled; workers inherit both
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        if jax.__version_info__ < (0, 11):  # later releases stop at a flag that they no longer know
+            os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+        jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
+
+
+def resident():
+    """Bytes of memory that this process holds; zero where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+@pytest.fixture(autouse=True, scope="session")
+def limit():
+    """From how many bytes on compiled programs are forgotten."""
+    return [MOST]
+
+
+@pytest.fixture(autouse=True)
+def _within_memory(limit):
+    yield
+    if resident() > limit[0]:
+        jax.clear_caches()
+        gc.collect()
+        if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)
+        # what cannot be freed must not be tried after every test
+        limit[0] = max(MOST, resident() + MOST / 4)
 
 
 @pytest.fixture

@@ -34,6 +34,11 @@ def as_a_loop(y, steps=8):
     scan(step, 0.0, y, length=steps)
 
 
+@pytest.fixture(scope="module")
+def fitted():
+    return kayn.fit(one_site, args=(WALK,), progress=False).posterior()
+
+
 def test_a_random_walk_is_read_as_a_loop():
     analysis = kayn.analyze(one_site, WALK)
     assert analysis.graph.latent("z").plate_names == ("time",)
@@ -78,26 +83,25 @@ def test_random_walks_have_their_evidence():
         assert abs(posterior.log_evidence - exact) < 4 * posterior.log_evidence_error + 1e-3, model.__name__
 
 
-def test_random_walks_are_carried_on():
+def test_random_walks_are_carried_on(fitted):
     """Three further steps: the known ones are the posterior's, and increments have the walk's scale."""
-    posterior = kayn.fit(one_site, args=(WALK,), progress=False).posterior()
-    drawn = posterior.predictive(0, 4000, None, 11)
+    drawn = fitted.predictive(0, 4000, None, 11)
     assert drawn["z"].shape == drawn["y"].shape == (4000, 11)
-    np.testing.assert_allclose(drawn["z"][:, :8].mean(0), posterior.mean("z"), atol=5 * 0.4 / 4000**0.5)
+    np.testing.assert_allclose(drawn["z"][:, :8].mean(0), fitted.mean("z"), atol=5 * 0.4 / 4000**0.5)
     standard = (drawn["z"][:, 8:] - drawn["z"][:, 7:-1]) / drawn["scale"][:, None]
     assert abs(standard.mean()) < 4 / 12_000**0.5
     assert abs(standard.std() - 1) < 4 / (2 * 12_000) ** 0.5
-    scores = posterior.log_predictive(0, 500, np.append(WALK, [2.2, 2.4, 2.5]), 11)
+    scores = fitted.log_predictive(0, 500, np.append(WALK, [2.2, 2.4, 2.5]), 11)
     assert scores.pointwise["y"].shape == (11,)
-    assert posterior.predictive(0, 3, new_plates="time")["z"].shape == (3, 8)
+    assert fitted.predictive(0, 3, new_plates="time")["z"].shape == (3, 8)
     with pytest.raises(QueryError, match=r"time series 'z' has shape \(8,\) in the posterior but \(5,\)"):
-        posterior.predictive(0, 3, None, 5)
+        fitted.predictive(0, 3, None, 5)
 
 
 @pytest.mark.parametrize("loss", [kayn.VI, kayn.RWS, kayn.VIMCO])
-def test_guides_for_random_walks(loss):
+def test_guides_for_random_walks(loss, fitted):
     """Independent Normals, kayn's and NumPyro's: both estimate the evidence from below."""
-    exact = kayn.fit(one_site, args=(WALK,), progress=False).posterior().log_evidence
+    exact = fitted.log_evidence
     for guide in (kayn.FactorisedGuide.from_model(one_site, (WALK,)), AutoNormal(one_site)):
         svi = SVI(one_site, guide, numpyro.optim.Adam(0.03), loss(20))
         losses = svi.run(jax.random.key(0), 400, WALK, progress_bar=False).losses[-100:]
