@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jax.scipy.special import xlogy
 
 from kayn.densities.counts import gamma
 from kayn.densities.incomplete import log_gamma_mass
 from kayn.densities.special import floats, log_minus_expm1
+from kayn.support.arrays import Array
 
 
-def kumaraswamy(fn: Any, value: Any) -> Any:
+def kumaraswamy(fn: dist.Distribution, value: Array) -> Array:
     """Log density of a Kumaraswamy law, nats: `log a + log b + (a - 1) log x + (b - 1) log(1 - x^a)`.
 
     The last logarithm is taken from `-a log x`, so that it holds where x^a is close to one.
@@ -24,7 +24,7 @@ def kumaraswamy(fn: Any, value: Any) -> Any:
     return jnp.log(a) + jnp.log(b) + xlogy(a - 1, x) + (b - 1) * beyond
 
 
-def power_law(fn: Any, value: Any) -> Any:
+def power_law(fn: dist.Distribution, value: Array) -> Array:
     """A power of the value between two ends: `high ** b - low ** b` by its larger part."""
     alpha, low, high, x = floats(fn.alpha, fn.low, fn.high, value)
     power, width = alpha + 1, jnp.log(high / low)
@@ -36,7 +36,7 @@ def power_law(fn: Any, value: Any) -> Any:
     return alpha * jnp.log(x) - jnp.where(flat, linear, mass)
 
 
-def ordered_logistic(fn: Any, value: Any) -> Any:
+def ordered_logistic(fn: dist.Distribution, value: Array) -> Array:
     """Of a logistic variable between two cutpoints: the logarithms of both half-lines and of the distance between the cutpoints."""
     predictor, cutpoints = floats(fn.predictor, fn.cutpoints)
     count = cutpoints.shape[-1]
@@ -56,21 +56,21 @@ def ordered_logistic(fn: Any, value: Any) -> Any:
     return jnp.sum(jnp.where(chosen, below + above + between, 0.0), -1)
 
 
-def _cut_gamma(fn: Any, value: Any, low: Any, high: Any) -> Any:
+def _cut_gamma(fn: dist.Distribution, value: Array, low: Array, high: Array) -> Array:
     a, rate, low, high = floats(fn.base_dist.concentration, fn.base_dist.rate, low, high)
     return gamma(fn.base_dist, value) - log_gamma_mass(a, rate * low, rate * high)
 
 
-def left_truncated_gamma(fn: Any, value: Any) -> Any:
+def left_truncated_gamma(fn: dist.Distribution, value: Array) -> Array:
     """Log density of a gamma law above `low`, nats: its own, less the log probability to lie there."""
     return _cut_gamma(fn, value, fn.low, jnp.inf)
 
 
-def right_truncated_gamma(fn: Any, value: Any) -> Any:
+def right_truncated_gamma(fn: dist.Distribution, value: Array) -> Array:
     """Log density of a gamma law below `high`, nats: its own, less the log probability to lie there."""
     return _cut_gamma(fn, value, 0.0, fn.high)
 
 
-def truncated_gamma(fn: Any, value: Any) -> Any:
+def truncated_gamma(fn: dist.Distribution, value: Array) -> Array:
     """Log density of a gamma law between `low` and `high`, nats: its own, less the log probability to lie there."""
     return _cut_gamma(fn, value, fn.low, fn.high)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -16,15 +15,19 @@ import numpyro.distributions as dist
 from kayn.densities.incomplete import log_beta_mass, log_gamma_mass, log_lower_gamma, log_upper_gamma
 from kayn.densities.special import floats, log_minus_expm1
 from kayn.densities.tails import MASSES, log_mass, log_normal_mass
+from kayn.support.arrays import Array
 
-Mass = Callable[[Any, Any, Any], Any]
+Mass = Callable[[dist.Distribution, Array, Array], Array]
 """Log probability of an interval: (distribution, lower end, upper end), ends anywhere, infinite ones among them."""
 
 
-def _by_hazard(hazard: Callable[[Any, Any], Any], start: Callable[[Any], Any] = lambda fn: 0.0) -> Mass:
+def _by_hazard(
+    hazard: Callable[[dist.Distribution, Array], Array],
+    start: Callable[[dist.Distribution], Array | float] = lambda fn: 0.0,
+) -> Mass:
     """From the cumulative hazard, minus the log probability to survive, that begins at `start`."""
 
-    def mass(fn: Any, low: Any, high: Any) -> Any:
+    def mass(fn: dist.Distribution, low: Array, high: Array) -> Array:
         first, low, high = floats(start(fn), low, high)
         begun, endless, never = low > first, jnp.isposinf(high), high <= first
         before = jnp.where(begun, hazard(fn, jnp.where(begun, low, first + 1)), 0.0)
@@ -35,7 +38,7 @@ def _by_hazard(hazard: Callable[[Any, Any], Any], start: Callable[[Any], Any] = 
     return mass
 
 
-def _gumbel(fn: Any, low: Any, high: Any) -> Any:
+def _gumbel(fn: dist.Distribution, low: Array, high: Array) -> Array:
     loc, scale, low, high = floats(fn.loc, fn.scale, low, high)
     endless, below = jnp.isposinf(high), jnp.isneginf(low)
     upper = jnp.where(endless, 0.0, jnp.exp(-(jnp.where(endless, loc, high) - loc) / scale))
@@ -43,25 +46,25 @@ def _gumbel(fn: Any, low: Any, high: Any) -> Any:
     return jnp.where(below, 0.0, log_minus_expm1(gap)) - upper
 
 
-def _half(full: Callable[[Any], dist.Distribution]) -> Mass:
+def _half(full: Callable[[dist.Distribution], dist.Distribution]) -> Mass:
     return lambda fn, low, high: math.log(2) + log_mass(full(fn), jnp.maximum(low, 0.0), high)
 
 
-def _log_normal(fn: Any, low: Any, high: Any) -> Any:
+def _log_normal(fn: dist.Distribution, low: Array, high: Array) -> Array:
     return log_mass(fn.base_dist, _log(low), _log(high))
 
 
-def _log(x: Any) -> Any:
+def _log(x: Array) -> Array:
     positive = x > 0
     return jnp.where(positive, jnp.log(jnp.where(positive, x, 1.0)), -jnp.inf)
 
 
-def _uniform(fn: Any, low: Any, high: Any) -> Any:
+def _uniform(fn: dist.Distribution, low: Array, high: Array) -> Array:
     first, last, low, high = floats(fn.low, fn.high, low, high)
     return jnp.log(jnp.clip(high, first, last) - jnp.clip(low, first, last)) - jnp.log(last - first)
 
 
-def _student(fn: Any, low: Any, high: Any) -> Any:
+def _student(fn: dist.Distribution, low: Array, high: Array) -> Array:
     # on the side where the distribution function is small
     loc, low, high = floats(fn.loc, low, high)
     mirrored = low + high > 2 * loc
@@ -73,7 +76,7 @@ def _student(fn: Any, low: Any, high: Any) -> Any:
     return jnp.log(jnp.where(above, 1.0, fn.cdf(jnp.where(above, beside, high))) - least)
 
 
-def _gamma(fn: Any, low: Any, high: Any) -> Any:
+def _gamma(fn: dist.Distribution, low: Array, high: Array) -> Array:
     a, rate, low, high = floats(fn.concentration, fn.rate, low, high)
     endless = jnp.isposinf(high)
     return log_gamma_mass(
@@ -81,7 +84,7 @@ def _gamma(fn: Any, low: Any, high: Any) -> Any:
     )
 
 
-def _inverse_gamma(fn: Any, low: Any, high: Any) -> Any:
+def _inverse_gamma(fn: dist.Distribution, low: Array, high: Array) -> Array:
     a, rate, low, high = floats(fn.concentration, fn.rate, low, high)
     begun = low > 0
     return log_gamma_mass(
@@ -89,7 +92,7 @@ def _inverse_gamma(fn: Any, low: Any, high: Any) -> Any:
     )
 
 
-def _asymmetric_laplace(fn: Any, low: Any, high: Any) -> Any:
+def _asymmetric_laplace(fn: dist.Distribution, low: Array, high: Array) -> Array:
     """Both sides of the location, each an exponential law."""
     loc, left, right, low, high = floats(fn.loc, fn.left_scale, fn.right_scale, low, high)
     total = left + right
@@ -98,7 +101,7 @@ def _asymmetric_laplace(fn: Any, low: Any, high: Any) -> Any:
     return jnp.logaddexp(under + jnp.log(left / total), over + jnp.log(right / total))
 
 
-def _log_exponential(low: Any, high: Any, scale: Any) -> Any:
+def _log_exponential(low: Array, high: Array, scale: Array) -> Array:
     """Log probability of an interval under an exponential law, -inf where it is empty."""
     empty, endless = high <= low, jnp.isposinf(high)
     start = jnp.where(empty, 0.0, low)
@@ -106,7 +109,7 @@ def _log_exponential(low: Any, high: Any, scale: Any) -> Any:
     return jnp.where(empty, -jnp.inf, jnp.where(endless, 0.0, log_minus_expm1(gap / scale)) - start / scale)
 
 
-def _levy(fn: Any, low: Any, high: Any) -> Any:
+def _levy(fn: dist.Distribution, low: Array, high: Array) -> Array:
     # of the reciprocal of a squared normal variable
     loc, scale, low, high = floats(fn.loc, fn.scale, low, high)
     near = jnp.where(jnp.isposinf(high), 0.0, jnp.sqrt(scale / (jnp.where(jnp.isposinf(high), loc + 1, high) - loc)))
@@ -115,12 +118,12 @@ def _levy(fn: Any, low: Any, high: Any) -> Any:
     return math.log(2) + log_normal_mass(near, far, far - near)
 
 
-def _beta(fn: Any, low: Any, high: Any) -> Any:
+def _beta(fn: dist.Distribution, low: Array, high: Array) -> Array:
     a, b, low, high = floats(fn.concentration1, fn.concentration0, low, high)
     return log_beta_mass(a, b, jnp.clip(low, 0.0, 1.0), jnp.clip(high, 0.0, 1.0))
 
 
-def _poisson(fn: Any, low: Any, high: Any) -> Any:
+def _poisson(fn: dist.Distribution, low: Array, high: Array) -> Array:
     """Of counts above `low`, up to `high`."""
     rate, low, high = floats(fn.rate, low, high)
     below, above = low < 0, jnp.isposinf(high)
@@ -159,7 +162,7 @@ FAMILIES: Mapping[type, Mass] = {
 """Log probability of an interval by family."""
 
 
-def left_censored(fn: Any, value: Any) -> Any:
+def left_censored(fn: dist.Distribution, value: Array) -> Array:
     """Log density of `LeftCensoredDistribution`, nats: where `censored`, the log mass below the value.
 
     Raises:
@@ -169,7 +172,7 @@ def left_censored(fn: Any, value: Any) -> Any:
     return jnp.where(fn.censored, mass, _exactly(fn, value, fn.censored))
 
 
-def right_censored(fn: Any, value: Any) -> Any:
+def right_censored(fn: dist.Distribution, value: Array) -> Array:
     """Log density of `RightCensoredDistribution`, nats: where `censored`, the log mass above the value.
 
     Raises:
@@ -179,7 +182,7 @@ def right_censored(fn: Any, value: Any) -> Any:
     return jnp.where(fn.censored, mass, _exactly(fn, value, fn.censored))
 
 
-def _exactly(fn: Any, value: Any, elsewhere: Any) -> Any:
+def _exactly(fn: dist.Distribution, value: Array, elsewhere: Array) -> Array:
     """The density, taken at a harmless value where it does not count."""
     base = fn.base_dist
     # NumPyro's Lévy law says nothing of its support
@@ -187,7 +190,7 @@ def _exactly(fn: Any, value: Any, elsewhere: Any) -> Any:
     return base.log_prob(jnp.where(elsewhere, harmless, value))
 
 
-def interval_censored(fn: Any, value: Any) -> Any:
+def interval_censored(fn: dist.Distribution, value: Array) -> Array:
     """Log density of `IntervalCensoredDistribution`, nats; value: [..., 2], the ends of an interval.
 
     Censored on the left it is known to lie below the upper end, on the right above the lower, on both sides outside of

@@ -7,22 +7,22 @@ x_i from `n m_i` and of a_i from `m_i sum a`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 
 from kayn.densities.special import deviance, excess, floats, log_rising
+from kayn.support.arrays import Array
 
 
-def poisson(fn: Any, value: Any) -> Any:
+def poisson(fn: dist.Distribution, value: Array) -> Array:
     """Log probability of a Poisson count, nats: minus the deviance of x from the rate, minus `excess(x)` (Loader,
     2000)."""
     rate, x = floats(fn.rate, value)
     return -deviance(x, rate, x - rate) - excess(x)
 
 
-def _binomial(x: Any, n: Any, p: Any, q: Any, log_p: Any, log_q: Any) -> Any:
+def _binomial(x: Array, n: Array, p: Array, q: Array, log_p: Array, log_q: Array) -> Array:
     """Probability of x of n, of which neither need be whole: p and q = 1 - p with their logarithms."""
     rest = n - x
     difference = x * q - rest * p
@@ -35,20 +35,20 @@ def _binomial(x: Any, n: Any, p: Any, q: Any, log_p: Any, log_q: Any) -> Any:
     )
 
 
-def binomial_probs(fn: Any, value: Any) -> Any:
+def binomial_probs(fn: dist.Distribution, value: Array) -> Array:
     """Log probability of x of n, nats, from the probability of each (Loader, 2000)."""
     x, n, p = floats(value, fn.total_count, fn.probs)
     return _binomial(x, n, p, 1 - p, jnp.log(p), jnp.log1p(-p))
 
 
-def binomial_logits(fn: Any, value: Any) -> Any:
+def binomial_logits(fn: dist.Distribution, value: Array) -> Array:
     """Log probability of x of n, nats, from the log odds of each: neither probability is one minus the other."""
     x, n, logits = floats(value, fn.total_count, fn.logits)
     log_p, log_q = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
     return _binomial(x, n, jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits), log_p, log_q)
 
 
-def _negative_binomial(x: Any, a: Any, p: Any, q: Any, log_p: Any, log_q: Any) -> Any:
+def _negative_binomial(x: Array, a: Array, p: Array, q: Array, log_p: Array, log_q: Array) -> Array:
     """Count x, of probability q in each try, before `a` others, of probability p: a of a + x, the last one of them."""
     n = a + x
     difference = x * p - a * q
@@ -62,7 +62,7 @@ def _negative_binomial(x: Any, a: Any, p: Any, q: Any, log_p: Any, log_q: Any) -
     )
 
 
-def gamma_poisson(fn: Any, value: Any) -> Any:
+def gamma_poisson(fn: dist.Distribution, value: Array) -> Array:
     """Log probability of a Poisson count whose rate is gamma distributed, nats; `NegativeBinomial2` is one."""
     x, a, rate = floats(value, fn.concentration, fn.rate)
     # of two ways to write either, the one that holds at a rate of zero and of infinity
@@ -70,20 +70,20 @@ def gamma_poisson(fn: Any, value: Any) -> Any:
     return _negative_binomial(x, a, p, q, -jnp.log1p(1 / rate), -jnp.log1p(rate))
 
 
-def negative_binomial_probs(fn: Any, value: Any) -> Any:
+def negative_binomial_probs(fn: dist.Distribution, value: Array) -> Array:
     """Log probability of the count before `total_count` others, nats, from the count's probability in each try."""
     x, a, q = floats(value, fn.total_count, fn.probs)
     return _negative_binomial(x, a, 1 - q, q, jnp.log1p(-q), jnp.log(q))
 
 
-def negative_binomial_logits(fn: Any, value: Any) -> Any:
+def negative_binomial_logits(fn: dist.Distribution, value: Array) -> Array:
     """Log probability of the count before `total_count` others, nats, from the count's log odds in each try."""
     x, a, logits = floats(value, fn.total_count, fn.logits)
     p, q = jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits)
     return _negative_binomial(x, a, p, q, jax.nn.log_sigmoid(-logits), jax.nn.log_sigmoid(logits))
 
 
-def _urn(x: Any, a: Any, n: Any, concentration: Any) -> Any:
+def _urn(x: Array, a: Array, n: Array, concentration: Array) -> Array:
     """The part of one category in the probability of counts x from an urn with concentrations a."""
     total = n + concentration
     old, new = concentration / total, n / total
@@ -98,17 +98,17 @@ def _urn(x: Any, a: Any, n: Any, concentration: Any) -> Any:
     )
 
 
-def _whole_urn(n: Any, concentration: Any) -> Any:
+def _whole_urn(n: Array, concentration: Array) -> Array:
     return excess(n) + excess(concentration) - excess(n + concentration) + jnp.log1p(n / concentration)
 
 
-def beta_binomial(fn: Any, value: Any) -> Any:
+def beta_binomial(fn: dist.Distribution, value: Array) -> Array:
     """Log probability of x of n, nats, whose probability is beta distributed: two categories of an urn."""
     x, n, a, b = floats(value, fn.total_count, fn.concentration1, fn.concentration0)
     return _whole_urn(n, a + b) + _urn(x, a, n, a + b) + _urn(n - x, b, n, a + b)
 
 
-def beta_negative_binomial(fn: Any, value: Any) -> Any:
+def beta_negative_binomial(fn: dist.Distribution, value: Array) -> Array:
     """Log probability of the count before `n` others, nats, where the count's probability in each try is beta
     distributed."""
     # the last of n + x draws is one of the n, and so are n - 1 of those before it
@@ -117,76 +117,76 @@ def beta_negative_binomial(fn: Any, value: Any) -> Any:
     return _whole_urn(n + x, a + b) + both - jnp.log1p(x / n)
 
 
-def dirichlet_multinomial(fn: Any, value: Any) -> Any:
+def dirichlet_multinomial(fn: dist.Distribution, value: Array) -> Array:
     """Log probability of counts from an urn, nats; value and concentration: [..., C], summed over the categories."""
     x, a = floats(value, fn.concentration)
     n, total = jnp.sum(x, -1, keepdims=True), jnp.sum(a, -1, keepdims=True)
     return _whole_urn(n, total)[..., 0] + jnp.sum(_urn(x, a, n, total), -1)
 
 
-def multinomial_probs(fn: Any, value: Any) -> Any:
+def multinomial_probs(fn: dist.Distribution, value: Array) -> Array:
     """Log probability of counts, nats, from shares; value and `probs`: [..., C], summed over the categories."""
     x, p = floats(value, fn.probs)
     return _multinomial(x, p, jnp.log(p))
 
 
-def multinomial_logits(fn: Any, value: Any) -> Any:
+def multinomial_logits(fn: dist.Distribution, value: Array) -> Array:
     """Log probability of counts, nats, from logits; value and `logits`: [..., C], summed over the categories."""
     x, logits = floats(value, fn.logits)
     log_p = jax.nn.log_softmax(logits, -1)
     return _multinomial(x, jnp.exp(log_p), log_p)
 
 
-def _multinomial(x: Any, p: Any, log_p: Any) -> Any:
+def _multinomial(x: Array, p: Array, log_p: Array) -> Array:
     n = jnp.sum(x, -1, keepdims=True)
     rest = deviance(x, n * p, x - n * p, jnp.log(jnp.maximum(n, 1.0)) + log_p)
     return excess(n)[..., 0] - jnp.sum(excess(x) + rest, -1)
 
 
-def student_t(fn: Any, value: Any) -> Any:
+def student_t(fn: dist.Distribution, value: Array) -> Array:
     """Log density of Student's law with a location and a scale, nats."""
     df, loc, scale, value = floats(fn.df, fn.loc, fn.scale, value)
     square = ((value - loc) / scale) ** 2
     return student(df, 1, square) - jnp.log(scale)
 
 
-def student(df: Any, size: int, square: Any) -> Any:
+def student(df: Array, size: int, square: Array) -> Array:
     """Student's law in some dimensions, standardised, at a squared distance."""
     constant = log_rising(0.5 * df, 0.5 * size) - 0.5 * size * jnp.log(jnp.pi * df)
     return constant - 0.5 * (df + size) * jnp.log1p(square / df)
 
 
-def gamma(fn: Any, value: Any) -> Any:
+def gamma(fn: dist.Distribution, value: Array) -> Array:
     """Log density of a gamma variable, nats: that of its logarithm, `log_gamma_density`, less `log x`."""
     a, rate, x = floats(fn.concentration, fn.rate, value)
     return log_gamma_density(a, rate * x) - jnp.log(x)
 
 
-def inverse_gamma(fn: Any, value: Any) -> Any:
+def inverse_gamma(fn: dist.Distribution, value: Array) -> Array:
     """Log density of one over a gamma variable, nats: that of its logarithm less `log x`."""
     a, rate, x = floats(fn.concentration, fn.rate, value)
     return log_gamma_density(a, rate / x) - jnp.log(x)
 
 
-def log_gamma_density(a: Any, x: Any) -> Any:
+def log_gamma_density(a: Array, x: Array) -> Array:
     """Log density of the logarithm of a gamma variable with rate one."""
     return jnp.log(a) - deviance(a, x, a - x) - excess(a)
 
 
-def beta(fn: Any, value: Any) -> Any:
+def beta(fn: dist.Distribution, value: Array) -> Array:
     """Log density of a beta variable, nats, for x below one: `log_beta_density` less `log(1 - x)`."""
     a, b, x = floats(fn.concentration1, fn.concentration0, value)
     return log_beta_density(a, b, x, 1 - x) - jnp.log1p(-x)
 
 
-def log_beta_density(a: Any, b: Any, x: Any, rest: Any) -> Any:
+def log_beta_density(a: Array, b: Array, x: Array, rest: Array) -> Array:
     """Log density of a beta variable at x = 1 - `rest`, times that rest."""
     total, difference = a + b, a * rest - b * x
     both = deviance(a, total * x, difference) + deviance(b, total * rest, -difference)
     return excess(total) - excess(a) - excess(b) - both + jnp.log(a) + jnp.log(b / total) - jnp.log(x)
 
 
-def von_mises(fn: Any, value: Any) -> Any:
+def von_mises(fn: dist.Distribution, value: Array) -> Array:
     """Log density of an angle, nats: `kappa (cos(x - mu) - 1) - log(2 pi I0(kappa) exp(-kappa))`.
 
     The cosine less one is taken from the sine of half the angle, which keeps its digits; the Bessel function is scaled.

@@ -7,13 +7,12 @@ the upper gamma function (DLMF 8.9.2) and for the beta function (DLMF 8.17.22), 
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax.scipy.special import betainc, gammainc, gammaincc
 
 from kayn.densities.counts import log_beta_density, log_gamma_density
 from kayn.densities.special import log_minus_expm1
+from kayn.support.arrays import Array
 
 FRACTIONS = 40
 """Levels of a continued fraction, and terms of the series."""
@@ -21,7 +20,7 @@ FAR = 1e-20
 """Probabilities below this are taken by their logarithms."""
 
 
-def log_upper_gamma(a: Any, x: Any) -> Any:
+def log_upper_gamma(a: Array, x: Array) -> Array:
     """Log of the regularised upper incomplete gamma function, for x >= 0."""
     direct = gammaincc(a, x)
     far = direct < FAR
@@ -32,7 +31,7 @@ def log_upper_gamma(a: Any, x: Any) -> Any:
     return jnp.where(far, log_gamma_density(a, beyond) - jnp.log(fraction), jnp.log(jnp.where(far, 1.0, direct)))
 
 
-def log_lower_gamma(a: Any, x: Any) -> Any:
+def log_lower_gamma(a: Array, x: Array) -> Array:
     """Log of the regularised lower incomplete gamma function, for x >= 0."""
     direct = gammainc(a, x)
     far = (direct < FAR) & (x > 0)
@@ -45,7 +44,7 @@ def log_lower_gamma(a: Any, x: Any) -> Any:
     )
 
 
-def log_gamma_mass(a: Any, low: Any, high: Any) -> Any:
+def log_gamma_mass(a: Array, low: Array, high: Array) -> Array:
     """Log probability of an interval under a gamma law of rate one; `high` may be infinite."""
     endless, right = jnp.isposinf(high), low > a
     finite_high = jnp.where(endless, low + 1, high)
@@ -59,7 +58,7 @@ def log_gamma_mass(a: Any, low: Any, high: Any) -> Any:
     return jnp.where(right, tail, left)
 
 
-def log_lower_beta(a: Any, b: Any, x: Any, rest: Any) -> Any:
+def log_lower_beta(a: Array, b: Array, x: Array, rest: Array) -> Array:
     """Log of the regularised incomplete beta function at x = 1 - `rest`."""
     direct = betainc(a, b, x)
     far = (direct < FAR) & (x > 0)
@@ -75,7 +74,7 @@ def log_lower_beta(a: Any, b: Any, x: Any, rest: Any) -> Any:
     return jnp.where(far, tail, jnp.log(jnp.where(far, 1.0, direct)))
 
 
-def log_beta_mass(a: Any, b: Any, low: Any, high: Any) -> Any:
+def log_beta_mass(a: Array, b: Array, low: Array, high: Array) -> Array:
     """Log probability of an interval under a beta law, for ends between zero and one."""
     right = low > a / (a + b)
     near, far = jnp.where(right, 1 - low, high), jnp.where(right, 1 - high, low)

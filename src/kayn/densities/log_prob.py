@@ -47,8 +47,9 @@ from kayn.densities.counts import (
 )
 from kayn.densities.tails import MASSES, left_truncated, right_truncated, truncated
 from kayn.densities.vectors import CONCENTRATED, dirichlet, lkj_cholesky, multivariate_student
+from kayn.support.arrays import Array
 
-Form = Callable[[Any, Any], Any]
+Form = Callable[[dist.Distribution, Array], Array]
 """Log density from a distribution and a value."""
 ROUNDING = 0.01
 """How far above zero a log probability may be by rounding, in nats."""
@@ -61,7 +62,7 @@ ANYWHERE = np.inf
 def _where_concentrated(form: Form, *names: str) -> Form:
     """A stable form where the concentrations are large, which leaves all else as it was, the ends of a support included."""
 
-    def log_prob(fn: Any, value: Any) -> Any:
+    def log_prob(fn: dist.Distribution, value: Array) -> Array:
         large = sum(getattr(fn, n) for n in names) > CONCENTRATED
         still = copy.copy(fn)
         for name in names:
@@ -160,12 +161,12 @@ MADE_OF = (
 PARTS = ("base_dist", "_component_distribution", "_component_distributions")
 
 
-def log_density(fn: dist.Distribution, value: Any) -> Any:
+def log_density(fn: dist.Distribution, value: Array) -> Array:
     """The log density in the form of `dependable`."""
     return dependable(fn, value).log_prob(value)
 
 
-def dependable(fn: dist.Distribution, value: Any) -> dist.Distribution:
+def dependable(fn: dist.Distribution, value: Array) -> dist.Distribution:
     """The distribution with its innermost log densities in forms without selections and without loss of digits, where there are such.
 
     Args:
@@ -204,14 +205,14 @@ def _kept_apart(fn: dist.Distribution) -> dist.Distribution:
     )
 
 
-def _is_extreme(leaf: Any) -> bool:
+def _is_extreme(leaf: Array) -> bool:
     if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
         return False
     size = np.abs(np.asarray(leaf, np.float64))
     return bool(np.any((size > EXTREME) & np.isfinite(size) | (size < 1 / EXTREME) & (size > 0)))
 
 
-def _of_dependable_parts(fn: dist.Distribution, value: Any) -> dist.Distribution:
+def _of_dependable_parts(fn: dist.Distribution, value: Array) -> dist.Distribution:
     name = next(n for n in PARTS if hasattr(fn, n))
     old = getattr(fn, name)
     new = [dependable(d, value) for d in old] if isinstance(old, list | tuple) else dependable(old, value)
@@ -222,7 +223,7 @@ def _of_dependable_parts(fn: dist.Distribution, value: Any) -> dist.Distribution
     return outer
 
 
-def _form(fn: dist.Distribution, value: Any) -> Form | None:
+def _form(fn: dist.Distribution, value: Array) -> Form | None:
     """What gives a distribution's log density, if that is not its own method."""
     kind = type(fn)
     known = kind in FORMS and (kind not in BASES or type(fn.base_dist) in BASES[kind])
@@ -235,14 +236,14 @@ def _form(fn: dist.Distribution, value: Any) -> Form | None:
     return _noticed(form) if _is_discrete(fn) else form
 
 
-def _own(fn: Any, value: Any) -> Any:
+def _own(fn: dist.Distribution, value: Array) -> Array:
     return fn.log_prob(value)
 
 
 def _noticed(form: Form) -> Form:
     """With +inf for a log probability above zero."""
 
-    def log_prob(fn: Any, value: Any) -> Any:
+    def log_prob(fn: dist.Distribution, value: Array) -> Array:
         found = form(fn, value)
         return jnp.where(found > ROUNDING, jnp.inf, found)
 
@@ -253,7 +254,7 @@ def _is_discrete(fn: dist.Distribution) -> bool:
     return bool(getattr(fn.support, "is_discrete", False))
 
 
-def _is_small(fn: dist.Distribution, value: Any) -> bool:
+def _is_small(fn: dist.Distribution, value: Array) -> bool:
     """Whether counts are known to be so small that the family's own form serves."""
     if type(fn) not in PLAIN_IF_SMALL or value is ANYWHERE:
         return False
@@ -273,7 +274,7 @@ class _Rewritten(dist.Distribution):
     def support(self) -> Any:
         return self.base_dist.support
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Array) -> Array:
         fn = self.base_dist
         found = self.form(fn, value)
         if not fn._validate_args or fn.support is constraints.real or self.form is _own:
@@ -282,32 +283,32 @@ class _Rewritten(dist.Distribution):
 
 
 @jax.custom_jvp
-def _log_sigmoid(x: Any) -> Any:
+def _log_sigmoid(x: Array) -> Array:
     return jnp.minimum(x, 0.0) - jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
 @_log_sigmoid.defjvp
-def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     # the derivative of each operation in turn would select by sign, and take ten times as long as the one operation that they amount to
     return _log_sigmoid(*primals), jax.nn.sigmoid(-primals[0]) * tangents[0]
 
 
 class _Binary(dist.BernoulliLogits):
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Array) -> Array:
         return _log_sigmoid(self.logits * (2.0 * value - 1.0))
 
 
 class _Fractional(dist.BernoulliLogits):
     """Data that are only known when the program runs may lie between 0 and 1."""
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Array) -> Array:
         # a clipped logit stands for an infinite one: the log density is exactly 0, or so low that it counts as impossible
         far = jnp.finfo(jnp.result_type(self.logits, float)).max / 1e4
         logits = jnp.clip(self.logits, -far, far)
         return value * logits + _log_sigmoid(-logits)
 
 
-def _is_binary(value: Any) -> bool:
+def _is_binary(value: Array) -> bool:
     """Whether a value is known to be 0 or 1."""
     if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
         return True

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln, log_ndtr, xlogy
 
+from kayn.support.arrays import Array
+
 LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
 STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400)
 """Coefficients of Stirling's series for log gamma, DLMF 5.11.1."""
@@ -23,13 +25,13 @@ NEAR = 0.1
 """Relative distance below which a deviance is summed as a series."""
 
 
-def floats(*arrays: Any) -> tuple[Any, ...]:
+def floats(*arrays: Array) -> tuple[Array, ...]:
     """The same numbers as floats of one type, that of `jnp.result_type(float)` at least."""
     dtype = jnp.result_type(float, *arrays)
     return tuple(jnp.asarray(a, dtype) for a in arrays)
 
 
-def excess(x: Any) -> Any:
+def excess(x: Array) -> Array:
     """`log gamma(x + 1) - x log x + x` for x >= 0: zero at zero, and `log(2 pi x) / 2` and less than 1 / (12 x) more for large x."""
     (x,) = floats(x)
     small = x < LARGE
@@ -45,7 +47,7 @@ def excess(x: Any) -> Any:
     )
 
 
-def deviance(x: Any, mean: Any, difference: Any, log_mean: Any = None) -> Any:
+def deviance(x: Array, mean: Array, difference: Array, log_mean: Array | None = None) -> Array:
     """`x log(x / mean) - x + mean`, never negative, for x, mean >= 0.
 
     Args:
@@ -57,7 +59,7 @@ def deviance(x: Any, mean: Any, difference: Any, log_mean: Any = None) -> Any:
 
 
 @jax.custom_jvp
-def _deviance(x: Any, mean: Any, difference: Any, log_mean: Any) -> Any:
+def _deviance(x: Array, mean: Array, difference: Array, log_mean: Array) -> Array:
     total = x + mean
     v = difference / jnp.where(total > 0, total, 1.0)
     series = jnp.zeros_like(v)
@@ -69,7 +71,7 @@ def _deviance(x: Any, mean: Any, difference: Any, log_mean: Any) -> Any:
 
 
 @_deviance.defjvp
-def _(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     # as a function of x and the mean; what else is given follows from these
     x, mean, difference, log_mean = primals
     dx, _, _, dlog_mean = tangents
@@ -79,7 +81,7 @@ def _(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
     return _deviance(*primals), by_x * dx - difference * dlog_mean
 
 
-def log_rising(x: Any, step: Any) -> Any:
+def log_rising(x: Array, step: Array) -> Array:
     """`log gamma(x + step) - log gamma(x)` for x > 0, step >= 0, in the digits of the result and not of its parts."""
     x, step = floats(x, step)
     # x log(1 + step / x) is close to step where x is large
@@ -92,7 +94,7 @@ def _asymptotic_from(dtype: Any) -> float:
 
 
 @jax.custom_jvp
-def log_mills(x: Any) -> Any:
+def log_mills(x: Array) -> Array:
     """Log of Mills' ratio `(1 - Phi(x)) / phi(x)` of the standard normal law, for x >= 0, at any distance."""
     edge = _asymptotic_from(x.dtype)
     far = x > edge
@@ -106,7 +108,7 @@ def log_mills(x: Any) -> Any:
 
 
 @log_mills.defjvp
-def _(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (x,), (dx,) = primals, tangents
     value = log_mills(x)
     # x - 1 / M, whose digits cancel in the tail
@@ -117,7 +119,7 @@ def _(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
     return value, dx * jnp.where(far, tail, x - jnp.exp(-value))
 
 
-def log_minus_expm1(x: Any) -> Any:
+def log_minus_expm1(x: Array) -> Array:
     """`log(1 - exp(-x))` for x >= 0."""
     small = x < math.log(2)
     return jnp.where(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +16,13 @@ import numpyro.distributions as dist
 from jax.scipy.special import erf, erfc
 
 from kayn.densities.special import LOG_ROOT_2PI, floats, log_mills, log_minus_expm1
+from kayn.support.arrays import Array
 
 THIN = 3e-3
 """Width, times one and the distance from the centre, below which a normal density is all but linear over an interval."""
 
 
-def log_normal_mass(low: Any, high: Any, width: Any) -> Any:
+def log_normal_mass(low: Array, high: Array, width: Array) -> Array:
     """Log probability of an interval under the standard normal law."""
     mirrored = low + high < 0
     low, high = jnp.where(mirrored, -high, low), jnp.where(mirrored, -low, high)
@@ -31,7 +31,7 @@ def log_normal_mass(low: Any, high: Any, width: Any) -> Any:
     return jnp.where(in_tail, tail, _log_middle(low, high))
 
 
-def _log_middle(low: Any, high: Any) -> Any:
+def _log_middle(low: Array, high: Array) -> Array:
     """For ends on both sides of the centre."""
     inside = low <= 0
     low, high = jnp.where(inside, low, -1.0), jnp.where(inside, high, 1.0)
@@ -43,7 +43,7 @@ def _log_middle(low: Any, high: Any) -> Any:
     return jnp.where(wide, jnp.log1p(-missing), jnp.log(within))
 
 
-def _log_tail_ratio(low: Any, width: Any) -> Any:
+def _log_tail_ratio(low: Array, width: Array) -> Array:
     """Log of the mass of an interval to the right of the centre, less the log density at its near end."""
     endless = jnp.isposinf(width)
     low, width = jnp.where(low > 0, low, 1.0), jnp.where(endless, 1.0, width)
@@ -57,7 +57,7 @@ def _log_tail_ratio(low: Any, width: Any) -> Any:
     return jnp.where(thin & ~endless, linear, log_mills(low) + share)
 
 
-def log_cauchy_mass(low: Any, high: Any, width: Any) -> Any:
+def log_cauchy_mass(low: Array, high: Array, width: Array) -> Array:
     """The difference of two angles is the angle of a quotient; ends at infinity have an angle of their own."""
     left, right = jnp.isneginf(low), jnp.isposinf(high)
     a, b = jnp.where(left, 0.0, low), jnp.where(right, 0.0, high)
@@ -67,13 +67,13 @@ def log_cauchy_mass(low: Any, high: Any, width: Any) -> Any:
     return jnp.log(jnp.where(left | right, one_sided, between) / jnp.pi)
 
 
-def log_logistic_mass(low: Any, high: Any, width: Any) -> Any:
+def log_logistic_mass(low: Array, high: Array, width: Array) -> Array:
     """Log probability of an interval under the standard logistic law: `s(high) s(-low) (1 - exp(-width))`, s the
     sigmoid."""
     return jax.nn.log_sigmoid(high) + jax.nn.log_sigmoid(-low) + log_minus_expm1(width)
 
 
-def log_laplace_mass(low: Any, high: Any, width: Any) -> Any:
+def log_laplace_mass(low: Array, high: Array, width: Array) -> Array:
     """Log probability of an interval under the standard Laplace law: exponential in a tail, else one less both tails."""
     mirrored = low + high < 0
     low, high = jnp.where(mirrored, -high, low), jnp.where(mirrored, -low, high)
@@ -83,7 +83,7 @@ def log_laplace_mass(low: Any, high: Any, width: Any) -> Any:
     return jnp.where(in_tail, tail, jnp.log(-0.5 * (jnp.expm1(a) + jnp.expm1(-b))))
 
 
-def log_soft_laplace_mass(low: Any, high: Any, width: Any) -> Any:
+def log_soft_laplace_mass(low: Array, high: Array, width: Array) -> Array:
     """The distribution function is 2 / pi times the angle whose tangent is `exp(z)`."""
     mirrored = low + high < 0
     low, high = jnp.where(mirrored, -high, low), jnp.where(mirrored, -low, high)
@@ -100,7 +100,7 @@ def log_soft_laplace_mass(low: Any, high: Any, width: Any) -> Any:
     return jnp.where(everything, 0.0, math.log(2 / math.pi) + jnp.where(small, log_tangent, angle))
 
 
-MASSES: Mapping[type, Callable[[Any, Any, Any], Any]] = {
+MASSES: Mapping[type, Callable[[Array, Array, Array], Array]] = {
     dist.Normal: log_normal_mass,
     dist.Cauchy: log_cauchy_mass,
     dist.Logistic: log_logistic_mass,
@@ -110,13 +110,13 @@ MASSES: Mapping[type, Callable[[Any, Any, Any], Any]] = {
 """Log probability of an interval by family of a location and a scale: from standardised ends and the width between them."""
 
 
-def log_mass(base: dist.Distribution, low: Any, high: Any) -> Any:
+def log_mass(base: dist.Distribution, low: Array, high: Array) -> Array:
     """Log probability of an interval under a law of `MASSES`; ends may be infinite."""
     loc, scale, low, high = floats(base.loc, base.scale, low, high)
     return MASSES[type(base)](*_standardised(low, high, loc, scale))
 
 
-def _standardised(low: Any, high: Any, loc: Any, scale: Any) -> tuple[Any, Any, Any]:
+def _standardised(low: Array, high: Array, loc: Array, scale: Array) -> tuple[Array, Array, Array]:
     """Ends, and the width between them, which the ends far out do not tell; with finite derivatives at infinite ends."""
     below, above = jnp.isneginf(low), jnp.isposinf(high)
     a = jnp.where(below, -jnp.inf, (jnp.where(below, 0.0, low) - loc) / scale)
@@ -125,7 +125,7 @@ def _standardised(low: Any, high: Any, loc: Any, scale: Any) -> tuple[Any, Any, 
     return a, b, jnp.where(below | above, jnp.inf, width)
 
 
-def _cut(fn: Any, value: Any, low: Any, high: Any) -> Any:
+def _cut(fn: dist.Distribution, value: Array, low: Array, high: Array) -> Array:
     """Log density of what is known to lie between two ends."""
     base = fn.base_dist
     if type(base) is not dist.Normal:
@@ -143,16 +143,16 @@ def _cut(fn: Any, value: Any, low: Any, high: Any) -> Any:
     return jnp.where(in_tail, tail, middle) - jnp.log(scale)
 
 
-def left_truncated(fn: Any, value: Any) -> Any:
+def left_truncated(fn: dist.Distribution, value: Array) -> Array:
     """Log density of a law of `MASSES` above `low`, nats: its own, less the log probability to lie there."""
     return _cut(fn, value, fn.low, jnp.inf)
 
 
-def right_truncated(fn: Any, value: Any) -> Any:
+def right_truncated(fn: dist.Distribution, value: Array) -> Array:
     """Log density of a law of `MASSES` below `high`, nats: its own, less the log probability to lie there."""
     return _cut(fn, value, -jnp.inf, fn.high)
 
 
-def truncated(fn: Any, value: Any) -> Any:
+def truncated(fn: dist.Distribution, value: Array) -> Array:
     """Log density of a law of `MASSES` between `low` and `high`, nats: its own, less the log mass there."""
     return _cut(fn, value, fn.low, fn.high)

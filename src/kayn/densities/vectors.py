@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jax.scipy.linalg import solve_triangular
 
 from kayn.densities.counts import student
 from kayn.densities.special import deviance, excess, floats, log_rising
+from kayn.support.arrays import Array
 
 CONCENTRATED = 1e3
 """Concentration from which a density is taken in its stable form, where that has poles at the ends of the support."""
 
 
-def dirichlet(fn: Any, value: Any) -> Any:
+def dirichlet(fn: dist.Distribution, value: Array) -> Array:
     """Log density on a simplex, nats; value and concentration: [..., C].
 
     As deviances where the sum of concentrations is above `CONCENTRATED`, else as NumPyro has it.
@@ -28,7 +28,7 @@ def dirichlet(fn: Any, value: Any) -> Any:
     return jnp.where(large[..., 0], stable, fn.log_prob(value))
 
 
-def multivariate_student(fn: Any, value: Any) -> Any:
+def multivariate_student(fn: dist.Distribution, value: Array) -> Array:
     """Log density of Student's law of vectors, nats; value: [..., E], `scale_tril`: [..., E, E]."""
     df, loc, root, value = floats(fn.df, fn.loc, fn.scale_tril, value)
     rest = (value - loc)[..., None]
@@ -41,7 +41,7 @@ def multivariate_student(fn: Any, value: Any) -> Any:
     return student(df, root.shape[-1], square) - jnp.sum(jnp.log(jnp.abs(diagonal)), -1)
 
 
-def lkj_cholesky(fn: Any, value: Any) -> Any:
+def lkj_cholesky(fn: dist.Distribution, value: Array) -> Array:
     """The diagonal by what is beside it, and the constant as a sum of ratios of gamma functions."""
     c, root = floats(fn.concentration, value)
     large = c > CONCENTRATED

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from kayn.graph.influence import Influence, Origin, Source, influences, is_whole
 from kayn.programs.density_arguments import ARGUMENT
 from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import ABSENT, MASK, UNMASKED, Program
+from kayn.support.arrays import Array
 
 
 def with_absences(program: Program) -> Program:
@@ -34,7 +34,7 @@ def with_absences(program: Program) -> Program:
     dropped = {n for n in program.outputs if n.startswith(UNMASKED)}
     dropped |= {n for n in program.outputs if n.startswith(ARGUMENT) and n.rpartition(":")[2] in uncertain}
 
-    def run(*inputs: Any) -> dict[str, Any]:
+    def run(*inputs: Array) -> dict[str, Array]:
         given = [*program.consts, *inputs]
         env = run_equations(program.jaxpr, given)
         outvars = dict(zip(program.outputs, program.jaxpr.outvars, strict=True))
@@ -55,7 +55,7 @@ def with_absences(program: Program) -> Program:
     return replace(program, jaxpr=closed.jaxpr, consts=tuple(closed.consts), outputs=tuple(sorted(found)))
 
 
-def absences(program: Program, inputs: Sequence[Any]) -> dict[str, Any]:
+def absences(program: Program, inputs: Sequence[Array]) -> dict[str, Array]:
     """Which elements of masked latents are absent, whatever the other latents are: bool [*batch, *inner] by latent.
 
     Args:
@@ -74,7 +74,7 @@ def _reads_latents(program: Program, output: str) -> bool:
     return any(first <= i < first + len(program.inputs) for i in used)
 
 
-def _absent(program: Program, name: str, given: Sequence[Any], values: Mapping[str, Any], uncertain: bool) -> Any:
+def _absent(program: Program, name: str, given: Sequence[Array], values: Mapping[str, Array], uncertain: bool) -> Array:
     """Elements that are masked and in no other factor: bool in the mask's shape; None where there is none."""
     look = {"predicates": Source.CONTINUOUS, "zeros": Source.DISCRETE} if uncertain else {}
     factors = [n for n in program.outputs if n in program.sites and program.sites[n].kind == "sample"]
@@ -95,7 +95,7 @@ def _either(a: Influence, b: Influence) -> Influence:
     return b if a is False else a if b is False else a | b
 
 
-def _counts(values: Mapping[str, Any], name: str) -> Influence:
+def _counts(values: Mapping[str, Array], name: str) -> Influence:
     """The elements of a site's log density that masks do not set to zero."""
     mask = values.get(MASK + name)
     if mask is None:
@@ -105,7 +105,7 @@ def _counts(values: Mapping[str, Any], name: str) -> Influence:
 
 
 def _inputs_read(
-    program: Program, given: Sequence[Any], wanted: Mapping[str, Influence], look: Mapping[str, Source]
+    program: Program, given: Sequence[Array], wanted: Mapping[str, Influence], look: Mapping[str, Source]
 ) -> dict[str, Influence]:
     latents = dict(enumerate(program.inputs, len(program.consts)))
 
@@ -124,14 +124,14 @@ def _inputs_read(
 
 
 def _read(
-    program: Program, name: str, given: Sequence[Any], wanted: Mapping[str, Influence], look: Mapping[str, Source]
+    program: Program, name: str, given: Sequence[Array], wanted: Mapping[str, Influence], look: Mapping[str, Source]
 ) -> Influence:
     found = _inputs_read(program, given, wanted, look)
     return _either(found[name], _moved(program, name, found))
 
 
 def _read_elsewhere(
-    program: Program, name: str, given: Sequence[Any], wanted: Mapping[str, Influence], look: Mapping[str, Source]
+    program: Program, name: str, given: Sequence[Array], wanted: Mapping[str, Influence], look: Mapping[str, Source]
 ) -> Influence:
     """What a chain's own density reads of its other steps."""
     return _moved(program, name, _inputs_read(program, given, wanted, look))

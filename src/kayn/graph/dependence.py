@@ -20,12 +20,13 @@ from kayn.graph.types import Latent
 from kayn.programs.calls import called
 from kayn.programs.slices import equation_as_function
 from kayn.programs.trace import Program
+from kayn.support.arrays import Array
 
 Abstract = Annotation | Node
 
 
 def read_program(
-    program: Program, latents: Sequence[Latent], known: Sequence[Any]
+    program: Program, latents: Sequence[Latent], known: Sequence[Array]
 ) -> tuple[dict[str, Abstract], Nodes]:
     """What every output of the program is: an annotation if it depends on a latent, else an expression.
 

@@ -18,6 +18,7 @@ from kayn.programs.density_arguments import ARGUMENT, PREDICTORS
 from kayn.programs.scans import Alias
 from kayn.programs.sites import Site
 from kayn.programs.trace import ABSENT, DATA, INSIDE, LOWER, MASK, ROWS, SUPPORT, UPPER, VALUE, Program
+from kayn.support.arrays import Array
 from kayn.support.names import fresh
 
 
@@ -29,7 +30,7 @@ class Structure:
     nodes: Nodes
     links: list[Node]
 
-    def index(self, key: Any, inputs: Sequence[Any], memo: dict[int, Any]) -> Any:
+    def index(self, key: Any, inputs: Sequence[Array], memo: dict[int, Array]) -> Array:
         """The index vector of link `key`: int [source plate size], values in the target plate."""
         return evaluate(self.links[key], inputs, memo)
 
@@ -49,7 +50,7 @@ class Structure:
 
 
 def adopt(
-    structure: Structure, output: Output, nodes: Nodes, links: Sequence[Node], inputs: Sequence[Any]
+    structure: Structure, output: Output, nodes: Nodes, links: Sequence[Node], inputs: Sequence[Array]
 ) -> tuple[Structure, Output]:
     """Bring an output of another program (a query, a guide's density) into a structure.
 
@@ -77,7 +78,7 @@ def adopt(
     return replace(structure, links=table), replace(output, reads=reads)
 
 
-def discover(program: Program, known: Sequence[Any]) -> Structure:
+def discover(program: Program, known: Sequence[Array]) -> Structure:
     """Find the structure of a traced model.
 
     Args:
@@ -125,7 +126,7 @@ def discover(program: Program, known: Sequence[Any]) -> Structure:
 
 
 def discover_output(
-    structure: Structure, program: Program, name: str, kind: Kind, known: Sequence[Any], inputs: Sequence[Any]
+    structure: Structure, program: Program, name: str, kind: Kind, known: Sequence[Array], inputs: Sequence[Array]
 ) -> tuple[Structure, Output]:
     """How one output of another program reads a structure's latents.
 

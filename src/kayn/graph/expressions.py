@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kayn.support.arrays import Array
+
 
 @dataclass(frozen=True, eq=False)
 class Node:
@@ -26,7 +28,7 @@ class Node:
     operation: str
     output: int = 0
     leaf: int | None = None
-    literal: Any = None
+    literal: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,14 @@ class Wrapped:
 class Nodes:
     """The table of expressions of one program, and the concrete values of its inputs where they are known."""
 
-    known: Sequence[Any]
+    known: Sequence[Array]
     table: dict[Any, Node] = field(default_factory=dict)
     lengths: dict[Node, int] = field(default_factory=dict)
     """How long the vector is that a "take" takes from, where that is known."""
     wrapped: list[Wrapped] = field(default_factory=list)
     lost: dict[tuple[str, str], str] = field(default_factory=dict)
     """The line of the model that mixes elements of a latent, by latent and plate (`kayn.graph.lost`)."""
-    _values: dict[int, Any] = field(default_factory=dict)
+    _values: dict[int, Array] = field(default_factory=dict)
 
     def leaf(self, position: int) -> Node:
         """An input; concrete integer inputs with equal contents are the same leaf."""
@@ -63,7 +65,7 @@ class Nodes:
             self.table[key] = Node(None, (), "input", leaf=position)
         return self.table[key]
 
-    def constant(self, value: Any) -> Node:
+    def constant(self, value: Array) -> Node:
         """The node of an array with these numbers, the same for equal ones."""
         array = np.asarray(value)
         key = ("literal", array.shape, str(array.dtype), array.tobytes())
@@ -99,7 +101,7 @@ class Nodes:
         return None if is_key(value) else np.asarray(value)
 
 
-def evaluate(node: Node, inputs: Sequence[Any], memo: dict[int, Any] | None = None) -> Any:
+def evaluate(node: Node, inputs: Sequence[Array], memo: dict[int, Array] | None = None) -> Array:
     """Compute an expression from the values of the program's inputs."""
     memo = {} if memo is None else memo
     if node.leaf is not None:
@@ -124,7 +126,7 @@ def derive(nodes: Nodes, to_inner: Node, to_outer: Node, inner_size: int) -> Nod
     Inner elements that no row mentions map to 0, which is harmless: nothing was summed into them.
     """
 
-    def compute(inner: Any, outer: Any) -> Any:
+    def compute(inner: Array, outer: Array) -> Array:
         return jnp.zeros(inner_size, jnp.int32).at[inner].set(jnp.asarray(outer, jnp.int32))
 
     return nodes.apply(f"derive{inner_size}", compute, (to_inner, to_outer))
@@ -162,7 +164,7 @@ def is_concrete(value: Any) -> bool:
     return value is not None and not isinstance(value, jax.core.Tracer)
 
 
-def _is_known(node: Node, inputs: Sequence[Any], seen: dict[int, bool]) -> bool:
+def _is_known(node: Node, inputs: Sequence[Array], seen: dict[int, bool]) -> bool:
     if id(node) not in seen:
         own = node.literal if node.leaf is None else inputs[node.leaf]
         atom = node.compute is None

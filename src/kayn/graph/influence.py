@@ -21,6 +21,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from kayn.graph.picks import picked_anywhere
 from kayn.programs.primitives import ELEMENTWISE, INDEXED, LINEAR, PARTIAL, REDUCTIONS
+from kayn.support.arrays import Array
 
 Influence = bool | Any
 """True for all elements, False for none, else a boolean array of the variable's shape."""
@@ -52,14 +53,14 @@ class _Body:
     """A jaxpr with the values of its inputs and where they come from; values inside are computed when they are asked for."""
 
     jaxpr: Jaxpr
-    inputs: Sequence[Any]
+    inputs: Sequence[Array]
     origins: dict[Any, Origin]
     predicates: Source
     zeros: Source
-    _values: dict[Any, Any] = field(default_factory=dict)
+    _values: dict[Any, Array] = field(default_factory=dict)
 
     @cached_property
-    def _given(self) -> dict[Any, Any]:
+    def _given(self) -> dict[Any, Array]:
         return dict(zip((*self.jaxpr.constvars, *self.jaxpr.invars), self.inputs, strict=True))
 
     def __post_init__(self) -> None:
@@ -84,7 +85,7 @@ class _Body:
             return not np.all(np.asarray(value))
         return self.origin(atom).whole
 
-    def value(self, atom: Any) -> Any:
+    def value(self, atom: Any) -> Array:
         if isinstance(atom, Literal):
             return atom.val
         if not self._values:
@@ -97,7 +98,7 @@ def is_whole(value: Any) -> bool:
     return not jnp.issubdtype(value.dtype, jnp.inexact)
 
 
-def run_equations(jaxpr: Jaxpr, inputs: Sequence[Any]) -> dict[Any, Any]:
+def run_equations(jaxpr: Jaxpr, inputs: Sequence[Array]) -> dict[Any, Array]:
     """The value of every variable; `inputs` are those of constants and inputs."""
     env = dict(zip((*jaxpr.constvars, *jaxpr.invars), inputs, strict=True))
     for eqn in jaxpr.eqns:
@@ -110,7 +111,7 @@ def run_equations(jaxpr: Jaxpr, inputs: Sequence[Any]) -> dict[Any, Any]:
 
 def influences(
     jaxpr: Jaxpr,
-    inputs: Sequence[Any],
+    inputs: Sequence[Array],
     origins: Sequence[Origin],
     wanted: Sequence[Influence],
     predicates: Source,
@@ -221,7 +222,7 @@ def _product(body: _Body, eqn: JaxprEqn, outs: Sequence[Influence]) -> list[Infl
     return [_fitted(through(b), a.aval.shape), _fitted(through(a), b.aval.shape)]
 
 
-def _transposed(call: Callable[..., Any], at: Any, outs: Sequence[Any], like: Any) -> Any:
+def _transposed(call: Callable[..., list[Array]], at: Any, outs: Sequence[Array], like: Any) -> Array:
     """The elements of an operand that reach wanted ones of a linear operation."""
     shapes = jax.tree.leaves(like)
     weights = [jnp.broadcast_to(jnp.asarray(out, jnp.float32), s.shape) for out, s in zip(outs, shapes, strict=True)]
@@ -234,7 +235,7 @@ def _linear(body: _Body, eqn: JaxprEqn, outs: Sequence[Influence]) -> list[Influ
         return [True] * len(eqn.invars)
     zeros = [jnp.zeros(v.aval.shape, jnp.float32) for v in eqn.invars]
 
-    def call(position: int, x: Any) -> list[Any]:
+    def call(position: int, x: Array) -> list[Array]:
         out = eqn.primitive.bind(*zeros[:position], x, *zeros[position + 1 :], **eqn.params)
         return out if eqn.primitive.multiple_results else [out]
 
@@ -254,7 +255,7 @@ def _indexed(body: _Body, eqn: JaxprEqn, outs: Sequence[Influence]) -> list[Infl
     at = [body.value(p) for p in places]
     params = {**eqn.params, "fill_value": 0} if "fill_value" in eqn.params else eqn.params
 
-    def call(x: Any) -> list[Any]:
+    def call(x: Array) -> list[Array]:
         return [eqn.primitive.bind(x, *at, **params)]
 
     like = [v.aval for v in eqn.outvars]
@@ -309,7 +310,7 @@ def _dot(body: _Body, eqn: JaxprEqn, outs: Sequence[Influence]) -> list[Influenc
         present = jnp.asarray(body.value(other) != 0 if known else jnp.ones(other.aval.shape), jnp.float32)
         numbers = eqn.params["dimension_numbers"]
 
-        def call(x: Any) -> list[Any]:
+        def call(x: Array) -> list[Array]:
             return [lax.dot_general(*((x, present) if side == 0 else (present, x)), numbers)]
 
         return _transposed(call, jnp.zeros(own, jnp.float32), outs, [eqn.outvars[0].aval])

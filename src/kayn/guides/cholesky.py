@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import LowerCholeskyTransform, biject_to
+
+from kayn.support.arrays import Array
 
 
 class LowerCholesky(type(constraints.lower_cholesky)):  # type: ignore[misc]
@@ -18,7 +18,7 @@ class LowerCholesky(type(constraints.lower_cholesky)):  # type: ignore[misc]
 
 
 class _Packed(LowerCholeskyTransform):
-    def _inverse(self, y: Any) -> Any:
+    def _inverse(self, y: Array) -> Array:
         rows, columns = np.tril_indices(y.shape[-1], -1)
         return jnp.concatenate([y[..., rows, columns], jnp.log(jnp.diagonal(y, axis1=-2, axis2=-1))], -1)
 

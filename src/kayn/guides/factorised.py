@@ -29,6 +29,7 @@ from kayn.programs.given import FIXED, Given
 from kayn.programs.seeding import draw
 from kayn.programs.sites import Site, inspect_sites
 from kayn.programs.trace import innermost
+from kayn.support.arrays import Array
 from kayn.support.keys import as_key
 from kayn.support.names import parameter, refuse_reserved
 from kayn.support.options import Arguments, Key, Model, Named, Params
@@ -61,9 +62,9 @@ class GuideSite:
 
     name: str
     family: Family
-    start: Mapping[str, Any]
+    start: Mapping[str, Array]
     plates: tuple[tuple[str, int, int, int], ...]
-    wide: Mapping[str, Any] | None = None
+    wide: Mapping[str, Array] | None = None
 
     @property
     def batch_ndim(self) -> int:
@@ -92,10 +93,10 @@ class FactorisedGuide:
     """
 
     sites: tuple[GuideSite, ...]
-    rows: Mapping[str, Any] = field(default_factory=dict)
+    rows: Mapping[str, Array] = field(default_factory=dict)
     below: Conditional | None = None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         """Run as a NumPyro guide; returns a draw of every site by name. Arguments, the model's, are not looked at."""
         with handlers.substitute(data=dict(self.rows)):
             out = self._run()
@@ -107,7 +108,7 @@ class FactorisedGuide:
         """The same guide with some of its sites left to their prior."""
         return replace(self, sites=tuple(s for s in self.sites if s.name not in below.names), below=below)
 
-    def _run(self) -> dict[str, Any]:
+    def _run(self) -> dict[str, Array]:
         out = {}
         for site in self.sites:
             with ExitStack() as stack:
@@ -126,7 +127,7 @@ class FactorisedGuide:
         return out
 
     @checked()
-    def draw_particles(self, key: Any, num: Count, params: Mapping[str, Any]) -> dict[str, Any]:
+    def draw_particles(self, key: Any, num: Count, params: Mapping[str, Any]) -> dict[str, Array]:
         """`num` particles of every site: [num, *shape]; those of Normal families fill the quantiles evenly.
 
         Every single particle still has its site's law, which is all that an unbiased evidence estimate needs, and averages
@@ -156,24 +157,24 @@ class FactorisedGuide:
         return self.below is None and not any(s.subsampled for s in self.sites)
 
     @property
-    def start(self) -> dict[str, Any]:
+    def start(self) -> dict[str, Array]:
         """Parameters to start from, by `numpyro.param` name."""
         return {parameter(s.name, p): v for s in self.sites for p, v in s.start.items()}
 
     @property
-    def starts(self) -> list[dict[str, Any]]:
+    def starts(self) -> list[dict[str, Array]]:
         """All sets of parameters to start from: `start`, and one that is as wide as vague priors are, if there are such."""
         if all(s.wide is None for s in self.sites):
             return [self.start]
         wide = replace(self, sites=tuple(s if s.wide is None else replace(s, start=s.wide) for s in self.sites))
         return [self.start, wide.start]
 
-    def started_at(self, params: Mapping[str, Any]) -> FactorisedGuide:
+    def started_at(self, params: Mapping[str, Array]) -> FactorisedGuide:
         """The guide that starts from these parameters."""
         by_site = self.split(params)
         return replace(self, sites=tuple(replace(s, start=by_site[s.name], wide=None) for s in self.sites))
 
-    def split(self, params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def split(self, params: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
         """Parameters by site, then by parameter name."""
         return {s.name: {p: params[parameter(s.name, p)] for p in s.start} for s in self.sites}
 
@@ -204,11 +205,11 @@ class FactorisedGuide:
         plates = subsampled_plates({**model_sites, **sites})
         blocks = blocks_of_rows(plates) if plates else {}
 
-        def run(rows: Mapping[str, Any]) -> dict[str, Any]:
+        def run(rows: Mapping[str, Array]) -> dict[str, Any]:
             program = handlers.seed(Given(guide, params=params, subsample=rows), jax.random.key(0))
             return handlers.trace(program).get_trace(*args, **kwargs)
 
-        def read(rows: Mapping[str, Any]) -> dict[str, tuple[Family, dict[str, Any]]]:
+        def read(rows: Mapping[str, Array]) -> dict[str, tuple[Family, dict[str, Array]]]:
             trace = run(rows)
             return {n: _site_start(n, trace[n]["fn"], model_sites) for n in drawn}
 
@@ -271,7 +272,9 @@ class Unstarted:
         return replace(self.guide, sites=tuple(started(s) for s in self.guide.sites))
 
 
-def best_start(starts: Sequence[dict[str, Any]], log_evidence: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+def best_start(
+    starts: Sequence[dict[str, Array]], log_evidence: Callable[[dict[str, Array]], Array]
+) -> dict[str, Array]:
     """The parameters under which a few sets of particles see more of the posterior.
 
     Args:
@@ -302,7 +305,7 @@ def _normal(event_dim: int, transform: Any, shape: tuple[int, ...]) -> Gaussian:
     return independent
 
 
-def _batch_rank(family: Family, parameter: str, value: Any) -> int:
+def _batch_rank(family: Family, parameter: str, value: Array) -> int:
     extra = family.parameters[parameter].event_dim
     events = extra if extra else family.event_dim
     return jnp.ndim(value) - events
@@ -327,14 +330,14 @@ def _identity(transform: Any) -> bool:
     return isinstance(transform, IdentityTransform)
 
 
-def _site_start(name: str, fn: dist.Distribution, model_sites: Mapping[str, Site]) -> tuple[Family, dict[str, Any]]:
+def _site_start(name: str, fn: dist.Distribution, model_sites: Mapping[str, Site]) -> tuple[Family, dict[str, Array]]:
     """The family of a guide's site, and its parameters [*batch shape of the model's site, ...]."""
     if name not in model_sites:
         raise GuideError(f"guide site {name!r} is no latent of the model; QEM needs exactly one site for each latent")
     shape = model_sites[name].batch_shape
     family, start = _family_of(name, fn, len(shape), model_sites[name])
 
-    def whole(parameter: str, value: Any) -> Any:
+    def whole(parameter: str, value: Array) -> Array:
         # written without a point, Normal(0, 1), a parameter would be a whole number and never move
         dtype = jnp.promote_types(jnp.result_type(value), jnp.result_type(float))
         return jnp.broadcast_to(value, (*shape, *jnp.shape(value)[_batch_rank(family, parameter, value) :])).astype(
@@ -344,7 +347,7 @@ def _site_start(name: str, fn: dist.Distribution, model_sites: Mapping[str, Site
     return family, {p: whole(p, v) for p, v in start.items()}
 
 
-def _family_of(name: str, fn: dist.Distribution, batch_ndim: int, site: Site) -> tuple[Family, dict[str, Any]]:
+def _family_of(name: str, fn: dist.Distribution, batch_ndim: int, site: Site) -> tuple[Family, dict[str, Array]]:
     event_dim = len(site.shape) - batch_ndim
     base = innermost(fn)
     if base.event_dim > event_dim:

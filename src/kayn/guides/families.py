@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,10 @@ import numpyro.distributions as dist
 from jax.scipy.special import digamma, polygamma
 from numpyro.distributions import constraints
 
-Moments = Mapping[str, Any]
-Params = Mapping[str, Any]
+from kayn.support.arrays import Array
+
+Moments = Mapping[str, Array]
+Params = Mapping[str, Array]
 
 TINY = 1e-6
 
@@ -29,7 +31,7 @@ class Family:
 
     event_dim: int = 0
 
-    parameters: ClassVar[Mapping[str, Any]] = {}
+    parameters: ClassVar[Mapping[str, constraints.Constraint]] = {}
     """Constraint of every parameter, by name."""
 
     def distribution(self, params: Params) -> dist.Distribution:
@@ -40,11 +42,11 @@ class Family:
         """Mean parameters of the member with these parameters."""
         raise NotImplementedError
 
-    def expect(self, values: Any, weights: Any) -> Moments:
+    def expect(self, values: Array, weights: Array) -> Moments:
         """Mean parameters under weighted particles: values [K, *B, *E], weights [K, *B, ones] summing to one over K."""
         raise NotImplementedError
 
-    def blend(self, old: Moments, new: Moments, rate: Any) -> Moments:
+    def blend(self, old: Moments, new: Moments, rate: Array) -> Moments:
         """`(1 - rate) old + rate new`."""
         return jax.tree.map(lambda a, b: (1 - rate) * a + rate * b, dict(old), dict(new))
 
@@ -52,12 +54,12 @@ class Family:
         """Parameters of the member with these mean parameters; guarded, so that any finite moments give a valid one."""
         raise NotImplementedError
 
-    def widened(self, params: Params, factor: Any) -> Params:
+    def widened(self, params: Params, factor: Array) -> Params:
         """Parameters of a proposal with `factor` times the variance; unchanged where a family has no such member."""
         return params
 
 
-def average(weights: Any, values: Any) -> Any:
+def average(weights: Array, values: Array) -> Array:
     """The weighted sum over particles: [K, ...] and [K, ...] to [...]; a value without weight may be anything, NaN
     included."""
     return jnp.sum(jnp.where(weights > 0, weights * values, 0.0), 0)
@@ -78,7 +80,10 @@ class _Elementwise(Family):
 class Gamma(_Elementwise):
     """Mean parameters E z and E log z; the concentration solves `log a - digamma(a) = log E z - E log z`."""
 
-    parameters: ClassVar[Mapping[str, Any]] = {"concentration": constraints.positive, "rate": constraints.positive}
+    parameters: ClassVar[Mapping[str, constraints.Constraint]] = {
+        "concentration": constraints.positive,
+        "rate": constraints.positive,
+    }
 
     def member(self, params: Params) -> dist.Distribution:
         """The gamma law of these parameters, without event dimensions."""
@@ -89,7 +94,7 @@ class Gamma(_Elementwise):
         a, b = params["concentration"], params["rate"]
         return {"mean": a / b, "log": digamma(a) - jnp.log(b)}
 
-    def expect(self, values: Any, weights: Any) -> Moments:
+    def expect(self, values: Array, weights: Array) -> Moments:
         """Weighted means of z and log z over particles, each [*B, *E]; values are kept finite and above zero."""
         safe = jnp.clip(values, jnp.finfo(values.dtype).tiny, jnp.finfo(values.dtype).max / 1e8)
         return {"mean": average(weights, safe), "log": average(weights, jnp.log(safe))}
@@ -100,7 +105,7 @@ class Gamma(_Elementwise):
         gap = jnp.clip(jnp.log(mean) - moments["log"], 1e-6, 1e3)
         a = (3 - gap + jnp.sqrt((gap - 3) ** 2 + 24 * gap)) / (12 * gap)
 
-        def newton(_: Any, a: Any) -> Any:
+        def newton(_: int, a: Array) -> Array:
             # a step in 1/a (Minka, Estimating a gamma distribution, 2002)
             slope = a**2 * (1 / a - polygamma(1, a))
             return 1 / jnp.maximum(1 / a + (jnp.log(a) - digamma(a) - gap) / slope, 1e-8)
@@ -109,19 +114,19 @@ class Gamma(_Elementwise):
         return {"concentration": a, "rate": a / mean}
 
 
-def inverse_digamma(y: Any) -> Any:
+def inverse_digamma(y: Array) -> Array:
     """The x with `digamma(x) = y`, by Newton steps from Minka's starting point (Estimating a Dirichlet distribution, 2000)."""
     x = jnp.where(y >= -2.22, jnp.exp(jnp.minimum(y, 50.0)) + 0.5, -1 / (y - digamma(1.0)))
     return jax.lax.fori_loop(0, 5, lambda _, x: jnp.maximum(x - (digamma(x) - y) / polygamma(1, x), TINY), x)
 
 
-def dirichlet_from_log_moments(log_mean: Any) -> Any:
+def dirichlet_from_log_moments(log_mean: Array) -> Array:
     """The concentration with `digamma(a_i) - digamma(sum a) = log_mean_i`; last dimension is the simplex."""
 
-    def fixed_point(_: Any, a: Any) -> Any:
+    def fixed_point(_: int, a: Array) -> Array:
         return inverse_digamma(log_mean + digamma(jnp.sum(a, -1, keepdims=True)))
 
-    def newton(_: Any, a: Any) -> Any:
+    def newton(_: int, a: Array) -> Array:
         # the Hessian's diagonal plus constant inverted in closed form; in log space to stay positive
         total = jnp.sum(a, -1, keepdims=True)
         gradient = digamma(total) - digamma(a) + log_mean
@@ -142,7 +147,9 @@ class Dirichlet(Family):
 
     event_dim: int = 1
 
-    parameters: ClassVar[Mapping[str, Any]] = {"concentration": constraints.independent(constraints.positive, 1)}
+    parameters: ClassVar[Mapping[str, constraints.Constraint]] = {
+        "concentration": constraints.independent(constraints.positive, 1)
+    }
 
     def distribution(self, params: Params) -> dist.Distribution:
         """The Dirichlet law of these parameters: batch shape B, event shape E."""
@@ -153,7 +160,7 @@ class Dirichlet(Family):
         a = params["concentration"]
         return {"log": digamma(a) - digamma(jnp.sum(a, -1, keepdims=True))}
 
-    def expect(self, values: Any, weights: Any) -> Moments:
+    def expect(self, values: Array, weights: Array) -> Moments:
         """Weighted means of log z over particles: [*B, E]; a share of zero counts as the least positive float."""
         return {"log": average(weights, jnp.log(jnp.maximum(values, jnp.finfo(values.dtype).tiny)))}
 
@@ -166,7 +173,7 @@ class Dirichlet(Family):
 class Beta(_Elementwise):
     """Mean parameters E log z and E log (1 - z)."""
 
-    parameters: ClassVar[Mapping[str, Any]] = {
+    parameters: ClassVar[Mapping[str, constraints.Constraint]] = {
         "concentration1": constraints.positive,
         "concentration0": constraints.positive,
     }
@@ -180,7 +187,7 @@ class Beta(_Elementwise):
         a, b = params["concentration1"], params["concentration0"]
         return {"log": digamma(a) - digamma(a + b), "log1m": digamma(b) - digamma(a + b)}
 
-    def expect(self, values: Any, weights: Any) -> Moments:
+    def expect(self, values: Array, weights: Array) -> Moments:
         """Weighted means of log z and log (1 - z) over particles, each [*B, *E]; values are kept off the ends by
         `TINY`."""
         safe = jnp.clip(values, TINY, 1 - TINY)
@@ -196,7 +203,7 @@ class Beta(_Elementwise):
 class _Mean(_Elementwise):
     """Families whose only mean parameter is E z."""
 
-    def expect(self, values: Any, weights: Any) -> Moments:
+    def expect(self, values: Array, weights: Array) -> Moments:
         return {"mean": average(weights, values * 1.0)}
 
 
@@ -204,7 +211,7 @@ class _Mean(_Elementwise):
 class Bernoulli(_Mean):
     """Mean parameter: the probability of one."""
 
-    parameters: ClassVar[Mapping[str, Any]] = {"probs": constraints.unit_interval}
+    parameters: ClassVar[Mapping[str, constraints.Constraint]] = {"probs": constraints.unit_interval}
 
     def member(self, params: Params) -> dist.Distribution:
         """The Bernoulli law of these parameters, without event dimensions."""
@@ -223,7 +230,7 @@ class Bernoulli(_Mean):
 class Poisson(_Mean):
     """Mean parameter: the rate."""
 
-    parameters: ClassVar[Mapping[str, Any]] = {"rate": constraints.positive}
+    parameters: ClassVar[Mapping[str, constraints.Constraint]] = {"rate": constraints.positive}
 
     def member(self, params: Params) -> dist.Distribution:
         """The Poisson law of these parameters, without event dimensions."""
@@ -242,7 +249,7 @@ class Poisson(_Mean):
 class Exponential(_Mean):
     """Mean parameter: one over the rate."""
 
-    parameters: ClassVar[Mapping[str, Any]] = {"rate": constraints.positive}
+    parameters: ClassVar[Mapping[str, constraints.Constraint]] = {"rate": constraints.positive}
 
     def member(self, params: Params) -> dist.Distribution:
         """The exponential law of these parameters, without event dimensions."""
@@ -263,7 +270,7 @@ class Categorical(Family):
 
     num_values: int = 2
 
-    parameters: ClassVar[Mapping[str, Any]] = {"probs": constraints.simplex}
+    parameters: ClassVar[Mapping[str, constraints.Constraint]] = {"probs": constraints.simplex}
 
     def distribution(self, params: Params) -> dist.Distribution:
         """The categorical law of these parameters: batch shape B, event shape E."""
@@ -273,7 +280,7 @@ class Categorical(Family):
         """The probabilities: [*B, *E, num_values]."""
         return {"probs": params["probs"]}
 
-    def expect(self, values: Any, weights: Any) -> Moments:
+    def expect(self, values: Array, weights: Array) -> Moments:
         """Weighted shares of the values over particles: [*B, *E, num_values]."""
         return {"probs": average(weights[..., None], jax.nn.one_hot(values, self.num_values))}
 

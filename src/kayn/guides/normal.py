@@ -15,6 +15,7 @@ from numpyro.distributions.transforms import ComposeTransform, IdentityTransform
 
 from kayn.guides.cholesky import lower_cholesky
 from kayn.guides.families import TINY, Family, Moments, Params, average
+from kayn.support.arrays import Array
 from kayn.xla.compilation import is_traced
 
 
@@ -44,16 +45,16 @@ class Gaussian(Family):
         parts = list(self.transform.parts) if isinstance(self.transform, ComposeTransform) else [self.transform]
         return dist.TransformedDistribution(self.base(params), parts)
 
-    def place(self, noise: Any, params: Params) -> Any:
+    def place(self, noise: Array, params: Params) -> Array:
         """Particles from standard normal noise: [num, coordinates] to [num, *B, *E]."""
         u = params["loc"] + self.spread(noise.reshape((-1, *jnp.shape(params["loc"]))), params)
         return u if isinstance(self.transform, IdentityTransform) else self.transform(u)
 
-    def spread(self, noise: Any, params: Params) -> Any:
+    def spread(self, noise: Array, params: Params) -> Array:
         """Noise with the covariance of u, mean zero."""
         raise NotImplementedError
 
-    def unconstrained(self, values: Any) -> Any:
+    def unconstrained(self, values: Array) -> Array:
         """u of particles."""
         if isinstance(self.transform, IdentityTransform):
             # squares stay finite
@@ -67,7 +68,7 @@ class Gaussian(Family):
         """The size of a step in u that matters wherever u is: none on the real line, whose units are the user's, one elsewhere."""
         return 0.0 if isinstance(self.transform, IdentityTransform) else 1.0
 
-    def expect(self, values: Any, weights: Any) -> Moments:
+    def expect(self, values: Array, weights: Array) -> Moments:
         """Mean parameters of u under weighted particles z: values [K, *B, *E], weights [K, *B, ones] summing to one
         over K."""
         u = self.unconstrained(values)
@@ -76,7 +77,7 @@ class Gaussian(Family):
             u, weights.reshape((*weights.shape[:rank], *(1,) * self.unconstrained_event_dim))
         )
 
-    def unconstrained_moments(self, u: Any, weights: Any) -> Moments:
+    def unconstrained_moments(self, u: Array, weights: Array) -> Moments:
         """Mean parameters under weighted u [K, *B, *unconstrained event]; weights have ones in the event's places."""
         raise NotImplementedError
 
@@ -84,7 +85,7 @@ class Gaussian(Family):
         """The parameters of standard Normals, u being of that shape."""
         return self.scaled(np.zeros(shape, dtype), np.ones(shape, dtype))
 
-    def starts(self, u: Any) -> tuple[Params, Params | None]:
+    def starts(self, u: Array) -> tuple[Params, Params | None]:
         """Parameters to start from: median and scale by the interquartile range of a few draws of the prior, [S, *B, *unconstrained event].
 
         Where the prior is so wide that it says little, and does not exclude zero, users rarely mean its extent: there the start is near
@@ -108,7 +109,7 @@ class Gaussian(Family):
             xp.where(vague, xp.clip(middle, -FAR, FAR), middle), xp.where(vague, WIDE, spread).astype(u.dtype)
         ), wide
 
-    def scaled(self, loc: Any, scale: Any) -> Params:
+    def scaled(self, loc: Array, scale: Array) -> Params:
         """Parameters of independent coordinates."""
         raise NotImplementedError
 
@@ -120,17 +121,20 @@ class Normal(Gaussian):
     Mean parameters are kept as mean and variance; their blend equals that of E u and E u^2 without the cancellation.
     """
 
-    parameters: ClassVar[Mapping[str, Any]] = {"loc": constraints.real, "scale": constraints.positive}
+    parameters: ClassVar[Mapping[str, constraints.Constraint]] = {
+        "loc": constraints.real,
+        "scale": constraints.positive,
+    }
 
     def base(self, params: Params) -> dist.Distribution:
         """Independent Normals, those of one event of u together."""
         return dist.Normal(params["loc"], params["scale"], validate_args=False).to_event(self.unconstrained_event_dim)
 
-    def spread(self, noise: Any, params: Params) -> Any:
+    def spread(self, noise: Array, params: Params) -> Array:
         """Noise [K, *B, *unconstrained event] times the scales."""
         return params["scale"] * noise
 
-    def widened(self, params: Params, factor: Any) -> Params:
+    def widened(self, params: Params, factor: Array) -> Params:
         """Scales times the root of `factor`, which may differ by coordinate."""
         return {**params, "scale": params["scale"] * np.sqrt(factor)}
 
@@ -138,12 +142,12 @@ class Normal(Gaussian):
         """Mean and variance by coordinate; a member that no particles have gone into has no noise."""
         return {"mean": params["loc"], "variance": params["scale"] ** 2, "noise": 0 * params["scale"]}
 
-    def unconstrained_moments(self, u: Any, weights: Any) -> Moments:
+    def unconstrained_moments(self, u: Array, weights: Array) -> Moments:
         """Mean and variance by coordinate, and the noise of both, one over the effective number of particles."""
         mean = average(weights, u)
         return {"mean": mean, "variance": average(weights, (u - mean) ** 2), "noise": _noise(weights, mean)}
 
-    def blend(self, old: Moments, new: Moments, rate: Any) -> Moments:
+    def blend(self, old: Moments, new: Moments, rate: Array) -> Moments:
         """Moments of the mixture `(1 - rate) old + rate new`, with new variances corrected for few particles
         (`_correction`)."""
         step = new["mean"] - old["mean"]
@@ -154,12 +158,12 @@ class Normal(Gaussian):
             "noise": _blend_noise(old["noise"], new["noise"], rate),
         }
 
-    def from_moments(self, moments: Moments, unit: Any = None) -> Params:
+    def from_moments(self, moments: Moments, unit: Array | float | None = None) -> Params:
         """See `Family.from_moments`; `unit` is that of every coordinate, by default the family's own."""
         floor = _least_variance(moments["mean"], self.unit if unit is None else unit)
         return {"loc": moments["mean"], "scale": jnp.sqrt(jnp.maximum(moments["variance"], floor))}
 
-    def scaled(self, loc: Any, scale: Any) -> Params:
+    def scaled(self, loc: Array, scale: Array) -> Params:
         """Parameters with these locations and scales."""
         return {"loc": loc, "scale": scale}
 
@@ -175,13 +179,16 @@ class MultivariateNormal(Gaussian):
 
     event_dim: int = 1
 
-    parameters: ClassVar[Mapping[str, Any]] = {"loc": constraints.real_vector, "scale_tril": lower_cholesky}
+    parameters: ClassVar[Mapping[str, constraints.Constraint]] = {
+        "loc": constraints.real_vector,
+        "scale_tril": lower_cholesky,
+    }
 
     def base(self, params: Params) -> dist.Distribution:
         """The multivariate Normal of u, with one event dimension."""
         return dist.MultivariateNormal(params["loc"], scale_tril=params["scale_tril"], validate_args=False)
 
-    def spread(self, noise: Any, params: Params) -> Any:
+    def spread(self, noise: Array, params: Params) -> Array:
         """Noise [K, *B, E] times the Cholesky factors [*B, E, E]."""
         return jnp.einsum("...ij,k...j->k...i", params["scale_tril"], noise)
 
@@ -194,7 +201,7 @@ class MultivariateNormal(Gaussian):
         tril = params["scale_tril"]
         return {"mean": params["loc"], "covariance": tril @ tril.swapaxes(-1, -2), "noise": 0 * params["loc"][..., 0]}
 
-    def unconstrained_moments(self, u: Any, weights: Any) -> Moments:
+    def unconstrained_moments(self, u: Array, weights: Array) -> Moments:
         """Mean [*B, E] and covariance [*B, E, E] of weighted u, and their noise [*B], one over the effective number."""
         mean = average(weights, u)
         # square roots on both sides: no [K, *B, E, E], and a result that is symmetric to the last bit
@@ -202,7 +209,7 @@ class MultivariateNormal(Gaussian):
         covariance = jnp.einsum("k...i,k...j->...ij", scaled, scaled)
         return {"mean": mean, "covariance": covariance, "noise": _noise(weights[..., 0], mean[..., 0])}
 
-    def blend(self, old: Moments, new: Moments, rate: Any) -> Moments:
+    def blend(self, old: Moments, new: Moments, rate: Array) -> Moments:
         """Moments of the mixture `(1 - rate) old + rate new`, with new covariances corrected for few particles
         (`_correction`)."""
         step = new["mean"] - old["mean"]
@@ -234,7 +241,7 @@ class MultivariateNormal(Gaussian):
             "scale_tril": scale[..., :, None] * jnp.linalg.cholesky(keep[..., None, None] * correlation + eye),
         }
 
-    def scaled(self, loc: Any, scale: Any) -> Params:
+    def scaled(self, loc: Array, scale: Array) -> Params:
         """Parameters with these locations [*B, E] and scales, without correlations."""
         return {"loc": loc, "scale_tril": scale[..., None] * np.eye(scale.shape[-1], dtype=scale.dtype)}
 
@@ -247,20 +254,20 @@ WIDE, FAR = 3.0, 10.0
 """Scale and distance from zero at which a guide starts where the prior is vague, see `Gaussian.starts`."""
 
 
-def _least_variance(mean: Any, unit: Any) -> Any:
+def _least_variance(mean: Array, unit: Array | float) -> Array:
     """What a guide's variance is kept above: particles closer than that are the same floating-point number, or nearly."""
     return (TINY * (unit + jnp.abs(mean))) ** 2 + jnp.finfo(jnp.result_type(mean)).tiny
 
 
-def _noise(weights: Any, mean: Any) -> Any:
+def _noise(weights: Array, mean: Array) -> Array:
     return jnp.broadcast_to(jnp.sum(weights**2, 0), mean.shape)
 
 
-def _blend_noise(old: Any, new: Any, rate: Any) -> Any:
+def _blend_noise(old: Array, new: Array, rate: Array) -> Array:
     return (1 - rate) ** 2 * old + rate**2 * new
 
 
-def _correction(noise: Any, rate: Any) -> Any:
+def _correction(noise: Array, rate: Array) -> Array:
     """Factor on the variance within E = 1 / noise effective particles, so that blending does not shrink it step by step.
 
     Particles from a guide of variance v, weighed without regard to their values, have on average a variance of v (1 - 1/E)

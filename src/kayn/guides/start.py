@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 from numpyro import handlers
+from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
 
 from kayn.axes.minibatches import assembled, blocks_of_rows, full_shape, subsampled_plates
@@ -16,6 +17,7 @@ from kayn.graph.flow import Sources, reach
 from kayn.programs.given import Given
 from kayn.programs.seeding import draw, seeded
 from kayn.programs.sites import Site, placeholder
+from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.xla.compilation import ahead
 
@@ -30,8 +32,8 @@ class Prior:
     Where the prior is improper, these are a feasible value.
     """
 
-    supports: dict[str, Any]
-    draws: Callable[[], dict[str, Any]]
+    supports: dict[str, constraints.Constraint]
+    draws: Callable[[], dict[str, Array]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +43,7 @@ class Conditional:
     model: Callable
     names: tuple[str, ...]
 
-    def run(self, args: tuple, kwargs: Mapping, others: Mapping[str, Any]) -> None:
+    def run(self, args: tuple, kwargs: Mapping, others: Mapping[str, Array]) -> None:
         """Draw them within a guide; `others` are the values of its own sites."""
         program = handlers.substitute(Given(self.model, latents=others), substitute_fn=self._anything)
         handlers.block(program, hide_fn=self._hides)(*args, **kwargs)
@@ -49,14 +51,16 @@ class Conditional:
     def _hides(self, msg: Mapping[str, Any]) -> bool:
         return msg["type"] in ("sample", "deterministic", "plate") and msg["name"] not in self.names
 
-    def _anything(self, msg: Mapping[str, Any]) -> Any:
+    def _anything(self, msg: Mapping[str, Any]) -> Array:
         """A value for latents that are neither: they are on no path to these."""
         if msg["type"] != "sample" or msg["is_observed"] or msg["name"] in self.names:
             return None
         return draw(msg["fn"], as_key(0), ())
 
 
-def prior(model: Callable, args: tuple, kwargs: Mapping, params: Mapping, sites: Mapping[str, Site], key: Any) -> Prior:
+def prior(
+    model: Callable, args: tuple, kwargs: Mapping, params: Mapping, sites: Mapping[str, Site], key: KeyArray
+) -> Prior:
     """Trace a model's prior and start to compile it.
 
     Args:
@@ -70,12 +74,12 @@ def prior(model: Callable, args: tuple, kwargs: Mapping, params: Mapping, sites:
     latents = {n: s for n, s in sites.items() if s.kind == "sample" and not s.observed}
     names = [n for n, s in latents.items() if not s.enumerate]
     forms: dict[str, Any] = {}
-    fixed: dict[str, list[Any]] = {}
+    fixed: dict[str, list[Array]] = {}
 
     plates = subsampled_plates(sites)
     blocks = blocks_of_rows(plates) if plates else {}
 
-    def one(key: Any, rows: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    def one(key: KeyArray, rows: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, list[Array]]]:
         program = handlers.substitute(Given(model, params=params, subsample=rows), substitute_fn=placeholder)
         trace = handlers.trace(seeded(program, key)).get_trace(*args, **kwargs)
         computed, unconstrained = {}, {}
@@ -89,7 +93,7 @@ def prior(model: Callable, args: tuple, kwargs: Mapping, params: Mapping, sites:
                 fixed[name] = bounds
         return unconstrained, computed
 
-    def all_rows(key: Any) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    def all_rows(key: KeyArray) -> tuple[dict[str, Array], dict[str, list[Array]]]:
         if not blocks:
             return one(key, {})
         by_block, computed = jax.lax.map(lambda rows: one(key, rows), blocks)
@@ -127,7 +131,7 @@ def refuse_dependent_supports(
     given = {n: jax.ShapeDtypeStruct(s.shape, s.dtype) for n, s in latents.items() if not s.delta}
     rows = {n: jax.ShapeDtypeStruct((size,), "int32") for n, (_, size) in (plates or {}).items()}
 
-    def bounds(given: Mapping[str, Any], rows: Mapping[str, Any]) -> list[list[Any]]:
+    def bounds(given: Mapping[str, Array], rows: Mapping[str, Array]) -> list[list[Array]]:
         program = Given(model, params=params, latents=given, subsample=rows)
         trace = handlers.trace(seeded(program, jax.random.key(0))).get_trace(*args, **kwargs)
         return [jax.tree.leaves(trace[n]["fn"].support) for n in names]
@@ -151,10 +155,10 @@ def refuse_dependent_supports(
             )
 
 
-def _draws_of(one: Callable[[Any], Any], key: Any, many: bool) -> Callable[[], Any]:
+def _draws_of(one: Callable[[KeyArray], PyTree], key: KeyArray, many: bool) -> Callable[[], PyTree]:
     """What waits for PRIOR_DRAWS draws."""
 
-    def keys(key: Any) -> Any:
+    def keys(key: KeyArray) -> KeyArray:
         # fits split the key itself, and small numbers folded in give what splitting gives
         return jax.random.split(jax.random.fold_in(key, 2**32 - 1), PRIOR_DRAWS)
 

@@ -13,6 +13,6 @@ import jax
 Array: TypeAlias = jax.Array
 """An array that JAX computes with, or a tracer of one; NumPy's arrays and plain numbers go where these go."""
 KeyArray: TypeAlias = jax.Array
-"""One random key of the new style, as `kayn.support.keys.as_key` makes it."""
+"""A random key of the new style, as `kayn.support.keys.as_key` makes it, or an array of such keys."""
 PyTree: TypeAlias = Any
 """A tree of arrays: parameters, states of optimisers and of modules."""
