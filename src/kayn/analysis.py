@@ -7,7 +7,7 @@ from typing import Any
 
 from kayn.axes.memory import step_bytes
 from kayn.axes.request import TARGET_ELEMENTS, make_request
-from kayn.axes.types import Coupling, Layout
+from kayn.axes.types import Axis, Coupling, Layout
 from kayn.contraction.execute import settled_slot
 from kayn.contraction.plan import Plan
 from kayn.evidence.problem import Problem, build_problem
@@ -35,7 +35,7 @@ class Analysis:
     guide_parents: tuple[tuple[str, tuple[str, ...]], ...]
 
     @property
-    def axes(self) -> tuple[Any, ...]:
+    def axes(self) -> tuple[Axis, ...]:
         """The particle axes, those of enumerated latents included."""
         return self.layout.axes
 

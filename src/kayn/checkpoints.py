@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kayn.errors import KaynError
+from kayn.support.arrays import PyTree
 
 NOTES, TYPES = "notes", "types"
 """Members of the file that are no leaves; leaves are called by their place, which starts with a bracket or a dot."""
@@ -31,7 +32,7 @@ UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.
 REMEDY = "Give another path, or remove the file"
 
 
-def save(path: str | os.PathLike[str], tree: Any, notes: Any = None) -> None:
+def save(path: str | os.PathLike[str], tree: PyTree, notes: Any = None) -> None:
     """Write the leaves of a pytree of arrays, and what JSON can hold, to a `.npz` file.
 
     Readers and other writers of the same path meet one whole file or the other; an interrupted call leaves the file that was there.
@@ -63,7 +64,7 @@ def save(path: str | os.PathLike[str], tree: Any, notes: Any = None) -> None:
         ) from error
 
 
-def load(path: str | os.PathLike[str], like: Any) -> tuple[Any, Any]:
+def load(path: str | os.PathLike[str], like: PyTree) -> tuple[PyTree, Any]:
     """Read what `save` has written: the tree, whose structure, shapes and types are those of `like`, and the notes.
 
     Raises:
@@ -92,7 +93,7 @@ def load(path: str | os.PathLike[str], like: Any) -> tuple[Any, Any]:
     return jax.tree.unflatten(form, leaves), notes
 
 
-def fingerprint(tree: Any) -> str:
+def fingerprint(tree: PyTree) -> str:
     """A text that two pytrees of arrays share if they are equal to the bit, and else do not."""
     leaves, form = jax.tree.flatten(tree)
     # addresses of objects within the form differ between runs

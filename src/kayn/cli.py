@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
+
+from kayn.support.arrays import Array
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +29,7 @@ def main() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def radon_model(county: Any, floor: Any, num_counties: int, log_radon: Any = None) -> None:
+def radon_model(county: Array, floor: Array, num_counties: int, log_radon: Array | None = None) -> None:
     """Radon by county, written as for NUTS: levels ``alpha`` vary around ``mu``, one effect ``beta`` of the floor."""
     import numpyro
     import numpyro.distributions as dist

@@ -25,6 +25,7 @@ from kayn.evidence.weights import proposal_terms
 from kayn.programs.given import Given
 from kayn.programs.roles import Fixed
 from kayn.programs.seeding import seeded
+from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
 from kayn.support.options import Guide, Key, Loss, Model, Params, Strategy
@@ -44,7 +45,7 @@ class Evidence:
     """
 
     total: float
-    by_element: Any
+    by_element: Array
     curve: Mapping[int, float]
     scale: float = 1.0
     rest: float = 0.0
@@ -111,18 +112,18 @@ def evidence_meter(
     elements = problem.graph.plate(plate).size if plate else 1
     refuse_too_many("num_particles", num_particles, (4 + 2 * elements) / chunk)
 
-    def one(numbers: Any, params: Any, key: Any, rows_key: Any) -> tuple[Any, Any, Any]:
+    def one(numbers: PyTree, params: PyTree, key: KeyArray, rows_key: KeyArray) -> tuple[Array, Array, Array]:
         draws = draw_particles(problem, numbers, key, params, rows_key)
         terms = proposal_terms(problem, numbers, draws, params)
         found = log_evidence_summands(problem, numbers, draws, params, terms)
         return jnp.atleast_1d(found.parts), found.rest, found.unsound
 
     @jax.jit
-    def run(numbers: Any, params: Any, keys: Any) -> tuple[Any, Any, Any]:
+    def run(numbers: PyTree, params: PyTree, keys: KeyArray) -> tuple[Array, Array, Array]:
         # all chunks on the same rows: particles of one row are not averaged with another's
         return jax.lax.map(lambda k: one(numbers, params, k, jax.random.fold_in(keys[0], 1)), keys)
 
-    def meter(params: Mapping[str, Any], rng_key: Any, *others: Any, **named: Any) -> Evidence:
+    def meter(params: Mapping[str, PyTree], rng_key: Any, *others: Any, **named: Any) -> Evidence:
         now = read(others, named) if others or named else problem
         if now is not problem and _program(now) != _program(problem):
             settings: dict[str, Any] = {"num_particles": num_particles, "chunk": chunk, "strategy": strategy}
@@ -160,8 +161,8 @@ def _pooled(logs: np.ndarray, group: int) -> np.ndarray:
 class Noise:
     """Mean and standard deviation of a gradient estimate, and the mean over parameters of |mean| / sd."""
 
-    mean: Mapping[str, Any]
-    sd: Mapping[str, Any]
+    mean: Mapping[str, Array]
+    sd: Mapping[str, Array]
     signal_to_noise: Mapping[str, float]
 
 
@@ -182,7 +183,7 @@ def gradient_noise(
     """
     params = parameter_values(params)
 
-    def gradient(params: Any, key: Any) -> Any:
+    def gradient(params: PyTree, key: KeyArray) -> PyTree:
         return jax.grad(lambda p: loss.loss_with_mutable_state(key, p, model, guide, *args, **kwargs)["loss"])(params)
 
     refuse_too_many("num_draws", num_draws, 4 + sum(math.prod(jnp.shape(x)) for x in jax.tree.leaves(params)))
@@ -253,7 +254,7 @@ def layers(
     params = parameter_values(params)
     rows = fixed_rows_of(model, guide, args, kwargs, params, as_key(rng_key))
 
-    def one(key: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def one(key: KeyArray) -> tuple[dict[str, Array], dict[str, Array]]:
         inner, outer = jax.random.split(key)
         log_q, drawn = compute_log_probs(
             Given(seeded(Fixed(guide), inner), params=params, subsample=rows), args, kwargs, {}

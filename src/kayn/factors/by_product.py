@@ -11,18 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kayn.axes.types import Axis
+from kayn.contraction.plan import LinkKey
 from kayn.factors.choose_form import Shape, Split, work
 from kayn.factors.elementwise import Particles, Reduction, in_parts, of_one_particle, on_axes
 from kayn.factors.forms import COUNTS, LOST_BITS, SMALL_ERROR, WEIGHTS, Pieces, weighted
 from kayn.graph.types import Output
 from kayn.programs.density_arguments import ARGUMENT
 from kayn.programs.trace import Program
+from kayn.support.arrays import Array, PyTree
 from kayn.xla.compilation import matmul_precision
 
 
@@ -48,7 +49,9 @@ class Factorisation(Reduction):
         """Axes of the naturals: plates that are not reduced, then the particle axes of the parameters' side."""
         return [d for d in self.output.dims if d and d not in self.rows] + [a.name for a in self.split.right]
 
-    def prepare(self, particles: Particles, inputs: Sequence[Any], links: Mapping[Any, Any]) -> tuple[Any, Any]:
+    def prepare(
+        self, particles: Particles, inputs: Sequence[Array], links: Mapping[LinkKey, Array]
+    ) -> tuple[PyTree, Array]:
         """Statistics [*left_names, rows, F] and naturals [*right_names, rows, F], and whether they can be trusted."""
         split, dims = self.split, self.output.dims
         reference = jax.lax.stop_gradient(_reference(self.program, self.output, split, self.axes, particles, inputs))
@@ -58,13 +61,13 @@ class Factorisation(Reduction):
         left_arguments = _arguments(self.program, self.output, names, particles, inputs)
         right_arguments = _arguments(self.program, self.output, split.form.right, particles, inputs)
 
-        def left(values: Mapping[str, Any]) -> Any:
+        def left(values: Mapping[str, Array]) -> Array:
             pieces = weighted(split.form, _supported(left_arguments(values)), reference)
             joined = _joined(pieces, split.right_shapes, split, split.events)
             full = [self.plan.size[p] if d in summed else joined.shape[d] for d, p in enumerate(dims)]
             return jnp.squeeze(jnp.broadcast_to(joined, (*full, *joined.shape[-2:])), absent)
 
-        def right(values: Mapping[str, Any]) -> Any:
+        def right(values: Mapping[str, Array]) -> Array:
             joined = _joined(split.form.naturals(right_arguments(values), reference), split.left_shapes, split, None)
             return jnp.squeeze(joined, (*absent, *summed))
 
@@ -76,12 +79,12 @@ class Factorisation(Reduction):
         naturals = on_axes(right, split.right, particles, (), trailing=2)
         return (statistics, naturals), self._safe(*jax.lax.stop_gradient((statistics, naturals)))
 
-    def finish(self, prepared: Any) -> Any:
+    def finish(self, prepared: PyTree) -> Array:
         """The factor from statistics and naturals: their inner products over the features and rows."""
         statistics, naturals = prepared
         return self._contract(statistics[..., 0, :], naturals[..., 0, :])
 
-    def _safe(self, statistics: Any, naturals: Any) -> Any:
+    def _safe(self, statistics: Array, naturals: Array) -> Array:
         """Finite, and for forms that expand a square, no term much larger than those of the plain density."""
         cut, end = self.split.num_cancelling, self.split.num_features
         finite = (
@@ -92,12 +95,12 @@ class Factorisation(Reduction):
         if not cut:
             return finite
 
-        def bits(rows: Any) -> Any:
+        def bits(rows: Array) -> Array:
             expanded = self._contract(rows[..., 1, :cut], naturals[..., 1, :cut])
             plain = self._contract(rows[..., 1, cut:], naturals[..., 1, cut:])
             return expanded, plain
 
-        def bounded() -> Any:
+        def bounded() -> Array:
             # particles apart: the largest terms of all particles on the left against the normaliser's
             axes = tuple(i for i, a in enumerate(self.left_names) if a in self.plan.scope)
             expanded, plain = bits(
@@ -111,30 +114,30 @@ class Factorisation(Reduction):
             )
             return jnp.all(expanded <= 2.0**LOST_BITS * plain)
 
-        def exactly() -> Any:
+        def exactly() -> Array:
             expanded, plain = bits(statistics)
             square = self._contract(statistics[..., 0, :cut], naturals[..., 0, :cut])
             return jnp.all(expanded <= 2.0**LOST_BITS * (plain + jnp.abs(square)))
 
         return finite & jax.lax.cond(bounded(), lambda: jnp.array(True), exactly)
 
-    def _holds_counts(self, statistics: Any) -> Any:
+    def _holds_counts(self, statistics: Array) -> Array:
         """Whether log factorials are small enough that their digits survive a sum, in the mean over rows; the plain density forms none."""
         factorials = jnp.sum(jnp.abs(statistics[..., 0, -self.split.features[-1] :]))
         particles = math.prod(a.size for a in self.split.left)
         rows = math.prod(self.plan.size[d] for d in self.output.dims if d) * math.prod(self.split.events)
         return factorials < rows * particles * SMALL_ERROR / jnp.finfo(statistics.dtype).eps
 
-    def _contract(self, left: Any, right: Any) -> Any:
+    def _contract(self, left: Array, right: Array) -> Array:
         return _contract(left, self.left_names, right, self.right_names, {a: self.plan.size[a] for a in self.order})
 
 
-def _length(array: Any) -> Any:
+def _length(array: Array) -> Array:
     """The root of the sum of squares: no less than the largest entry, and several times quicker to find than that on CPUs."""
     return jnp.sqrt(jnp.vdot(array, array))
 
 
-def _supported(arguments: dict[str, Any]) -> dict[str, Any]:
+def _supported(arguments: dict[str, Array]) -> dict[str, Array]:
     """Values outside of the support as NaN, which no product can hide."""
     value, inside = arguments["value"], arguments["inside"]
     inside = inside.reshape(inside.shape + (1,) * (value.ndim - inside.ndim))
@@ -142,14 +145,14 @@ def _supported(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arguments(
-    program: Program, output: Output, names: Sequence[str], particles: Particles, inputs: Sequence[Any]
-) -> Callable[[Mapping], dict[str, Any]]:
+    program: Program, output: Output, names: Sequence[str], particles: Particles, inputs: Sequence[Array]
+) -> Callable[[Mapping], dict[str, Array]]:
     """Some arguments of a density for one particle, numbers as floats."""
     assert output.density is not None
     present = [a.name for a in output.density.arguments if a.name in names]
     run = of_one_particle(program, [f"{ARGUMENT}{n}:{output.name}" for n in present], particles, inputs)
 
-    def single(values: Mapping[str, Any]) -> dict[str, Any]:
+    def single(values: Mapping[str, Array]) -> dict[str, Array]:
         found = dict(zip(present, run(values), strict=True))
         return {n: v if v.dtype == bool else v.astype(jnp.result_type(float)) for n, v in found.items()}
 
@@ -162,10 +165,10 @@ def _reference(
     split: Split,
     axes: Sequence[Axis],
     particles: Particles,
-    inputs: Sequence[Any],
-) -> Mapping[str, Any]:
+    inputs: Sequence[Array],
+) -> Mapping[str, Array]:
     """Where statistics and naturals are measured from: means over the particles of every referenced argument."""
-    found: dict[str, Any] = {}
+    found: dict[str, Array] = {}
     for argument in split.density.arguments:
         if argument.name in split.form.referenced:
             own = [a for a in axes if any(z in a.latents for z in argument.latents)]
@@ -175,7 +178,7 @@ def _reference(
     return split.form.reference(found)
 
 
-def _joined(pieces: Pieces, others: Sequence[Shape], split: Split, events: Shape | None) -> Any:
+def _joined(pieces: Pieces, others: Sequence[Shape], split: Split, events: Shape | None) -> Array:
     """Pieces side by side: [*batch, 1 or 2, F], the second row their magnitudes if they are needed.
 
     Event dimensions in which the other side does not vary are summed here; where neither does, `events` (given for one of
@@ -201,11 +204,11 @@ def _joined(pieces: Pieces, others: Sequence[Shape], split: Split, events: Shape
 
 
 def _contract(
-    left: Any, left_names: Sequence[str], right: Any, right_names: Sequence[str], sizes: Mapping[str, int]
-) -> Any:
+    left: Array, left_names: Sequence[str], right: Array, right_names: Sequence[str], sizes: Mapping[str, int]
+) -> Array:
     """Sum over the last dimension of both: an array over all of `sizes`, in order."""
 
-    def varying(array: Any, names: Sequence[str]) -> tuple[Any, list[str]]:
+    def varying(array: Array, names: Sequence[str]) -> tuple[Array, list[str]]:
         constant = tuple(i for i, n in enumerate(names) if array.shape[i] == 1)
         return jnp.squeeze(array, constant), [n for i, n in enumerate(names) if i not in constant]
 

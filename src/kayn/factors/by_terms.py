@@ -23,12 +23,13 @@ from jax.scipy.special import gammaln
 
 from kayn.axes.types import Axis
 from kayn.contraction.logsum import expand
-from kayn.contraction.plan import Plan, Product
+from kayn.contraction.plan import LinkKey, Plan, Product
 from kayn.factors.choose_form import MATMUL_SPEED, MIN_WORK, num_terms
 from kayn.factors.elementwise import Particles, Reduction, in_front, in_parts, of_one_particle, on_axes
 from kayn.factors.forms import LOG_ROOT_2PI, LOST_BITS, SMALL_ERROR, WEIGHTS
 from kayn.graph.types import Density, Output
 from kayn.programs.density_arguments import ARGUMENT, PREDICTORS
+from kayn.support.arrays import Array, PyTree
 from kayn.xla.compilation import matmul_precision
 
 FAR = 80.0
@@ -91,12 +92,14 @@ class Additive(Reduction):
         assert self.output.density is not None
         return self.output.density
 
-    def prepare(self, particles: Particles, inputs: Sequence[Any], links: Mapping[Any, Any]) -> tuple[Any, Any]:
+    def prepare(
+        self, particles: Particles, inputs: Sequence[Array], links: Mapping[LinkKey, Array]
+    ) -> tuple[PyTree, Array]:
         """What `finish` needs, and whether it can be trusted."""
         rows = _Rows(self, particles, inputs, links)
         return rows.rates() if self.density.family == "Poisson" else rows.squares()
 
-    def finish(self, prepared: Any) -> Any:
+    def finish(self, prepared: PyTree) -> Array:
         """The log density: [*order]."""
         if self.density.family == "Poisson":
             linear, rates = prepared
@@ -112,17 +115,17 @@ class _Rows:
 
     way: Additive
     particles: Particles
-    inputs: Sequence[Any]
-    links: Mapping[Any, Any]
+    inputs: Sequence[Array]
+    links: Mapping[LinkKey, Array]
 
-    def rates(self) -> tuple[Any, Any]:
+    def rates(self) -> tuple[Array, Array]:
         """The part of the log density that is linear in the terms, and the sum of all rates."""
         data, (base, terms) = self.data, self.predictor(jnp.log)
         reach = jnp.max(jnp.abs(base)) + sum(
             jnp.max(jnp.abs(in_front(t, g, self.particles))) for t, g in zip(terms, self.way.groups, strict=True)
         )
 
-        def product(values: Particles) -> Any:
+        def product(values: Particles) -> Array:
             return math.prod((jnp.exp(t(values)) for t in terms[:-1]), start=data["weight"] * jnp.exp(base))
 
         counts = data["weight"] * data["value"]
@@ -132,7 +135,7 @@ class _Rows:
         holds = jnp.mean(gammaln(data["value"] + 1.0)) < SMALL_ERROR / jnp.finfo(linear.dtype).eps
         return (linear, rates), (reach < FAR) & holds & jnp.all(jnp.isfinite(jax.lax.stop_gradient(linear)))
 
-    def squares(self) -> tuple[Any, Any]:
+    def squares(self) -> tuple[Array, Array]:
         """What is constant, the sum of squared residuals, the number of rows, and the scale."""
         data, (base, terms) = self.data, self.predictor(lambda loc: loc)
         logs = jnp.log(data["value"]) if self.way.density.family == "LogNormal" else 0.0
@@ -161,7 +164,7 @@ class _Rows:
         return (constant, squares, self.over((), lambda _: data["weight"]), scale), safe
 
     @cached_property
-    def data(self) -> dict[str, Any]:
+    def data(self) -> dict[str, Array]:
         """Arguments without latents as floats, and the weight of every entry, NaN outside of the support: [*outer]."""
         density = self.way.density
         known = [
@@ -173,7 +176,7 @@ class _Rows:
         found["weight"] = weight if mask is None else jnp.where(mask, weight, 0.0)
         return {n: v.astype(jnp.result_type(float)) for n, v in found.items()}
 
-    def predictor(self, transform: Callable[[Any], Any]) -> tuple[Any, list[Term]]:
+    def predictor(self, transform: Callable[[Array], Array]) -> tuple[Array, list[Term]]:
         """The predictor at the reference point, and what every group of axes adds to it."""
         run = self.one_particle([PREDICTORS[self.way.density.family]])
         latents = {n for names in self.way.density.terms for n in names}
@@ -187,7 +190,7 @@ class _Rows:
         return base, [term(g) for g in self.way.groups]
 
     @cached_property
-    def scale(self) -> Any:
+    def scale(self) -> Array:
         """A scale that depends on latents, over `way.order`."""
         way, argument = self.way, self.way.density.argument("scale")
         assert argument is not None
@@ -198,11 +201,11 @@ class _Rows:
         found = on_axes(lambda values: jnp.squeeze(run(values)[0], constant), axes, self.particles, ())
         return expand(found, [*(d for d in dims if d and d not in gone), *(a.name for a in axes)], way.order)
 
-    def one_particle(self, arguments: Sequence[str]) -> Callable[[Particles], list[Any]]:
+    def one_particle(self, arguments: Sequence[str]) -> Callable[[Particles], list[Array]]:
         names = [f"{ARGUMENT}{n}:{self.way.output.name}" for n in arguments]
         return of_one_particle(self.way.program, names, self.particles, self.inputs)
 
-    def over(self, axes: Sequence[Axis], one: Term, other: Term = lambda _: jnp.ones(())) -> Any:
+    def over(self, axes: Sequence[Axis], one: Term, other: Term = lambda _: jnp.ones(())) -> Array:
         """The sum over rows of a product, over some particle axes."""
         way = self.way
         rows = num_terms(way.density) if way.left else 1
@@ -220,7 +223,7 @@ class _Rows:
         mine = [a.name for a in axes]
         return expand(found, [a for a in way.order if a not in way.plan.scope or a in mine], way.order)
 
-    def inner(self, one: Any, other: Any) -> Any:
+    def inner(self, one: Array, other: Array) -> Array:
         """The sum of a product over event dimensions and the plates that are summed as a whole: [*other plates]. A matrix product under `vmap`."""
         way, value = self.way, self.way.density.argument("value")
         assert value is not None
@@ -236,7 +239,7 @@ class _Rows:
         return math.prod(s.scale for s in way.first) * jnp.squeeze(found, absent)
 
 
-def _centre(particles: Any) -> Any:
+def _centre(particles: Array) -> Array:
     """A point among particles: their mean, for whole numbers the first; a constant to gradients."""
     middle = jnp.mean(particles, 0) if jnp.issubdtype(particles.dtype, jnp.floating) else particles[0]
     return jax.lax.stop_gradient(middle)

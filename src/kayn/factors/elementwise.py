@@ -25,6 +25,7 @@ from kayn.factors.cost import is_dear
 from kayn.graph.types import Kind, Output
 from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import Program
+from kayn.support.arrays import Array
 from kayn.xla.compilation import LANES, apart
 
 Particles = Mapping[str, Any]
@@ -40,14 +41,14 @@ class Shared:
         axes: names of the particle axes in front.
     """
 
-    array: Any
+    array: Array
     axes: tuple[str, ...]
 
-    def of_any(self) -> Any:
+    def of_any(self) -> Array:
         """The value for the first particles."""
         return self.array[(0,) * len(self.axes)]
 
-    def moved(self, order: Sequence[str]) -> Any:
+    def moved(self, order: Sequence[str]) -> Array:
         """The array with its particle axes in this order."""
         places = [self.axes.index(a) for a in order if a in self.axes]
         return jnp.transpose(self.array, (*places, *range(len(places), self.array.ndim)))
@@ -85,8 +86,8 @@ class Reduction:
 
 
 def evaluate(
-    program: Program, name: str, output: Output, axes: Sequence[Axis], particles: Particles, inputs: Sequence[Any]
-) -> Any:
+    program: Program, name: str, output: Output, axes: Sequence[Axis], particles: Particles, inputs: Sequence[Array]
+) -> Array:
     """An output on its particle axes: `[*dims, *(K of every axis)]`, dims of size one that are no plate removed.
 
     Args:
@@ -105,12 +106,12 @@ def evaluate_reduced(
     output: Output,
     axes: Sequence[Axis],
     particles: Particles,
-    inputs: Sequence[Any],
+    inputs: Sequence[Array],
     plan: Plan,
     steps: Sequence[Product],
     index: Index,
     terms: int = 0,
-) -> Any:
+) -> Array:
     """As `evaluate`, followed by the plate products `steps`, in parts that fit `CHUNK_ELEMENTS`.
 
     Args:
@@ -120,7 +121,7 @@ def evaluate_reduced(
     elements = math.prod(plan.size[a] for a in plan.axes[steps[0].source]) if steps else 0
     way = Reduction(program, output, tuple(axes), plan, tuple(steps))
 
-    def summed(values: Mapping[str, Any]) -> Any:
+    def summed(values: Mapping[str, Array]) -> Array:
         # for one particle, before its axes are moved behind: XLA would transpose the rows on the way back
         return apply_products(plan, way.first, single(values), index, tuple(plan.scope))
 
@@ -132,7 +133,7 @@ def evaluate_reduced(
 
 
 def in_parts(
-    single: Callable[[Mapping], Any],
+    single: Callable[[Mapping], Array],
     axes: Sequence[Axis],
     particles: Particles,
     plan: Plan,
@@ -142,7 +143,7 @@ def in_parts(
     elements: int,
     trailing: int = 0,
     alone: bool = False,
-) -> Any:
+) -> Array:
     """Map a function of one particle over axes, followed by plate products, at most `CHUNK_ELEMENTS` entries at a time.
 
     Args:
@@ -161,8 +162,8 @@ def in_parts(
     inner = [a for a in axes if a not in loops]
     without = [v for v in plan.scope if v not in mine or v in looped]
 
-    def part(fixed: Mapping[str, Any]) -> Any:
-        def given(values: Mapping[str, Any]) -> Any:
+    def part(fixed: Mapping[str, Array]) -> Array:
+        def given(values: Mapping[str, Array]) -> Array:
             return single({**values, **fixed})
 
         if alone:
@@ -180,14 +181,14 @@ def in_parts(
 
 
 def of_one_particle(
-    program: Program, names: Sequence[str], particles: Particles, inputs: Sequence[Any]
-) -> Callable[[Mapping], list[Any]]:
+    program: Program, names: Sequence[str], particles: Particles, inputs: Sequence[Array]
+) -> Callable[[Mapping], list[Array]]:
     """Some outputs of a program as a function of one particle's latent values."""
     run, used = slice_outputs(program.jaxpr, [program.outputs.index(name) for name in names])
     latents = {len(program.consts) + i: n for i, n in enumerate(program.inputs)}
 
-    def single(values: Mapping[str, Any]) -> list[Any]:
-        def argument(i: int) -> Any:
+    def single(values: Mapping[str, Array]) -> list[Array]:
+        def argument(i: int) -> Array:
             if i not in latents:
                 return inputs[i]
             # a latent that the equations mention but the result does not depend on: any particle will do
@@ -202,8 +203,8 @@ def of_one_particle(
 
 
 def _single(
-    program: Program, name: str, output: Output, particles: Particles, inputs: Sequence[Any]
-) -> Callable[[Mapping], Any]:
+    program: Program, name: str, output: Output, particles: Particles, inputs: Sequence[Array]
+) -> Callable[[Mapping], Array]:
     aval = program.jaxpr.outvars[program.outputs.index(name)].aval
     squeezed = tuple(d for d, plate in enumerate(output.dims) if not plate)
     assert len(aval.shape) == len(output.dims), (name, aval.shape, output.dims)
@@ -217,7 +218,7 @@ def _is_log_factor(program: Program, name: str, output: Output) -> bool:
 
 
 @jax.custom_jvp
-def finite(log_factor: Any) -> Any:
+def finite(log_factor: Array) -> Array:
     """Impossible instead of undefined: NaN log densities (overflow at a wild particle) get no weight.
 
     Densities below any that floats could tell from zero, the result of a clipped argument, are zero. What is +inf no density
@@ -229,29 +230,29 @@ def finite(log_factor: Any) -> Any:
 
 
 @finite.defjvp
-def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     log_factor, tangent = primals[0], tangents[0]
     return finite(log_factor), jnp.where(jnp.abs(log_factor) <= _top(log_factor), tangent, 0.0)
 
 
-def is_unsound(log_factor: Any) -> Any:
+def is_unsound(log_factor: Array) -> Array:
     """Whether any log density is +inf, as at a pole or where a probability above one was found: a boolean scalar."""
     return jnp.any(log_factor == jnp.inf)
 
 
 @jax.custom_jvp
-def sound(log_factor: Any) -> Any:
+def sound(log_factor: Array) -> Array:
     """The same log factor with no weight where it is +inf: one such entry would be all of the evidence."""
     return jnp.where(log_factor == jnp.inf, -jnp.inf, log_factor)
 
 
 @sound.defjvp
-def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     log_factor, tangent = primals[0], tangents[0]
     return sound(log_factor), jnp.where(log_factor == jnp.inf, 0.0, tangent)
 
 
-def _top(log_factor: Any) -> float:
+def _top(log_factor: Array) -> float:
     return float(jnp.finfo(log_factor.dtype).max) / 1e6
 
 
@@ -260,24 +261,24 @@ LONG = 2**14
 
 
 def on_axes(
-    single: Callable[[Mapping], Any],
+    single: Callable[[Mapping], Array],
     axes: Sequence[Axis],
     particles: Particles,
     fixed: Sequence[str],
     trailing: int = 0,
-) -> Any:
+) -> Array:
     """Map a function of one particle over axes, which come out before the last `trailing` dimensions, in order."""
     return _mapped(single, axes, particles, fixed, -1 - trailing)
 
 
-def in_front(single: Callable[[Mapping], Any], axes: Sequence[Axis], particles: Particles) -> Any:
+def in_front(single: Callable[[Mapping], Array], axes: Sequence[Axis], particles: Particles) -> Array:
     """As `on_axes`, but axes come out in front, the last one first."""
     return _mapped(single, axes, particles, (), 0)
 
 
 def along_plates(
-    single: Callable[[Mapping], Any], axes: Sequence[Axis], particles: Particles, fixed: Sequence[str]
-) -> Any:
+    single: Callable[[Mapping], Array], axes: Sequence[Axis], particles: Particles, fixed: Sequence[str]
+) -> Array:
     """As `on_axes`, but computed along the plates and transposed then, where it would otherwise be computed one entry at a time."""
     array = _mapped(single, axes[::-1], particles, fixed, 0)
     last = axes[-1].size if axes else 1
@@ -287,8 +288,8 @@ def along_plates(
 
 
 def _mapped(
-    single: Callable[[Mapping], Any], axes: Sequence[Axis], particles: Particles, fixed: Sequence[str], place: int
-) -> Any:
+    single: Callable[[Mapping], Array], axes: Sequence[Axis], particles: Particles, fixed: Sequence[str], place: int
+) -> Array:
     """Map a function of one particle over axes one after the other, each of which comes out at dimension `place`."""
     mapped = [a.name for a in axes]
     shared = {n: s for n, s in particles.items() if isinstance(s, Shared) and all(a in mapped for a in s.axes)}
@@ -296,7 +297,7 @@ def _mapped(
     # the axis that is mapped last is the first of the operands
     operands = [shared[n].moved(mapped[::-1]) if n in shared else particles[n] for n in names]
 
-    def call(*values: Any) -> Any:
+    def call(*values: Array) -> Array:
         return single(dict(zip(names, values, strict=True)))
 
     for axis in axes:
@@ -317,13 +318,13 @@ def _loop_axes(axes: Sequence[Axis], elements: int) -> list[Axis]:
 
 
 def _looped(
-    part: Callable[[Mapping], Any], loops: Sequence[Axis], particles: Particles, fixed: Mapping[str, Any]
-) -> Any:
+    part: Callable[[Mapping], Array], loops: Sequence[Axis], particles: Particles, fixed: Mapping[str, Array]
+) -> Array:
     if not loops:
         return part(fixed)
     mine = {n: particles[n] for n in loops[0].latents if n in particles}
 
-    def body(values: Mapping[str, Any]) -> Any:
+    def body(values: Mapping[str, Array]) -> Array:
         return _looped(part, loops[1:], particles, {**fixed, **values})
 
     return jax.lax.map(jax.checkpoint(body), mine)

@@ -19,6 +19,7 @@ from kayn.factors.shared import factorised_once
 from kayn.graph.types import Output
 from kayn.programs.density_arguments import ARGUMENT
 from kayn.programs.trace import Program
+from kayn.support.arrays import Array, PyTree
 from kayn.xla.fallback import guarded
 
 
@@ -28,11 +29,11 @@ def evaluate(
     output: Output,
     axes: Sequence[Axis],
     particles: Particles,
-    inputs: Sequence[Any],
+    inputs: Sequence[Array],
     plan: Plan,
     steps: Sequence[Product],
     index: Index,
-) -> Any:
+) -> Array:
     """As `factors.evaluate_reduced`, by a matrix product where that pays."""
     links = look_up((link for step in steps for link in step.links), index)
     groups = by_terms.choose(output, axes, plan, steps)
@@ -43,7 +44,7 @@ def evaluate(
         arguments = [f"{ARGUMENT}{a.name}:{name}" for a in split.density.arguments]
         program, particles, inputs = factorised_once(program, [name, *arguments], axes, particles, inputs)
 
-    def exact(arguments: Any) -> Any:
+    def exact(arguments: PyTree) -> Array:
         particles, inputs, links = arguments
         return evaluate_reduced(program, name, output, axes, particles, inputs, plan, steps, links.__getitem__, terms)
 

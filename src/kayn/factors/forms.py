@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import betaln, gammaln
 
+from kayn.support.arrays import Array
+
 Arguments = Mapping[str, Any]
 Pieces = list[Any]
 LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
@@ -57,22 +59,22 @@ class Form:
     cancels: int = 0
 
 
-def _scalars(*pieces: Any) -> Pieces:
+def _scalars(*pieces: Array) -> Pieces:
     return [jnp.asarray(p)[..., None] for p in pieces]
 
 
-def _one(like: Any) -> Any:
+def _one(like: Array) -> Array:
     """One, with dimensions of size one: pieces that do not vary must not look as if they did."""
     return jnp.ones((1,) * like.ndim, like.dtype)
 
 
-def _mean(array: Any) -> Any:
+def _mean(array: Array) -> Array:
     """Over particles; those that are not finite do not count."""
     valid = jnp.isfinite(array)
     return jnp.sum(jnp.where(valid, array, 0.0), -1) / jnp.maximum(jnp.sum(valid, -1), 1)
 
 
-def _typical_scale(scale: Any) -> Any:
+def _typical_scale(scale: Array) -> Array:
     """Geometric mean over the particles with a positive scale."""
     positive = (scale > 0) & jnp.isfinite(scale)
     logs = jnp.log(jnp.where(positive, scale, 1.0))
@@ -87,14 +89,14 @@ def _center_and_unit(a: Arguments) -> Arguments:
     return {"center": _mean(a["loc"]), "unit": _typical_scale(a["scale"])}
 
 
-def _log_normalizer(scale: Any) -> Any:
+def _log_normalizer(scale: Array) -> Array:
     return -jnp.log(scale) - LOG_ROOT_2PI
 
 
 def _normal_forms(transform: Callable = lambda v: v, log_jacobian: Callable | None = None) -> tuple[Form, ...]:
     """A Normal law of `transform(value)`: three forms, by what value, location and scale have in common."""
 
-    def one_more(like: Any) -> Pieces:
+    def one_more(like: Array) -> Pieces:
         return [] if log_jacobian is None else [_one(like)]
 
     def base(a: Arguments) -> Pieces:
@@ -149,21 +151,21 @@ def _normal_forms(transform: Callable = lambda v: v, log_jacobian: Callable | No
     )
 
 
-def _solve(tril: Any, vector: Any) -> Any:
+def _solve(tril: Array, vector: Array) -> Array:
     shape = jnp.broadcast_shapes(tril.shape[:-1], vector.shape)
     tril = jnp.broadcast_to(tril, (*shape, shape[-1]))
     return solve_triangular(tril, jnp.broadcast_to(vector, shape)[..., None], lower=True)[..., 0]
 
 
-def _log_determinant(tril: Any) -> Any:
+def _log_determinant(tril: Array) -> Array:
     return jnp.sum(jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1)), -1)
 
 
 def _multivariate_normal_forms() -> tuple[Form, ...]:
-    def flat_outer(x: Any) -> Any:
+    def flat_outer(x: Array) -> Array:
         return (x[..., :, None] * x[..., None, :]).reshape((*x.shape[:-1], -1))
 
-    def normalizer(tril: Any) -> Any:
+    def normalizer(tril: Array) -> Array:
         return -_log_determinant(tril) - tril.shape[-1] * LOG_ROOT_2PI
 
     # the mean of Cholesky factors is one again: coordinates in which no particle's covariance is far from the identity
@@ -236,22 +238,22 @@ def _natural(
     return (Form("natural", left, right, of(statistics, left), of(naturals, right)),)
 
 
-def _counts(successes: Any, trials: Any) -> Pieces:
+def _counts(successes: Array, trials: Array) -> Pieces:
     combinations = gammaln(trials + 1.0) - gammaln(successes + 1.0) - gammaln(trials - successes + 1.0)
     return _scalars(successes, trials - successes, combinations)
 
 
-def _indicators(category: Any, categories: Any) -> Pieces:
+def _indicators(category: Array, categories: Array) -> Pieces:
     category = category[..., None]
     return [jnp.where(jnp.isnan(category), jnp.nan, (category == categories).astype(category.dtype))]
 
 
-def _dirichlet(concentration: Any) -> Pieces:
+def _dirichlet(concentration: Array) -> Pieces:
     log_beta = jnp.sum(gammaln(concentration), -1) - gammaln(jnp.sum(concentration, -1))
     return [concentration - 1, *_scalars(-log_beta)]
 
 
-def _gamma_normalizer(concentration: Any, rate: Any) -> Any:
+def _gamma_normalizer(concentration: Array, rate: Array) -> Array:
     return concentration * jnp.log(rate) - gammaln(concentration)
 
 
@@ -320,7 +322,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
 """Forms by family, the one without cancellation first."""
 
 
-def weighted(form: Form, arguments: Mapping[str, Any], reference: Mapping[str, Any]) -> Pieces:
+def weighted(form: Form, arguments: Mapping[str, Array], reference: Mapping[str, Array]) -> Pieces:
     """Statistics times the site's scale, zero where masked."""
     pieces = form.statistics(arguments, reference)
     if "mask" in arguments:

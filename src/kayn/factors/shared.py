@@ -20,6 +20,7 @@ from kayn.factors.elementwise import Particles, Shared, of_one_particle, on_axes
 from kayn.programs.calls import called
 from kayn.programs.slices import needed_equations
 from kayn.programs.trace import Program
+from kayn.support.arrays import Array
 
 FACTORISATIONS = frozenset(("cholesky", "eigh", "lu", "qr", "svd"))
 LONGEST_CALL = 20
@@ -27,8 +28,8 @@ LONGEST_CALL = 20
 
 
 def factorised_once(
-    program: Program, names: Sequence[str], axes: Sequence[Axis], particles: Particles, inputs: Sequence[Any]
-) -> tuple[Program, Particles, list[Any]]:
+    program: Program, names: Sequence[str], axes: Sequence[Axis], particles: Particles, inputs: Sequence[Array]
+) -> tuple[Program, Particles, list[Array]]:
     """A program without the factorisations that some outputs need, with their results among its particles.
 
     Args:
@@ -68,7 +69,7 @@ def factorised_once(
 RESULT = "factorised:"
 
 
-def _first(run: Callable[[Mapping], list[Any]], values: Mapping[str, Any]) -> Any:
+def _first(run: Callable[[Mapping], list[Array]], values: Mapping[str, Array]) -> Array:
     return run(values)[0]
 
 

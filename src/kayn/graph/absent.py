@@ -74,7 +74,9 @@ def _reads_latents(program: Program, output: str) -> bool:
     return any(first <= i < first + len(program.inputs) for i in used)
 
 
-def _absent(program: Program, name: str, given: Sequence[Array], values: Mapping[str, Array], uncertain: bool) -> Array:
+def _absent(
+    program: Program, name: str, given: Sequence[Array], values: Mapping[str, Array], uncertain: bool
+) -> Array | None:
     """Elements that are masked and in no other factor: bool in the mask's shape; None where there is none."""
     look = {"predicates": Source.CONTINUOUS, "zeros": Source.DISCRETE} if uncertain else {}
     factors = [n for n in program.outputs if n in program.sites and program.sites[n].kind == "sample"]

@@ -51,7 +51,7 @@ class Conditional:
     def _hides(self, msg: Mapping[str, Any]) -> bool:
         return msg["type"] in ("sample", "deterministic", "plate") and msg["name"] not in self.names
 
-    def _anything(self, msg: Mapping[str, Any]) -> Array:
+    def _anything(self, msg: Mapping[str, Any]) -> Array | None:
         """A value for latents that are neither: they are on no path to these."""
         if msg["type"] != "sample" or msg["is_observed"] or msg["name"] in self.names:
             return None

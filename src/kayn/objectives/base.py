@@ -19,6 +19,7 @@ from kayn.evidence.problem import Problem, build_problem, independent
 from kayn.evidence.weights import log_evidence, model_slots, proposal_slots
 from kayn.objectives.state import Watched, next_state
 from kayn.particles.density import own_path
+from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.options import Couple, Denominator, Elements, Groups, Memory, Particles, Strategy
 from kayn.support.validate import checked
@@ -40,7 +41,13 @@ class Objective(ELBO):
     can_infer_discrete = True
 
     def loss_with_mutable_state(
-        self, rng_key: Any, param_map: Mapping[str, Any], model: Callable, guide: Callable, *args: Any, **kwargs: Any
+        self,
+        rng_key: Array,
+        param_map: Mapping[str, PyTree],
+        model: Callable,
+        guide: Callable,
+        *args: Any,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Loss for SVI: a scalar in nats, whose gradient is that of the estimator."""
         call, key, params = Call(model, guide, args, kwargs), as_key(rng_key), dict(param_map)
@@ -48,7 +55,7 @@ class Objective(ELBO):
             loss = self.objective(call, key, params)
         return {"loss": loss, "mutable_state": next_state(call, key, params) if watched.mutable else None}
 
-    def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+    def objective(self, call: Call, rng_key: KeyArray, params: dict[str, PyTree]) -> Array:
         """What is minimised, a scalar in nats, whose gradient in `params` is the estimate.
 
         Args:
@@ -84,17 +91,17 @@ class MassivelyParallelELBO(Objective):
         self.denominator = denominator
         super().__init__(num_particles=num_particles)
 
-    def problem(self, call: Call, params: Mapping[str, Any]) -> Problem:
+    def problem(self, call: Call, params: Mapping[str, PyTree]) -> Problem:
         """Structure, particle axes and plan for SVI's arguments."""
         return build_problem(call.model, call.guide, call.args, call.kwargs, params, self.request, self.denominator)
 
 
-def only_gradient(surrogate: Any) -> Any:
+def only_gradient(surrogate: Array) -> Array:
     """Zero, with the gradient of `surrogate`."""
     return surrogate - jax.lax.stop_gradient(surrogate)
 
 
-def log_evidence_of(problem: Problem, draws: Draws, params: Mapping[str, Any], terms: Mapping[str, Any]) -> Any:
+def log_evidence_of(problem: Problem, draws: Draws, params: Mapping[str, PyTree], terms: Mapping[str, Array]) -> Array:
     """log Z for given particles and given (minus) log proposal densities, differentiable in the parameters."""
     numbers = problem.numbers
     slots = model_slots(problem, numbers, draws, params) | proposal_slots(problem, terms)
@@ -135,7 +142,7 @@ def refuse_dependent_axes(problem: Problem, who: str, remedy: str) -> None:
             )
 
 
-def along(score: Any, axis: Axis, plate: str | None) -> Any:
+def along(score: Array, axis: Axis, plate: str | None) -> Array:
     """Summed over everything but one plate: [plate], or a scalar."""
     if plate is None:
         return jnp.sum(score)

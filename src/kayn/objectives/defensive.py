@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import discrete
 
 from kayn.programs.inside import Inside
+from kayn.support.arrays import Array
 
 
 class Defensive(Inside):
@@ -20,7 +21,7 @@ class Defensive(Inside):
         mixed: names of the sites that were found.
     """
 
-    def __init__(self, guide: Callable, delta: float, base: Mapping[str, Any]):
+    def __init__(self, guide: Callable, delta: float, base: Mapping[str, Array]):
         super().__init__(guide)
         self.delta, self.base = delta, base
         self.mixed: set[str] = set()
@@ -33,7 +34,7 @@ class Defensive(Inside):
             msg["fn"] = mixed
 
 
-def _mixed(fn: dist.Distribution, delta: float, base: Any) -> dist.Distribution | None:
+def _mixed(fn: dist.Distribution, delta: float, base: Array | None) -> dist.Distribution | None:
     if isinstance(fn, dist.Independent):
         inner = _mixed(fn.base_dist, delta, base)
         return None if inner is None else inner.to_event(fn.reinterpreted_batch_ndims)
@@ -59,7 +60,7 @@ FAMILIES = {
 }
 
 
-def _probabilities(fn: Any) -> Any:
+def _probabilities(fn: dist.Distribution) -> Array:
     if isinstance(fn, discrete.BernoulliLogits):
         return jax.nn.sigmoid(fn.logits)
     if isinstance(fn, discrete.CategoricalLogits):

@@ -19,6 +19,7 @@ from kayn.programs.given import Given
 from kayn.programs.roles import Fixed
 from kayn.programs.seeding import seeded
 from kayn.programs.trace import innermost
+from kayn.support.arrays import Array, KeyArray, PyTree
 
 
 class Dreaming(Messenger):
@@ -41,7 +42,7 @@ class _Partly(dist.Distribution):
 
     pytree_data_fields = ("base_dist", "scored", "given")
 
-    def __init__(self, base_dist: dist.Distribution, scored: Any, given: Any):
+    def __init__(self, base_dist: dist.Distribution, scored: Array, given: Array):
         self.base_dist, self.scored, self.given = base_dist, scored, given
         super().__init__(base_dist.batch_shape, base_dist.event_shape)
 
@@ -49,12 +50,12 @@ class _Partly(dist.Distribution):
     def support(self) -> Any:
         return self.base_dist.support
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+    def sample(self, key: KeyArray, sample_shape: tuple[int, ...] = ()) -> Array:
         drawn = self.base_dist.sample(key, sample_shape)
         return jnp.where(self.scored, drawn, self.given.astype(drawn.dtype))
 
 
-def scored_values(fn: dist.Distribution) -> Any:
+def scored_values(fn: dist.Distribution) -> Array | None:
     """Which values a distribution scores, to be broadcast against them; None for all of them."""
     if isinstance(fn, dist.ExpandedDistribution | dist.Independent):
         # leading dimensions are added by an expansion, and events are of the same elements
@@ -66,14 +67,14 @@ def scored_values(fn: dist.Distribution) -> Any:
     return mask if inner is None else mask & inner
 
 
-def dreamable_data(call: Any, params: Mapping[str, Any], key: Any) -> dict[str, Any]:
+def dreamable_data(call: Any, params: Mapping[str, PyTree], key: KeyArray) -> dict[str, Array]:
     """The data that a model is given, by observed site.
 
     Raises:
         KaynError: the model holds what nothing can be drawn from: factors, scaled densities, or data computed from latents.
     """
 
-    def run(latents: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
+    def run(latents: Mapping[str, Array], rows: Mapping[str, Array]) -> dict[str, Array]:
         program = Given(Fixed(call.model), params=params, latents=latents, subsample=rows)
         return handlers.trace(seeded(program, key)).get_trace(*call.args, **call.kwargs)
 
@@ -103,7 +104,7 @@ def _refuse_undrawable(name: str, site: Mapping[str, Any], trace: Mapping[str, A
         )
 
 
-def _refuse_computed(data: Callable[[Mapping[str, Any]], dict[str, Any]], latents: Mapping[str, Any]) -> None:
+def _refuse_computed(data: Callable[[Mapping[str, Array]], dict[str, Array]], latents: Mapping[str, Array]) -> None:
     """Refuse data that depend on latents, such as missing values that one stands for."""
     if not latents:
         return

@@ -21,6 +21,7 @@ from kayn.evidence.weights import proposal_terms
 from kayn.objectives.base import Call, MassivelyParallelELBO, along, log_evidence_of, only_gradient, sampled_axes
 from kayn.objectives.relaxed import Relaxed, discrete_logits
 from kayn.programs.given import Given
+from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.options import Particles, Strategy
 from kayn.support.validate import Text, checked
 
@@ -37,11 +38,11 @@ class ControlVariate(MassivelyParallelELBO):
 
     control_params: tuple[str, ...] = ()
 
-    def controlled(self, call: Call, problem: Problem, params: Mapping[str, Any], z: Mapping[str, Any]) -> Any:
+    def controlled(self, call: Call, problem: Problem, params: Mapping[str, PyTree], z: Mapping[str, Array]) -> Array:
         """c at noisy logits: for every element of the outer plate, or a scalar."""
         raise NotImplementedError
 
-    def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+    def objective(self, call: Call, rng_key: KeyArray, params: dict[str, PyTree]) -> Array:
         """Minus log Z, in nats; its gradient is the estimate, for the control variate that of the squared one.
 
         Raises:
@@ -66,13 +67,13 @@ class ControlVariate(MassivelyParallelELBO):
         plate = outer_plate(problem)
         log_z = _summands(problem, draws, fixed)
 
-        def controls(params: Mapping[str, Any]) -> tuple[Any, Any]:
+        def controls(params: Mapping[str, PyTree]) -> tuple[Array, Array]:
             logits = _logits(call, params)
             z = {n: x.noisy(noise[n][0]) for n, x in logits.items()}
             again = {n: x.again(noise[n][1], rounded[n]) for n, x in logits.items()}
             return tuple(self.controlled(call, problem, params, v) for v in (z, again))
 
-        def surrogate(guide: Mapping[str, Any], rho: Mapping[str, Any]) -> Any:
+        def surrogate(guide: Mapping[str, PyTree], rho: Mapping[str, PyTree]) -> Array:
             """Its gradient in the first argument is the estimate of that of log Z."""
             every = {**guide, **held}
             terms = proposal_terms(problem, problem.numbers, draws, every)
@@ -116,7 +117,7 @@ class RELAX(ControlVariate):
         super().__init__(num_particles, strategy, **options)
         self.control, self.control_params = control, tuple(control_params)
 
-    def controlled(self, call: Call, problem: Problem, params: Mapping[str, Any], z: Mapping[str, Any]) -> Any:
+    def controlled(self, call: Call, problem: Problem, params: Mapping[str, PyTree], z: Mapping[str, Array]) -> Array:
         """The user's function of noisy logits `z`, by site [K, *shape] or [K, *shape, C]; a scalar or [outer plate]."""
         return self.control(params, z, *call.args, **call.kwargs)
 
@@ -134,7 +135,7 @@ class REBAR(ControlVariate):
 
     control_params = (SCALE, TEMPERATURE)
 
-    def controlled(self, call: Call, problem: Problem, params: Mapping[str, Any], z: Mapping[str, Any]) -> Any:
+    def controlled(self, call: Call, problem: Problem, params: Mapping[str, PyTree], z: Mapping[str, Array]) -> Array:
         """`scale` times the parts of log Z at the relaxed latents `softmax(z / temperature)`: a scalar or [outer
         plate]."""
         still = jax.lax.stop_gradient(dict(params))
@@ -172,7 +173,7 @@ def _check(problem: Problem, who: str) -> None:
             )
 
 
-def _summands(problem: Problem, draws: Draws, params: Mapping[str, Any]) -> Summands:
+def _summands(problem: Problem, draws: Draws, params: Mapping[str, PyTree]) -> Summands:
     terms = proposal_terms(problem, problem.numbers, draws, params)
     return log_evidence_summands(problem, problem.numbers, draws, params, terms)
 
@@ -184,25 +185,25 @@ class _Logits:
     Formulas: Grathwohl et al. (2018), appendix; Tucker et al. (REBAR, 2017).
     """
 
-    values: Any
+    values: Array
     categorical: bool
 
-    def noise(self, key: Any, count: int) -> tuple[Any, Any]:
+    def noise(self, key: KeyArray, count: int) -> tuple[Array, Array]:
         """Two sets of uniform numbers for K particles, never zero or one."""
         x = self.values
         low, high = float(jnp.finfo(x.dtype).tiny), 1 - float(jnp.finfo(x.dtype).eps)
         first, second = (jax.random.uniform(k, (count, *x.shape), x.dtype, low, high) for k in jax.random.split(key))
         return first, second
 
-    def noisy(self, u: Any) -> Any:
+    def noisy(self, u: Array) -> Array:
         """z: logits and Gumbel (categorical) or Logistic (Bernoulli) noise."""
         return self.values + (-jnp.log(-jnp.log(u)) if self.categorical else jnp.log(u) - jnp.log1p(-u))
 
-    def rounded(self, z: Any) -> Any:
+    def rounded(self, z: Array) -> Array:
         """b: what z stands for, integers without the dimension of categories."""
         return jnp.argmax(z, -1) if self.categorical else (z > 0).astype(int)
 
-    def again(self, v: Any, b: Any) -> Any:
+    def again(self, v: Array, b: Array) -> Array:
         """z~: drawn from the law of z given b."""
         if not self.categorical:
             off, tiny = jax.nn.sigmoid(-self.values), float(jnp.finfo(v.dtype).tiny)
@@ -215,11 +216,11 @@ class _Logits:
         return jnp.where(chosen, -jnp.log(top), others)
 
 
-def _keyed(logits: Mapping[str, _Logits], key: Any) -> list[tuple[tuple[str, _Logits], Any]]:
+def _keyed(logits: Mapping[str, _Logits], key: KeyArray) -> list[tuple[tuple[str, _Logits], KeyArray]]:
     return list(zip(sorted(logits.items()), jax.random.split(key, len(logits)), strict=True))
 
 
-def _logits(call: Call, params: Mapping[str, Any]) -> dict[str, _Logits]:
+def _logits(call: Call, params: Mapping[str, PyTree]) -> dict[str, _Logits]:
     """Logits of every guide site under given parameters."""
     guide = handlers.seed(Given(call.guide, params=params), jax.random.key(0))
     out = {}
@@ -229,6 +230,7 @@ def _logits(call: Call, params: Mapping[str, Any]) -> dict[str, _Logits]:
             while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
                 fn = fn.base_dist
             values = discrete_logits(fn)
+            assert values is not None, "_check refuses other families"
             if isinstance(fn, discrete.CategoricalProbs | discrete.CategoricalLogits):
                 values = jnp.broadcast_to(values, (*shape, values.shape[-1]))
                 out[name] = _Logits(jax.nn.log_softmax(values, -1), True)

@@ -17,11 +17,12 @@ from kayn.errors import KaynError
 from kayn.objectives.base import Call
 from kayn.objectives.vi import VI
 from kayn.programs.inside import Inside
+from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.options import Particles, Strategy
 from kayn.support.validate import Positive, checked, fitted, shown
 
 
-def _temperature(value: Any) -> Any:
+def _temperature(value: Any) -> Array | float:
     return value if isinstance(value, jax.core.Tracer) else fitted("temperature", value, Positive)
 
 
@@ -29,7 +30,7 @@ Temperature = Annotated[Any, _temperature]
 """A positive number, which may be traced."""
 
 
-def lookup(table: Any, z: Any) -> Any:
+def lookup(table: Array, z: Array) -> Array:
     """`table[z]` for an integer z; for a relaxed z, a vector of shares, the mixture of the table's rows with those shares.
 
     With it one model serves exact, score-function and relaxed estimators.
@@ -54,7 +55,7 @@ def lookup(table: Any, z: Any) -> Any:
     return table[z] if jnp.issubdtype(z.dtype, jnp.integer) else jnp.tensordot(z, table, 1)
 
 
-def _numbers(name: str, value: Any) -> Any:
+def _numbers(name: str, value: Any) -> Array:
     try:
         return jnp.asarray(value)
     except (TypeError, ValueError) as error:
@@ -73,14 +74,14 @@ class RelaxedOneHot(dist.Distribution):
     support = constraints.simplex
     reparametrized_params = ["temperature", "logits"]  # noqa: RUF012
 
-    def __init__(self, temperature: Any, logits: Any, *, validate_args: bool | None = None):
+    def __init__(self, temperature: Array, logits: Array, *, validate_args: bool | None = None):
         self.temperature, self.logits = jnp.asarray(temperature), jnp.asarray(logits)
         shape = self.logits.shape
         super().__init__(batch_shape=shape[:-1], event_shape=shape[-1:], validate_args=validate_args)
 
     # within, classes are the first dimension: sums over a short last one are several times slower on CPUs
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+    def sample(self, key: KeyArray, sample_shape: tuple[int, ...] = ()) -> Array:
         """Shares [*sample_shape, *batch, C]: the softmax of logits plus Gumbel noise, over the temperature."""
         shape = (*sample_shape, *self.logits.shape)
         noise = jax.random.gumbel(key, (shape[-1], *shape[:-1]), self.logits.dtype)
@@ -88,7 +89,7 @@ class RelaxedOneHot(dist.Distribution):
         return jnp.moveaxis(jax.nn.softmax(noisy, 0), 0, -1)
 
     @validate_sample
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Array) -> Array:
         """Log density at shares [..., C], nats (Maddison, Mnih & Teh, 2017, definition 1); a share of zero counts as
         the least float."""
         count, rank = self.logits.shape[-1], max(jnp.ndim(value), self.logits.ndim)
@@ -103,7 +104,7 @@ class RelaxedOneHot(dist.Distribution):
         return constant + jnp.sum(logits, 0) - (self.temperature + 1) * jnp.sum(logs, 0) - count * total
 
 
-def _classes_first(x: Any, rank: int) -> Any:
+def _classes_first(x: Array, rank: int) -> Array:
     """[..., C] as [C, 1, ..., 1, ...], of a given rank."""
     return jnp.expand_dims(jnp.moveaxis(x, -1, 0), tuple(range(1, 1 + rank - jnp.ndim(x))))
 
@@ -114,18 +115,18 @@ class SharesOfOneHot(dist.Distribution):
     arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012
     support = constraints.simplex
 
-    def __init__(self, logits: Any, *, validate_args: bool | None = None):
+    def __init__(self, logits: Array, *, validate_args: bool | None = None):
         self.logits = jax.nn.log_softmax(jnp.asarray(logits), -1)
         shape = self.logits.shape
         super().__init__(batch_shape=shape[:-1], event_shape=shape[-1:], validate_args=validate_args)
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+    def sample(self, key: KeyArray, sample_shape: tuple[int, ...] = ()) -> Array:
         """One-hot vectors [*sample_shape, *batch, C] of categorical draws."""
         return jax.nn.one_hot(
             jax.random.categorical(key, self.logits, shape=sample_shape + self.batch_shape), self.logits.shape[-1]
         )
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Array) -> Array:
         """The shares' mean of the log probabilities, nats: value [..., C] to [...]."""
         return jnp.sum(value * self.logits, -1)
 
@@ -136,15 +137,15 @@ class SharesOfBernoulli(dist.Distribution):
     arg_constraints = {"logits": constraints.real}  # noqa: RUF012
     support = constraints.unit_interval
 
-    def __init__(self, logits: Any, *, validate_args: bool | None = None):
+    def __init__(self, logits: Array, *, validate_args: bool | None = None):
         self.logits = jnp.asarray(logits)
         super().__init__(batch_shape=self.logits.shape, validate_args=validate_args)
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+    def sample(self, key: KeyArray, sample_shape: tuple[int, ...] = ()) -> Array:
         """Zeros and ones [*sample_shape, *batch], as floats."""
         return jax.random.bernoulli(key, jax.nn.sigmoid(self.logits), sample_shape + self.batch_shape).astype(float)
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Array) -> Array:
         """The log probabilities of one and zero, nats, weighted by the share and the rest."""
         return value * jax.nn.log_sigmoid(self.logits) + (1 - value) * jax.nn.log_sigmoid(-self.logits)
 
@@ -177,7 +178,7 @@ class Concrete(VI):
         self.temperature = temperature
         self.prior_temperature = temperature if prior_temperature is None else prior_temperature
 
-    def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+    def objective(self, call: Call, rng_key: KeyArray, params: dict[str, PyTree]) -> Array:
         """Minus log Z of the relaxed model under the relaxed guide, in nats."""
         relaxed = replace(
             call,
@@ -199,7 +200,7 @@ class ConcreteHardPrior(Concrete):
 class Relaxed(Inside):
     """Discrete latents of a program as relaxed ones."""
 
-    def __init__(self, fn: Callable, temperature: Any, hard: bool):
+    def __init__(self, fn: Callable, temperature: Array, hard: bool):
         super().__init__(fn)
         self.temperature, self.hard = temperature, hard
 
@@ -225,7 +226,7 @@ class Relaxed(Inside):
         return SharesOfOneHot(logits) if self.hard else RelaxedOneHot(self.temperature, logits)
 
 
-def discrete_logits(fn: dist.Distribution) -> Any:
+def discrete_logits(fn: dist.Distribution) -> Array | None:
     """Logits of a Bernoulli [...] or Categorical [..., C]; None for others."""
     if isinstance(fn, discrete.BernoulliLogits | discrete.CategoricalLogits):
         return fn.logits

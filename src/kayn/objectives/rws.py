@@ -26,6 +26,7 @@ from kayn.graph.types import MIXED, Kind, Output
 from kayn.objectives.base import Call, MassivelyParallelELBO, only_gradient, sampled_axes
 from kayn.objectives.defensive import Defensive
 from kayn.objectives.sleep import Replace, sleep_loss
+from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.options import Particles, Strategy
 from kayn.support.validate import Count, NonNegative, Rule, checked
 
@@ -90,7 +91,7 @@ class RWS(MassivelyParallelELBO):
         self.sleep_particles = sleep_particles or (most if isinstance(most, int) else max(k for _, k in most))
         self.replace = replace
 
-    def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+    def objective(self, call: Call, rng_key: KeyArray, params: dict[str, PyTree]) -> Array:
         """Minus log Z, in nats; its gradient is that of the wake phase plus that of the sleep phase.
 
         Raises:
@@ -117,7 +118,7 @@ class RWS(MassivelyParallelELBO):
             loss = loss + self.sleep_phi * only_gradient(dreams)
         return loss
 
-    def _wake(self, problem: Problem, proposal: Problem, rng_key: Any, params: dict[str, Any]) -> Any:
+    def _wake(self, problem: Problem, proposal: Problem, rng_key: KeyArray, params: dict[str, PyTree]) -> Array:
         """Minus log Z with particles of `proposal`, trained as those of `problem`."""
         numbers = problem.numbers
         draws = jax.lax.stop_gradient(draw_particles(proposal, proposal.numbers, rng_key, params))
@@ -137,7 +138,7 @@ class RWS(MassivelyParallelELBO):
         return -log_contract(extended.layout.plan, slots, index)
 
 
-def _are_probabilities(values: Any) -> bool:
+def _are_probabilities(values: Array) -> bool:
     try:
         array = np.asarray(values, float)
     except (TypeError, ValueError):
@@ -151,7 +152,7 @@ def _external_parents(problem: Problem, axis: Axis) -> list[str]:
 
 def _with_conditionals(
     problem: Problem, numbers: Mapping, draws: Draws, params: Mapping, axes: list[Axis], weight: float
-) -> tuple[Problem, dict[int, Any] | None]:
+) -> tuple[Problem, dict[int, Array] | None]:
     """The problem with zero-valued terms, the gradients of `log q_i(z_i | parents)`, and their arrays by slot."""
     if not axes:
         return problem, None

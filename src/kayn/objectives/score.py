@@ -29,6 +29,7 @@ from kayn.objectives.base import (
     site_count,
 )
 from kayn.particles.density import log_density
+from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.options import Particles, Strategy
 from kayn.support.validate import checked
 
@@ -56,7 +57,7 @@ class Reinforce(MassivelyParallelELBO):
         super().__init__(num_particles, strategy, **options)
         self.baseline = baseline
 
-    def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+    def objective(self, call: Call, rng_key: KeyArray, params: dict[str, PyTree]) -> Array:
         """Minus log Z, in nats, plus terms of value zero with the score's gradient; and the squared error of the
         baseline."""
         problem = independent(self.problem(call, params))
@@ -97,7 +98,7 @@ class VIMCO(MassivelyParallelELBO):
         super().__init__(num_particles, strategy, **options)
         self.baseline = baseline
 
-    def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+    def objective(self, call: Call, rng_key: KeyArray, params: dict[str, PyTree]) -> Array:
         """Minus log Z, in nats, plus terms of value zero with the score's gradient.
 
         Raises:
@@ -139,14 +140,14 @@ def _without_path(problem: Problem, axis: Axis) -> tuple[str, ...]:
     return tuple(n for n in axis.latents if not problem.guide.density.sites[n].reparameterised)
 
 
-def _pathwise(problem: Problem, numbers: Mapping, rng_key: Any, params: Any, fixed: set[str]) -> Draws:
+def _pathwise(problem: Problem, numbers: Mapping, rng_key: KeyArray, params: PyTree, fixed: set[str]) -> Draws:
     """Particles with derivatives in the guide's parameters, but for those of some latents."""
     draws = draw_particles(problem, numbers, rng_key, params)
     runs = {n: jax.lax.stop_gradient(v) if n in fixed else v for n, v in draws.runs.items()}
     return draws_from_runs(problem, numbers, params, runs, draws.subsample)
 
 
-def _gain(weights: Any, baseline: str) -> Any:
+def _gain(weights: Array, baseline: str) -> Array:
     """log Z minus its value without each particle, from marginal weights [*scope, K]."""
     count = weights.shape[-1]
     others = 1.0 - jnp.eye(count, dtype=weights.dtype)
@@ -161,8 +162,8 @@ def _gain(weights: Any, baseline: str) -> Any:
 
 
 def _score(
-    problem: Problem, numbers: Mapping, axis: Axis, draws: Draws, params: Mapping, terms: Mapping[str, Any]
-) -> Any:
+    problem: Problem, numbers: Mapping, axis: Axis, draws: Draws, params: Mapping, terms: Mapping[str, Array]
+) -> Array:
     """Log density of drawing every particle, given the particles it was drawn from: [*scope, K]."""
     whole = axis in problem.layout.axes and all(site_count(problem, n) == 1.0 for n in axis.latents)
     if whole and not any(p not in axis.latents for n in axis.latents for p in problem.guide.parents[n]):

@@ -20,6 +20,7 @@ from kayn.programs.given import Given
 from kayn.programs.roles import Fixed
 from kayn.programs.seeding import InvertedDraws, seeded
 from kayn.programs.sites import inspect_sites
+from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.memory import refuse_too_many
 from kayn.support.validate import Count, checked
 
@@ -45,12 +46,14 @@ class Sleep(Objective):
         super().__init__(num_particles=num_particles)
         self.replace = replace
 
-    def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+    def objective(self, call: Call, rng_key: KeyArray, params: dict[str, PyTree]) -> Array:
         """Minus the mean log density of dreams under the guide, in nats."""
         return sleep_loss(call, params, rng_key, self.num_particles, self.replace)
 
 
-def sleep_loss(call: Call, params: Mapping[str, Any], rng_key: Any, count: int, replace: Replace | None) -> Any:
+def sleep_loss(
+    call: Call, params: Mapping[str, PyTree], rng_key: KeyArray, count: int, replace: Replace | None
+) -> Array:
     """`- mean over dreams of log q(z | x)`, (z, x) drawn from the model; the gradient is in the guide's parameters only.
 
     Data are dreamt where the model scores them: under a mask they stay as they are, and latents under a mask add nothing. Model and guide are on the
@@ -68,7 +71,7 @@ def sleep_loss(call: Call, params: Mapping[str, Any], rng_key: Any, count: int, 
     given = dreamable_data(call, fixed, keys[0])
     rows = fixed_rows_of(call.model, call.guide, call.args, call.kwargs, fixed, keys[0])
 
-    def one(key: Any) -> Any:
+    def one(key: KeyArray) -> Array:
         dreaming = Dreaming(Given(Fixed(call.model), params=fixed, subsample=rows))
         trace = handlers.trace(seeded(InvertedDraws(dreaming), key)).get_trace(*call.args, **call.kwargs)
         dream = {n: jax.lax.stop_gradient(s["value"]) for n, s in trace.items() if s["type"] == "sample"}
@@ -90,7 +93,7 @@ def _is_drawn(site: Mapping[str, Any]) -> bool:
     return site["type"] == "sample" and not site["is_observed"]
 
 
-def _log_q(site: Mapping[str, Any], dreamt: Mapping[str, Any] | None) -> Any:
+def _log_q(site: Mapping[str, Any], dreamt: Mapping[str, Any] | None) -> Array:
     """Log density of a guide site at its dream, summed; elements that the model masks are left out."""
     if dreamt is None:
         raise KaynError(
@@ -106,7 +109,7 @@ def _log_q(site: Mapping[str, Any], dreamt: Mapping[str, Any] | None) -> Any:
     return jnp.sum(log_q if site["scale"] is None else site["scale"] * log_q)
 
 
-def _replaced(call: Call, given: Mapping[str, Any], shown: Mapping[str, Any]) -> tuple[tuple, Mapping[str, Any]]:
+def _replaced(call: Call, given: Mapping[str, Array], shown: Mapping[str, Array]) -> tuple[tuple, Mapping[str, Any]]:
     leaves, tree = jax.tree.flatten((call.args, dict(call.kwargs)))
     for name, data in given.items():
         places = [i for i, leaf in enumerate(leaves) if leaf is data]

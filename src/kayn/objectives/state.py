@@ -15,9 +15,12 @@ from kayn.errors import GuideError
 from kayn.evidence.fixed_rows import fixed_rows_of
 from kayn.programs.given import Given
 from kayn.programs.seeding import seeded
+from kayn.support.arrays import KeyArray, PyTree
 
 
-def first_state(svi: SVI, rng_key: Any, args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
+def first_state(
+    svi: SVI, rng_key: KeyArray, args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, PyTree]
+) -> Any:
     """`svi.init` from given parameters.
 
     Raises:
@@ -46,7 +49,7 @@ class Watched(Messenger):
         self.mutable = self.mutable or msg["type"] == "mutable"
 
 
-def next_state(call: Any, rng_key: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+def next_state(call: Any, rng_key: KeyArray, params: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """The state that one draw from the guide, and the model run on it, leave; as `numpyro.infer.Trace_ELBO` does with one particle.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from kayn.objectives.base import (
     refuse_dependent_axes,
     site_count,
 )
+from kayn.support.arrays import Array, KeyArray, PyTree
 
 
 class VI(MassivelyParallelELBO):
@@ -38,7 +38,7 @@ class VI(MassivelyParallelELBO):
         GuideError: a guide site cannot be reparameterised.
     """
 
-    def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+    def objective(self, call: Call, rng_key: KeyArray, params: dict[str, PyTree]) -> Array:
         """Minus log Z, in nats, of particles that are differentiated through."""
         problem = pathwise_problem(self.problem(call, params))
         numbers = problem.numbers
@@ -53,7 +53,7 @@ class STL(VI):
     Works for any reparameterised guide.
     """
 
-    def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+    def objective(self, call: Call, rng_key: KeyArray, params: dict[str, PyTree]) -> Array:
         """Minus log Z, in nats, with the guide's density of the particles at parameters that count as constants."""
         problem = pathwise_problem(self.problem(call, params))
         numbers = problem.numbers
@@ -74,7 +74,7 @@ class DReG(VI):
         GuideError: a site cannot be reparameterised, or is drawn given another one: then neither form is unbiased.
     """
 
-    def objective(self, call: Call, rng_key: Any, params: dict[str, Any]) -> Any:
+    def objective(self, call: Call, rng_key: KeyArray, params: dict[str, PyTree]) -> Array:
         """Minus log Z, in nats, with the gradient through every particle scaled by its posterior weight.
 
         Raises:
@@ -102,7 +102,7 @@ class DReG(VI):
 REMEDY = "Use kayn.VI or kayn.STL"
 
 
-def _scaled(problem: Problem, numbers: Mapping, draws: Draws, params: Mapping, weights: Mapping[str, Any]) -> Draws:
+def _scaled(problem: Problem, numbers: Mapping, draws: Draws, params: Mapping, weights: Mapping[str, Array]) -> Draws:
     """The same particles, with derivatives through each multiplied by its weight.
 
     Where log q counts c times in the proposal (rows of a subsampled plate that share an index), by `1 - c (1 - weight)`: the score that its
@@ -123,7 +123,7 @@ def _scaled(problem: Problem, numbers: Mapping, draws: Draws, params: Mapping, w
 
 
 @jax.custom_vjp
-def scale_gradient(value: Any, factor: Any) -> Any:
+def scale_gradient(value: Array, factor: Array) -> Array:
     """`value`, whose derivative counts `factor` times."""
     return value
 

@@ -10,7 +10,6 @@ the diagonal mixture for several parents is derived in the documentation).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from kayn.errors import GuideError
 from kayn.graph.types import Graph
 from kayn.particles.guide_program import GuideProgram
 from kayn.programs.slices import slice_outputs
+from kayn.support.arrays import Array
 
 DENOMINATORS = ("mixture", "paired")
 
@@ -29,12 +29,12 @@ def log_density(
     guide: GuideProgram,
     graph: Graph,
     axis: Axis,
-    runs: Mapping[str, Any],
-    inputs: Sequence[Any],
-    absent: Mapping[str, Any],
+    runs: Mapping[str, Array],
+    inputs: Sequence[Array],
+    absent: Mapping[str, Array],
     denominator: str = "mixture",
     drawn: bool = False,
-) -> Any:
+) -> Array:
     """Log density that the particles of one axis are divided by: [*scope plates, K].
 
     Args:
@@ -50,7 +50,7 @@ def log_density(
     mine = {n: runs[n][: axis.size] for n in (*internal, *path)}
     theirs = {n: runs[n][: axis.size] for n in external}
 
-    def single(own: Mapping[str, Any], outside: Mapping[str, Any]) -> Any:
+    def single(own: Mapping[str, Array], outside: Mapping[str, Array]) -> Array:
         values = {**own, **outside}
         return sum(count(n) * _site_density(guide, graph, axis, n, values, inputs, absent) for n in internal)
 
@@ -87,10 +87,10 @@ def _site_density(
     graph: Graph,
     axis: Axis,
     name: str,
-    values: Mapping[str, Any],
-    inputs: Sequence[Any],
-    absent: Mapping[str, Any],
-) -> Any:
+    values: Mapping[str, Array],
+    inputs: Sequence[Array],
+    absent: Mapping[str, Array],
+) -> Array:
     """Log density of one guide site for one particle, summed to the axis's scope plates (in their order)."""
     program = guide.density
     run, used = slice_outputs(program.jaxpr, [program.outputs.index(name)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,24 +16,30 @@ from kayn.particles.guide_program import GuideProgram, Noise
 from kayn.particles.lattice import even_normal
 from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import SUPPORT, Program
+from kayn.support.arrays import Array, KeyArray, PyTree
 
 
 def draw_runs(
-    guide: GuideProgram, consts: Sequence[Any], key: Any, num: int, params: Any, subsample: Mapping[str, Any]
-) -> dict[str, Any]:
+    guide: GuideProgram,
+    consts: Sequence[Array],
+    key: KeyArray,
+    num: int,
+    params: PyTree,
+    subsample: Mapping[str, Array],
+) -> dict[str, Array]:
     """`num` runs of the guide: [num, *shape] for every guide site."""
     if guide.draw is not None:
         return guide.draw(key, num, params)
     leaves = [*jax.tree.leaves(params), *(subsample[n] for n in guide.density.subsamples)]
     key, noise = (key, {}) if not guide.noise else _draw_noise(guide.noise, key, num)
 
-    def one(key: Any, noise: Mapping[str, Any]) -> list[Any]:
+    def one(key: KeyArray, noise: Mapping[str, Array]) -> list[Array]:
         return jaxpr_as_fun(ClosedJaxpr(guide.sampler, consts))(key, *jax.tree.leaves(noise), *leaves)
 
     return dict(zip(guide.names, jax.vmap(one)(jax.random.split(key, num), noise), strict=True))
 
 
-def _draw_noise(noise: Sequence[Noise], key: Any, num: int) -> tuple[Any, dict[str, Any]]:
+def _draw_noise(noise: Sequence[Noise], key: KeyArray, num: int) -> tuple[KeyArray, dict[str, Array]]:
     """A key for the rest, and even noise of every site: [num, *shape]."""
     key, noise_key = jax.random.split(key)
     sizes = [math.prod(n.shape) for n in noise]
@@ -49,8 +54,8 @@ def _draw_noise(noise: Sequence[Noise], key: Any, num: int) -> tuple[Any, dict[s
 
 
 def axis_particles(
-    graph: Graph, layout: Layout, runs: Mapping[str, Any], supports: Mapping[str, Any]
-) -> dict[str, Any]:
+    graph: Graph, layout: Layout, runs: Mapping[str, Array], supports: Mapping[str, Array]
+) -> dict[str, Array]:
     """Particles of every latent, cut to the number of its axis, of the model's type; enumerated latents get their support."""
     return {
         n: supports[n] if axis.enumerated else runs[n][: axis.size].astype(graph.latent(n).dtype)
@@ -59,7 +64,7 @@ def axis_particles(
     }
 
 
-def supports(model: Program, names: Sequence[str], inputs: Sequence[Any]) -> dict[str, Any]:
+def supports(model: Program, names: Sequence[str], inputs: Sequence[Array]) -> dict[str, Array]:
     """The support of enumerated latents: [V, *shape]."""
     if not names:
         return {}

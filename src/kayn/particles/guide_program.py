@@ -25,6 +25,7 @@ from kayn.programs.roles import Fixed
 from kayn.programs.seeding import InvertedDraws, seeded
 from kayn.programs.sites import Site, inspect_sites, refuse_point_estimates, share_fixed
 from kayn.programs.trace import Program, trace_program
+from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 
 
@@ -43,11 +44,11 @@ class GuideProgram:
 
     density: Program
     sampler: Jaxpr
-    sampler_consts: tuple[Any, ...]
+    sampler_consts: tuple[Array, ...]
     parents: Mapping[str, tuple[str, ...]]
     auxiliary: tuple[str, ...]
     constraints: tuple[Constraint, ...]
-    draw: Callable[[Any, int, Any], dict[str, Any]] | None = None
+    draw: Callable[[KeyArray, int, Mapping[str, PyTree]], dict[str, Array]] | None = None
     """Draws all particles of a factorised guide at once, more evenly than independent runs would."""
     noise: tuple[Noise, ...] = ()
     """What the sampler takes as an input, to be drawn for all runs together."""
@@ -59,7 +60,7 @@ class GuideProgram:
 
 
 def trace_guide(
-    guide: Callable, args: tuple, kwargs: Mapping, params: Any, model_sites: Mapping[str, Site]
+    guide: Callable, args: tuple, kwargs: Mapping, params: PyTree, model_sites: Mapping[str, Site]
 ) -> GuideProgram:
     """Trace a guide and check it against the model.
 
@@ -188,11 +189,11 @@ def _constraints(
 
 
 def _trace_sampler(
-    guide: Callable, args: tuple, kwargs: Mapping, params: Any, density: Program
-) -> tuple[Jaxpr, tuple[Any, ...]]:
+    guide: Callable, args: tuple, kwargs: Mapping, params: PyTree, density: Program
+) -> tuple[Jaxpr, tuple[Array, ...]]:
     indices = {n: jax.ShapeDtypeStruct(density.sites[n].shape, "int32") for n in density.subsamples}
 
-    def run(key: Any, params: Any, indices: dict) -> list[Any]:
+    def run(key: KeyArray, params: PyTree, indices: dict) -> list[Array]:
         return run_guide(guide, key, args, kwargs, params, indices, density.latents)
 
     closed = jax.make_jaxpr(run)(as_key(0), params, indices)
@@ -201,13 +202,13 @@ def _trace_sampler(
 
 def run_guide(
     guide: Callable,
-    key: Any,
+    key: KeyArray,
     args: tuple,
     kwargs: Mapping,
-    params: Mapping[str, Any] | None,
-    subsample: Mapping[str, Any],
+    params: Mapping[str, PyTree] | None,
+    subsample: Mapping[str, Array],
     names: Sequence[str],
-) -> list[Any]:
+) -> list[Array]:
     """One run of a guide with given parameters and indices of subsampled plates: what it draws for some sites."""
     program = Keys(seeded(InvertedDraws(Given(Fixed(guide), params=params, subsample=subsample)), key))
     trace = handlers.trace(program).get_trace(*args, **kwargs)

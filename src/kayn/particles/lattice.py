@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kayn.support.arrays import Array, KeyArray
 from kayn.xla.compilation import apart
 
 LONGEST_LATTICE = 32
@@ -22,7 +23,7 @@ FEW = 64
 SHUFFLE_ROUNDS = 24
 
 
-def even_normal(key: Any, num: int, shapes: Sequence[tuple[int, int]], dtype: Any) -> Any:
+def even_normal(key: KeyArray, num: int, shapes: Sequence[tuple[int, int]], dtype: Any) -> Array:
     """`num` standard normal draws of several arrays of vectors: [num, total number of coordinates].
 
     The coordinates of one vector are a rank-1 lattice (Dick, Kuo & Sloan, High-dimensional integration: the quasi-Monte
@@ -88,7 +89,7 @@ def lattice(num: int, length: int) -> np.ndarray:
     return np.array(chosen)
 
 
-def _ranked(numbers: Any, count: int) -> Any:
+def _ranked(numbers: Array, count: int) -> Array:
     """0 to `count - 1` along the first axis, shuffled for each of the other entries by random bits [count + 1, ...].
 
     Every place is exactly uniform, by a random rotation; equal numbers, one in 2^26 pairs, keep their order.
@@ -101,7 +102,7 @@ def _ranked(numbers: Any, count: int) -> Any:
     return _rotated(ranks, turn, count)
 
 
-def _shuffled(numbers: Any, count: int) -> Any:
+def _shuffled(numbers: Array, count: int) -> Array:
     """0 to `count - 1` along a new first axis, shuffled for each of the other entries by random bits [1 + 2 rounds, ...].
 
     A random rotation, then rounds of swap-or-not (Hoang, Morris & Rogaway, An enciphering scheme based on a card shuffle,
@@ -120,6 +121,6 @@ def _shuffled(numbers: Any, count: int) -> Any:
     return places
 
 
-def _rotated(places: Any, by: Any, count: int) -> Any:
+def _rotated(places: Array, by: Array, count: int) -> Array:
     """The remainder of `places + by`, both less than `count`; what is below zero has wrapped around to a large number."""
     return jnp.minimum(places + by, places + by - jnp.uint32(count))

@@ -28,6 +28,7 @@ from kayn.programs.slices import slice_outputs
 from kayn.programs.supports import BOX, ORDERED, Support
 from kayn.programs.trace import LOWER, UPPER, Program
 from kayn.programs.wrappers import delta_density
+from kayn.support.arrays import Array, PyTree
 
 LARGEST_JACOBIAN = 256
 """Coordinates up to which the density that points claim is compared with their Jacobian."""
@@ -83,12 +84,15 @@ def _at_most(a: Any, b: Any) -> np.ndarray:
 class _End:
     """An end of a support as a function of the latents it depends on."""
 
-    value: Callable[[Mapping[str, Any]], Any]
+    value: Callable[[Mapping[str, Array]], Array]
     reads: tuple[str, ...] = ()
 
 
 def refuse_smaller_ends(
-    guide: Program, model: Program, known: tuple[Sequence[Any], Sequence[Any]], draw: Callable[[], Mapping[str, Any]]
+    guide: Program,
+    model: Program,
+    known: tuple[Sequence[Array], Sequence[Array]],
+    draw: Callable[[], Mapping[str, Array]],
 ) -> None:
     """Compare the ends of supports that the programs compute, unless they depend on traced values.
 
@@ -112,7 +116,7 @@ def refuse_smaller_ends(
                 _compare(name, prefix, ends, draw() if any(e.reads for e in ends if e) else {}, yours)
 
 
-def _end(program: Program, prefix: str, name: str, known: Sequence[Any]) -> _End | None:
+def _end(program: Program, prefix: str, name: str, known: Sequence[Array]) -> _End | None:
     """None where it depends on values that are not known."""
     if prefix + name not in program.outputs:
         support = program.sites[name].support
@@ -128,7 +132,7 @@ def _end(program: Program, prefix: str, name: str, known: Sequence[Any]) -> _End
     )
 
 
-def _compare(name: str, prefix: str, ends: Sequence[Any], drawn: Mapping[str, Any], site: Site) -> None:
+def _compare(name: str, prefix: str, ends: Sequence[Any], drawn: Mapping[str, Array], site: Site) -> None:
     reads = {n: drawn[n] for e in ends for n in e.reads}
     guide, model = (
         np.asarray(jax.vmap(e.value)({n: reads[n] for n in e.reads}) if e.reads else jnp.asarray(e.value({}))[None])
@@ -154,7 +158,7 @@ def refuse_points(
     guide: Callable,
     args: tuple,
     kwargs: Mapping,
-    params: Any,
+    params: PyTree,
     sites: Mapping[str, Site],
     model_sites: Mapping[str, Site],
 ) -> None:
@@ -173,7 +177,7 @@ def refuse_points(
     sources = sorted(n for n, s in drawn.items() if n not in model_sites and not s.delta and not s.discrete)
     forms = {n: jax.ShapeDtypeStruct(drawn[n].shape, drawn[n].dtype) for n in sources}
 
-    def placed(values: Mapping[str, Any], params: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def placed(values: Mapping[str, Array], params: PyTree) -> tuple[dict[str, Array], dict[str, Array]]:
         program = handlers.seed(Given(guide, params=params, latents=values), jax.random.key(0))
         trace = handlers.trace(program).get_trace(*args, **kwargs)
         claimed = {n: jnp.sum(delta_density(trace[n]["fn"])) for n in points}
@@ -226,7 +230,7 @@ def _point_message(points: Sequence[str], size: int = 0, room: int = 0) -> str:
 
 
 def _compare_jacobian(
-    placed: Callable[[Any], tuple[dict[str, Any], dict[str, Any]]],
+    placed: Callable[[PyTree], tuple[dict[str, Array], dict[str, Array]]],
     group: Sequence[str],
     forms: Mapping[str, Any],
     used: Sequence[str],
@@ -235,7 +239,7 @@ def _compare_jacobian(
     keys = jax.random.split(jax.random.key(0), len(forms))
     at = {n: jax.random.uniform(k, f.shape, f.dtype, 0.3, 0.7) for (n, f), k in zip(forms.items(), keys, strict=True)}
 
-    def coordinates(mine: Mapping[str, Any]) -> Any:
+    def coordinates(mine: Mapping[str, Array]) -> Array:
         return jnp.concatenate([jnp.ravel(placed({**at, **mine})[0][n]) for n in group])
 
     flat, back = ravel_pytree({n: at[n] for n in used})

@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 from numpyro.primitives import Messenger
 
 from kayn.particles.guide_program import GuideProgram, Noise, run_guide
+from kayn.support.arrays import Array, KeyArray
 from kayn.support.keys import as_key
 
 Placed = tuple[tuple[int, ...], Callable[[Any], Any]]
@@ -33,7 +34,7 @@ def evenly(program: GuideProgram, guide: Callable, args: tuple, kwargs: Mapping,
         return program
     noise = tuple(recorded.noise)
 
-    def run(key: Any, drawn: Mapping[str, Any], params: Mapping) -> list[Any]:
+    def run(key: KeyArray, drawn: Mapping[str, Array], params: Mapping) -> list[Array]:
         return run_guide(_FromNoise(guide, drawn), key, args, kwargs, params, {}, program.names)
 
     shapes = {n.site: jax.ShapeDtypeStruct(n.shape, jnp.result_type(float)) for n in noise}
@@ -44,7 +45,7 @@ def evenly(program: GuideProgram, guide: Callable, args: tuple, kwargs: Mapping,
 class _FromNoise(Messenger):
     """A program whose Normal sites take their noise from elsewhere, or that tells which noise they take."""
 
-    def __init__(self, fn: Callable, drawn: Mapping[str, Any] | None):
+    def __init__(self, fn: Callable, drawn: Mapping[str, Array] | None):
         super().__init__(fn)
         self.drawn = drawn
         self.noise: list[Noise] = []
@@ -79,7 +80,7 @@ def _placed(fn: dist.Distribution) -> Placed | None:
     return None
 
 
-def _through(transforms: Any, value: Any) -> Any:
+def _through(transforms: Any, value: Array) -> Array:
     for transform in transforms:
         value = transform(value)
     return value

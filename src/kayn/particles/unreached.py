@@ -17,6 +17,7 @@ from kayn.programs.sites import Site
 from kayn.programs.slices import slice_outputs
 from kayn.programs.supports import BOX
 from kayn.programs.trace import MASK, Program
+from kayn.support.arrays import Array
 
 MOST = 32
 """Values up to which all of a latent's are tried."""
@@ -27,7 +28,10 @@ LEAST = math.log(1e-3)
 
 
 def refuse_values_never_drawn(
-    guide: Program, model: Program, known: tuple[Sequence[Any], Sequence[Any]], draw: Callable[[], Mapping[str, Any]]
+    guide: Program,
+    model: Program,
+    known: tuple[Sequence[Array], Sequence[Array]],
+    draw: Callable[[], Mapping[str, Array]],
 ) -> None:
     """Look for values with probability zero in the guide that weigh as much in the model as what it draws, unless they depend on traced values.
 
@@ -69,18 +73,18 @@ def _factors(model: Program) -> list[str]:
 class _Density:
     """A sum of log densities, or one of them as it is, as a function of latents, and the names of those that it reads."""
 
-    value: Callable[[Mapping[str, Any]], Any]
+    value: Callable[[Mapping[str, Array]], Array]
     reads: frozenset[str]
 
 
-def _density(program: Program, names: Sequence[str], known: Sequence[Any]) -> _Density | None:
+def _density(program: Program, names: Sequence[str], known: Sequence[Array]) -> _Density | None:
     """None where it depends on values that are not known."""
     run, used = slice_outputs(program.jaxpr, [program.outputs.index(n) for n in names])
     inputs = dict(enumerate(program.inputs, len(program.consts)))
     if any(known[i] is None or isinstance(known[i], jax.core.Tracer) for i in used if i not in inputs):
         return None
 
-    def value(values: Mapping[str, Any]) -> Any:
+    def value(values: Mapping[str, Array]) -> Array:
         absent = {
             n: jnp.zeros(program.sites[n].shape, program.sites[n].dtype) for n in program.latents if n not in values
         }
@@ -98,7 +102,7 @@ def _zero(family: str, dtype: Any) -> float:
 
 
 def _refuse(
-    site: Site, values: range, density: _Density, joint: _Density, draw: Callable[[], Mapping[str, Any]]
+    site: Site, values: range, density: _Density, joint: _Density, draw: Callable[[], Mapping[str, Array]]
 ) -> None:
     """In every run that gives a value probability zero, put it in place of what was drawn for the first such element."""
     name, blank = site.name, {site.name: jnp.zeros((1, *site.shape), site.dtype)}

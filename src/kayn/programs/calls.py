@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from kayn.support.arrays import Array
 
 CALLS = frozenset(
     (
@@ -27,7 +28,7 @@ CALLS = frozenset(
 """Other primitives have programs among their parameters too (`reduce`, loops), but call them on parts of their operands."""
 
 
-def called(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
+def called(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Array]] | None:
     """The program that an equation calls, and its constants; None if it is not such a call."""
     if eqn.primitive.name not in CALLS:
         return None

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from kayn.errors import DataError, KaynError
+from kayn.support.arrays import Array
 from kayn.support.validate import shown
 
 WIDE = {np.dtype(np.longdouble), np.dtype(np.clongdouble)} - {np.dtype(np.float64), np.dtype(np.complex128)}
 """Types of numbers that JAX does not know."""
 
 
-def as_data(site: str, value: Any) -> Any:
+def as_data(site: str, value: Any) -> Array:
     """What a site was given as `obs=`, as an array of numbers; columns of a table become arrays.
 
     Raises:

@@ -8,13 +8,13 @@ of independent elements, the *core* ones belong to one element (D of a vector, D
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions.util import clamp_probs
 
+from kayn.support.arrays import Array
 from kayn.support.names import RESERVED
 
 ARGUMENT = f"{RESERVED}argument:"
@@ -29,28 +29,28 @@ CORE_NDIM: Mapping[str, Mapping[str, int]] = {
 """Core dimensions of the arguments that have any, by family."""
 
 
-def _bernoulli_probs(fn: Any) -> dict[str, Any]:
+def _bernoulli_probs(fn: dist.Distribution) -> dict[str, Array]:
     probs = clamp_probs(fn.probs)
     return {"log_success": jnp.log(probs), "log_failure": jnp.log1p(-probs)}
 
 
-def _bernoulli_logits(fn: Any) -> dict[str, Any]:
+def _bernoulli_logits(fn: dist.Distribution) -> dict[str, Array]:
     return {"log_success": jax.nn.log_sigmoid(fn.logits), "log_failure": jax.nn.log_sigmoid(-fn.logits)}
 
 
-def _attributes(*names: str) -> Callable[[Any], dict[str, Any]]:
+def _attributes(*names: str) -> Callable[[dist.Distribution], dict[str, Array]]:
     return lambda fn: {name: getattr(fn, name) for name in names}
 
 
-def _log_softmax(fn: Any) -> dict[str, Any]:
+def _log_softmax(fn: dist.Distribution) -> dict[str, Array]:
     return {"log_probs": fn.logits - jax.nn.logsumexp(fn.logits, -1, keepdims=True)}
 
 
-def _categories(fn: Any) -> Any:
+def _categories(fn: dist.Distribution) -> Array:
     return jnp.arange(jnp.shape(fn.logits)[-1])
 
 
-FAMILIES: Mapping[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
+FAMILIES: Mapping[type, tuple[str, Callable[[dist.Distribution], dict[str, Array]]]] = {
     dist.Normal: ("Normal", _attributes("loc", "scale")),
     dist.LogNormal: ("LogNormal", _attributes("loc", "scale")),
     dist.MultivariateNormal: ("MultivariateNormal", _attributes("loc", "scale_tril")),
@@ -92,7 +92,7 @@ def core_ndim(family: str, argument: str) -> int:
     return CORE_NDIM.get(family, {}).get(argument, 0)
 
 
-def density_arguments(fn: dist.Distribution, value: Any, scale: Any) -> dict[str, Any]:
+def density_arguments(fn: dist.Distribution, value: Array, scale: Array | None) -> dict[str, Array]:
     """The arguments of a log density that is an exponential family under masks, expansions and event dimensions.
 
     Args:
@@ -115,7 +115,7 @@ def density_arguments(fn: dist.Distribution, value: Any, scale: Any) -> dict[str
     event_ndim = fn.event_dim - element.event_dim
     outer = len(fn.batch_shape) + event_ndim
 
-    def aligned(array: Any, core: int) -> Any:
+    def aligned(array: Array, core: int) -> Array:
         array = jnp.asarray(array)
         return array.reshape((1,) * (outer + core - array.ndim) + array.shape)
 

@@ -17,6 +17,7 @@ from numpyro.primitives import Messenger
 
 from kayn.errors import KaynError, ModelError
 from kayn.programs.data import as_data
+from kayn.support.arrays import Array, PyTree
 from kayn.xla.compilation import is_traced
 
 FIXED = "_kayn_fixed"
@@ -43,9 +44,9 @@ class Given(Messenger):
         self,
         fn: Callable,
         *,
-        params: Mapping[str, Any] | None = None,
-        latents: Mapping[str, Any] | None = None,
-        subsample: Mapping[str, Any] | None = None,
+        params: Mapping[str, PyTree] | None = None,
+        latents: Mapping[str, Array] | None = None,
+        subsample: Mapping[str, Array] | None = None,
     ):
         super().__init__(fn)
         self.latents = dict(latents or {})
@@ -86,7 +87,7 @@ class Given(Messenger):
         if msg["type"] == "param" and msg["value"] is not None:
             self.starting = ""
 
-    def _state(self, name: str, first: Any) -> Any:
+    def _state(self, name: str, first: PyTree) -> PyTree:
         params = self.values["param"]
         if name in params or first is not None:
             return params.get(name, first)
@@ -111,7 +112,7 @@ class Given(Messenger):
         return msg["type"] in self.values and msg["value"] is None and not msg.get("is_observed", False)
 
 
-def set_rows(msg: Mapping[str, Any]) -> Any:
+def set_rows(msg: Mapping[str, Any]) -> Array | None:
     """The indices that a handler has given a plate, int32 [M], or None.
 
     Raises:

@@ -11,6 +11,7 @@ import numpy as np
 from numpyro.primitives import Messenger
 
 from kayn.errors import KaynError
+from kayn.support.arrays import Array, PyTree
 
 
 class CheckedParams(Messenger):
@@ -21,7 +22,7 @@ class CheckedParams(Messenger):
         params: the values by name.
     """
 
-    def __init__(self, fn: Callable, params: Mapping[str, Any]):
+    def __init__(self, fn: Callable, params: Mapping[str, PyTree]):
         super().__init__(fn)
         self.params = params
 
@@ -37,7 +38,7 @@ class CheckedParams(Messenger):
                 _check(msg["name"], msg["value"], first, msg["kwargs"].get("constraint"))
 
 
-def _check(name: str, value: Any, first: Any, constraint: Any) -> None:
+def _check(name: str, value: Array, first: Array, constraint: Any) -> None:
     shape, real = jnp.shape(first), jnp.issubdtype(jnp.result_type(first), jnp.floating)
     if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int):
         raise KaynError(

@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 from numpyro.primitives import Messenger
 
 from kayn.programs.scans import Alias
+from kayn.support.arrays import Array
 
 WALK = "_kayn_walk"
 """Marks the sites that were put in the place of walks, in `infer`."""
@@ -29,7 +30,7 @@ class Walks(Messenger):
         orders: how many steps back the walks are read, by site.
     """
 
-    def __init__(self, values: Mapping[str, Any]):
+    def __init__(self, values: Mapping[str, Array]):
         super().__init__()
         self.values = values
         self.orders: dict[str, int] = {}

@@ -13,6 +13,7 @@ import jax
 from numpyro.primitives import Messenger
 
 from kayn.programs.given import UNSEEDED
+from kayn.support.arrays import Array, KeyArray
 from kayn.support.keys import DEFAULT
 from kayn.support.names import RESERVED
 
@@ -32,10 +33,10 @@ class Keys(Messenger):
         found: raw keys by name, uint32 [2].
     """
 
-    def __init__(self, fn: Callable, given: Mapping[str, Any] | None = None):
+    def __init__(self, fn: Callable, given: Mapping[str, Array] | None = None):
         super().__init__(fn)
         self.given = dict(given or {})
-        self.found: dict[str, Any] = {}
+        self.found: dict[str, Array] = {}
         self.count = 0
 
     def process_message(self, msg: dict[str, Any]) -> None:
@@ -63,7 +64,7 @@ class Keys(Messenger):
         self.count += 1
         return f"{KEY}{self.count}"
 
-    def _key(self, name: str) -> Any:
+    def _key(self, name: str) -> KeyArray:
         return jax.random.wrap_key_data(self.given[name], impl=DEFAULT)
 
 

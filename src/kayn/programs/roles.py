@@ -18,6 +18,7 @@ from numpyro.primitives import Messenger
 
 from kayn.errors import GuideError, ModelError, StructureWarning
 from kayn.programs.wrappers import innermost
+from kayn.support.arrays import Array
 from kayn.support.names import RESERVED
 
 ADDED = "_kayn_added"
@@ -107,7 +108,7 @@ def as_read(trace: Mapping[str, Any], guide: bool) -> dict[str, Any]:
     return out
 
 
-def _density(fn: dist.Distribution, value: Any) -> Any:
+def _density(fn: dist.Distribution, value: Array) -> Array | None:
     """The log density of a point mass at its value, None where it is known to be zero."""
     inner: Any = innermost(fn)
     density = inner.log_density

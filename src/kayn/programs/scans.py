@@ -25,6 +25,7 @@ from numpyro.primitives import Messenger
 
 from kayn.errors import ModelError
 from kayn.programs.slices import slice_outputs
+from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.names import RESERVED
 
 
@@ -42,7 +43,7 @@ class Alias:
         moment = "T" if self.end else "t"
         return f"{RESERVED}{self.base}@{moment}-{self.lag}" if self.lag else f"{RESERVED}{self.base}@{moment}"
 
-    def move(self, value: Any, axis: int) -> Any:
+    def move(self, value: Array, axis: int) -> Array:
         """The chain's values where this alias stands for them; steps before the first repeat the first, and are not used.
 
         Args:
@@ -77,7 +78,7 @@ class Chains(Messenger):
         broken: what keeps a loop from being Markov, as sentences.
     """
 
-    def __init__(self, values: Mapping[str, Any], lengths: Mapping[str, int]):
+    def __init__(self, values: Mapping[str, Array], lengths: Mapping[str, int]):
         super().__init__()
         self.values, self.lengths = values, lengths
         self.orders: dict[str, int] = {}
@@ -92,14 +93,14 @@ class Chains(Messenger):
         self,
         original: Callable,
         f: Callable,
-        init: Any,
-        xs: Any,
+        init: PyTree,
+        xs: PyTree,
         length: int | None,
         reverse: bool,
-        rng_key: Any = None,
+        rng_key: KeyArray | None = None,
         substitute_stack: Sequence[tuple[str, Any]] = (),
         **options: Any,
-    ) -> Any:
+    ) -> PyTree:
         steps = length if length is not None else jax.tree.leaves(xs)[0].shape[0]
         given = {n: v for n, v in self.values.items() if self.lengths.get(n) == steps}
         body = _Body(f, init, xs, given, steps, rng_key, substitute_stack)
@@ -144,11 +145,11 @@ class _Body:
     def __init__(
         self,
         f: Callable,
-        init: Any,
-        xs: Any,
-        given: Mapping[str, Any],
+        init: PyTree,
+        xs: PyTree,
+        given: Mapping[str, Array],
         steps: int,
-        rng_key: Any,
+        rng_key: KeyArray | None,
         substitute_stack: Sequence[tuple[str, Any]],
     ):
         self.xs, self.given, self.steps = xs, dict(given), steps
@@ -158,7 +159,7 @@ class _Body:
         self.seen: set[str] = set()
         tree = None
 
-        def run(carry: Any, x: Any, step: Any, latents: Mapping[str, Any]) -> list[Any]:
+        def run(carry: PyTree, x: PyTree, step: Array, latents: Mapping[str, Array]) -> list[Array]:
             nonlocal tree
             fn = handlers.infer_config(f, config_fn=lambda msg: {"_scan_current_index": step})
             fn = handlers.seed(fn, rng_key) if rng_key is not None else fn
@@ -181,7 +182,7 @@ class _Body:
     def latents(self) -> set[str]:
         return self.seen
 
-    def _value(self, table: Any, latents: Mapping[str, Any], step: Any, site: dict[str, Any]) -> Any:
+    def _value(self, table: Array, latents: Mapping[str, Array], step: Array, site: dict[str, Any]) -> Array:
         if (
             site["type"] == "sample"
             and isinstance(table, Mapping)
@@ -239,13 +240,13 @@ class _Body:
     def order(self) -> int:
         return max(self._depths().values(), default=0)
 
-    def run(self, values: Mapping[str, Any]) -> Any:
+    def run(self, values: Mapping[str, Array]) -> PyTree:
         """The last carry, and the stacked outputs of all steps."""
         free, steps = self._free(), jnp.arange(self.steps)
         own = self._free_carries(sorted(free))
         call = jaxpr_as_fun(self.closed)
 
-        def inputs(lag: int, latents: Sequence[Any]) -> list[Any]:
+        def inputs(lag: int, latents: Sequence[Array]) -> list[Array]:
             past = np.maximum(np.arange(self.steps) - lag, 0)
             return [
                 *(jnp.asarray(x)[past] if lag else jnp.asarray(x) for x in jax.tree.leaves(self.xs)),
@@ -255,7 +256,7 @@ class _Body:
 
         names = sorted(self.given)
 
-        def carry_at(lag: int) -> list[Any]:
+        def carry_at(lag: int) -> list[Array]:
             """The carry that enters step t - lag, for every t."""
             depth = self._depths()
             entering = [own.get(j) for j in range(len(self.init))]
@@ -285,8 +286,8 @@ class _Body:
         return jax.tree.unflatten(self.carry_tree, last), jax.tree.unflatten(self.tree, out[len(self.init) :])
 
     def _last(
-        self, values: Mapping[str, Any], own: Mapping[int, Any], free: set[int], names: Sequence[str]
-    ) -> list[Any]:
+        self, values: Mapping[str, Array], own: Mapping[int, Array], free: set[int], names: Sequence[str]
+    ) -> list[Array]:
         """The carry that leaves the last step."""
         call = jaxpr_as_fun(self.closed)
         carry = [
@@ -303,7 +304,7 @@ class _Body:
             carry = call(*carry, *xs, jnp.asarray(step), *given)[: len(self.init)]
         return carry
 
-    def _free_carries(self, leaves: Sequence[int]) -> dict[int, Any]:
+    def _free_carries(self, leaves: Sequence[int]) -> dict[int, Array]:
         """Carry leaves that do not depend on the loop's latents, as they enter every step: [T, ...]."""
         jaxpr = self.closed.jaxpr
         handed_on = [j for j in leaves if jaxpr.outvars[j] is jaxpr.invars[j]]
@@ -315,9 +316,9 @@ class _Body:
         consts = len(jaxpr.constvars)
         xs = [jnp.asarray(x) for x in jax.tree.leaves(self.xs)]
 
-        def step(carry: list[Any], item: tuple[Any, list[Any]]) -> tuple[list[Any], list[Any]]:
+        def step(carry: list[Array], item: tuple[Array, list[Array]]) -> tuple[list[Array], list[Array]]:
             at, x = item
-            everything: dict[int, Any] = dict(enumerate(self.closed.consts))
+            everything: dict[int, Array] = dict(enumerate(self.closed.consts))
             everything |= {consts + j: c for j, c in zip(leaves, carry, strict=True)}
             everything |= {consts + len(self.init) + i: v for i, v in enumerate([*x, at])}
             new = run(*(everything[i] for i in used))

@@ -13,6 +13,7 @@ from numpyro.distributions import discrete
 from numpyro.primitives import Messenger
 
 from kayn.programs.randomness import Unseeded
+from kayn.support.arrays import Array, KeyArray
 from kayn.support.keys import default_key
 
 
@@ -31,7 +32,7 @@ class InvertedDraws(Messenger):
 
 
 class _InvertedCategorical(discrete.CategoricalProbs):
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+    def sample(self, key: KeyArray, sample_shape: tuple[int, ...] = ()) -> Array:
         ends = jnp.cumsum(self.probs, -1)
         u = jax.random.uniform(key, (*sample_shape, *self.batch_shape), ends.dtype)
         # scaled by the last end, which rounding keeps from one; the last category takes what is left
@@ -50,12 +51,12 @@ SIMPLE = (
 """Distributions that every generator draws, known without a look."""
 
 
-def seeded(program: Callable, key: Any) -> Callable:
+def seeded(program: Callable, key: KeyArray) -> Callable:
     """As `numpyro.handlers.seed`, whatever seeds handlers within have set; Poisson counts and what rests on them get keys of JAX's default generator."""
     return _Keys(handlers.seed(Unseeded(program), key))
 
 
-def draw(fn: dist.Distribution, key: Any, sample_shape: tuple[int, ...]) -> Any:
+def draw(fn: dist.Distribution, key: KeyArray, sample_shape: tuple[int, ...]) -> Array:
     """`fn.sample`, with a key that its sampler takes."""
     return fn.sample(_suited(fn, key), sample_shape)
 
@@ -68,7 +69,7 @@ class _Keys(Messenger):
             msg["kwargs"]["rng_key"] = _suited(msg["fn"], key) if msg["type"] == "sample" else default_key(key)
 
 
-def _suited(fn: dist.Distribution, key: Any) -> Any:
+def _suited(fn: dist.Distribution, key: KeyArray) -> KeyArray:
     inner = fn
     while isinstance(inner, dist.ExpandedDistribution | dist.Independent | dist.MaskedDistribution):
         inner = inner.base_dist

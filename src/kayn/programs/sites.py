@@ -26,6 +26,7 @@ from kayn.programs.randomness import Keys
 from kayn.programs.roles import ADDED, Fixed, Untransformed, as_read, check_guide
 from kayn.programs.supports import Support, support_of
 from kayn.programs.wrappers import element_mask, innermost
+from kayn.support.arrays import Array, PyTree
 from kayn.support.names import fresh
 from kayn.xla.compilation import within_transformation
 
@@ -80,7 +81,7 @@ class Site:
         return len(self.shape) - len(self.batch_shape)
 
 
-def inspect_sites(fn: Callable, args: tuple, kwargs: Mapping, params: Any, guide: bool = False) -> dict[str, Site]:
+def inspect_sites(fn: Callable, args: tuple, kwargs: Mapping, params: PyTree, guide: bool = False) -> dict[str, Site]:
     """All sites of a program, found by abstract evaluation (nothing is computed).
 
     Args:
@@ -243,7 +244,7 @@ def _support_size(name: str, fn: dist.Distribution) -> int:
     return int(jax.eval_shape(lambda: fn.enumerate_support(expand=False)).shape[0])
 
 
-def placeholder(site: Mapping[str, Any]) -> Any:
+def placeholder(site: Mapping[str, Any]) -> Array | None:
     """A value for priors that cannot be drawn from (improper ones); shapes are all that matters here."""
     if site["type"] != "sample" or site["is_observed"]:
         return None
@@ -253,7 +254,7 @@ def placeholder(site: Mapping[str, Any]) -> Any:
     return None
 
 
-def own_scale(site: Mapping[str, Any], ratios: Mapping[str, float]) -> Any:
+def own_scale(site: Mapping[str, Any], ratios: Mapping[str, float]) -> Array | float | None:
     """The factor of `handlers.scale` alone: that of subsampled plates multiplies the plate's reduced log-sum instead."""
     scale = site["scale"]
     if scale is None:

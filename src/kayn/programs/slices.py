@@ -8,12 +8,13 @@ from typing import Any
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from kayn.programs.squeeze import run_squeezed
+from kayn.support.arrays import Array
 
 
-def equation_as_function(eqn: JaxprEqn, jaxpr: Jaxpr) -> Callable[..., list[Any]]:
+def equation_as_function(eqn: JaxprEqn, jaxpr: Jaxpr) -> Callable[..., list[Array]]:
     """An equation of `jaxpr` as a function of all its operands (literals included)."""
 
-    def compute(*values: Any) -> list[Any]:
+    def compute(*values: Array) -> list[Array]:
         given = {v: x for v, x in zip(eqn.invars, values, strict=True) if not isinstance(v, Literal)}
         return run_squeezed([eqn], given, eqn.outvars, jaxpr.debug_info)
 
@@ -31,7 +32,7 @@ def needed_equations(jaxpr: Jaxpr, positions: Sequence[int]) -> tuple[list[Jaxpr
     return eqns[::-1], needed
 
 
-def slice_outputs(jaxpr: Jaxpr, positions: Sequence[int]) -> tuple[Callable[..., list[Any]], tuple[int, ...]]:
+def slice_outputs(jaxpr: Jaxpr, positions: Sequence[int]) -> tuple[Callable[..., list[Array]], tuple[int, ...]]:
     """The program that computes some outputs only.
 
     Returns:
@@ -42,7 +43,7 @@ def slice_outputs(jaxpr: Jaxpr, positions: Sequence[int]) -> tuple[Callable[...,
     variables = [*jaxpr.constvars, *jaxpr.invars]
     used = tuple(i for i, v in enumerate(variables) if v in needed)
 
-    def run(*values: Any) -> list[Any]:
+    def run(*values: Array) -> list[Array]:
         return run_squeezed(
             eqns, {variables[i]: x for i, x in zip(used, values, strict=True)}, outvars, jaxpr.debug_info
         )

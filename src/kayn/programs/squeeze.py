@@ -15,20 +15,21 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
 from kayn.programs.primitives import ELEMENTWISE
+from kayn.support.arrays import Array
 
 Shape = tuple[int, ...]
 
 
 def run_squeezed(
-    eqns: Sequence[JaxprEqn], given: Mapping[Var, Any], wanted: Sequence[Any], debug_info: Any
-) -> list[Any]:
+    eqns: Sequence[JaxprEqn], given: Mapping[Var, Array], wanted: Sequence[Any], debug_info: Any
+) -> list[Array]:
     """Values of variables (or literals) after some equations, in their full shapes."""
     env = {v: _squeezed(x) for v, x in given.items()}
     _run(eqns, env, debug_info)
     return [jnp.reshape(_read(env, v), v.aval.shape) if hasattr(v.aval, "shape") else _read(env, v) for v in wanted]
 
 
-def _run(eqns: Sequence[JaxprEqn], env: dict[Var, Any], debug_info: Any) -> None:
+def _run(eqns: Sequence[JaxprEqn], env: dict[Var, Array], debug_info: Any) -> None:
     for eqn in eqns:
         operands = [_read(env, v) for v in eqn.invars]
         rule = RULES.get(eqn.primitive.name)
@@ -39,11 +40,11 @@ def _run(eqns: Sequence[JaxprEqn], env: dict[Var, Any], debug_info: Any) -> None
             env[variable] = value
 
 
-def _read(env: Mapping[Var, Any], v: Any) -> Any:
+def _read(env: Mapping[Var, Array], v: Any) -> Array:
     return _squeezed(v.val) if isinstance(v, Literal) else env[v]
 
 
-def _squeezed(value: Any) -> Any:
+def _squeezed(value: Array) -> Array:
     shape = jnp.shape(value)
     return jnp.reshape(value, _without_ones(shape)) if 1 in shape else value
 
@@ -57,17 +58,17 @@ def _kept(shape: Sequence[int], dims: Sequence[int]) -> Shape:
     return tuple(sum(n != 1 for n in shape[:d]) for d in dims if shape[d] != 1)
 
 
-def _as_it_stands(eqn: JaxprEqn, operands: Sequence[Any], debug_info: Any) -> list[Any]:
+def _as_it_stands(eqn: JaxprEqn, operands: Sequence[Array], debug_info: Any) -> list[Array]:
     given = {v: x for v, x in zip(eqn.invars, operands, strict=True) if not isinstance(v, Literal)}
     full = [jnp.reshape(x, v.aval.shape) if 1 in getattr(v.aval, "shape", ()) else x for v, x in given.items()]
     alone = Jaxpr([], list(given), list(eqn.outvars), [eqn], eqn.effects, debug_info)
     return [_squeezed(x) for x in jaxpr_as_fun(ClosedJaxpr(alone, []))(*full)]
 
 
-def _elementwise(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+def _elementwise(eqn: JaxprEqn, operands: Sequence[Array]) -> list[Array]:
     out = eqn.outvars[0].aval.shape
 
-    def fitted(value: Any, shape: Sequence[int]) -> Any:
+    def fitted(value: Array, shape: Sequence[int]) -> Array:
         # a dimension of size one that is broadcast stays
         wanted = tuple(n for n, m in zip(shape, out, strict=True) if m != 1) if len(shape) == len(out) else shape
         return value if jnp.shape(value) == wanted else jnp.reshape(value, wanted)
@@ -76,7 +77,7 @@ def _elementwise(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     return [eqn.primitive.bind(*fits, **eqn.params)]
 
 
-def _broadcast_in_dim(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any] | None:
+def _broadcast_in_dim(eqn: JaxprEqn, operands: Sequence[Array]) -> list[Array] | None:
     if len(operands) > 1 or eqn.params.get("sharding") is not None:
         return None
     source, target = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
@@ -84,25 +85,25 @@ def _broadcast_in_dim(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any] | Non
     return [lax.broadcast_in_dim(operands[0], _without_ones(target), _kept(target, dims))]
 
 
-def _same_order(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any] | None:
+def _same_order(eqn: JaxprEqn, operands: Sequence[Array]) -> list[Array] | None:
     """Reshapes that only add and remove dimensions of size one."""
     if _without_ones(eqn.invars[0].aval.shape) == _without_ones(eqn.outvars[0].aval.shape):
         return list(operands[:1])
     return None
 
 
-def _transpose(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+def _transpose(eqn: JaxprEqn, operands: Sequence[Array]) -> list[Array]:
     shape = eqn.invars[0].aval.shape
     order = _kept(shape, eqn.params["permutation"])
     return [operands[0] if order == tuple(range(len(order))) else lax.transpose(operands[0], order)]
 
 
-def _reduce(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+def _reduce(eqn: JaxprEqn, operands: Sequence[Array]) -> list[Array]:
     axes = _kept(eqn.invars[0].aval.shape, eqn.params["axes"])
     return [eqn.primitive.bind(*operands, **{**eqn.params, "axes": axes})] if axes else list(operands)
 
 
-def _call(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+def _call(eqn: JaxprEqn, operands: Sequence[Array]) -> list[Array]:
     closed = eqn.params["jaxpr"]
     inner = dict(zip(closed.jaxpr.invars, operands, strict=True))
     inner |= {v: _squeezed(x) for v, x in zip(closed.jaxpr.constvars, closed.consts, strict=True)}
@@ -110,11 +111,11 @@ def _call(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     return [_read(inner, v) for v in closed.jaxpr.outvars]
 
 
-def _barrier(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+def _barrier(eqn: JaxprEqn, operands: Sequence[Array]) -> list[Array]:
     return list(eqn.primitive.bind(*operands, **eqn.params))
 
 
-RULES: Mapping[str, Callable[[JaxprEqn, Sequence[Any]], list[Any] | None]] = {
+RULES: Mapping[str, Callable[[JaxprEqn, Sequence[Array]], list[Array] | None]] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     "broadcast_in_dim": _broadcast_in_dim,
     **dict.fromkeys(("reshape", "squeeze", "expand_dims"), _same_order),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints, transforms
 
 from kayn.programs.wrappers import innermost
+from kayn.support.arrays import Array
 
 BOX = "box"
 ORDERED = {"ordered_vector": (-math.inf, math.inf), "positive_ordered_vector": (0.0, math.inf), "l1_ball": (-1.0, 1.0)}
@@ -28,8 +30,8 @@ NAMED = (
 class Ends:
     """The ends of a box: numbers, arrays, or traced values, broadcast from the right against the latent's value."""
 
-    lower: Any
-    upper: Any
+    lower: Array | float
+    upper: Array | float
     whole: bool = False
 
 
@@ -86,7 +88,7 @@ def ends_of(fn: dist.Distribution) -> Ends | None:
     return _box(_without_events(_declared(base)))
 
 
-def _declared(fn: dist.Distribution) -> Any:
+def _declared(fn: dist.Distribution) -> constraints.Constraint | None:
     try:
         return fn.support
     except NotImplementedError:
@@ -144,21 +146,21 @@ def _image(ends: Ends, transform: Any) -> Ends | None:
     return None
 
 
-def _affine(loc: Any, scale: float, end: Any) -> Any:
+def _affine(loc: Array | float, scale: float, end: Array | float) -> Array | float:
     known, shift = _number(end), _number(loc)
     if known is not None and math.isinf(known):
         return known * scale
     return loc + scale * end if known is None or shift is None else shift + scale * known
 
 
-def _through(function: Any, plain: Any, end: Any) -> Any:
+def _through(function: Callable[[Array], Array], plain: Callable[[float], float], end: Array | float) -> Array | float:
     known = _number(end)
     if known is None:
         return function(end)
     return plain(known) if known < 80 else math.inf
 
 
-def _number(end: Any) -> float | None:
+def _number(end: Array | float) -> float | None:
     """An end that is one known number."""
     if isinstance(end, jax.core.Tracer) or np.size(end) != 1:
         return None

@@ -29,6 +29,7 @@ from kayn.programs.sites import CHECKED_SUPPORTS, Site, own_scale
 from kayn.programs.slices import slice_outputs
 from kayn.programs.supports import ends_of, support_of
 from kayn.programs.wrappers import delta_density, element_mask, hide_masked, innermost, with_batch_ndim, without_masks
+from kayn.support.arrays import Array, PyTree
 from kayn.support.names import RESERVED
 
 VALUE = f"{RESERVED}value:"
@@ -57,7 +58,7 @@ class Program:
     """
 
     jaxpr: Jaxpr
-    consts: tuple[Any, ...]
+    consts: tuple[Array, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     sites: Mapping[str, Site]
@@ -73,7 +74,7 @@ class Program:
         """Latents of the program itself."""
         return tuple(n for n in self.inputs if n not in {a.name for a in self.aliases})
 
-    def with_aliases(self, values: Mapping[str, Any], leading: int = 0) -> dict[str, Any]:
+    def with_aliases(self, values: Mapping[str, Array], leading: int = 0) -> dict[str, Array]:
         """Values of latents, completed by those of the aliases.
 
         Args:
@@ -81,7 +82,7 @@ class Program:
         """
         return {**values, **{a.name: a.move(values[a.base], leading) for a in self.aliases if a.base in values}}
 
-    def leaves(self, values: Mapping[str, Any], params: Any, subsample: Mapping[str, Any]) -> tuple[Any, ...]:
+    def leaves(self, values: Mapping[str, Array], params: PyTree, subsample: Mapping[str, Array]) -> tuple[Array, ...]:
         """The jaxpr's inputs after its constants, in order."""
         leaves = [values.get(name) for name in self.inputs]
         return (*leaves, *jax.tree.leaves(params), *(subsample.get(name) for name in self.subsamples))
@@ -91,7 +92,7 @@ def trace_program(
     fn: Callable,
     args: tuple,
     kwargs: Mapping,
-    params: Any,
+    params: PyTree,
     sites: Mapping[str, Site],
     batch_ndims: Mapping[str, int] | None = None,
 ) -> Program:
@@ -115,7 +116,7 @@ def trace_program(
     # looked at where these are (`kayn.particles.points`)
     points = guide and bool(subsamples)
 
-    def run(values: dict, params: Any, indices: dict) -> dict[str, Any]:
+    def run(values: dict, params: PyTree, indices: dict) -> dict[str, Array]:
         own = {n: v for n, v in values.items() if n in inputs and sites[n].kind == "sample"}
         program = Given(Fixed(fn), params=params, latents=own, subsample=indices)
         program = Keys(
@@ -126,7 +127,7 @@ def trace_program(
             trace = as_read(handlers.trace(program).get_trace(*args, **kwargs), guide)
         orders.update(chains.orders | walks.orders)
         broken[:] = chains.broken
-        out: dict[str, Any] = {}
+        out: dict[str, Array] = {}
         for name, site in trace.items():
             if FIXED in site:
                 out[ROWS + name] = site[FIXED]
@@ -201,7 +202,7 @@ def _alias_shape(alias: Alias, site: Site) -> Any:
     return jax.ShapeDtypeStruct(site.shape[1:] if alias.end else site.shape, site.dtype)
 
 
-def _log_prob(site: Mapping[str, Any], ratios: Mapping[str, float], keep: int | None) -> Any:
+def _log_prob(site: Mapping[str, Any], ratios: Mapping[str, float], keep: int | None) -> Array:
     fn, value = site["fn"], site["value"]
     if site["is_observed"] and value is not None:
         value = jnp.asarray(value)  # NumPyro's support checks mix NumPy data and traced bounds
@@ -221,7 +222,7 @@ def _log_prob(site: Mapping[str, Any], ratios: Mapping[str, float], keep: int | 
     return log_prob if scale is None else log_prob * scale
 
 
-def _ends(name: str, fn: dist.Distribution) -> dict[str, Any]:
+def _ends(name: str, fn: dist.Distribution) -> dict[str, Array]:
     """Ends of a latent's support that are not plain numbers."""
     support, ends = support_of(fn), ends_of(fn)
     if support is None or ends is None:
@@ -230,18 +231,18 @@ def _ends(name: str, fn: dist.Distribution) -> dict[str, Any]:
     return {prefix + name: jnp.asarray(end) for prefix, number, end in pairs if number is None}
 
 
-def _unmasked(fn: dist.Distribution, value: Any, ndim: int) -> Any:
+def _unmasked(fn: dist.Distribution, value: Array, ndim: int) -> Array:
     """A latent's log density as it is without masks, for each element that one may hide: the shape of `element_mask`."""
     return dependable(with_batch_ndim(without_masks(fn), ndim), value).log_prob(value)
 
 
-def _arguments(site: Mapping[str, Any], ratios: Mapping[str, float]) -> dict[str, Any]:
+def _arguments(site: Mapping[str, Any], ratios: Mapping[str, float]) -> dict[str, Array]:
     fn, value = site["fn"], site["value"]
     value = hide_masked(fn, value) if site["is_observed"] else value
     return density_arguments(fn, value, own_scale(site, ratios))
 
 
-def _inside(support: Any, value: Any) -> Any:
+def _inside(support: Any, value: Array) -> Array | None:
     """Whether data lie in a support, elementwise; None for supports where a check could raise a false alarm.
 
     Those over several coordinates at once (a simplex) are only met up to rounding, and a density may be finite at the end

@@ -8,6 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from kayn.support.arrays import Array
+
 WRAPPERS = dist.MaskedDistribution | dist.ExpandedDistribution | dist.Independent
 
 
@@ -18,7 +20,7 @@ def innermost(fn: dist.Distribution) -> dist.Distribution:
     return fn
 
 
-def element_mask(fn: dist.Distribution) -> Any:
+def element_mask(fn: dist.Distribution) -> Array | None:
     """Which elements the masks around a distribution leave in, wherever they stand; None without masks.
 
     Returns:
@@ -53,7 +55,7 @@ def without_masks(fn: dist.Distribution) -> dist.Distribution:
     return outer
 
 
-def hide_masked(fn: dist.Distribution, value: Any) -> Any:
+def hide_masked(fn: dist.Distribution, value: Array) -> Array:
     """Replace masked-out observations by a harmless value, so that NaN under a mask has finite gradients."""
     mask = element_mask(fn)
     if mask is None:
@@ -63,7 +65,7 @@ def hide_masked(fn: dist.Distribution, value: Any) -> Any:
     return jnp.where(mask, value, fn.support.feasible_like(value).astype(value.dtype))
 
 
-def delta_density(fn: dist.Distribution) -> Any:
+def delta_density(fn: dist.Distribution) -> Array:
     """The log density that a point mass claims: [*batch]."""
     while not isinstance(fn, dist.Delta):
         if isinstance(fn, dist.Independent):

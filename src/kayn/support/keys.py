@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from kayn.errors import KaynError
+from kayn.support.arrays import KeyArray
 
 DEFAULT, QUICK = "threefry2x32", "philox4x32"
 """JAX's default generator, and the one that takes its place."""
 
 
-def as_key(rng_key: Any) -> Any:
+def as_key(rng_key: Any) -> KeyArray:
     """A key of kayn's generator from an int seed or a key of any.
 
     Raises:
@@ -42,12 +43,12 @@ def _has_quick() -> bool:
     return True
 
 
-def default_key(key: Any) -> Any:
+def default_key(key: KeyArray) -> KeyArray:
     """A key of JAX's default generator, which some of its samplers insist on."""
     return _converted(key, DEFAULT)
 
 
-def _converted(key: Any, wanted: str) -> Any:
+def _converted(key: KeyArray, wanted: str) -> KeyArray:
     known = str(jax.random.key_impl(key))
     if known == wanted:
         return key
@@ -59,7 +60,7 @@ def _converted(key: Any, wanted: str) -> Any:
     return jax.random.wrap_key_data(data, impl=wanted)
 
 
-def _checked(rng_key: Any) -> Any:
+def _checked(rng_key: Any) -> KeyArray:
     """A key of any generator."""
     if isinstance(rng_key, bool):
         raise KaynError(f"rng_key is {rng_key!r}; pass an int seed or jax.random.key(seed)")

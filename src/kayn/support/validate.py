@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kayn.errors import KaynError
+from kayn.support.arrays import PyTree
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -276,7 +277,7 @@ def shown(value: Any) -> str:
     return f"{kind} {short}" if isinstance(value, list | tuple | Mapping | Set) else short
 
 
-def parameter_values(params: Any) -> dict[str, Any]:
+def parameter_values(params: Any) -> dict[str, PyTree]:
     """Values of `numpyro.param` sites as arrays.
 
     Raises:
@@ -295,7 +296,7 @@ def parameter_values(params: Any) -> dict[str, Any]:
     return {name: _values_of(name, value) for name, value in params.items()}
 
 
-def _values_of(name: str, value: Any) -> Any:
+def _values_of(name: str, value: Any) -> PyTree:
     try:
         # unlike jnp.asarray, device_put has nothing to compile; a whole number is a real one written short
         value = float(value) if type(value) is int else value

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from kayn.errors import KaynError
+from kayn.support.arrays import Array, PyTree
 from kayn.support.validate import Rule, Text, checked
 
 CACHE_VARIABLE = "KAYN_CACHE"
@@ -29,7 +30,7 @@ def matmul_precision() -> jax.lax.Precision | None:
     return None if jax.config.jax_default_matmul_precision is not None else jax.lax.Precision.HIGHEST
 
 
-def is_traced(tree: Any) -> bool:
+def is_traced(tree: PyTree) -> bool:
     """Whether any leaf is a tracer, so that its numbers are not known."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
@@ -54,7 +55,7 @@ def quick_options() -> dict[str, bool] | None:
     return QUICK
 
 
-def ahead(function: Callable, *args: Any) -> Callable[[], Any]:
+def ahead(function: Callable, *args: Any) -> Callable[[], PyTree]:
     """Compile in the background: traces now, and gives a function that waits for the program and runs it once on `args`.
 
     Within a transformation of the user's (`jax.jit`, `vmap`, `grad`) there is nothing to compile ahead: the function becomes a part of
@@ -74,7 +75,7 @@ def ahead(function: Callable, *args: Any) -> Callable[[], Any]:
     return cache(lambda: compiled.result()(*args))
 
 
-def apart(array: Any, witness: Any) -> Any:
+def apart(array: Array, witness: Array) -> Array:
     """The same array, on CPUs computed on its own in its own order.
 
     XLA fuses what makes an array into what uses it, in the order in which that uses it. Where the last dimension there is short, CPUs then
