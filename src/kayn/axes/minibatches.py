@@ -25,6 +25,7 @@ from kayn.graph.types import Graph
 from kayn.programs.sites import Site
 from kayn.programs.slices import needed_equations
 from kayn.programs.trace import Program
+from kayn.support.arrays import Array
 
 
 def subsampled_plates(sites: Mapping[str, Site]) -> dict[str, tuple[int, int]]:
@@ -34,7 +35,7 @@ def subsampled_plates(sites: Mapping[str, Site]) -> dict[str, tuple[int, int]]:
     }
 
 
-def blocks_of_rows(plates: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+def blocks_of_rows(plates: Mapping[str, tuple[int, int]]) -> dict[str, Array]:
     """Indices of subsampled plates that together reach all their elements, and all pairs of elements of two plates: [blocks, M] by plate.
 
     Args:
@@ -49,7 +50,7 @@ def blocks_of_rows(plates: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
     return {n: jnp.asarray(rows[[p[i] for p in pairs]]) for i, (n, rows) in enumerate(zip(plates, own, strict=True))}
 
 
-def row_index(shape: Sequence[int], plates: Mapping[int, str], rows: Mapping[str, Any]) -> tuple[Any, ...]:
+def row_index(shape: Sequence[int], plates: Mapping[int, str], rows: Mapping[str, Array]) -> tuple[Array, ...]:
     """Where the rows of subsampled plates are in an array over all elements, to index it with.
 
     Args:
@@ -72,14 +73,14 @@ def full_shape(
     return tuple(plates[dims[d]][0] if d in dims else n for d, n in enumerate(shape)), dims
 
 
-def assembled(values: Any, shape: Sequence[int], plates: Mapping[int, str], rows: Mapping[str, Any]) -> Any:
+def assembled(values: Array, shape: Sequence[int], plates: Mapping[int, str], rows: Mapping[str, Array]) -> Array:
     """An array over all elements, [*shape], from those of blocks of rows, [blocks, *shape with M for N]."""
     if not plates:
         return values[0]
     return jnp.zeros(tuple(shape), values.dtype).at[row_index(shape, plates, rows)].set(values)
 
 
-def chosen_rows(trace: Mapping[str, Any]) -> dict[str, Any]:
+def chosen_rows(trace: Mapping[str, Any]) -> dict[str, Array]:
     """The indices that subsampled plates have in a trace of NumPyro's, by plate."""
     plates = {n: s for n, s in trace.items() if s["type"] == "plate"}
     return {n: s["value"] for n, s in plates.items() if jnp.shape(s["value"])[0] != s["args"][0]}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from kayn.particles.draw import axis_particles, draw_runs
 from kayn.particles.draw import supports as supports_of
 from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import VALUE
+from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 
 
@@ -28,16 +28,18 @@ class Draws:
         unsound: by factor, whether any of its log densities was none (see `weigh_noticing`); empty until they are weighed.
     """
 
-    values: dict[str, Any]
-    runs: dict[str, Any]
-    subsample: dict[str, Any]
-    unsound: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Array]
+    runs: dict[str, Array]
+    subsample: dict[str, Array]
+    unsound: dict[str, Array] = field(default_factory=dict)
 
 
 jax.tree_util.register_dataclass(Draws, ["values", "runs", "subsample", "unsound"], [])
 
 
-def draw_particles(problem: Problem, numbers: Mapping, key: Any, params: Any, rows_key: Any = None) -> Draws:
+def draw_particles(
+    problem: Problem, numbers: Mapping, key: KeyArray, params: PyTree, rows_key: KeyArray | None = None
+) -> Draws:
     """Run the guide and take the particles of every axis.
 
     Args:
@@ -52,7 +54,7 @@ def draw_particles(problem: Problem, numbers: Mapping, key: Any, params: Any, ro
     return draws_from_runs(problem, numbers, params, _stored(runs, key), subsample)
 
 
-def _stored(runs: dict[str, Any], key: Any) -> dict[str, Any]:
+def _stored(runs: dict[str, Array], key: KeyArray) -> dict[str, Array]:
     """The same values, divided by a one that compilers cannot see through.
 
     They fuse cheap arithmetic into whatever uses it, and would compute a draw anew for every combination of particles it
@@ -63,7 +65,7 @@ def _stored(runs: dict[str, Any], key: Any) -> dict[str, Any]:
 
 
 def draws_from_runs(
-    problem: Problem, numbers: Mapping, params: Any, runs: dict[str, Any], subsample: dict[str, Any]
+    problem: Problem, numbers: Mapping, params: PyTree, runs: dict[str, Array], subsample: dict[str, Array]
 ) -> Draws:
     """Particles of every axis and alias from runs of the guide.
 
@@ -80,7 +82,7 @@ def draws_from_runs(
     )
 
 
-def _draw_subsample(problem: Problem, numbers: Mapping, key: Any, params: Any) -> dict[str, Any]:
+def _draw_subsample(problem: Problem, numbers: Mapping, key: KeyArray, params: PyTree) -> dict[str, Array]:
     plates = {n: problem.model.sites[n] for n in problem.model.subsamples}
     plates |= {n: problem.guide.density.sites[n] for n in problem.guide.density.subsamples}
     keys = jax.random.split(key, len(plates))
@@ -92,7 +94,7 @@ def _draw_subsample(problem: Problem, numbers: Mapping, key: Any, params: Any) -
     return drawn | set_rows(problem, numbers, params)
 
 
-def deterministic_values(problem: Problem, latents: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
+def deterministic_values(problem: Problem, latents: Mapping[str, Array], inputs: Sequence[Array]) -> dict[str, Array]:
     """Deterministic sites for draws of the latents: [S, *shape] from [S, *shape] of every latent."""
     program = problem.model
     names = [n for n, s in program.sites.items() if s.kind == "deterministic"]
@@ -101,7 +103,7 @@ def deterministic_values(problem: Problem, latents: Mapping[str, Any], inputs: S
     run, used = slice_outputs(program.jaxpr, [program.outputs.index(VALUE + n) for n in names])
     position = {len(program.consts) + i: n for i, n in enumerate(program.inputs)}
 
-    def one(values: Mapping[str, Any]) -> list[Any]:
+    def one(values: Mapping[str, Array]) -> list[Array]:
         return run(*(values[position[i]] if i in position else inputs[i] for i in used))
 
     return dict(zip(names, jax.vmap(one)(program.with_aliases(latents, leading=1)), strict=True))

@@ -26,6 +26,7 @@ from kayn.factors.elementwise import evaluate
 from kayn.graph.discover import Structure, discover_output
 from kayn.graph.types import MIXED, Kind, Output
 from kayn.programs.trace import VALUE, Program
+from kayn.support.arrays import Array
 from kayn.support.names import RESERVED
 
 QUERY = f"{RESERVED}query"
@@ -44,13 +45,13 @@ class Expectation:
     axes: tuple[Axis, ...]
     shape: tuple[int, ...]
 
-    def moments(self, numbers: Mapping, params: Mapping, draws: Draws, shares: Any) -> tuple[Any, Any]:
+    def moments(self, numbers: Mapping, params: Mapping, draws: Draws, shares: Array) -> tuple[Array, Array]:
         """Mean and standard deviation over replicates' particles, weighed by `shares` [R]: in the shape of the function's result."""
         plan = self.problem.layout.plan
         slot = next(i for i, t in enumerate(plan.terms) if t.name == self.output.name)
         count = len(self.axes)
 
-        def one(mine: Draws) -> tuple[Any, Any]:
+        def one(mine: Draws) -> tuple[Array, Array]:
             inputs = model_inputs(self.problem, numbers, params, mine.subsample)
             slots = weigh(self.problem, numbers, mine, params)
             weights = joint_marginals(self.problem, plan, slot, slots, link_index(self.problem, inputs))

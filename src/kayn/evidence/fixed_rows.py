@@ -17,6 +17,7 @@ from kayn.factors.elementwise import of_one_particle
 from kayn.programs.given import FIXED, Given
 from kayn.programs.sites import inspect_sites
 from kayn.programs.trace import ROWS, Program
+from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.xla.compilation import is_traced
 
 
@@ -25,7 +26,7 @@ def fixed_names(program: Program) -> list[str]:
     return [n for n in program.sites if ROWS + n in program.outputs]
 
 
-def fixed_rows(model: tuple[Program, Sequence[Any]], guide: tuple[Program, Sequence[Any]]) -> dict[str, Any]:
+def fixed_rows(model: tuple[Program, Sequence[Array]], guide: tuple[Program, Sequence[Array]]) -> dict[str, Array]:
     """The indices by plate, int32 [M].
 
     Args:
@@ -34,7 +35,7 @@ def fixed_rows(model: tuple[Program, Sequence[Any]], guide: tuple[Program, Seque
     Raises:
         GuideError: both have them, and they are known to differ.
     """
-    found: list[dict[str, Any]] = []
+    found: list[dict[str, Array]] = []
     for program, inputs in (guide, model):
         names = fixed_names(program)
         run = of_one_particle(program, [ROWS + n for n in names], {}, inputs) if names else None
@@ -43,11 +44,16 @@ def fixed_rows(model: tuple[Program, Sequence[Any]], guide: tuple[Program, Seque
 
 
 def fixed_rows_of(
-    model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, Any], key: Any
-) -> dict[str, Any]:
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    params: Mapping[str, PyTree],
+    key: KeyArray,
+) -> dict[str, Array]:
     """As `fixed_rows`, of programs that have not been traced."""
 
-    def of(fn: Callable) -> dict[str, Any]:
+    def of(fn: Callable) -> dict[str, Array]:
         if not any(s.fixed for s in inspect_sites(fn, args, kwargs, params).values()):
             return {}
         trace = handlers.trace(handlers.seed(Given(fn, params=params), key)).get_trace(*args, **kwargs)
@@ -56,7 +62,7 @@ def fixed_rows_of(
     return _agreed(of(guide), of(model))
 
 
-def _agreed(guide: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+def _agreed(guide: Mapping[str, Array], model: Mapping[str, Array]) -> dict[str, Array]:
     for plate in guide.keys() & model.keys():
         own, other = guide[plate], model[plate]
         if own.shape != other.shape or (not is_traced((own, other)) and (np.asarray(own) != np.asarray(other)).any()):

@@ -21,6 +21,7 @@ from kayn.programs.seeding import seeded
 from kayn.programs.sites import placeholder
 from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import MASK, Program
+from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.xla.compilation import is_traced, quick_options
 
@@ -45,7 +46,7 @@ def warn_if_nothing_observed(program: Program, fn: Callable, args: tuple, kwargs
 
 
 def refuse_missing(
-    program: Program, fn: Callable, args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, Any]
+    program: Program, fn: Callable, args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, PyTree]
 ) -> None:
     """Refuse arrays with NaN or infinite values, where they make a density no number.
 
@@ -101,7 +102,7 @@ def is_observed(program: Program, name: str) -> bool:
         return is_traced(mask) or bool(np.asarray(mask).any())
 
 
-def is_broken(const: Any) -> bool:
+def is_broken(const: Array) -> bool:
     """Whether it is an array of which a number is known to be NaN or infinite."""
     if (
         isinstance(const, jax.core.Tracer)
@@ -112,7 +113,7 @@ def is_broken(const: Any) -> bool:
     return not np.isfinite(np.asarray(const)).all()
 
 
-def _mended(const: Any) -> Any:
+def _mended(const: Array) -> Array:
     return jnp.where(jnp.isfinite(const), const, 0)
 
 
@@ -121,16 +122,16 @@ def _look(
     fn: Callable,
     args: tuple,
     kwargs: Mapping[str, Any],
-    params: Mapping[str, Any],
+    params: Mapping[str, PyTree],
     names: Sequence[str],
-) -> Callable[[Sequence[Any]], dict[str, np.ndarray]]:
+) -> Callable[[Sequence[Array]], dict[str, np.ndarray]]:
     """What tells of other constants where densities are NaN or infinite at every one of a few draws from the prior, by site.
 
     It is compiled once: distributions do not look at their parameters within a program, and one operation after the other takes seconds.
     """
     subsample = {n: jnp.arange(program.sites[n].shape[0], dtype=jnp.int32) for n in program.subsamples}
 
-    def one(consts: Sequence[Any], key: Any) -> dict[str, Any]:
+    def one(consts: Sequence[Array], key: KeyArray) -> dict[str, Array]:
         model = handlers.substitute(Given(fn, params=params), substitute_fn=placeholder)
         trace = handlers.trace(seeded(model, key)).get_trace(*args, **kwargs)
         # a latent whose prior is broken is drawn as NaN; any value will do
@@ -141,7 +142,7 @@ def _look(
         return {n: ~jnp.isfinite(found[n]) for n in names}
 
     @partial(jax.jit, compiler_options=quick_options())
-    def look(consts: Sequence[Any]) -> dict[str, Any]:
+    def look(consts: Sequence[Array]) -> dict[str, Array]:
         keys = jax.random.split(as_key(0), TRIES)
         broken = jax.lax.map(lambda key: one(consts, key), keys)
         return {n: jnp.all(where, 0) for n, where in broken.items()}

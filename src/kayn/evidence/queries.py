@@ -25,9 +25,10 @@ from kayn.contraction.plan import Plan
 from kayn.evidence.draws import Draws, draw_particles
 from kayn.evidence.problem import Problem, link_index, model_inputs
 from kayn.evidence.weights import weigh_noticing
+from kayn.support.arrays import Array, KeyArray
 
 
-def marginals(problem: Problem, slots: Mapping[int, Any], index: Index) -> tuple[Any, dict[str, Any]]:
+def marginals(problem: Problem, slots: Mapping[int, Array], index: Index) -> tuple[Array, dict[str, Array]]:
     """The log evidence, and the marginal weights of every particle axis.
 
     Returns:
@@ -38,14 +39,16 @@ def marginals(problem: Problem, slots: Mapping[int, Any], index: Index) -> tuple
     names = [t.name for t in plan.terms]
     own = {names.index(proposal_name(a)): a for a in problem.layout.axes}
 
-    def log_z(proposals: Mapping[int, Any]) -> Any:
+    def log_z(proposals: Mapping[int, Array]) -> Array:
         return execute.log_contract(plan, {**slots, **proposals}, index)
 
     value, gradient = jax.value_and_grad(log_z)({slot: slots[slot] for slot in own})
     return value, {a.name: gradient[slot] / _scale(problem, a.scope) for slot, a in own.items()}
 
 
-def weighted_draws(problem: Problem, numbers: Mapping, params: Mapping, key: Any) -> tuple[Any, dict[str, Any], Draws]:
+def weighted_draws(
+    problem: Problem, numbers: Mapping, params: Mapping, key: KeyArray
+) -> tuple[Array, dict[str, Array], Draws]:
     """One set of particles: log Z, marginal weights of every axis, and the particles."""
     draws = draw_particles(problem, numbers, key, params)
     slots, unsound = weigh_noticing(problem, numbers, draws, params)
@@ -54,7 +57,7 @@ def weighted_draws(problem: Problem, numbers: Mapping, params: Mapping, key: Any
     return log_z, weights, replace(draws, unsound=unsound)
 
 
-def latent_weights(problem: Problem, axis_weights: Mapping[str, Any], name: str) -> Any:
+def latent_weights(problem: Problem, axis_weights: Mapping[str, Array], name: str) -> Array:
     """Marginal weights of one latent's particles: [K, *batch shape], from those of its axis."""
     latent = problem.graph.latent(name)
     axis = problem.layout.axis_of(name)
@@ -68,22 +71,22 @@ def latent_weights(problem: Problem, axis_weights: Mapping[str, Any], name: str)
     return xp.broadcast_to(weights.reshape((axis.size, *shape)), (axis.size, *latent.shape[: latent.batch_ndim]))
 
 
-def joint_marginals(problem: Problem, plan: Plan, slot: int, slots: Mapping[int, Any], index: Index) -> Any:
+def joint_marginals(problem: Problem, plan: Plan, slot: int, slots: Mapping[int, Array], index: Index) -> Array:
     """Joint marginal weights on the axes of one term of a plan: [*plates, *(K of every axis)], summing to one per plate element."""
 
-    def log_z(term: Any) -> Any:
+    def log_z(term: Array) -> Array:
         return execute.log_contract(plan, {**slots, slot: term}, index)
 
     plates = [a for a in plan.axes[slot] if a not in plan.scope]
     return jax.grad(log_z)(slots[slot]) / _scale(problem, plates)
 
 
-def draw_indices(plan: Plan, slots: Mapping[int, Any], index: Index, keys: Any) -> dict[str, Any]:
+def draw_indices(plan: Plan, slots: Mapping[int, Array], index: Index, keys: KeyArray) -> dict[str, Array]:
     """Exact joint draws of particle indices: int [num draws, *scope] for every axis."""
     return draw(plan, slots, index, keys)
 
 
-def best_indices(plan: Plan, slots: Mapping[int, Any], index: Index) -> tuple[Any, dict[str, Any]]:
+def best_indices(plan: Plan, slots: Mapping[int, Array], index: Index) -> tuple[Array, dict[str, Array]]:
     """The largest log weight, and its combination of particles: int [*scope] for every axis."""
     return best(plan, slots, index)
 

@@ -10,7 +10,6 @@ import math
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, model_inputs
 from kayn.factors.elementwise import evaluate, of_one_particle, sound
 from kayn.programs.trace import DATA
+from kayn.support.arrays import Array
 
 LOOKED_AT = 2**20
 """Entries of a factor that are looked at for an example."""
@@ -40,7 +40,7 @@ def unsound(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws) -
             yield _sentence(problem, numbers, params, draws, name, flags)
 
 
-def warn_of_factors(found: Mapping[str, Any], where: str = "the posterior's draws") -> None:
+def warn_of_factors(found: Mapping[str, Array], where: str = "the posterior's draws") -> None:
     """Warn of sites of which some log density was none.
 
     Args:
@@ -56,13 +56,13 @@ def warn_of_factors(found: Mapping[str, Any], where: str = "the posterior's draw
             )
 
 
-def warn_of_steps(steps: Sequence[Mapping[str, Any]], sites: Container[str]) -> None:
+def warn_of_steps(steps: Sequence[Mapping[str, Array]], sites: Container[str]) -> None:
     """As `warn_of_factors`, of the flags of several steps, for these sites alone."""
     names = [n for n in (steps[0] if steps else ()) if n in sites]
     warn_of_factors({n: jnp.stack([s[n].any() for s in steps]) for n in names}, "the steps' particles")
 
 
-def settled(scores: Mapping[str, Any]) -> dict[str, Any]:
+def settled(scores: Mapping[str, Array]) -> dict[str, Array]:
     """Pointwise log densities by site, -inf where they are none; warns of these."""
     warn_of_factors({n: jnp.isposinf(found) for n, found in scores.items()})
     return {n: sound(found) for n, found in scores.items()}
@@ -107,7 +107,7 @@ def _example(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws, 
     return f"{at} ({', '.join(words)})" if words else at
 
 
-def _datum(problem: Problem, inputs: Sequence[Any], name: str, row: tuple[int, ...]) -> list[str]:
+def _datum(problem: Problem, inputs: Sequence[Array], name: str, row: tuple[int, ...]) -> list[str]:
     program = problem.model
     if DATA + name not in program.outputs or not problem.model.sites[name].observed:
         return []
@@ -119,6 +119,6 @@ def _datum(problem: Problem, inputs: Sequence[Any], name: str, row: tuple[int, .
         return []
 
 
-def _short(value: Any) -> str:
+def _short(value: Array) -> str:
     array = np.asarray(jnp.asarray(value))
     return f"{array.item():.6g}" if array.size == 1 else f"an array {array.shape}"

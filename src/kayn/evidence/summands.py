@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from kayn.contraction.execute import by_element
 from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, link_index, model_inputs
 from kayn.evidence.weights import log_evidence, model_slots_noticing, proposal_slots
+from kayn.support.arrays import Array, PyTree
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Summands:
         unsound: by factor, whether any of its entries was +inf, which have no weight.
     """
 
-    total: Any
-    parts: Any
+    total: Array
+    parts: Array
     scale: float
-    rest: Any
-    unsound: Mapping[str, Any]
+    rest: Array
+    unsound: Mapping[str, Array]
 
 
 def outer_plate(problem: Problem) -> str | None:
@@ -42,7 +42,7 @@ def outer_plate(problem: Problem) -> str | None:
 
 
 def log_evidence_summands(
-    problem: Problem, numbers: Mapping, draws: Draws, params: Any, terms: Mapping[str, Any]
+    problem: Problem, numbers: Mapping, draws: Draws, params: PyTree, terms: Mapping[str, Array]
 ) -> Summands:
     """log Z for given particles, by the elements of the outer plate.
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from kayn.axes.types import Axis, proposal_name
 from kayn.contraction.execute import Index, log_contract, look_up, settled_slot
-from kayn.contraction.plan import Sliced
+from kayn.contraction.plan import LinkKey, Sliced
 from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, guide_inputs, link_index, model_inputs
 from kayn.factors.elementwise import is_unsound, sound
@@ -23,9 +23,10 @@ from kayn.factors.evaluate import evaluate
 from kayn.graph.absent import absences
 from kayn.graph.types import Kind, Output
 from kayn.particles.density import log_density
+from kayn.support.arrays import Array, PyTree
 
 
-def proposal_terms(problem: Problem, numbers: Mapping, draws: Draws, params: Any) -> dict[str, Any]:
+def proposal_terms(problem: Problem, numbers: Mapping, draws: Draws, params: PyTree) -> dict[str, Array]:
     """Minus the log density that the particles of every axis are divided by: [*scope, K]; zero for enumerated axes."""
     inputs = guide_inputs(problem, numbers, params, draws.subsample)
     absent = absences(problem.model, model_inputs(problem, numbers, params, draws.subsample))
@@ -41,7 +42,7 @@ def proposal_terms(problem: Problem, numbers: Mapping, draws: Draws, params: Any
     return out
 
 
-def _averaged(problem: Problem, axis: Axis, absent: Mapping[str, Any]) -> Any:
+def _averaged(problem: Problem, axis: Axis, absent: Mapping[str, Array]) -> Array:
     """For the support of an enumerated latent, zero where it is in the model; where it is absent, its values are averaged, not summed.
 
     So padded steps of a hidden Markov model leave the evidence as it is.
@@ -57,8 +58,8 @@ def _averaged(problem: Problem, axis: Axis, absent: Mapping[str, Any]) -> Any:
 
 
 def model_slots(
-    problem: Problem, numbers: Mapping, draws: Draws, params: Any, keep: str | None = None
-) -> dict[int, Any]:
+    problem: Problem, numbers: Mapping, draws: Draws, params: PyTree, keep: str | None = None
+) -> dict[int, Array]:
     """Log factors of the model by slot of the plan, rows already multiplied out, but for a plate to keep; queries are zero.
 
     Factors with the axis of a sliced variable are made part by part, when the contraction asks for them. Entries that are no log
@@ -68,8 +69,8 @@ def model_slots(
 
 
 def model_slots_noticing(
-    problem: Problem, numbers: Mapping, draws: Draws, params: Any, keep: str | None = None
-) -> tuple[dict[int, Any], dict[str, Any]]:
+    problem: Problem, numbers: Mapping, draws: Draws, params: PyTree, keep: str | None = None
+) -> tuple[dict[int, Array], dict[str, Array]]:
     """As `model_slots`, and by factor whether any of its entries was +inf.
 
     Factors that are made part by part are left out, since nothing is known of them yet.
@@ -83,8 +84,8 @@ def model_slots_noticing(
 
 
 def _model_slots(
-    problem: Problem, numbers: Mapping, draws: Draws, params: Any, keep: str | None = None
-) -> dict[int, Any]:
+    problem: Problem, numbers: Mapping, draws: Draws, params: PyTree, keep: str | None = None
+) -> dict[int, Array]:
     inputs = model_inputs(problem, numbers, params, draws.subsample)
     index = link_index(problem, inputs)
     plan, layout = problem.layout.plan, problem.layout
@@ -111,17 +112,19 @@ def _made_by_part(
     slot: int,
     output: Output,
     axes: Sequence[Axis],
-    values: Mapping[str, Any],
-    inputs: Sequence[Any],
+    values: Mapping[str, Array],
+    inputs: Sequence[Array],
     index: Index,
-) -> Any:
+) -> Array:
     """A factor as a function of the number of the first particle of a part."""
     body = step.body
     steps, _ = settled_slot(body, step.sources.index(slot))
     small = [replace(a, size=step.size) if a.name == step.axis else a for a in axes]
     cut = {n for a in axes if a.name == step.axis for n in a.latents}
 
-    def make(values: Mapping[str, Any], inputs: Sequence[Any], links: Mapping[Any, Any], first: Any) -> Any:
+    def make(
+        values: Mapping[str, Array], inputs: Sequence[Array], links: Mapping[LinkKey, Array], first: Array
+    ) -> Array:
         mine = {n: jax.lax.dynamic_slice_in_dim(v, first, step.size) if n in cut else v for n, v in values.items()}
         return sound(evaluate(problem.model, output.name, output, small, mine, inputs, body, steps, links.__getitem__))
 
@@ -129,14 +132,14 @@ def _made_by_part(
     return jax.tree_util.Partial(make, values, inputs, links)
 
 
-def weigh(problem: Problem, numbers: Mapping, draws: Draws, params: Any) -> dict[int, Any]:
+def weigh(problem: Problem, numbers: Mapping, draws: Draws, params: PyTree) -> dict[int, Array]:
     """All log factors by slot of the plan: the model's, and minus the proposal's. Entries that are no log densities have no weight."""
     return weigh_noticing(problem, numbers, draws, params)[0]
 
 
 def weigh_noticing(
-    problem: Problem, numbers: Mapping, draws: Draws, params: Any
-) -> tuple[dict[int, Any], dict[str, Any]]:
+    problem: Problem, numbers: Mapping, draws: Draws, params: PyTree
+) -> tuple[dict[int, Array], dict[str, Array]]:
     """As `weigh`, and by factor whether any of its entries was no log density: +inf, or for a proposal, at a particle of its own, infinite.
 
     Factors that are made part by part are left out, since nothing is known of them yet.
@@ -147,13 +150,15 @@ def weigh_noticing(
     return slots | {s: sound(a) for s, a in proposal_slots(problem, terms).items()}, {**own, **unsound}
 
 
-def proposal_slots(problem: Problem, terms: Mapping[str, Any]) -> dict[int, Any]:
+def proposal_slots(problem: Problem, terms: Mapping[str, Array]) -> dict[int, Array]:
     """Terms by slot of the plan, whose first slots are its terms in order."""
     names = [t.name for t in problem.layout.plan.terms]
     return {names.index(name): array for name, array in terms.items()}
 
 
-def log_evidence(problem: Problem, numbers: Mapping, slots: Mapping[int, Any], params: Any, subsample: Mapping) -> Any:
+def log_evidence(
+    problem: Problem, numbers: Mapping, slots: Mapping[int, Array], params: PyTree, subsample: Mapping
+) -> Array:
     """log Z: the log of the average weight over all particle combinations. A scalar, in nats."""
     index = link_index(problem, model_inputs(problem, numbers, params, subsample))
     return log_contract(problem.layout.plan, slots, index)

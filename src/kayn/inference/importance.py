@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from kayn.axes.request import TARGET_ELEMENTS, Request, make_request
+from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, build_problem
 from kayn.evidence.queries import weighted_draws
 from kayn.guides.factorised import FactorisedGuide, best_start
@@ -17,6 +18,7 @@ from kayn.particles.shared_noise import evenly
 from kayn.posterior.checks import warn_if_poor
 from kayn.posterior.pool import Call
 from kayn.posterior.posterior import Posterior
+from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.memory import refuse_too_many
 from kayn.support.options import (
     Couple,
@@ -103,10 +105,12 @@ class Importance:
         params = dict(params or {})
         return self._problem(self._guide(params, args, kwargs), params, args, kwargs)
 
-    def _guide(self, params: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    def _guide(self, params: Mapping[str, PyTree], args: tuple, kwargs: Mapping[str, Any]) -> Any:
         return FactorisedGuide.from_model(self.model, args, kwargs, params) if self.guide is None else self.guide
 
-    def _problem(self, guide: Callable, params: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any]) -> Problem:
+    def _problem(
+        self, guide: Callable, params: Mapping[str, PyTree], args: tuple, kwargs: Mapping[str, Any]
+    ) -> Problem:
         return evenly_drawn(self.model, guide, args, kwargs, params, self.request, self.denominator)
 
 
@@ -115,7 +119,7 @@ def evenly_drawn(
     guide: Callable,
     args: tuple,
     kwargs: Mapping[str, Any],
-    params: Mapping[str, Any],
+    params: Mapping[str, PyTree],
     request: Request,
     denominator: str = "mixture",
 ) -> Problem:
@@ -133,12 +137,14 @@ class Weigher:
             lambda numbers, params, keys: jax.lax.map(partial(weighted_draws, problem, numbers, params), keys)
         )
 
-    def weighed(self, key: Any, params: dict[str, Any], num_replicates: int) -> tuple[Any, dict[str, Any], Any]:
+    def weighed(
+        self, key: KeyArray, params: dict[str, PyTree], num_replicates: int
+    ) -> tuple[Array, dict[str, Array], Draws]:
         """log Z, weights of every axis and particles, each with a leading dimension of replicates."""
         refuse_too_many("num_replicates", num_replicates, self.problem.entries)
         return self._run(self.problem.numbers, params, jax.random.split(key, num_replicates))
 
-    def run(self, key: Any, params: dict[str, Any], num_replicates: int) -> Posterior:
+    def run(self, key: KeyArray, params: dict[str, PyTree], num_replicates: int) -> Posterior:
         """A posterior of `num_replicates` independent sets of particles; warns where it is poor.
 
         Args:

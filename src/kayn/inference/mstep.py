@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from kayn.axes.minibatches import row_index
+from kayn.axes.types import Axis
 from kayn.evidence.problem import Problem
 from kayn.evidence.queries import latent_weights
 from kayn.guides.factorised import GuideSite
 from kayn.guides.families import Family, Moments, Params
 from kayn.guides.normal import Normal
 from kayn.posterior.diagnostics import POOR_EFFICIENCY
+from kayn.support.arrays import Array
 from kayn.support.names import RESERVED, joined
 from kayn.xla.compilation import is_traced
 
@@ -75,12 +77,12 @@ class Single:
         """Numbers for the batch of every site, laid out as weights are to be."""
         return of_sites[0]
 
-    def index(self, rows: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    def index(self, rows: Mapping[str, Array]) -> tuple[Array, ...] | None:
         """Where the elements of the particles are among all of the batch; None if these are all."""
         shape = np.shape(next(iter(self.site.start.values())))[: self.site.batch_ndim]
         return row_index(shape, self.site.subsampled, rows) if self.site.subsampled else None
 
-    def expect(self, values: Mapping[str, Any], weights: Any) -> Moments:
+    def expect(self, values: Mapping[str, Array], weights: Array) -> Moments:
         """Mean parameters under particles [K, *B, *E] with weights [K, *B]."""
         own = values[self.name]
         return self.family.expect(own, weights.reshape((*weights.shape, *(1,) * (own.ndim - weights.ndim))))
@@ -123,7 +125,7 @@ class SideBySide:
     def moments(self, by_site: Mapping[str, Params]) -> Moments:
         """Mean parameters of the members with these parameters."""
 
-        def together(name: str) -> Any:
+        def together(name: str) -> Array:
             own = [by_site[s.name][name] for s in self.sites]
             # plain NumPy for plain arrays: nothing to compile before the first step
             xp: Any = jnp if is_traced(own) else np
@@ -155,7 +157,7 @@ class SideBySide:
             [np.repeat(np.ravel(own), n // own.size) for own, n in zip(of_sites, lengths, strict=True)]
         )
 
-    def index(self, rows: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    def index(self, rows: Mapping[str, Array]) -> tuple[Array, ...] | None:
         """Where the coordinates of the particles are among all of them; None if these are all."""
         if not any(s.subsampled for s in self.sites):
             return None
@@ -166,7 +168,7 @@ class SideBySide:
             first += length
         return (jnp.concatenate(found),)
 
-    def expect(self, values: Mapping[str, Any], weights: Any) -> Moments:
+    def expect(self, values: Mapping[str, Array], weights: Array) -> Moments:
         """Mean parameters under particles [K, ...] of every site with weights [K, M]."""
         u = [_normal(s).unconstrained(values[s.name]).reshape(self.size, -1) for s in self.sites]
         return self.family.unconstrained_moments(jnp.concatenate(u, 1), weights)
@@ -197,13 +199,13 @@ def step(
     problem: Problem,
     blocks: Sequence[Block],
     moments: Mapping[str, Moments],
-    values: Mapping[str, Any],
-    by_axis: Mapping[str, Any],
-    rate: Any,
+    values: Mapping[str, Array],
+    by_axis: Mapping[str, Array],
+    rate: Array,
     min_ess: float,
-    usable: Any,
-    rows: Mapping[str, Any],
-) -> dict[str, dict[str, Any]]:
+    usable: Array,
+    rows: Mapping[str, Array],
+) -> dict[str, dict[str, Array]]:
     """The mean parameters of every block after a step.
 
     Args:
@@ -212,7 +214,7 @@ def step(
         usable: whether the weights mean anything; if not, or where the new moments are not finite, nothing moves.
         rows: indices of subsampled plates; elements that were not drawn stay where they are.
     """
-    tempered: dict[int, tuple[Any, Any]] = {}
+    tempered: dict[int, tuple[Array, Array]] = {}
     for size in {b.size for b in blocks}:
         own = [by_axis[a.name] for a in _axes(problem, size)]
         weights = temper(jnp.concatenate([w.reshape(-1, size) for w in own]).T, min_ess)
@@ -233,7 +235,7 @@ def step(
     return out
 
 
-def _axes(problem: Problem, size: int) -> list[Any]:
+def _axes(problem: Problem, size: int) -> list[Axis]:
     return [a for a in problem.layout.axes if not a.enumerated and a.size == size]
 
 
@@ -252,12 +254,12 @@ def _columns(problem: Problem, block: Block) -> tuple[np.ndarray, np.ndarray]:
     return block.by_coordinate(found), block.by_coordinate(numbers)
 
 
-def effective(weights: Any) -> Any:
+def effective(weights: Array) -> Array:
     """Effective number of particles (first axis), for weights that sum to one."""
     return 1 / jnp.sum(weights**2, 0)
 
 
-def sizes(problem: Problem, by_axis: Mapping[str, Any]) -> dict[str, Any]:
+def sizes(problem: Problem, by_axis: Mapping[str, Array]) -> dict[str, Array]:
     """Effective numbers of particles of every drawn axis: [*scope]."""
     axes = [a for a in problem.layout.axes if not a.enumerated]
     return {a.name: effective(jnp.moveaxis(by_axis[a.name], -1, 0)) for a in axes}
@@ -274,12 +276,12 @@ class Weights:
         worst: the least efficiency (`kayn.posterior.diagnostics.efficiency`) of any latent.
     """
 
-    good: Any
-    starved: Any
-    worst: Any
+    good: Array
+    starved: Array
+    worst: Array
 
 
-def judged(problem: Problem, found: Mapping[str, Any], target: float) -> Weights:
+def judged(problem: Problem, found: Mapping[str, Array], target: float) -> Weights:
     """See `Weights`.
 
     Args:
@@ -296,18 +298,18 @@ def judged(problem: Problem, found: Mapping[str, Any], target: float) -> Weights
     return Weights(~starved & (worst >= POOR_EFFICIENCY), starved, worst)
 
 
-def temper(weights: Any, target: float) -> Any:
+def temper(weights: Array, target: float) -> Array:
     """Raise weights (first axis sums to one) to the largest power in (0, 1] at which their effective size reaches `target`."""
     log_w = jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))
     target = min(target, 0.9 * len(weights))
 
-    def powered(power: Any) -> Any:
+    def powered(power: Array) -> Array:
         return jax.nn.softmax(power * log_w, 0)
 
     low, high = jnp.zeros(weights.shape[1:], weights.dtype), jnp.ones(weights.shape[1:], weights.dtype)
     enough = effective(weights) >= target
 
-    def quarter(state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    def quarter(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         left, low, high = state
         between = low + (high - low) * jnp.arange(1, 4).reshape(3, *(1,) * low.ndim) / 4
         good = jax.vmap(lambda power: effective(powered(power)))(between) >= target

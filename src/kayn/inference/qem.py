@@ -32,6 +32,7 @@ from kayn.inference.arguments import same
 from kayn.inference.importance import evenly_drawn
 from kayn.inference.mstep import Block, Weights, blocks
 from kayn.programs.sites import inspect_sites
+from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
 from kayn.support.names import parameter
@@ -57,7 +58,7 @@ Rate = Annotated[
 LeastSize = Annotated[float, Rule("a number of particles, 1 (no tempering) or more", lambda n: 1 <= n < math.inf)]
 
 
-def default_rate(step: Any) -> Any:
+def default_rate(step: Array) -> Array:
     """0.5 for the first steps, then falling as step^-0.75: large moves first, averaging later."""
     return jnp.minimum(0.5, 5.0 / (step + 1.0) ** 0.75)
 
@@ -66,9 +67,9 @@ def default_rate(step: Any) -> Any:
 class QEMState:
     """What QEM carries from step to step: the guide's mean parameters by block of sites, a step counter and a key."""
 
-    moments: dict[str, dict[str, Any]]
-    step: Any
-    rng_key: Any
+    moments: dict[str, dict[str, Array]]
+    step: Array
+    rng_key: KeyArray
 
 
 jax.tree_util.register_dataclass(QEMState, ["moments", "step", "rng_key"], [])
@@ -83,10 +84,10 @@ State = Annotated[
 class QEMResult:
     """A fitted guide: `guide` is a NumPyro guide, `params` its parameters, `log_evidence` [num_steps] the history in nats."""
 
-    params: dict[str, Any]
+    params: dict[str, PyTree]
     guide: FactorisedGuide
     state: QEMState
-    log_evidence: Any
+    log_evidence: Array
 
 
 class QEM:
@@ -132,7 +133,7 @@ class QEM:
         self.guide: FactorisedGuide | None = None
         self.problem: Problem | None = None
         self.blocks: tuple[Block, ...] = ()
-        self.model_params: dict[str, Any] = {}
+        self.model_params: dict[str, Array] = {}
 
     @checked()
     def init(self, rng_key: Key, *args: Any, params: Params = None, **kwargs: Any) -> QEMState:
@@ -176,13 +177,13 @@ class QEM:
     def _read(self, guide: Any, args: tuple, kwargs: Mapping, params: Mapping) -> Problem:
         return evenly_drawn(self.model, guide, args, kwargs, params, self.request)
 
-    def _look(self, params: Mapping[str, Any], key: Any) -> Any:
+    def _look(self, params: Mapping[str, PyTree], key: KeyArray) -> Any:
         """log Z after the first steps from some parameters, [CHUNK // 2]."""
         state = jax.device_put(self._first(params, key))
         return self.advance(state, CHUNK)[1][CHUNK // 2 :]
 
     @checked()
-    def update(self, state: State, *args: Any, **kwargs: Any) -> tuple[QEMState, Any]:
+    def update(self, state: State, *args: Any, **kwargs: Any) -> tuple[QEMState, Array]:
         """One step: the new state, and the log evidence under the old guide.
 
         Arguments that differ from those of `init`, such as another minibatch, have the model read again; wrap the call in
@@ -198,16 +199,16 @@ class QEM:
         return state, log_z
 
     @checked()
-    def get_params(self, state: State) -> dict[str, Any]:
+    def get_params(self, state: State) -> dict[str, Array]:
         """Values of the guide's `numpyro.param` sites, and those of the model that were given."""
         return self._named(state, 0)
 
     @checked()
-    def get_proposal(self, state: State) -> dict[str, Any]:
+    def get_proposal(self, state: State) -> dict[str, Array]:
         """As `get_params`, of the wider guide that particles are drawn from."""
         return self._named(state, 1)
 
-    def _named(self, state: QEMState, which: int) -> dict[str, Any]:
+    def _named(self, state: QEMState, which: int) -> dict[str, Array]:
         self._problem()
         found = self._parameters(state.moments)
         traced = is_traced(found)
@@ -217,7 +218,7 @@ class QEM:
         params = {parameter(n, p): v for n, own in by_site.items() for p, v in own.items()}
         return {**self.model_params, **(params if traced else jax.device_put(params))}
 
-    def _first(self, params: Mapping[str, Any], key: Any) -> QEMState:
+    def _first(self, params: Mapping[str, PyTree], key: KeyArray) -> QEMState:
         """The state of the guide with these parameters, or else those it starts from."""
         guide = self._guide()
         by_site = guide.split({**guide.start, **params})
@@ -256,18 +257,18 @@ class QEM:
         return QEMResult(self.get_params(state), self._guide(), state, jnp.concatenate([p[0] for p in parts]))
 
     @checked()
-    def advance(self, state: State, count: Count) -> tuple[QEMState, Any]:
+    def advance(self, state: State, count: Count) -> tuple[QEMState, Array]:
         """Several steps in one compiled loop: the state, and log Z of every step [count]."""
         state, log_z, _ = self.advance_noticing(state, count)
         return state, log_z
 
-    def advance_noticing(self, state: QEMState, count: int) -> tuple[QEMState, Any, Weights]:
+    def advance_noticing(self, state: QEMState, count: int) -> tuple[QEMState, Array, Weights]:
         """As `advance`, and what the weights of these steps say of the guide."""
         state, (log_z, sizes, *_) = self._advance(self._problem().numbers, state, 1.0, count)
         return state, log_z, mstep.judged(self._problem(), sizes, self.min_ess)
 
     @checked()
-    def replicates(self, state: State, count: Count) -> tuple[Any, dict[str, Any], Draws] | None:
+    def replicates(self, state: State, count: Count) -> tuple[Array, dict[str, Array], Draws] | None:
         """`count` sets of particles from the guide as it is, weighed: log Z, axis weights, particles, each with a leading count.
 
         This is the compiled loop of `advance` at rate zero. None when particles are too large to be kept.
@@ -309,9 +310,9 @@ def _refuse_dependence(problem: Problem) -> None:
 
 
 def _advance(
-    qem: QEM, keep: bool, numbers: Mapping, state: QEMState, strength: Any, count: int
-) -> tuple[QEMState, Any]:
-    def step(state: QEMState, _: None) -> tuple[QEMState, Any]:
+    qem: QEM, keep: bool, numbers: Mapping, state: QEMState, strength: Array, count: int
+) -> tuple[QEMState, Array]:
+    def step(state: QEMState, _: None) -> tuple[QEMState, Array]:
         state, weighed = qem._one_step(numbers, state, strength)
         return state, weighed if keep else weighed[:2]
 
@@ -319,8 +320,8 @@ def _advance(
 
 
 def _step(
-    qem: QEM, problem: Problem, numbers: Mapping, state: QEMState, strength: Any = 1.0
-) -> tuple[QEMState, tuple[Any, dict[str, Any], dict[str, Any], Draws]]:
+    qem: QEM, problem: Problem, numbers: Mapping, state: QEMState, strength: Array | float = 1.0
+) -> tuple[QEMState, tuple[Array, dict[str, Array], dict[str, Array], Draws]]:
     """One E and one M step, its rate multiplied by `strength`: the new state, and what the old guide gave.
 
     Returns:

@@ -17,6 +17,7 @@ import numpyro
 from kayn import checkpoints
 from kayn.checkpoints import REMEDY, fingerprint
 from kayn.errors import DataError, DataWarning, KaynError
+from kayn.support.arrays import PyTree
 
 PROGRAM = "model, guide, losses or optimisers"
 
@@ -40,7 +41,7 @@ class Record:
     def _data(self) -> dict[str, str]:
         return {name: fingerprint(arrays) for name, arrays in self.data.items()}
 
-    def keep(self, state: Any, best: Any, losses: list[float], looks: Looks) -> None:
+    def keep(self, state: PyTree, best: PyTree, losses: list[float], looks: Looks) -> None:
         """Write the checkpoint.
 
         Raises:
@@ -50,7 +51,7 @@ class Record:
         run = {"data": self._data, "settings": dict(self.settings), "releases": releases()}
         checkpoints.save(self.path, {"state": state, "best": best}, {"losses": losses, "looks": plain, "run": run})
 
-    def resume(self, state: Any, best: Any) -> tuple[Any, Any, list[float], Looks]:
+    def resume(self, state: PyTree, best: PyTree) -> tuple[PyTree, PyTree, list[float], Looks]:
         """Read the checkpoint; trees of arrays are given for their form.
 
         Raises:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from kayn.programs.sites import Site, inspect_sites
+from kayn.support.arrays import PyTree
 
 
-def data_behind(model: Callable, args: tuple, params: Mapping[str, Any], rows: int) -> int:
+def data_behind(model: Callable, args: tuple, params: Mapping[str, PyTree], rows: int) -> int:
     """How many data a loss or a log evidence is the sum of, if the model is given `rows` rows of data.
 
     A subsampled plate over the rows scales their log densities to as many data as it has elements. Rows are the leading dimension of arrays of data, hence

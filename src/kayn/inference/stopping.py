@@ -10,6 +10,7 @@ import numpy as np
 
 from kayn.inference.mstep import Weights
 from kayn.inference.qem import CHUNK
+from kayn.support.arrays import Array, PyTree
 from kayn.support.progress import progress_bar
 from kayn.xla.compilation import is_traced
 
@@ -20,8 +21,8 @@ BETTER = 1.1
 
 
 def until_flat(
-    advance: Callable[[Any, int], tuple[Any, Any, Weights]], state: Any, num_steps: int, progress: bool
-) -> tuple[Any, Any, Any]:
+    advance: Callable[[PyTree, int], tuple[PyTree, Array, Weights]], state: PyTree, num_steps: int, progress: bool
+) -> tuple[PyTree, Array, Array]:
     """Run in chunks until the log evidence is flat, at most `num_steps` steps.
 
     A log evidence that is flat under poor weights is a stall and no end: a guide far wider than the posterior sees all
@@ -75,7 +76,7 @@ def is_flat(history: np.ndarray, shortest: int = 2 * CHUNK) -> bool:
     return bool(_is_flat(history, shortest))
 
 
-def _is_flat(history: Any, shortest: int = 2 * CHUNK) -> Any:
+def _is_flat(history: Array, shortest: int = 2 * CHUNK) -> Array:
     """As `is_flat`, of numbers that may not be known yet."""
     window = max(shortest, len(history) // 4)
     if len(history) < max(3 * shortest, 2 * window):

@@ -23,6 +23,7 @@ from kayn.inference.rows import data_behind
 from kayn.meters import evidence_meter
 from kayn.objectives.state import first_state
 from kayn.programs.data import is_column, why_unusable
+from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
 from kayn.support.options import Guide, Key, Loss, Model, Optimizer, Params, PathOption, Strategy
@@ -77,8 +78,8 @@ class Training:
         stopped_early: whether the held-out log evidence had stopped improving.
     """
 
-    params: dict[str, Any]
-    last: dict[str, Any]
+    params: dict[str, PyTree]
+    last: dict[str, PyTree]
     losses: np.ndarray
     looks: dict[str, list[tuple[int, Any]]]
     stopped_early: bool
@@ -92,7 +93,7 @@ def by_parameter(rules: Rules) -> optax.GradientTransformation:
         rules: optimisers by shell pattern; the first pattern that a name matches counts. `optax.set_to_zero()` freezes.
     """
 
-    def labels(params: Mapping[str, Any]) -> dict[str, Any]:
+    def labels(params: Mapping[str, PyTree]) -> dict[str, Any]:
         found = {}
         for name, value in params.items():
             fitting = [p for p in rules if fnmatchcase(name, p)]
@@ -235,7 +236,7 @@ class _Loop:
         phases: tuple[Phase, ...],
         args: tuple,
         augment: Callable | None,
-        key: Any,
+        key: KeyArray,
     ):
         self.model, self.guide, self.phases = model, guide, phases
         self.args, self.augment, self.key = args, augment, key
@@ -245,7 +246,7 @@ class _Loop:
         # traced once for the loop and for its fingerprint
         self.one = jax.jit(self._one, inline=True)
 
-    def start(self, batch: tuple, params: dict[str, Any]) -> dict[str, Any]:
+    def start(self, batch: tuple, params: dict[str, PyTree]) -> dict[str, PyTree]:
         if self.augment:
             batch = self.augment(self.key, batch)
         refuse_unknown_params(self.model, self.guide, (*batch, *self.args), {}, params)
@@ -261,16 +262,16 @@ class _Loop:
         self.constrain = svi.constrain_fn
         return {"params": free, "optimizers": [phase.optimizer.init(free) for phase in self.phases]}
 
-    def constrained(self, free: Any) -> dict[str, Any]:
+    def constrained(self, free: PyTree) -> dict[str, PyTree]:
         return dict(self.constrain(free))
 
-    def _advance(self, state: Any, arrays: tuple, rows: Any, first: Any) -> tuple[Any, Any]:
-        def body(state: Any, now: tuple[Any, Any]) -> tuple[Any, Any]:
+    def _advance(self, state: PyTree, arrays: tuple, rows: Array, first: Any) -> tuple[PyTree, Array]:
+        def body(state: PyTree, now: tuple[Any, Any]) -> tuple[PyTree, Array]:
             return self.one(state, arrays, *now)
 
         return jax.lax.scan(body, state, (first + jnp.arange(rows.shape[0]), rows))
 
-    def _one(self, state: Any, arrays: tuple, number: Any, chosen: Any) -> tuple[Any, Any]:
+    def _one(self, state: PyTree, arrays: tuple, number: Array, chosen: Array) -> tuple[PyTree, Array]:
         """All phases that are due in one step: the new state, and the first one's loss."""
         key = jax.random.fold_in(self.key, number)
         batch = tuple(a[chosen] for a in arrays)
@@ -286,16 +287,16 @@ class _Loop:
                 state = jax.lax.cond(due, lambda s, take=take: take(s)[0], lambda s: s, state)
         return state, loss
 
-    def program(self, state: Any, arrays: tuple, batch_size: int) -> str:
+    def program(self, state: PyTree, arrays: tuple, batch_size: int) -> str:
         """A fingerprint of what a step computes: model, guide, losses and optimisers as equations."""
         number = jax.ShapeDtypeStruct((), jnp.int32)
         chosen = jax.ShapeDtypeStruct((batch_size,), jax.dtypes.canonicalize_dtype(int))
         return equations(self.one.trace(state, arrays, number, chosen).jaxpr)
 
-    def step(self, index: int, key: Any, batch: tuple, state: Any) -> tuple[Any, Any]:
+    def step(self, index: int, key: KeyArray, batch: tuple, state: PyTree) -> tuple[PyTree, Array]:
         phase = self.phases[index]
 
-        def loss(free: Any) -> Any:
+        def loss(free: PyTree) -> Array:
             return phase.loss.loss(key, self.constrain(free), self.model, self.guide, *batch, *self.args)
 
         value, gradient = jax.value_and_grad(loss)(state["params"])
@@ -321,7 +322,7 @@ class _Epochs:
         return np.concatenate(orders).reshape(-1, self.batch)[start : start + count]
 
 
-def _arrays(name: str, data: Any) -> tuple[Any, ...]:
+def _arrays(name: str, data: Any) -> tuple[Array, ...]:
     given = data if isinstance(data, tuple) else (data,)
     for i, value in enumerate(given):
         which = f"{name}[{i}]" if isinstance(data, tuple) else name
