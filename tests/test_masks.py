@@ -8,11 +8,13 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from jax import lax
 from numpyro import handlers
 from numpyro.ops.indexing import Vindex
 from scipy.stats import norm
 
 import kayn
+from kayn.graph.absent import absences
 
 X = np.array([1.0, 2.0, -1.0], np.float32)
 SEEN = np.array([True, False, True])
@@ -311,12 +313,32 @@ def test_unmasked_nan_is_refused_wherever_the_mask_stands():
         evidence(model, None, np.array([0.5, np.nan, np.nan, 1.0], np.float32), np.array([True, True, False, True]))
 
 
-@pytest.mark.parametrize("read", [lambda z: z[0], lambda z: z[:1].sum(), lambda z: jnp.split(z, [1])[0][0]])
-def test_elements_that_a_slice_leaves_out_are_absent(read):
+FIRST = jnp.array([True, False, False])
+READS = {
+    "place": lambda z: z[0],
+    "slice": lambda z: z[:1].sum(),
+    "split": lambda z: jnp.split(z, [1])[0][0],
+    "known branch": lambda z: lax.cond(FIRST[0], lambda z: z[0], lambda z: z[1], z),
+    "put elsewhere": lambda z: jnp.zeros(4).at[jnp.array([3, 1, 0])].set(z)[3],
+    "covered": lambda z: z.at[1:].set(0.0).sum(),
+    "slid": lambda z: lax.dynamic_update_slice(z, jnp.zeros(2), (1,)).sum(),
+    "sorted rows": lambda z: jnp.sort(jnp.stack([z, z + 1]), 0)[0, 0],
+    "any branch": lambda z: lax.cond(z[0] > 0.1, lambda z: z[:2][0], lambda z: z[0], z),
+    "scan": lambda z: lax.scan(lambda c, x: (c + jnp.where(x[1], x[0], 0.0), c), 0.0, (z, FIRST))[0],
+    "scan from the end": lambda z: lax.scan(lambda c, x: (x, c), 0.0, z, reverse=True)[0],
+    "results of a scan": lambda z: lax.scan(lambda c, x: (c + x, c + x), 0.0, z)[1][0],
+    "places in a loop": lambda z: lax.fori_loop(0, 1, lambda i, c: c + z[i], 0.0),
+    "map": lambda z: lax.map(lambda x: 2 * x, z)[0] / 2,
+    "while": lambda z: lax.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, s[1][::1], z[0]), (0, z, 0.0))[2],
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_elements_that_are_left_out_are_absent(read):
     """Only the first element is in the model: the others are masked, and what is read leaves them out."""
 
     def model():
-        with handlers.mask(mask=jnp.array([True, False, False])):
+        with handlers.mask(mask=FIRST):
             z = numpyro.sample("z", dist.Normal(jnp.zeros(3), 1.0))
         numpyro.sample("y", dist.Normal(read(z), 1.0), obs=0.3)
 
@@ -326,3 +348,40 @@ def test_elements_that_a_slice_leaves_out_are_absent(read):
     # the exact posterior as proposal: every weight is the evidence
     found = kayn.Importance(model, guide, 3, num_replicates=1).run(0, None).log_evidence
     np.testing.assert_allclose(found, norm(0, 2**0.5).logpdf(0.3), atol=1e-5)
+
+
+COUNTED = {
+    "sorted": lambda z: jnp.sort(z)[0],
+    "added at places": lambda z: jnp.zeros(2).at[jnp.array([0, 0, 0])].add(z)[0],
+    "unknown branch": lambda z: lax.cond(z[0] > 0.1, lambda z: z[0] + z[1], lambda z: z[0] + z[2], z),
+    "carried": lambda z: lax.scan(lambda c, x: (c + x, None), 0.0, z)[0],
+    "ends a loop": lambda z: lax.while_loop(lambda s: s[0] < z[1] + z[2], lambda s: (s[0] + 1, s[1] / 2), (0, z[0]))[1],
+    "carried on": lambda z: lax.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, s[1][::-1]), (0, z))[1][0] + z[1],
+}
+
+
+@pytest.mark.parametrize("read", COUNTED.values(), ids=COUNTED)
+def test_what_may_be_read_counts(read):
+    def model():
+        with handlers.mask(mask=FIRST):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(3), 1.0))
+        numpyro.sample("y", dist.Normal(read(z), 1.0), obs=0.3)
+
+    problem = kayn.Importance(model, None, 3).problem(None)
+    program = problem.model
+    assert not any(np.any(absent) for absent in absences(program, [*program.consts, None]).values())
+
+
+@pytest.mark.parametrize(("read", "warns"), [(lambda z: z, True), (lambda z: jnp.where(FIRST, z, 0.0), False)])
+def test_operations_without_a_rule_are_named(read, warns, recwarn):
+    """A transform reads all elements; kayn says that it does not look into it, unless they are left out before."""
+
+    def model():
+        with handlers.mask(mask=FIRST):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(3), 1.0))
+        numpyro.sample("y", dist.Normal(jnp.fft.rfft(read(z)).real[0], 1.0), obs=0.3)
+
+    kayn.Importance(model, None, 3).problem(None)
+    said = [str(w.message) for w in recwarn if "does not know which elements" in str(w.message)]
+    assert len(said) == warns
+    assert all("'z'" in text and "fft (test_masks.py line" in text for text in said)

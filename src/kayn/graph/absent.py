@@ -11,18 +11,24 @@ instead: this integrates to one, so that no other latent's law and no evidence i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
-from kayn.graph.influence import Influence, Origin, Source, influences, is_whole, run_equations
+from kayn.errors import StructureWarning
+from kayn.graph.bodies import Influence, Look, Origin, Source, is_whole, run_equations
+from kayn.graph.influence import influences
+from kayn.graph.reads import either
 from kayn.programs.density_arguments import ARGUMENT
 from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import ABSENT, MASK, UNMASKED, Program
 from kayn.support.arrays import Array
+from kayn.xla.compilation import is_traced
 
 
 def with_absences(program: Program) -> Program:
@@ -34,6 +40,8 @@ def with_absences(program: Program) -> Program:
     dropped = {n for n in program.outputs if n.startswith(UNMASKED)}
     dropped |= {n for n in program.outputs if n.startswith(ARGUMENT) and n.rpartition(":")[2] in uncertain}
 
+    looks: dict[str, Look] = {}
+
     def run(*inputs: Array) -> dict[str, Array]:
         given = [*program.consts, *inputs]
         env = run_equations(program.jaxpr, given)
@@ -41,7 +49,10 @@ def with_absences(program: Program) -> Program:
         values = {n: v.val if isinstance(v, Literal) else env[v] for n, v in outvars.items()}
         out = {n: v for n, v in values.items() if n not in dropped}
         for name in masked:
-            absent = _absent(program, name, given, values, name in uncertain)
+            look = Look(Source.CONTINUOUS, Source.DISCRETE) if name in uncertain else Look()
+            absent = _absent(program, name, given, values, look)
+            if look.unresolved:
+                looks[name] = look
             if absent is None:
                 continue
             out[ABSENT + name] = absent
@@ -52,7 +63,40 @@ def with_absences(program: Program) -> Program:
 
     shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in program.jaxpr.invars]
     closed, found = jax.make_jaxpr(run, return_shape=True)(*shapes)
-    return replace(program, jaxpr=closed.jaxpr, consts=tuple(closed.consts), outputs=tuple(sorted(found)))
+    traced = replace(program, jaxpr=closed.jaxpr, consts=tuple(closed.consts), outputs=tuple(sorted(found)))
+    for name, look in looks.items():
+        _warn_if_unsure(program, name, look)
+    return traced
+
+
+def _warn_if_unsure(program: Program, name: str, look: Look) -> None:
+    """Warn where it matters whether an operation without a rule reads elements that a mask takes out of their prior."""
+
+    def unsure(*inputs: Array) -> Array:
+        first = len(program.consts)
+        outputs = jaxpr_as_fun(ClosedJaxpr(program.jaxpr, inputs[:first]))(*inputs[first:])
+        values = dict(zip(program.outputs, outputs, strict=True))
+        absent = _absent(program, name, inputs, values, replace(look, unresolved=[]))
+        trusting = _absent(program, name, inputs, values, replace(look, unresolved=[], trusting=True))
+        return jnp.any(trusting if absent is None else trusting & ~absent)
+
+    closed = jax.make_jaxpr(unsure)(*(v.aval for v in (*program.jaxpr.constvars, *program.jaxpr.invars)))
+    run, used = slice_outputs(closed.jaxpr, [0])
+    known = [*closed.consts, *program.consts]
+    if any(i >= len(known) for i in used) or is_traced([known[i] for i in used]):
+        return  # not known here
+    with jax.ensure_compile_time_eval():
+        if not np.asarray(run(*(known[i] for i in used))[0]):
+            return
+    told = dict.fromkeys(look.unresolved)
+    lines = ", ".join(f"{operation} ({line})" if line else operation for operation, line in told)
+    warnings.warn(
+        f"masked elements of latent {name!r} are given to {lines}, of which kayn does not know which elements it reads. "
+        "All count as read, with a flat prior; if that is not so, the log evidence is off by the guide's log density of "
+        f"the others. Leave them out before: jnp.where(mask, {name}, 0)",
+        StructureWarning,
+        stacklevel=4,
+    )
 
 
 def absences(program: Program, inputs: Sequence[Array]) -> dict[str, Array]:
@@ -75,26 +119,19 @@ def _reads_latents(program: Program, output: str) -> bool:
 
 
 def _absent(
-    program: Program, name: str, given: Sequence[Array], values: Mapping[str, Array], uncertain: bool
+    program: Program, name: str, given: Sequence[Array], values: Mapping[str, Array], look: Look
 ) -> Array | None:
     """Elements that are masked and in no other factor: bool in the mask's shape; None where there is none."""
-    look = {"predicates": Source.CONTINUOUS, "zeros": Source.DISCRETE} if uncertain else {}
     factors = [n for n in program.outputs if n in program.sites and program.sites[n].kind == "sample"]
     read = _read(program, name, given, {n: _counts(values, n) for n in factors if n != name}, look)
     if program.aliases:
-        read = _either(read, _read_elsewhere(program, name, given, {name: _counts(values, name)}, look))
+        read = either(read, _read_elsewhere(program, name, given, {name: _counts(values, name)}, look))
     mask = values[MASK + name]
     if read is True:
         return None
     if read is False:
         return ~mask
     return ~mask & ~jnp.any(read, tuple(range(mask.ndim, read.ndim)))
-
-
-def _either(a: Influence, b: Influence) -> Influence:
-    if a is True or b is True:
-        return True
-    return b if a is False else a if b is False else a | b
 
 
 def _counts(values: Mapping[str, Array], name: str) -> Influence:
@@ -107,7 +144,7 @@ def _counts(values: Mapping[str, Array], name: str) -> Influence:
 
 
 def _inputs_read(
-    program: Program, given: Sequence[Array], wanted: Mapping[str, Influence], look: Mapping[str, Source]
+    program: Program, given: Sequence[Array], wanted: Mapping[str, Influence], look: Look
 ) -> dict[str, Influence]:
     latents = dict(enumerate(program.inputs, len(program.consts)))
 
@@ -120,20 +157,19 @@ def _inputs_read(
 
     bases = {a.name: a.base for a in program.aliases}
     origins = [origin(i) for i in range(len(given))]
-    options = {"predicates": Source.KNOWN, "zeros": Source.KNOWN, **look}
-    found = influences(program.jaxpr, given, origins, [wanted.get(n, False) for n in program.outputs], **options)
+    found = influences(program.jaxpr, given, origins, [wanted.get(n, False) for n in program.outputs], look)
     return {n: found[i] for i, n in latents.items()}
 
 
 def _read(
-    program: Program, name: str, given: Sequence[Array], wanted: Mapping[str, Influence], look: Mapping[str, Source]
+    program: Program, name: str, given: Sequence[Array], wanted: Mapping[str, Influence], look: Look
 ) -> Influence:
     found = _inputs_read(program, given, wanted, look)
-    return _either(found[name], _moved(program, name, found))
+    return either(found[name], _moved(program, name, found))
 
 
 def _read_elsewhere(
-    program: Program, name: str, given: Sequence[Array], wanted: Mapping[str, Influence], look: Mapping[str, Source]
+    program: Program, name: str, given: Sequence[Array], wanted: Mapping[str, Influence], look: Look
 ) -> Influence:
     """What a chain's own density reads of its other steps."""
     return _moved(program, name, _inputs_read(program, given, wanted, look))
@@ -150,5 +186,5 @@ def _moved(program: Program, name: str, found: Mapping[str, Influence]) -> Influ
         if influence is True:
             return True
         _, back = jax.vjp(lambda x, alias=alias: alias.move(x, 0), jnp.zeros(shape, jnp.float32))
-        out = _either(out, back(influence.astype(jnp.float32))[0] > 0)
+        out = either(out, back(influence.astype(jnp.float32))[0] > 0)
     return out
