@@ -7,8 +7,8 @@
     python3 dev.py lane oldest [arguments]    run the quick tests with the oldest releases that kayn supports
     python3 dev.py lane newest [arguments]    the same with the newest releases, on the newest Python of this machine
 
-The virtual environments are made on first use and brought up to date only when pyproject.toml has changed, so that later
-runs need no network. Set KAYN_VENV to keep them elsewhere.
+The virtual environments are made on first use and brought up to date only when pyproject.toml has changed, so that
+later runs need no network. Set KAYN_VENV to keep them elsewhere.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def run(*command: str) -> int:
 
 
 def run_tests(*arguments: str, lane: str = "") -> int:
-    """Run pytest on two processes, each of which starts with a half of the tests: neighbours share compiled programs."""
+    """Run pytest on two processes, each of which starts with a half of the tests:
+    neighbours share compiled programs."""
     return run(program("python", lane), "-m", "pytest", "-n", "2", "--dist", "worksteal", "-q", *arguments)
 
 
@@ -78,7 +79,8 @@ def install(extra: str, lane: str = "", python: str = sys.executable, releases: 
 
 
 def newest_python() -> str | None:
-    """The newest Python to be found, in PATH or among pyenv's; None where none is new enough for the newest releases."""
+    """The newest Python to be found, in PATH or among pyenv's;
+    None where none is new enough for the newest releases."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     names = [f"python3.{minor}" for minor in range(20, NEWEST[1] - 1, -1)]
     found = [sys.executable, *filter(None, map(shutil.which, names)), *map(str, pyenv.glob("versions/3.*/bin/python3"))]

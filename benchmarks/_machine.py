@@ -1,4 +1,5 @@
-"""What the machine can do: rates of a large matrix product and of a large copy, measured, and a step's share of them."""
+"""What the machine can do: rates of a large matrix product and of a large copy, measured,
+and a step's share of them."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def seconds(call: Callable[[], Any], repeats: int = 7) -> tuple[float, float]:
 
 @cache
 def rates() -> tuple[float, float]:
-    """Floating point operations a second of a float32 matrix product, bytes a second of a scaled copy (read and write)."""
+    """Floating point operations a second of a float32 matrix product, bytes a second of a scaled copy
+    (read and write)."""
     size = 1024 if jax.default_backend() == "cpu" else 8192
     matrix = jnp.ones((size, size), jnp.float32)
     product = jax.jit(lambda a: jnp.matmul(a, a, precision=jax.lax.Precision.HIGHEST))

@@ -1,8 +1,8 @@
 """Exponential-family factors as matrix products against the same factors term by term: time and temporary memory.
 
-Each factor is evaluated on random particles, alone and with its gradient in the particles, both ways in one run: a MovieLens-sized
-prior (18 tastes of 300 or 943 users, mean and log scale on particle axes of their own or on one), and the likelihood of 100 rows
-in each of 50 groups.
+Each factor is evaluated on random particles, alone and with its gradient in the particles, both ways in one run: a
+MovieLens-sized prior (18 tastes of 300 or 943 users, mean and log scale on particle axes of their own or on one), and
+the likelihood of 100 rows in each of 50 groups.
 
 Run: python benchmarks/expfam.py [--json FILE]
 """
@@ -146,7 +146,8 @@ def main(path: str | None, seconds: float) -> None:
             return f"{fast:.2f}/{plain:.2f} {plain / max(fast, 1e-9):.1f}x"
 
         print(
-            f"{case.name:38} {case.num_particles:3}  {both('', 'seconds', 1e3):>16} {both('_gradient', 'seconds', 1e3):>18}"
+            f"{case.name:38} {case.num_particles:3}  {both('', 'seconds', 1e3):>16} "
+            f"{both('_gradient', 'seconds', 1e3):>18}"
             f" {both('_gradient', 'temporary_bytes', 1e-6):>18}"
         )
     if path is not None:

@@ -1,4 +1,5 @@
-"""What the pieces of a contraction cost on this device: log-matmul beside a plain product, chains step by step or in rounds, precision of products.
+"""What the pieces of a contraction cost on this device: log-matmul beside a plain product,
+chains step by step or in rounds, precision of products.
 
 Run: python benchmarks/kernels.py [--json FILE]
 """
@@ -30,7 +31,8 @@ CHAINS = ((100, 10), (1000, 10), (1000, 30))
 
 
 def products() -> list[dict[str, Any]]:
-    """Log-matmuls of spread-out log weights, in float32: time, and how often the plain product's and the least time for operations and bytes."""
+    """Log-matmuls of spread-out log weights, in float32: time,
+    and how often the plain product's and the least time for operations and bytes."""
     plain = jax.jit(partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST))
     semiring = jax.jit(log_matmul)
     rows = []
@@ -59,7 +61,8 @@ def chains() -> list[dict[str, Any]]:
 
 
 def precision(name: str = "bus", particles: int = 30) -> dict[str, Any]:
-    """A QEM step and the log evidence of one set of particles, with full products and with those of ten-bit operands where the device has them."""
+    """A QEM step and the log evidence of one set of particles,
+    with full products and with those of ten-bit operands where the device has them."""
     model, args = MODELS[name]()
     params = fitted(model, args, particles)
     found: dict[str, Any] = {"model": name, "particles": particles}
@@ -81,13 +84,15 @@ def main(path: str | None) -> None:
     for row in found["products"]:
         batch, wide, terms, _ = row["shape"]
         click.echo(
-            f"log-matmul {batch} x ({wide} x {terms} x {wide}): {1e3 * row['seconds']:.3f} ms, {row['of_product']:.1f} times a plain product, "
+            f"log-matmul {batch} x ({wide} x {terms} x {wide}): {1e3 * row['seconds']:.3f} ms, "
+            f"{row['of_product']:.1f} times a plain product, "
             f"{row['of_limit']:.1f} times the limit"
         )
     found["chains"] = chains()
     for row in found["chains"]:
         ways = ", ".join(
-            f"{name.replace('_', ' ')} {1e3 * row[name]['step_seconds']:.2f} ms (first {row[name]['first_step_seconds']:.1f} s)"
+            f"{name.replace('_', ' ')} {1e3 * row[name]['step_seconds']:.2f} ms (first "
+            f"{row[name]['first_step_seconds']:.1f} s)"
             for name in ("one_by_one", "in_rounds")
         )
         click.echo(f"chain of {row['steps']} steps, K = {row['particles']}: {ways}")

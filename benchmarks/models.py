@@ -1,8 +1,9 @@
 """The models that are timed: those of the papers, in their published shapes, and ragged ones on whole data sets.
 
-Every entry of `MODELS` makes a NumPyro model and its arguments. Data come from `kayn.datasets` (set `KAYN_DATA`). Sources
-of the models: Heap, Leech & Aitchison, Massively parallel reweighted wake-sleep (UAI 2023); Heap, Bowyer & Aitchison, Massively
-parallel expectation maximization (2025); Gelman & Hill, Data analysis using regression and multilevel models (2006).
+Every entry of `MODELS` makes a NumPyro model and its arguments. Data come from `kayn.datasets` (set `KAYN_DATA`).
+Sources of the models: Heap, Leech & Aitchison, Massively parallel reweighted wake-sleep (UAI 2023); Heap, Bowyer &
+Aitchison, Massively parallel expectation maximization (2025); Gelman & Hill, Data analysis using regression and
+multilevel models (2006).
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def chimpanzees() -> Case:
 
 
 def ratings_of(users: int, which: slice) -> tuple[Any, Any]:
-    """Genres of rated films [users, ratings, 18], and whether they were liked, for some ratings of each of the first users."""
+    """Genres of rated films [users, ratings, 18], and whether they were liked,
+    for some ratings of each of the first users."""
     data = datasets.load("movielens_100k")
     rows = np.stack([np.flatnonzero(data["user"] == user)[which] for user in range(users)])
     return data["genres"][data["item"][rows], 1:].astype(np.float32), (data["rating"][rows] >= 4).astype(np.float32)
@@ -116,7 +118,8 @@ def movielens(users: int, ratings: int, prior_sd: float = 1.0) -> Case:
 
 
 def occupancy() -> Case:
-    """Bird counts with an unseen presence: 6 years x 12 species x 200 visits x 5 stops, presence summed out exactly; weather in degrees."""
+    """Bird counts with an unseen presence: 6 years x 12 species x 200 visits x 5 stops,
+    presence summed out exactly; weather in degrees."""
     data = datasets.load("occupancy")
     # visits first in their own dimension, species outermost: years are nested in species
     birds = np.swapaxes(data["birds_train_0"], 0, 1).astype(np.float32)

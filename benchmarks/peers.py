@@ -1,9 +1,11 @@
-"""A gradient step of `kayn.VI` against one of NumPyro's `RenyiELBO` with the same K, and of Pyro's `TraceTMC_ELBO` where Pyro is installed.
+"""A gradient step of `kayn.VI` against one of NumPyro's `RenyiELBO` with the same K,
+and of Pyro's `TraceTMC_ELBO` where Pyro is installed.
 
 Run: python benchmarks/peers.py [--particles K ...] [--json FILE]
 
-All optimise AutoNormal guides of the two- and three-level Gaussian models with Adam, in one run, alternating. `RenyiELBO(alpha=0)` weighs K joint draws; kayn
-weighs all combinations of K draws of 51 and 111 latents. Pyro's model is the same, with `infer={"num_samples": K}` and its own mean-field guide.
+All optimise AutoNormal guides of the two- and three-level Gaussian models with Adam, in one run, alternating.
+`RenyiELBO(alpha=0)` weighs K joint draws; kayn weighs all combinations of K draws of 51 and 111 latents. Pyro's model
+is the same, with `infer={"num_samples": K}` and its own mean-field guide.
 """
 
 from __future__ import annotations
@@ -123,7 +125,8 @@ def main(particles: tuple[int, ...], path: str | None) -> None:
                     step()
                 row["pyro_seconds"] = (time.perf_counter() - start) / 5
                 click.echo(
-                    f"{'':<12} Pyro TraceTMC_ELBO {1e3 * row['pyro_seconds']:.1f} ms, {row['pyro_seconds'] / median['kayn.VI']:.0f} times kayn's"
+                    f"{'':<12} Pyro TraceTMC_ELBO {1e3 * row['pyro_seconds']:.1f} ms, "
+                    f"{row['pyro_seconds'] / median['kayn.VI']:.0f} times kayn's"
                 )
             rows.append(row)
     if path:

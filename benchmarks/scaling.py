@@ -2,8 +2,8 @@
 
 Run: python benchmarks/scaling.py [--json FILE] [--plot FILE]
 
-For every curve an exponent is fitted to the last half of the points of log time against log size, and printed beside that of the planner's own
-count of operations (contraction and largest factor).
+For every curve an exponent is fitted to the last half of the points of log time against log size, and printed beside
+that of the planner's own count of operations (contraction and largest factor).
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def main(curves: tuple[str, ...], path: str | None, plot: str | None) -> None:
             found = point(make(size), particles(size))
             points.append({"size": size, **found})
             click.echo(
-                f"{name:<22}{size:>9}  step {1e3 * found['step_seconds']:>9.2f} ms  first {found['first_step_seconds']:>5.1f} s  "
+                f"{name:<22}{size:>9}  step {1e3 * found['step_seconds']:>9.2f} ms  first "
+                f"{found['first_step_seconds']:>5.1f} s  "
                 f"temporaries {found['temporary_bytes'] / 1e6:>8.1f} MB  {found['operations']:.2g} operations"
             )
             jax.clear_caches()

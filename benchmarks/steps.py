@@ -1,11 +1,13 @@
-"""Time and memory of one step of every task: compile time, time of a compiled step, temporary memory, share of the limit.
+"""Time and memory of one step of every task: compile time, time of a compiled step, temporary memory,
+share of the limit.
 
 Run: python benchmarks/steps.py [--tasks NAME ...] [--particles K ...] [--models NAME ...] [--json FILE] [--plot FILE]
 
-Tasks: `qem`, `vi` and `rws` are one step of a fit (draws, weights, contraction and what follows from them); `moments` weighs one set of particles and
-gives the means of all latents; `draws` draws 1,000 combinations from one set. Beside a QEM step stands the time of one iteration of a published PyTorch
-implementation at K = 10, where it is known (median on two quiet CPU cores of the same kind). The limit is the time that the operations and bytes of the
-compiled program, counted by XLA, would take at the rates of a large matrix product and a large copy on this machine.
+Tasks: `qem`, `vi` and `rws` are one step of a fit (draws, weights, contraction and what follows from them); `moments`
+weighs one set of particles and gives the means of all latents; `draws` draws 1,000 combinations from one set. Beside a
+QEM step stands the time of one iteration of a published PyTorch implementation at K = 10, where it is known (median on
+two quiet CPU cores of the same kind). The limit is the time that the operations and bytes of the compiled program,
+counted by XLA, would take at the rates of a large matrix product and a large copy on this machine.
 """
 
 from __future__ import annotations
@@ -128,7 +130,8 @@ def operations(analysis: Analysis) -> float:
 
 
 def measure(task: str, name: str, particles: int) -> dict[str, Any]:
-    """Seconds of the first step, best and median seconds of a compiled one, bytes of temporaries, share of the limit."""
+    """Seconds of the first step, best and median seconds of a compiled one, bytes of temporaries,
+    share of the limit."""
     model, args = (MODELS | HELD_BACK)[name]()
     row: dict[str, Any] = {"task": task, "model": name, "particles": particles}
     analysis = kayn.analyze(model, *args, num_particles=particles)
@@ -166,7 +169,8 @@ def main(
     """Print one line for every task, model and K."""
     click.echo(described())
     click.echo(
-        f"{'task':<9}{'model':<22}{'K':>5}{'first step s':>14}{'step ms':>10}{'best ms':>10}{'temp MB':>10}{'of limit':>10}{'ratio':>8}"
+        f"{'task':<9}{'model':<22}{'K':>5}{'first step s':>14}{'step ms':>10}{'best ms':>10}{'temp MB':>10}"
+        f"{'of limit':>10}{'ratio':>8}"
     )
     rows = []
     for name in models or (*MODELS, *HELD_BACK):
@@ -181,7 +185,8 @@ def main(
                 ratio = f"{known / row['step_seconds']:.0f}x" if known else ""
                 click.echo(
                     f"{task:<9}{name:<22}{count:>5}{row['first_step_seconds']:>14.1f}{1e3 * row['step_seconds']:>10.2f}"
-                    f"{1e3 * row['best_step_seconds']:>10.2f}{row['temporary_bytes'] / 1e6:>10.1f}{row['share_of_limit']:>9.0%} {ratio:>8}"
+                    f"{1e3 * row['best_step_seconds']:>10.2f}{row['temporary_bytes'] / 1e6:>10.1f}"
+                    f"{row['share_of_limit']:>9.0%} {ratio:>8}"
                 )
                 jax.clear_caches()
     if path:

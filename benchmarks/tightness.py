@@ -1,8 +1,8 @@
 """How tight is the evidence bound? Massively parallel against global particles on two Gaussian hierarchies.
 
-Two-level: mu ~ N(0,1); 50 theta_m ~ N(mu,1); 100 observations each ~ N(theta_m,1). Three-level: mu; 10 a_i ~ N(mu,1); 10 x 10
-b_ij ~ N(a_i,1); 20 observations each. The proposal is the best mean field with every scale doubled. Printed is the mean gap
-between the exact log evidence and log Z, in nats, over independent keys, with its standard error.
+Two-level: mu ~ N(0,1); 50 theta_m ~ N(mu,1); 100 observations each ~ N(theta_m,1). Three-level: mu; 10 a_i ~ N(mu,1);
+10 x 10 b_ij ~ N(a_i,1); 20 observations each. The proposal is the best mean field with every scale doubled. Printed is
+the mean gap between the exact log evidence and log Z, in nats, over independent keys, with its standard error.
 
 Run: python benchmarks/tightness.py [--json FILE]
 """
@@ -28,7 +28,8 @@ from kayn.evidence.queries import weighted_draws
 
 @dataclass(frozen=True)
 class Case:
-    """A Gaussian hierarchy with its data, the precision matrix of its latents given data, and the exact log evidence."""
+    """A Gaussian hierarchy with its data, the precision matrix of its latents given data,
+    and the exact log evidence."""
 
     name: str
     model: Callable

@@ -1,8 +1,8 @@
 """Shared by the examples: fit a model with kayn, sample it with NUTS, and compare the two posteriors.
 
 Differences of means are given in units of the NUTS posterior standard deviation, so 0.1 means a tenth of the
-uncertainty that is there anyway. NUTS has Monte Carlo error of its own, printed as ``se``: differences of that size mean
-nothing.
+uncertainty that is there anyway. NUTS has Monte Carlo error of its own, printed as ``se``: differences of that size
+mean nothing.
 """
 
 from __future__ import annotations

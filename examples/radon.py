@@ -37,7 +37,8 @@ def varying_slope(county, upstairs, num_counties, log_radon=None):
 
 
 def prepare(quick: bool) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
-    """County, measured above the basement (a floor that was not recorded counts as above), number of counties, outcome."""
+    """County, measured above the basement (a floor that was not recorded counts as above),
+    number of counties, outcome."""
     data = datasets.load("radon_homes")
     keep = data["county"] < 30 if quick else slice(None)
     county = data["county"][keep].astype(np.int32)

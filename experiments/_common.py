@@ -1,4 +1,5 @@
-"""What the experiments share: files for results, images, and a loop of SVI steps inside `lax.scan` for several seeds at once."""
+"""What the experiments share: files for results, images, and a loop of SVI steps inside `lax.scan` for several seeds at
+once."""
 
 from __future__ import annotations
 
@@ -113,7 +114,8 @@ def train_seeds(
 
 
 def digits() -> tuple[Any, Any, Any]:
-    """Images [N, 784] of MNIST's published test set: 8,000 to train, as intensities in [0, 1], and binary ones, 500 to choose parameters by and 1,500 to test."""
+    """Images [N, 784] of MNIST's published test set: 8,000 to train, as intensities in [0, 1], and binary ones, 500 to
+    choose parameters by and 1,500 to test."""
     images = load("mnist_10k")["images"].reshape(-1, 784).astype(np.float32) / 255
     others = (np.random.default_rng(0).random((2000, 784)) < images[8000:]).astype(np.int32)
     return images[:8000], others[:500], others[500:]

@@ -1,4 +1,5 @@
-"""Draw all pictures and tables of the experiments again, from their JSON: `python experiments/pictures.py [NAME ...]`."""
+"""Draw all pictures and tables of the experiments again, from their JSON:
+`python experiments/pictures.py [NAME ...]`."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
-"""Attend, infer, repeat: how many digits are in the picture, where and what? (Eslami et al., 2016; WW against VIMCO as in Le et al., UAI 2019, section 5.3.)
+"""Attend, infer, repeat: how many digits are in the picture, where and what? (Eslami et al., 2016; WW against VIMCO as
+in Le et al., UAI 2019, section 5.3.)
 
 Run: python experiments/air/run.py [--losses NAME ...] [--particles K ...] [--steps N] [--seeds N] [--full]
 
-Pictures of 50 x 50 with none, one or two digits; up to three steps, each with a bit for whether there is another object, its place and its code, decoded to 20 x 20 and
-pasted. Discrete and continuous latents in one model, whose number depends on the discrete ones. Writes `results.json`, a table, curves and reconstructions into
+Pictures of 50 x 50 with none, one or two digits; up to three steps, each with a bit for whether there is another
+object, its place and its code, decoded to 20 x 20 and pasted. Discrete and continuous latents in one model, whose
+number depends on the discrete ones. Writes `results.json`, a table, curves and reconstructions into
 `experiments/air/results`.
 """
 
@@ -32,7 +34,8 @@ from kayn.inference.training import HELD_OUT, Phase, train
 
 CANVAS, GLIMPSE, OBJECTS, CODE, HIDDEN = 50, 20, 3, 50, 200
 WHERE = jnp.array([-0.7, 0.0, 0.0]), jnp.array([0.1, 0.6, 0.6])
-"""Prior mean and standard deviation of the log of a glimpse's share of the canvas, and of its place (x, y) in [-1, 1]."""
+"""Prior mean and standard deviation of the log of a glimpse's share of the canvas, and of its place (x,
+y) in [-1, 1]."""
 
 
 def pictures(count: int, seed: int, first: int, last: int) -> tuple[Any, Any]:
@@ -193,13 +196,15 @@ SAME = ("loss", "particles", "steps")
 
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
-        f"{'loss':<10}{'K':>3}{'steps':>8}{'seeds':>7}{'right counts':>14}{'lowest':>8}{'highest':>9}{'test log evidence':>19}{'lowest':>9}{'highest':>9}{'KL(q, p)':>10}"
+        f"{'loss':<10}{'K':>3}{'steps':>8}{'seeds':>7}{'right counts':>14}{'lowest':>8}{'highest':>9}"
+        f"{'test log evidence':>19}{'lowest':>9}{'highest':>9}{'KL(q, p)':>10}"
     ]
     for rows in by_case(results, SAME):
         right, test = (np.asarray([float(r[what]) for r in rows]) for what in ("accuracy", "test"))
         gap = np.mean([r["gap"] for r in rows])
         lines.append(
-            f"{rows[0]['loss']:<10}{rows[0]['particles']:>3}{rows[0]['steps']:>8}{len(rows):>7}{right.mean():>14.3f}{right.min():>8.3f}{right.max():>9.3f}"
+            f"{rows[0]['loss']:<10}{rows[0]['particles']:>3}{rows[0]['steps']:>8}{len(rows):>7}"
+            f"{right.mean():>14.3f}{right.min():>8.3f}{right.max():>9.3f}"
             f"{test.mean():>19.2f}{test.min():>9.2f}{test.max():>9.2f}{gap:>10.2f}"
         )
     return "\n".join(lines)

@@ -1,10 +1,13 @@
-"""A mixture with 20 clusters whose encoder must branch: wake-sleep methods and their rivals (Le et al., Revisiting reweighted wake-sleep, UAI 2019, section 5.1).
+"""A mixture with 20 clusters whose encoder must branch: wake-sleep methods and their rivals (Le et al., Revisiting
+reweighted wake-sleep, UAI 2019, section 5.1).
 
 Run: python experiments/gmm/run.py [--full] [--particles K ...] [--init near|far ...] [--methods NAME ...]
 
-Writes `results.json`, a table and a picture into `experiments/gmm/results`. The quick setting takes minutes; `--full` is 100,000 iterations, K = 2, 5, 10, 20, ten
-seeds. The model: z ~ Categorical(softmax(theta / 2)), x | z ~ N(10 z, 5^2), data from p(z) proportional to z + 5. The guide is a network 1-16-16-20 with
-tanh, as in the authors' code (their text has one hidden layer). `near` starts theta at equal logits, `far` at 2 (19 - z). Adam with rate 1e-3, 100 fresh data a step.
+Writes `results.json`, a table and a picture into `experiments/gmm/results`. The quick setting takes minutes; `--full`
+is 100,000 iterations, K = 2, 5, 10, 20, ten seeds. The model: z ~ Categorical(softmax(theta / 2)), x | z ~ N(10 z,
+5^2), data from p(z) proportional to z + 5. The guide is a network 1-16-16-20 with tanh, as in the authors' code (their
+text has one hidden layer). `near` starts theta at equal logits, `far` at 2 (19 - z). Adam with rate 1e-3, 100 fresh
+data a step.
 """
 
 from __future__ import annotations
@@ -209,7 +212,9 @@ def run(method: str, particles: int, init: str, steps: int, seeds: int) -> dict[
 
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
-        f"{'init':<6}{'K':>4} {'method':<11}{'p error':>18}{'q error':>18}{'published p / q':>20}{'gradient sd':>13}{'ms a step':>11}{'PyTorch ms':>12}"
+        f"{'init':<6}{'K':>4} "
+        f"{'method':<11}{'p error':>18}{'q error':>18}{'published p / q':>20}{'gradient sd':>13}"
+        f"{'ms a step':>11}{'PyTorch ms':>12}"
     ]
     for r in results:
         last = r["history"][-1]
@@ -221,8 +226,10 @@ def table(results: list[dict[str, Any]]) -> str:
             else None
         )
         lines.append(
-            f"{r['init']:<6}{r['particles']:>4} {r['method']:<11}{p.mean():>10.4f} ±{p.std():<6.4f}{q.mean():>10.3f} ±{q.std():<6.3f}"
-            f"{f'{known[0]} / {known[1]}' if known else '':>20}{sd.mean():>13.4f}{1e3 * r['step_seconds']:>11.3f}{speed or '':>12}"
+            f"{r['init']:<6}{r['particles']:>4} {r['method']:<11}{p.mean():>10.4f} "
+            f"±{p.std():<6.4f}{q.mean():>10.3f} ±{q.std():<6.3f}"
+            f"{f'{known[0]} / {known[1]}' if known else '':>20}{sd.mean():>13.4f}"
+            f"{1e3 * r['step_seconds']:>11.3f}{speed or '':>12}"
         )
     return "\n".join(lines)
 

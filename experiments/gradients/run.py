@@ -2,9 +2,10 @@
 
 Run: python experiments/gradients/run.py [--particles K ...] [--draws N] [--full]
 
-A categorical latent and a categorical observation for every datum, four and five values: sums over all sets of K particles are sums over how often each value
-was drawn. Every estimator's mean over many draws, at the same parameters of a guide that is not the posterior, is compared with the gradient of its stated
-objective. Writes `results.json`, a table and a picture into `experiments/gradients/results`.
+A categorical latent and a categorical observation for every datum, four and five values: sums over all sets of K
+particles are sums over how often each value was drawn. Every estimator's mean over many draws, at the same parameters
+of a guide that is not the posterior, is compared with the gradient of its stated objective. Writes `results.json`, a
+table and a picture into `experiments/gradients/results`.
 """
 
 from __future__ import annotations
@@ -133,7 +134,8 @@ def flat(tree: Any, names: tuple[str, ...]) -> np.ndarray:
 
 
 def parameters(loss: Any, steps: int) -> dict[str, Any]:
-    """The parameters, with control variates that have been trained for them if there are steps; the others stay as they are."""
+    """The parameters, with control variates that have been trained for them if there are steps;
+    the others stay as they are."""
     rules = {"control": optax.adam(1e-2), "rebar*": optax.adam(1e-2), "*": optax.set_to_zero()}
     svi = SVI(model, guide, by_parameter(rules), loss)
     state = svi.init(jax.random.key(1), X)
@@ -143,7 +145,8 @@ def parameters(loss: Any, steps: int) -> dict[str, Any]:
 
 
 def measure(kind: str, loss: Any, particles: int, draws: int, steps: int) -> dict[str, Any]:
-    """Relative to the length of the exact gradient: how far the mean over draws is from it, how far it would be by chance, and the noise of one draw."""
+    """Relative to the length of the exact gradient: how far the mean over draws is from it, how far it would be by
+    chance, and the noise of one draw."""
     params = parameters(loss, steps)
     found = meters.gradient_noise(loss, model, guide, params, X, num_draws=draws)
     stands_for, names, _ = OBJECTIVES[kind]
@@ -164,7 +167,8 @@ def table(results: list[dict[str, Any]]) -> str:
     ]
     for r in results:
         lines.append(
-            f"{r['estimator']:<18}{r['temperature'] or '':>12}{r['particles']:>4}  {r['target']:<18}{r['bias']:>9.4f}{r['by_chance']:>11.4f}{r['noise']:>9.3f}"
+            f"{r['estimator']:<18}{r['temperature'] or '':>12}{r['particles']:>4}  "
+            f"{r['target']:<18}{r['bias']:>9.4f}{r['by_chance']:>11.4f}{r['noise']:>9.3f}"
         )
     return "\n".join(lines)
 

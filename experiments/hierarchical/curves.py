@@ -1,12 +1,14 @@
-"""Error of posterior means against K and against time: fits with all combinations of few particles and with many joint ones, importance sampling, NUTS.
+"""Error of posterior means against K and against time: fits with all combinations of few particles and with many joint
+ones, importance sampling, NUTS.
 
 Run: python experiments/hierarchical/curves.py [--models NAME ...] [--simulated] [--full]
 
-Truth are the means of a long NUTS run; errors are in its standard deviations, root mean square over all coordinates of all latents. With
-`--simulated` the data are drawn from the model, and truth are the latents that they were drawn with: the exact posterior mean is then about one
-standard deviation off. Seconds are what a user waits, compilation included; weighing the particles that give the means is not counted for fits.
-Writes `curves[_simulated].json` and `.png` into `experiments/hierarchical/results`; the published comparisons are figures 2 to 4 of Bowyer, Heap &
-Aitchison (UAI 2024) and 1 to 3 of Heap, Bowyer & Aitchison (QEM, 2025).
+Truth are the means of a long NUTS run; errors are in its standard deviations, root mean square over all coordinates of
+all latents. With `--simulated` the data are drawn from the model, and truth are the latents that they were drawn with:
+the exact posterior mean is then about one standard deviation off. Seconds are what a user waits, compilation included;
+weighing the particles that give the means is not counted for fits. Writes `curves[_simulated].json` and `.png` into
+`experiments/hierarchical/results`; the published comparisons are figures 2 to 4 of Bowyer, Heap & Aitchison (UAI 2024)
+and 1 to 3 of Heap, Bowyer & Aitchison (QEM, 2025).
 """
 
 from __future__ import annotations
@@ -91,7 +93,8 @@ def run_nuts(model: Callable, args: tuple, samples: int, truth: Truth) -> Iterat
 
 
 def fits(method: str, model: Callable, args: tuple, options: Mapping[str, Any], seeds: int, last: int) -> Iterator[Any]:
-    """For every seed, chunk after chunk: the seed, steps and seconds so far, the guide, its proposal and the log evidence of the last chunk."""
+    """For every seed, chunk after chunk: the seed, steps and seconds so far, the guide,
+    its proposal and the log evidence of the last chunk."""
     begun = time.perf_counter()
     if method == "qem":
         qem = QEM(model, **options)
@@ -190,7 +193,8 @@ def main(
     path = OUT / f"curves{'_simulated' if known else ''}.json"
     rows = rows_of_others(path, models)
     click.echo(
-        f"{'model':<17}{'method':<12}{'strategy':<10}{'K':>6}{'length':>7}{'seconds':>9}{'log evidence':>14}{'error of means, sd':>20}{'test joint':>12}{'by row':>9}"
+        f"{'model':<17}{'method':<12}{'strategy':<10}{'K':>6}{'length':>7}{'seconds':>9}{'log evidence':>14}"
+        f"{'error of means, sd':>20}{'test joint':>12}{'by row':>9}"
     )
 
     def report(found: dict[str, Any], **labels: Any) -> None:
@@ -207,7 +211,8 @@ def main(
             return f"{np.mean(values):>{width}{form}}" if values else " " * width
 
         click.echo(
-            f"{labels['model']:<17}{labels['method']:<12}{labels.get('strategy', ''):<10}{labels.get('particles', ''):>6}{last:>7}"
+            f"{labels['model']:<17}{labels['method']:<12}{labels.get('strategy', ''):<10}"
+            f"{labels.get('particles', ''):>6}{last:>7}"
             + mean("seconds", ".1f", 9)
             + mean("log_evidence", ".1f", 14)
             + mean("error", ".3f", 20)

@@ -1,10 +1,12 @@
-"""The published models in their right form on the right data: ragged MovieLens with its labels, houses in counties, actors crossed with blocks.
+"""The published models in their right form on the right data: ragged MovieLens with its labels,
+houses in counties, actors crossed with blocks.
 
 Run: python experiments/hierarchical/right.py [--models NAME ...] [--particles K ...] [--nuts]
 
-Every method gets the same training rows and is tested on the same held-out rows: MovieLens on the published `ua` split, radon on every tenth house, chimpanzees on
-every tenth trial. With `--nuts` also the distance of posterior means from those of a long NUTS run, in its standard deviations, and score, distance and seconds
-of a NUTS run as users have it (MovieLens takes very long). Writes `right.json` into `experiments/hierarchical/results`.
+Every method gets the same training rows and is tested on the same held-out rows: MovieLens on the published `ua` split,
+radon on every tenth house, chimpanzees on every tenth trial. With `--nuts` also the distance of posterior means from
+those of a long NUTS run, in its standard deviations, and score, distance and seconds of a NUTS run as users have it
+(MovieLens takes very long). Writes `right.json` into `experiments/hierarchical/results`.
 """
 
 from __future__ import annotations
@@ -82,7 +84,8 @@ CASES = {
     "chimpanzees, actors coupled": chimpanzees_case,
 }
 OPTIONS: dict[str, dict[str, Any]] = {"chimpanzees, actors coupled": {"couple": {"actor_effect": "actors"}}}
-"""Actors cross blocks, so one of them has to give up its own particle index; by itself kayn has the fewer do it, the blocks."""
+"""Actors cross blocks, so one of them has to give up its own particle index; by itself kayn has the fewer do it,
+the blocks."""
 
 
 def score_of(posterior: kayn.Posterior, test: tuple) -> tuple[float, float]:
@@ -120,7 +123,8 @@ def main(models: tuple[str, ...], particles: tuple[int, ...], steps: int, nuts: 
     path, chosen = OUT / "right.json", models or tuple(CASES)
     rows = rows_of_others(path, chosen)
     click.echo(
-        f"{'model':<28}{'method':<7}{'K':>4}{'log evidence':>14}{'test, per row':>15}{'joint':>10}{'seconds':>9}{'worst mean, sd of NUTS':>24}"
+        f"{'model':<28}{'method':<7}{'K':>4}{'log evidence':>14}{'test, per row':>15}{'joint':>10}{'seconds':>9}"
+        f"{'worst mean, sd of NUTS':>24}"
     )
     for name in chosen:
         model, train, test, population = CASES[name]()
@@ -158,7 +162,8 @@ def main(models: tuple[str, ...], particles: tuple[int, ...], steps: int, nuts: 
                     }
                 )
                 click.echo(
-                    f"{name:<28}{method:<7}{count:>4}{rows[-1]['log_evidence']:>14.1f}{pointwise:>15.4f}{joint:>10.1f}{seconds:>9.1f}"
+                    f"{name:<28}{method:<7}{count:>4}{rows[-1]['log_evidence']:>14.1f}{pointwise:>15.4f}"
+                    f"{joint:>10.1f}{seconds:>9.1f}"
                     f"{'' if distance is None else f'{distance:.3f}':>24}"
                 )
                 save_json(path, {"rows": rows})

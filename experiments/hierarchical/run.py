@@ -1,7 +1,9 @@
-"""Hierarchical models and chains of the literature, in their published shapes: `python experiments/hierarchical/run.py COMMAND [--help]`.
+"""Hierarchical models and chains of the literature, in their published shapes:
+`python experiments/hierarchical/run.py COMMAND [--help]`.
 
-Every command prints a table and writes JSON and a picture into `experiments/hierarchical/results`. Quick settings take minutes; `--full`, where there is one, is the
-published protocol. Sources: Heap, Leech & Aitchison (UAI 2023), Bowyer, Heap & Aitchison (UAI 2024), Heap, Bowyer & Aitchison (QEM, 2025).
+Every command prints a table and writes JSON and a picture into `experiments/hierarchical/results`. Quick settings take
+minutes; `--full`, where there is one, is the published protocol. Sources: Heap, Leech & Aitchison (UAI 2023), Bowyer,
+Heap & Aitchison (UAI 2024), Heap, Bowyer & Aitchison (QEM, 2025).
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ PUBLIC = {
     "chimpanzees": (-246.7, -41.0),
     "occupancy": (-49101.0, None),
 }
-"""Log evidence (and joint predictive log density of the test half) of the authors' code after 250 iterations with K = 10, its best method
-(occupancy: published, K = 30)."""
+"""Log evidence (and joint predictive log density of the test half) of the authors' code after 250 iterations with K =
+10, its best method (occupancy: published, K = 30)."""
 LAST = 8
 """Iterations over which the noisy log evidence is averaged."""
 
@@ -121,7 +123,8 @@ def methods(
     )
     rows = []
     click.echo(
-        f"{'model':<20}{'K':>4} {'method':<8}{'log evidence':>22}{'public':>10}{'test half':>18}{'public':>9}{'s a step':>10}"
+        f"{'model':<20}{'K':>4} "
+        f"{'method':<8}{'log evidence':>22}{'public':>10}{'test half':>18}{'public':>9}{'s a step':>10}"
     )
     for name in names:
         model, args = MODELS[name]()
@@ -158,7 +161,8 @@ def methods(
                 )
                 test = f"{np.mean(predictive):.1f} ±{np.std(predictive):.1f}" if predictive else ""
                 click.echo(
-                    f"{name:<20}{count:>4} {method:<8}{np.mean(ends):>14.1f} ±{np.std(ends):<6.2f}{known[0] or '':>10}{test:>18}{known[1] or '':>9}{seconds:>10.3f}"
+                    f"{name:<20}{count:>4} {method:<8}{np.mean(ends):>14.1f} "
+                    f"±{np.std(ends):<6.2f}{known[0] or '':>10}{test:>18}{known[1] or '':>9}{seconds:>10.3f}"
                 )
                 jax.clear_caches()
     save_json(OUT / f"{file}.json", {"steps": steps, "rows": rows})
@@ -181,12 +185,14 @@ def held_out(
     seeds: int | None,
     file: str,
 ) -> None:
-    """All combinations of few particles against many joint particles, fitted and tested alike: log density of the test half."""
+    """All combinations of few particles against many joint particles, fitted and tested alike:
+    log density of the test half."""
     few = (3, 10, 30) if full else (30,)
     many = (100, 1000, 10_000, 30_000) if full else many
     rows: list[dict[str, Any]] = []
     click.echo(
-        f"{'model':<20}{'strategy':<10}{'K':>7} {'fitted by':<22}{'log evidence':>20}{'test, joint':>20}{'test, pointwise':>20}{'s a step':>10}"
+        f"{'model':<20}{'strategy':<10}{'K':>7} "
+        f"{'fitted by':<22}{'log evidence':>20}{'test, joint':>20}{'test, pointwise':>20}{'s a step':>10}"
     )
 
     def report(
@@ -300,7 +306,8 @@ def prior_of(model: Callable) -> Callable:
 
 
 def bus_minutes() -> tuple[Callable, tuple]:
-    """The older form of the bus model: minutes of delay of 3 years x 3 boroughs x 30 incidents, weights for every incident, discrete scales."""
+    """The older form of the bus model: minutes of delay of 3 years x 3 boroughs x 30 incidents,
+    weights for every incident, discrete scales."""
     data = datasets.load("bus_breakdown")
     company, kind, minutes = (
         data[f"{k}_train_minutes_a"].astype(np.float32) for k in ("bus_company_name", "run_type", "delay")
@@ -326,7 +333,8 @@ def bus_minutes() -> tuple[Callable, tuple]:
 
 
 def movielens_published() -> tuple[Callable, tuple]:
-    """The arrays of the published figures: no rating is a like, and of 9,000 films nine in ten belong to no genre and the rest to all."""
+    """The arrays of the published figures: no rating is a like,
+    and of 9,000 films nine in ten belong to no genre and the rest to all."""
     data = datasets.load("movielens")
     return tastes(0.25), tuple(data[f"{k}_train_20_450"].astype(np.float32) for k in ("x", "obs"))
 
@@ -347,13 +355,15 @@ PRIOR_CASES = {
 def prior(models: tuple[str, ...], runs: int) -> None:
     """Importance sampling with the prior as proposal: all combinations of 30 particles against many joint draws.
 
-    "conditional" draws every latent given its parents' particles; "marginals" draws it from (a Normal with the quartiles of) its prior marginal, independently
-    of the others. The first three cases have the published sizes, and the first two the paper's narrow priors.
+    "conditional" draws every latent given its parents' particles; "marginals" draws it from (a Normal with the
+    quartiles of) its prior marginal, independently of the others. The first three cases have the published sizes, and
+    the first two the paper's narrow priors.
     """
     path, chosen = OUT / "prior.json", models or tuple(PRIOR_CASES)
     rows = rows_of_others(path, chosen)
     click.echo(
-        f"{'model':<29}{'guide':<12}{'particles':>10} {'strategy':<10}{'log evidence':>20}{'s a run':>9}  variance of posterior means over runs"
+        f"{'model':<29}{'guide':<12}{'particles':>10} {'strategy':<10}{'log evidence':>20}{'s a run':>9}  "
+        "variance of posterior means over runs"
     )
     for name in chosen:
         make, guides, at_a_time, many = PRIOR_CASES[name]
@@ -374,8 +384,8 @@ def prior(models: tuple[str, ...], runs: int) -> None:
                 row = {"model": name, "guide": which, "strategy": strategy, "particles": count * sets}
                 rows.append(row | {"seconds": seconds, "log_evidence": log_z, "variance": spread})
                 click.echo(
-                    f"{name:<29}{which:<12}{count * sets:>10} {strategy:<10}{log_z.mean():>12.1f} ±{log_z.std():<6.1f}{seconds:>9.3f}"
-                    + "".join(f"  {n} {v:.2g}" for n, v in spread.items())
+                    f"{name:<29}{which:<12}{count * sets:>10} {strategy:<10}{log_z.mean():>12.1f} "
+                    f"±{log_z.std():<6.1f}{seconds:>9.3f}" + "".join(f"  {n} {v:.2g}" for n, v in spread.items())
                 )
                 save_json(path, {"rows": rows})
                 jax.clear_caches()
@@ -427,7 +437,8 @@ def chain(replicates: int) -> None:
     click.echo(f"exact log evidence {exact:.4f}\n{'K':>4} {'guide':<10}{'mean of Z / p':>20}{'mean log Z':>12}")
     for count in (2, 10, 30):
         fit = kayn.fit(model, args=(4.0,), num_particles=count, progress=False)
-        # weighed against the mixture of the prior's transitions every path counts the same up to its end, so this is the estimate of joint draws
+        # weighed against the mixture of the prior's transitions every path counts the same up to its end,
+        # so this is the estimate of joint draws
         for name, guide, params in (("prior", prior_of(model), None), ("fitted", fit.guide, fit.params)):
             importance = kayn.Importance(model, guide, num_particles=count, num_replicates=replicates)
             log_z = np.asarray(importance.run(0, params, 4.0).log_evidences)
@@ -446,7 +457,8 @@ SERIAL_DAYS = 5.0
 
 
 def covid_model(npis: Any, wearing: Any, mobility: Any, cases: Any = None) -> None:
-    """Cases in 92 regions: log infections walk with a drift that measures and behaviour explain; counts are negative binomial.
+    """Cases in 92 regions: log infections walk with a drift that measures and behaviour explain;
+    counts are negative binomial.
 
     Args:
         npis: [T, R, 9]; wearing, mobility: [T, R]; cases: [<= T, R].
@@ -502,7 +514,8 @@ def covid(particles: int, steps: int, regions: int) -> None:
         history += np.asarray(log_z).tolist()
     seconds = (time.perf_counter() - start) / len(history)
     click.echo(
-        f"{seconds:.2f} s a step; log evidence {np.mean(history[:8]):.0f} after 16 steps, {np.mean(history[-8:]):.0f} at the end"
+        f"{seconds:.2f} s a step; log evidence {np.mean(history[:8]):.0f} after 16 steps, "
+        f"{np.mean(history[-8:]):.0f} at the end"
     )
     importance = kayn.Importance(covid_model, qem.guide, num_particles=particles, groups=[(*GLOBALS, "log_r0")])
     posterior = importance.run(1, qem.get_params(state), *args)
@@ -513,11 +526,13 @@ def covid(particles: int, steps: int, regions: int) -> None:
     ahead = float(np.mean(((truth >= low) & (truth <= high))[TRAIN_DAYS:]))
     ratio = float(np.median(np.abs(np.log1p(middle[TRAIN_DAYS:]) - np.log1p(truth[TRAIN_DAYS:]))))
     click.echo(
-        f"90 % intervals hold {inside:.0%} of all counts and {ahead:.0%} of the forecast ones; forecasts are off by a factor of {np.exp(ratio):.2f} (median)"
+        f"90 % intervals hold {inside:.0%} of all counts and {ahead:.0%} of the forecast ones; forecasts are "
+        f"off by a factor of {np.exp(ratio):.2f} (median)"
     )
     for name in GLOBALS:
         click.echo(
-            f"{name}: mean {np.round(np.asarray(posterior.mean(name)), 3)} sd {np.round(np.asarray(posterior.std(name)), 3)}"
+            f"{name}: mean {np.round(np.asarray(posterior.mean(name)), 3)} sd "
+            f"{np.round(np.asarray(posterior.std(name)), 3)}"
         )
     save_json(
         OUT / "covid.json",

@@ -1,11 +1,14 @@
-"""A probabilistic context-free grammar: a model whose control flow is drawn at random (as in Le et al., UAI 2019, section 5; grammar of Manning & Schuetze, 1999).
+"""A probabilistic context-free grammar: a model whose control flow is drawn at random (as in Le et al., UAI 2019,
+section 5; grammar of Manning & Schuetze, 1999).
 
 Run: python experiments/pcfg/run.py [--methods NAME ...] [--particles K ...] [--steps N]
 
-A sentence is derived from the left: a stack holds what is still to be expanded, and every step draws a rule for the symbol on top, which pushes symbols or emits a word. Which
-latents exist, and what they mean, depends on those drawn before. Learnt are the rules' probabilities and a recurrent network that proposes a rule from the sentence,
-the position in it and the stack's top. The probability of a sentence is also computed by the inside algorithm, so the error of everything is known. Words are heard
-wrongly with probability 0.05, so that every derivation of the right length has some weight.
+A sentence is derived from the left: a stack holds what is still to be expanded, and every step draws a rule for the
+symbol on top, which pushes symbols or emits a word. Which latents exist, and what they mean, depends on those drawn
+before. Learnt are the rules' probabilities and a recurrent network that proposes a rule from the sentence, the position
+in it and the stack's top. The probability of a sentence is also computed by the inside algorithm, so the error of
+everything is known. Words are heard wrongly with probability 0.05, so that every derivation of the right length has
+some weight.
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ RULES: tuple[tuple[str, tuple[str, ...], float], ...] = (
     ("NP", ("telescopes",), 0.1),
 )
 LONGEST, STEPS, DEPTH = 9, 17, 9
-"""Words of a sentence (3, 5, 7 or 9), rules of a derivation (a word takes one, and so does every branching), symbols on the stack."""
+"""Words of a sentence (3, 5, 7 or 9), rules of a derivation (a word takes one, and so does every branching),
+symbols on the stack."""
 END, NOISE, HIDDEN = len(WORDS), 0.05, 32
 
 LEFT = np.array([SYMBOLS.index(left) for left, _, _ in RULES])
@@ -145,7 +149,8 @@ def guide(words: Any) -> None:
 
 
 def sentences(count: int, seed: int) -> tuple[Any, Any]:
-    """Sentences of at most LONGEST words, drawn from the grammar and heard with noise, and how often every rule made them: [R]."""
+    """Sentences of at most LONGEST words, drawn from the grammar and heard with noise,
+    and how often every rule made them: [R]."""
     rng = np.random.default_rng(seed)
     by_symbol = {s: [i for i, (left, _, _) in enumerate(RULES) if left == s] for s in SYMBOLS}
     rows: list[list[int]] = []
@@ -236,11 +241,13 @@ def run(method: str, particles: int, steps: int, seed: int) -> dict[str, Any]:
 
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
-        f"{'method':<11}{'K':>4}{'seed':>6}{'worst error of a rule':>24}{'log p of a test sentence':>26}{'by frequencies':>16}{'loss by K particles':>21}"
+        f"{'method':<11}{'K':>4}{'seed':>6}{'worst error of a rule':>24}{'log p of a test sentence':>26}"
+        f"{'by frequencies':>16}{'loss by K particles':>21}"
     ]
     for r in results:
         lines.append(
-            f"{r['method']:<11}{r['particles']:>4}{r['seed']:>6}{r['p_error']:>24.3f}{r['exact']:>26.3f}{r['best']:>16.3f}{r['gap']:>21.3f}"
+            f"{r['method']:<11}{r['particles']:>4}{r['seed']:>6}{r['p_error']:>24.3f}{r['exact']:>26.3f}"
+            f"{r['best']:>16.3f}{r['gap']:>21.3f}"
         )
     return "\n".join(lines)
 

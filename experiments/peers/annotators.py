@@ -1,4 +1,5 @@
-"""Mixtures and models of annotation, whose Dirichlet and Beta latents integrate away given the discrete ones, after NumPyro's examples."""
+"""Mixtures and models of annotation, whose Dirichlet and Beta latents integrate away given the discrete ones,
+after NumPyro's examples."""
 
 from __future__ import annotations
 

@@ -127,7 +127,8 @@ def compare(posterior: Any, log_z: float | None = None, **moments: tuple[Any, An
     """Log evidence within 0.05 nats and four of its own standard errors; means within 0.15 sd, sds within 15 %.
 
     Args:
-        moments: the right mean and sd of a latent or deterministic site, the latter None where it is not to be compared.
+        moments: the right mean and sd of a latent or deterministic site,
+            the latter None where it is not to be compared.
     """
     found = []
     if log_z is not None:

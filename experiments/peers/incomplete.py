@@ -117,7 +117,8 @@ def missing_bits() -> Any:
 
 @case("docs (do)", quick=True)
 def intervention() -> Any:
-    """Cause x is set, so that it tells nothing of the confounder: rate ~ Beta(2, 1), z ~ Bernoulli(rate), y ~ N(x + 2 z, 1)."""
+    """Cause x is set, so that it tells nothing of the confounder: rate ~ Beta(2, 1), z ~ Bernoulli(rate),
+    y ~ N(x + 2 z, 1)."""
 
     def model(y: Any) -> None:
         rate = numpyro.sample("rate", dist.Beta(2.0, 1.0))

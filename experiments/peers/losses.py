@@ -40,7 +40,8 @@ def bound(*sizes: int, p: Callable, q: Callable) -> Callable:
 
 
 def bound_of_two(*sizes: int, p: Callable, q: Callable) -> Callable:
-    """The same with two particles of each latent, weighed in all combinations; the guide's sites are independent: q gives one term a latent."""
+    """The same with two particles of each latent, weighed in all combinations; the guide's sites are independent:
+    q gives one term a latent."""
     values = states(*sizes)
 
     def loss(params: Any) -> Any:
@@ -97,7 +98,8 @@ def loss_of_scaled_enumerated_latents() -> Any:
             numpyro.sample("x", dist.Normal(locs[a], 1.0), obs=INNER)
 
     def exact(p: Any) -> float:
-        # the density to the power of 3, as `log_density` has it; `TraceEnum_ELBO` takes 3 times the log of the plain sum
+        # the density to the power of 3, as `log_density` has it;
+        # `TraceEnum_ELBO` takes 3 times the log of the plain sum
         prior = log_softmax(p["u"])
         return -sum(logsumexp(3 * (prior + stats.norm.logpdf(x, p["locs"], 1))) for x in INNER)
 

@@ -1,4 +1,5 @@
-"""Densities written as factors or distributions of one's own, circular data, volatility and smoothing, and answers about discrete latents."""
+"""Densities written as factors or distributions of one's own, circular data, volatility and smoothing,
+and answers about discrete latents."""
 
 from __future__ import annotations
 
@@ -138,7 +139,8 @@ RETURNS = np.array([0.3, -0.1, 0.8, -1.5, 0.4])
 
 
 def volatility_exactly() -> Exact:
-    """Step size s ~ Uniform(0.12, 2), log volatility h a walk of such steps from 0, returns N(0, exp(h)): states on a grid."""
+    """Step size s ~ Uniform(0.12, 2), log volatility h a walk of such steps from 0, returns N(0, exp(h)):
+    states on a grid."""
     h, wh = nodes(-6, 6, 200)
     likely = stats.norm.pdf(RETURNS[:, None], 0, np.exp(h))  # [steps, nodes]
 

@@ -1,4 +1,5 @@
-"""Regressions and processes: shrinkage, networks, Gaussian processes, ordinal, inflated, censored and incomplete data, after NumPyro's examples."""
+"""Regressions and processes: shrinkage, networks, Gaussian processes, ordinal, inflated,
+censored and incomplete data, after NumPyro's examples."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
 Run: python experiments/peers/run.py [--only TEXT ...] [--out DIRECTORY]
 
-Every model has an oracle: a closed form, an enumeration, quadrature, or the forward algorithm, in plain NumPy (NumPyro's sampler where there is none). Writes
-`results.json` and `table.md` into `experiments/peers/results`, the rows of other models staying as they are. Exit status 1 if any is wrong.
+Every model has an oracle: a closed form, an enumeration, quadrature, or the forward algorithm, in plain NumPy
+(NumPyro's sampler where there is none). Writes `results.json` and `table.md` into `experiments/peers/results`, the rows
+of other models staying as they are. Exit status 1 if any is wrong.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def main(only: tuple[str, ...], out: Path) -> None:
         click.echo(f"{one.name:55} {rows[one.name]['s']:6.1f} s  {rows[one.name]['verdict'][:120]}")
         for f in rows[one.name]["figures"]:
             click.echo(
-                f"    {f['what']:30} {f['found']:12.5g} {f['right']:12.5g} +- {f['tolerance']:.2g}{'' if f['good'] else '   <'}"
+                f"    {f['what']:30} {f['found']:12.5g} {f['right']:12.5g} +- "
+                f"{f['tolerance']:.2g}{'' if f['good'] else '   <'}"
             )
         ordered = [rows[n] for n in CASES if n in rows]
         save_json(path, {"rows": ordered})

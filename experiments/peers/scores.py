@@ -1,4 +1,5 @@
-"""Score functions and paths: gradients of drawn latents beside exact ones, after NumPyro's tests of `TraceGraph_ELBO`."""
+"""Score functions and paths: gradients of drawn latents beside exact ones,
+after NumPyro's tests of `TraceGraph_ELBO`."""
 
 from __future__ import annotations
 

@@ -46,7 +46,8 @@ def notes(cell: Any, cells: int) -> float:
 
 
 def hmm(kind: str, lengths: Any, tones: Any) -> None:
-    """States x (and w), tones y; "pair" where y reads y a step before, "factorial" and "dynamic" with a second chain."""
+    """States x (and w), tones y; "pair" where y reads y a step before,
+    "factorial" and "dynamic" with a second chain."""
     probs_x = numpyro.sample("probs_x", dist.Dirichlet(jnp.asarray(STICKY)).to_event(1))
     if kind != "plain":
         shape = {"pair": (2, 2, 2), "second": (2, 2), "factorial": (2, 2, 2), "tones": (2, 2)}[kind]

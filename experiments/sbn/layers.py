@@ -1,6 +1,8 @@
-"""Layers of binary units given the units above: independent, with a deterministic hidden layer, or autoregressive (DARN, NADE).
+"""Layers of binary units given the units above: independent, with a deterministic hidden layer,
+or autoregressive (DARN, NADE).
 
-A layer is a function of the layer's name, its size and the values above, `[..., inputs]`, that returns a distribution over `[..., size]`. Weights are `numpyro.param` sites.
+A layer is a function of the layer's name, its size and the values above, `[..., inputs]`, that returns a distribution
+over `[..., size]`. Weights are `numpyro.param` sites.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
-"""Sigmoid belief networks on bars and on binarised MNIST: wake-sleep methods, layer types, particles (Bornschein & Bengio, Reweighted wake-sleep, ICLR 2015).
+"""Sigmoid belief networks on bars and on binarised MNIST: wake-sleep methods, layer types, particles (Bornschein &
+Bengio, Reweighted wake-sleep, ICLR 2015).
 
-Run: python experiments/sbn/run.py [--data bars|mnist] [--methods NAME ...] [--particles K ...] [--layers KIND ...] [--full]
+Run: python experiments/sbn/run.py [--data bars|mnist] [--methods NAME ...] [--particles K ...] [--layers KIND ...]
+[--full]
 
-Bars are 4 x 4 images in which each of eight bars is on with probability 1/4; their entropy is known, so that a perfect model's log evidence is too. MNIST is
-binarised afresh at every step (training) or once (test); 8,000 images train and 2,000 test. Writes `results.json`, tables and a picture into `experiments/sbn/results`.
+Bars are 4 x 4 images in which each of eight bars is on with probability 1/4; their entropy is known, so that a perfect
+model's log evidence is too. MNIST is binarised afresh at every step (training) or once (test); 8,000 images train and
+2,000 test. Writes `results.json`, tables and a picture into `experiments/sbn/results`.
 """
 
 from __future__ import annotations
@@ -170,7 +173,8 @@ SAME = ("data", "sizes", "p", "q", "method", "particles", "strategy", "steps")
 
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
-        f"{'data':<7}{'layers':<16}{'p':<6}{'q':<6}{'method':<11}{'K':>4} {'particles':<10}{'steps':>7}{'seeds':>6}{'test log evidence':>20}{'error':>7}{'images / s':>12}"
+        f"{'data':<7}{'layers':<16}{'p':<6}{'q':<6}{'method':<11}{'K':>4} "
+        f"{'particles':<10}{'steps':>7}{'seeds':>6}{'test log evidence':>20}{'error':>7}{'images / s':>12}"
     ]
     for rows in by_case(results, SAME):
         data, sizes, p, q, method, particles, strategy, steps = (rows[0][what] for what in SAME)
@@ -182,7 +186,8 @@ def table(results: list[dict[str, Any]]) -> str:
         rates = [r["images_per_second"] for r in rows if r["images_per_second"]]
         speed = f"{max(rates):,.0f}" if rates else "-"
         lines.append(
-            f"{data:<7}{layers:<16}{p:<6}{q:<6}{method:<11}{particles:>4} {kind:<10}{steps:>7}{len(rows):>6}{values.mean():>20.3f}{spread:>7.3f}{speed:>12}"
+            f"{data:<7}{layers:<16}{p:<6}{q:<6}{method:<11}{particles:>4} "
+            f"{kind:<10}{steps:>7}{len(rows):>6}{values.mean():>20.3f}{spread:>7.3f}{speed:>12}"
         )
     if any(r["data"] == "bars" for r in results):
         lines.append(f"A perfect model of the bars has a test log evidence of {-entropy_of_bars():.3f} on average.")
@@ -197,7 +202,10 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
     for column, name in enumerate(sets):
         for rows in by_case([r for r in results if r["data"] == name], SAME):
             first, layered = rows[0], rows[0]["strategy"] == "parallel"
-            label = f"{first['method']}, K = {first['particles']}{' per layer' if layered else ''}, {first['p']}/{first['q']}, {first['steps']:,} steps"
+            label = (
+                f"{first['method']}, K = {first['particles']}{' per layer' if layered else ''}, "
+                f"{first['p']}/{first['q']}, {first['steps']:,} steps"
+            )
             style = {"linestyle": "--" if layered else "-", "label": label}
             style["color"] = plot_looks(panels[0, column], rows, "held_out", **style)
             counts = sorted(map(int, first["curve"]))

@@ -1,9 +1,11 @@
-"""Importance weighted autoencoder against wake-wake on binarised MNIST: does a tighter bound teach the guide less? (Le et al., UAI 2019; Burda, Grosse & Salakhutdinov, 2016.)
+"""Importance weighted autoencoder against wake-wake on binarised MNIST: does a tighter bound teach the guide less? (Le
+et al., UAI 2019; Burda, Grosse & Salakhutdinov, 2016.)
 
 Run: python experiments/vae/run.py [--particles K ...] [--losses NAME ...] [--steps N] [--full]
 
-One stochastic layer of 50 units, two tanh layers of 200 each way. 8,000 images train, binarised afresh at every step, 2,000 test. Writes `results.json`, a table, a
-picture of the curves and one of reconstructions into `experiments/vae/results`.
+One stochastic layer of 50 units, two tanh layers of 200 each way. 8,000 images train, binarised afresh at every step,
+2,000 test. Writes `results.json`, a table, a picture of the curves and one of reconstructions into
+`experiments/vae/results`.
 """
 
 from __future__ import annotations
@@ -112,12 +114,14 @@ def run(name: str, particles: int, steps: int, batch: int, rate: float, test_par
 
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
-        f"{'loss':<6}{'K':>4}{'test log evidence':>20}{'error':>7}{'KL(q, p)':>10}{'KL(q, prior)':>14}{'active units':>14}{'published':>11}"
+        f"{'loss':<6}{'K':>4}{'test log evidence':>20}{'error':>7}{'KL(q, p)':>10}{'KL(q, prior)':>14}"
+        f"{'active units':>14}{'published':>11}"
     ]
     for r in results:
         known = PUBLISHED.get((r["loss"], r["particles"]), "")
         lines.append(
-            f"{r['loss']:<6}{r['particles']:>4}{r['test']:>20.2f}{r['test_error']:>7.2f}{r['gap']:>10.2f}{r['rate']:>14.2f}{r['active']:>14}{known:>11}"
+            f"{r['loss']:<6}{r['particles']:>4}{r['test']:>20.2f}{r['test_error']:>7.2f}{r['gap']:>10.2f}"
+            f"{r['rate']:>14.2f}{r['active']:>14}{known:>11}"
         )
     return "\n".join(lines)
 
