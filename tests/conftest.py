@@ -49,13 +49,16 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_configure(config):
-    """Let XLA compile in half the time: the tests wait for the compiler. What `--quick` selects is compiled as users compile it."""
-    if not config.getoption("--quick") and not hasattr(config, "workerinput"):
-        # read when the first program is compiled; workers inherit both
-        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        if jax.__version_info__ < (0, 11):  # later releases stop at a flag that they no longer know
-            os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
-        jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
+    """Let XLA compile in half the time, since the tests wait for the compiler. What `--quick` selects is compiled as users compile it, and
+    so is what tests run in processes of their own."""
+    if config.getoption("--quick"):
+        return
+    jax.config.update("jax_disable_most_optimizations", True)
+    if jax.__version_info__ < (0, 11):  # later releases stop at this flag, which they no longer know
+        with pytest.MonkeyPatch.context() as patch:
+            flags = os.environ.get("XLA_FLAGS", "")
+            patch.setenv("XLA_FLAGS", f"{flags} --xla_cpu_use_fusion_emitters=false")
+            jax.jit(lambda: 0)()  # flags are read once, by the first program
 
 
 def resident():
