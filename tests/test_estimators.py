@@ -5,6 +5,7 @@ fails with probability below 1e-4. Keys are fixed.
 """
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -77,14 +78,19 @@ def parameters(model, guide, x):
     return svi.get_params(svi.init(jax.random.key(0), x))
 
 
-def gradients(loss, model, guide, x, params, count=DRAWS, seed=0):
-    """Mean and standard error of the loss and of its gradient, by parameter."""
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def losses(loss, model, guide, x, params, keys):
+    """The loss and its gradient, by key."""
 
     def one(key):
         return jax.value_and_grad(lambda p: loss.loss_with_mutable_state(key, p, model, guide, x)["loss"])(params)
 
-    keys = jax.random.split(jax.random.key(seed), count)
-    values = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=1000))(keys)
+    return jax.lax.map(one, keys, batch_size=1000)
+
+
+def gradients(loss, model, guide, x, params, count=DRAWS, seed=0):
+    """Mean and standard error of the loss and of its gradient, by parameter."""
+    values = losses(loss, model, guide, x, params, jax.random.split(jax.random.key(seed), count))
     mean = jax.tree.map(lambda v: np.mean(np.asarray(v, np.float64), 0), values)
     error = jax.tree.map(lambda v: np.std(np.asarray(v, np.float64), 0) / count**0.5, values)
     return mean, error
@@ -123,29 +129,27 @@ def network_tables(params, x, dependent=False):
     return log_p, log_q
 
 
+def all_draws(outcomes, count):
+    """All that `count` draws can be: [combinations, count]."""
+    return np.array(list(itertools.product(range(outcomes), repeat=count)))
+
+
 def expected_log_z(tables, count):
     """E log Z over K joint draws for every datum, summed: the local bound."""
     log_p, log_q = (t.reshape(t.shape[0], -1) for t in tables)
-    total = 0.0
-    for chosen in itertools.product(range(log_p.shape[1]), repeat=count):
-        chosen = np.array(chosen)
-        weights = log_p[:, chosen] - log_q[:, chosen]
-        total += jnp.sum(jnp.exp(log_q[:, chosen].sum(1)) * (jax.nn.logsumexp(weights, 1) - np.log(count)))
-    return total
+    chosen = all_draws(log_p.shape[1], count)
+    weights = log_p[:, chosen] - log_q[:, chosen]
+    return jnp.sum(jnp.exp(log_q[:, chosen].sum(-1)) * (jax.nn.logsumexp(weights, -1) - np.log(count)))
 
 
 def expected_parallel_log_z(params, x, count):
     """E log Z of `network` with K particles of a and K of b, all pairs weighed, under the factorised guide."""
     log_p, log_q = network_tables(params, x)
     log_a, log_b = jax.nn.logsumexp(log_q, 2), jax.nn.logsumexp(log_q, 1)
-    total = 0.0
-    for a in itertools.product(range(2), repeat=count):
-        for b in itertools.product(range(2), repeat=count):
-            a, b = np.array(a), np.array(b)
-            weights = log_p[:, a[:, None], b] - log_q[:, a[:, None], b]
-            probability = jnp.exp(log_a[:, a].sum(1) + log_b[:, b].sum(1))
-            total += jnp.sum(probability * (jax.nn.logsumexp(weights, (1, 2)) - 2 * np.log(count)))
-    return total
+    a, b = (d.reshape(-1, count) for d in np.broadcast_arrays(all_draws(2, count)[:, None], all_draws(2, count)))
+    pairs = (slice(None), a[:, :, None], b[:, None, :])
+    probability = jnp.exp(log_a[:, a].sum(-1) + log_b[:, b].sum(-1))
+    return jnp.sum(probability * (jax.nn.logsumexp((log_p - log_q)[pairs], (-2, -1)) - 2 * np.log(count)))
 
 
 def negative(tree):
@@ -298,12 +302,9 @@ def wake_gradient(log_p, log_q_of, params, count):
         fixed = jax.lax.stop_gradient(params)
         p, q = (t.reshape(t.shape[0], -1) for t in (log_p(params), log_q_of(params)))
         p0, q0 = (t.reshape(t.shape[0], -1) for t in (log_p(fixed), log_q_of(fixed)))
-        total = 0.0
-        for chosen in itertools.product(range(p.shape[1]), repeat=count):
-            chosen = np.array(chosen)
-            share = jax.nn.softmax(p0[:, chosen] - q0[:, chosen], -1)
-            total += jnp.sum(jnp.exp(q0[:, chosen].sum(1))[:, None] * share * (p[:, chosen] + q[:, chosen]))
-        return total
+        chosen = all_draws(p.shape[1], count)
+        share = jax.nn.softmax((p0 - q0)[:, chosen], -1)
+        return jnp.sum(jnp.exp(q0[:, chosen].sum(-1))[..., None] * share * (p + q)[:, chosen])
 
     return negative(jax.grad(weighted)(params))
 
@@ -387,12 +388,9 @@ def test_defensive_particles_are_weighed_by_the_mixture():
 
     def weighted(params):
         p, q = mixture_tables(params, X)
-        total = 0.0
-        for chosen in itertools.product(range(3), repeat=count):
-            chosen = np.array(chosen)
-            share = jax.nn.softmax(log_p[:, chosen] - log_m[:, chosen], -1)
-            total += jnp.sum(jnp.exp(log_m[:, chosen].sum(1))[:, None] * share * (p[:, chosen] + q[:, chosen]))
-        return total
+        chosen = all_draws(3, count)
+        share = jax.nn.softmax((log_p - log_m)[:, chosen], -1)
+        return jnp.sum(jnp.exp(log_m[:, chosen].sum(-1))[..., None] * share * (p + q)[:, chosen])
 
     expected = negative(jax.grad(weighted)(params))
     loss = kayn.RWS(count, "local", defensive=delta)
