@@ -131,7 +131,9 @@ def test_two_guide_parents(num_particles, denominator):
 def test_evenly_spread_particles(num_particles):
     """The default guide fills quantiles evenly: particles of a latent are dependent, the estimate is unbiased all the same."""
     guide = FactorisedGuide.from_model(groups, (True,))
-    mean, error = mean_ratio(groups, (True,), guide, GROUPS_EVIDENCE, 100_000, num_particles=num_particles)
+    mean, error = mean_ratio(
+        groups, (True,), guide, GROUPS_EVIDENCE, 100_000, num_particles=num_particles, draws="even"
+    )
     check(mean, error)
 
 

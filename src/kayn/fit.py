@@ -14,9 +14,9 @@ import optax
 from numpyro.infer import SVI
 
 from kayn.axes.request import TARGET_ELEMENTS, make_request
-from kayn.evidence.problem import refuse_broken_arguments, refuse_unknown_params
+from kayn.evidence.problem import build_problem, refuse_broken_arguments, refuse_unknown_params
 from kayn.guides.factorised import FactorisedGuide
-from kayn.inference.importance import Weigher, evenly_drawn
+from kayn.inference.importance import Importance, Weigher
 from kayn.inference.qem import CHUNK, QEM
 from kayn.inference.stopping import UNKNOWN, until_flat
 from kayn.objectives.rws import RWS
@@ -87,9 +87,9 @@ class Fit:
                 warn_if_poor(posterior)
                 return posterior
         options = {**self.options, **({} if num_particles is None else {"num_particles": num_particles})}
-        request = make_request(**options)
+        request = make_request(**options, draws=Importance.draws)
         if request not in self._weighers:
-            problem = evenly_drawn(
+            problem = build_problem(
                 self.call.model, self.guide, self.call.args, self.call.kwargs, self.proposal, request
             )
             self._weighers[request] = Weigher(problem, self.call)

@@ -100,7 +100,8 @@ def evidence_meter(
     """
     chunk = min(chunk, num_particles)
     count = -(-num_particles // chunk)
-    request = make_request(chunk, strategy)
+    # the bound that the losses ascend, at other numbers of particles
+    request = make_request(chunk, strategy, draws="independent")
 
     def read(args: tuple, kwargs: Mapping[str, Any]) -> Problem:
         return build_problem(model, guide, args, kwargs, parameter_values(params), request)

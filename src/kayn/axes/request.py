@@ -1,4 +1,4 @@
-"""What a user asks of the particle axes: strategy, numbers of particles, groups, couplings, bounds."""
+"""What is asked of the particles: strategy, numbers, groups, couplings, bounds, and how they are drawn."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kayn.errors import StructureError
 from kayn.support.memory import memory_budget
-from kayn.support.options import Couple, Elements, Groups, Memory, Particles, Strategy
+from kayn.support.options import Couple, Drawing, Elements, Groups, Memory, Particles, Strategy
 from kayn.support.validate import checked
 
 TARGET_ELEMENTS = 2**20
@@ -16,7 +16,7 @@ TARGET_ELEMENTS = 2**20
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks of the particle axes.
+    """What the user asks of the particle axes, and an entry point of the draws.
 
     Attributes:
         num_particles: K, for all latents or by latent name (others get the default under "").
@@ -25,6 +25,10 @@ class Request:
         couple: plates over which a latent gives up its own index; replaces the automatic choice where groups are crossed.
         target_elements: where a factor or an intermediate array has more entries, latents without plates share an axis.
         memory: bytes that a step may take; where it would take more, any axes are merged.
+        draws: "independent", one run of the guide for each particle, as in the literature of the losses for SVI; or
+            "even", noise of Normal sites that is drawn for all particles together and fills the quantiles
+            (`kayn.particles.shared_noise`). Each particle has the guide's law either way. Entry points say which in their
+            attribute `draws`; everything else asks here.
     """
 
     num_particles: int | tuple[tuple[str, int], ...] = 30
@@ -33,6 +37,7 @@ class Request:
     couple: tuple[tuple[str, tuple[str, ...]], ...] = ()
     target_elements: Elements = TARGET_ELEMENTS
     memory: int = 2**32
+    draws: Drawing = "independent"
 
     def particles_of(self, latent: str) -> int:
         """K of a latent: its own number, else that under the empty name, else 30."""
@@ -50,6 +55,7 @@ def make_request(
     couple: Couple = None,
     target_elements: Elements = TARGET_ELEMENTS,
     memory: Memory = None,
+    draws: Drawing = "independent",
 ) -> Request:
     """Check and freeze what the user asks for.
 
@@ -68,4 +74,5 @@ def make_request(
         frozen,
         target_elements,
         memory_budget(memory),
+        draws,
     )

@@ -28,6 +28,7 @@ from kayn.particles.density import DENOMINATORS
 from kayn.particles.draw import draw_runs
 from kayn.particles.guide_program import GuideProgram, parent_plates, trace_guide
 from kayn.particles.reach import refuse_smaller_ends
+from kayn.particles.shared_noise import evenly
 from kayn.particles.unreached import refuse_values_never_drawn
 from kayn.programs.sites import Site, inspect_sites, share_fixed
 from kayn.programs.trace import Program, trace_program
@@ -115,6 +116,8 @@ def build_problem(
     mixed = parent_plates(traced_guide, structure.graph) if denominator == "mixture" else None
     parameters = sum(math.prod(jnp.shape(v)) for v in jax.tree.leaves(params))
     layout = choose_layout(structure, request, traced_guide.constraints, mixed, parameters)
+    if request.draws == "even":
+        traced_guide = evenly(traced_guide, guide, args, kwargs, params)
     problem = Problem(traced, traced_guide, structure, layout, denominator)
     set_rows(problem, problem.numbers, params)  # which refuses those that differ
     warn_of_strangers(traced, traced_guide.density)
@@ -205,8 +208,3 @@ def set_rows(problem: Problem, numbers: Mapping, params: Any) -> dict[str, Any]:
     return fixed_rows(
         (problem.model, model_inputs(problem, numbers, params, {})), (guide, guide_inputs(problem, numbers, params, {}))
     )
-
-
-def independent(problem: Problem) -> Problem:
-    """The problem with particles that are independent draws, also where its guide could draw them more evenly."""
-    return replace(problem, guide=replace(problem.guide, draw=None))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
-from kayn.axes.request import TARGET_ELEMENTS, Request, make_request
+from kayn.axes.request import TARGET_ELEMENTS, make_request
 from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, build_problem
 from kayn.evidence.queries import weighted_draws
 from kayn.guides.factorised import FactorisedGuide, best_start
-from kayn.particles.shared_noise import evenly
 from kayn.posterior.checks import warn_if_poor
 from kayn.posterior.pool import Call
 from kayn.posterior.posterior import Posterior
@@ -23,6 +21,7 @@ from kayn.support.memory import refuse_too_many
 from kayn.support.options import (
     Couple,
     Denominator,
+    Drawing,
     Elements,
     Groups,
     Guide,
@@ -52,7 +51,12 @@ class Importance:
         target_elements: where an array would have more entries, latents without plates are put on one axis.
         memory: bytes that a step may take, or a text such as "2GB"; by default half of the device's. Factors over many rows
             are always evaluated in parts; what would take more is made smaller by putting any latents on one axis.
+
+    Attributes:
+        draws: how particles are drawn, as the request says.
     """
+
+    draws: ClassVar[Drawing] = "even"
 
     @checked()
     def __init__(
@@ -73,7 +77,7 @@ class Importance:
         self.guide = guide
         self.num_replicates = num_replicates
         self.denominator = denominator
-        self.request = make_request(num_particles, strategy, groups, couple, target_elements, memory)
+        self.request = make_request(num_particles, strategy, groups, couple, target_elements, memory, draws=self.draws)
 
     @checked()
     def run(self, rng_key: Key, params: Params, *args: Any, **kwargs: Any) -> Posterior:
@@ -111,21 +115,7 @@ class Importance:
     def _problem(
         self, guide: Callable, params: Mapping[str, PyTree], args: tuple, kwargs: Mapping[str, Any]
     ) -> Problem:
-        return evenly_drawn(self.model, guide, args, kwargs, params, self.request, self.denominator)
-
-
-def evenly_drawn(
-    model: Callable,
-    guide: Callable,
-    args: tuple,
-    kwargs: Mapping[str, Any],
-    params: Mapping[str, PyTree],
-    request: Request,
-    denominator: str = "mixture",
-) -> Problem:
-    """The problem of `build_problem`, with even draws of the guide's Normal sites (`kayn.particles.shared_noise`)."""
-    problem = build_problem(model, guide, args, kwargs, params, request, denominator)
-    return replace(problem, guide=evenly(problem.guide, guide, args, kwargs, params))
+        return build_problem(self.model, guide, args, kwargs, params, self.request, self.denominator)
 
 
 class Weigher:

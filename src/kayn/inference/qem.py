@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +29,25 @@ from kayn.evidence.soundness import warn_of_steps
 from kayn.guides.factorised import FactorisedGuide, Unstarted, best_start
 from kayn.inference import mstep
 from kayn.inference.arguments import same
-from kayn.inference.importance import evenly_drawn
 from kayn.inference.mstep import Block, Weights, blocks
 from kayn.programs.sites import inspect_sites
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
 from kayn.support.names import parameter
-from kayn.support.options import Couple, Elements, Groups, Guide, Key, Memory, Model, Params, Particles, Strategy
+from kayn.support.options import (
+    Couple,
+    Drawing,
+    Elements,
+    Groups,
+    Guide,
+    Key,
+    Memory,
+    Model,
+    Params,
+    Particles,
+    Strategy,
+)
 from kayn.support.progress import progress_bar
 from kayn.support.validate import Count, NonNegative, Rule, checked
 from kayn.xla.compilation import is_traced
@@ -106,7 +117,12 @@ class QEM:
         min_ess: weights of a latent are tempered until their effective sample size is at least this number. This only
             acts while the guide is far from the posterior, where otherwise one particle would take all the weight and the
             guide's spread would collapse; the larger the number, the more steps the guide takes to get there.
+
+    Attributes:
+        draws: how particles are drawn, as the request says.
     """
+
+    draws: ClassVar[Drawing] = "even"
 
     @checked()
     def __init__(
@@ -129,7 +145,7 @@ class QEM:
         self.rate: Schedule = rate if callable(rate) else lambda step: rate
         self.min_ess = min_ess
         self.overdispersion = overdispersion
-        self.request = make_request(num_particles, strategy, groups, couple, target_elements, memory)
+        self.request = make_request(num_particles, strategy, groups, couple, target_elements, memory, draws=self.draws)
         self.guide: FactorisedGuide | None = None
         self.problem: Problem | None = None
         self.blocks: tuple[Block, ...] = ()
@@ -175,7 +191,7 @@ class QEM:
         return jax.device_put(self._first(params, key))
 
     def _read(self, guide: Any, args: tuple, kwargs: Mapping, params: Mapping) -> Problem:
-        return evenly_drawn(self.model, guide, args, kwargs, params, self.request)
+        return build_problem(self.model, guide, args, kwargs, params, self.request)
 
     def _look(self, params: Mapping[str, PyTree], key: KeyArray) -> Any:
         """log Z after the first steps from some parameters, [CHUNK // 2]."""

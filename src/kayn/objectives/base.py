@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,13 @@ from kayn.axes.request import TARGET_ELEMENTS, make_request
 from kayn.axes.types import Axis
 from kayn.errors import GuideError
 from kayn.evidence.draws import Draws
-from kayn.evidence.problem import Problem, build_problem, independent
+from kayn.evidence.problem import Problem, build_problem
 from kayn.evidence.weights import log_evidence, model_slots, proposal_slots
 from kayn.objectives.state import Watched, next_state
 from kayn.particles.density import own_path
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
-from kayn.support.options import Couple, Denominator, Elements, Groups, Memory, Particles, Strategy
+from kayn.support.options import Couple, Denominator, Drawing, Elements, Groups, Memory, Particles, Strategy
 from kayn.support.validate import checked
 
 
@@ -36,8 +36,13 @@ class Call:
 
 
 class Objective(ELBO):
-    """What SVI calls; subclasses say what is minimised."""
+    """What SVI calls; subclasses say what is minimised.
 
+    Attributes:
+        draws: how particles are drawn, as the request says; as in the estimators' literature.
+    """
+
+    draws: ClassVar[Drawing] = "independent"
     can_infer_discrete = True
 
     def loss_with_mutable_state(
@@ -87,7 +92,7 @@ class MassivelyParallelELBO(Objective):
         target_elements: Elements = TARGET_ELEMENTS,
         memory: Memory = None,
     ):
-        self.request = make_request(num_particles, strategy, groups, couple, target_elements, memory)
+        self.request = make_request(num_particles, strategy, groups, couple, target_elements, memory, draws=self.draws)
         self.denominator = denominator
         super().__init__(num_particles=num_particles)
 
@@ -151,7 +156,7 @@ def along(score: Array, axis: Axis, plate: str | None) -> Array:
 
 
 def pathwise_problem(problem: Problem) -> Problem:
-    """The problem with independent draws.
+    """The same problem, whose particles can be differentiated.
 
     Raises:
         GuideError: a guide site cannot be reparameterised.
@@ -163,4 +168,4 @@ def pathwise_problem(problem: Problem) -> Problem:
                 f"kayn.VI needs reparameterised particles, but guide site {name!r} is {what}. Use kayn.RWS or kayn.VIMCO (their gradients do "
                 "not go through the particles), kayn.QEM, or sum a discrete site out with infer={'enumerate': 'parallel'}"
             )
-    return independent(problem)
+    return problem

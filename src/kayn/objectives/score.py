@@ -14,7 +14,7 @@ from kayn.axes.minibatches import refuse_powers
 from kayn.axes.types import Axis, proposal_name
 from kayn.errors import KaynError
 from kayn.evidence.draws import Draws, draw_particles, draws_from_runs
-from kayn.evidence.problem import Problem, guide_inputs, independent, link_index, model_inputs
+from kayn.evidence.problem import Problem, guide_inputs, link_index, model_inputs
 from kayn.evidence.queries import marginals
 from kayn.evidence.summands import log_evidence_summands, outer_plate
 from kayn.evidence.weights import log_evidence, model_slots, proposal_slots, proposal_terms
@@ -60,7 +60,7 @@ class Reinforce(MassivelyParallelELBO):
     def objective(self, call: Call, rng_key: KeyArray, params: dict[str, PyTree]) -> Array:
         """Minus log Z, in nats, plus terms of value zero with the score's gradient; and the squared error of the
         baseline."""
-        problem = independent(self.problem(call, params))
+        problem = self.problem(call, params)
         numbers = problem.numbers
         draws = jax.lax.stop_gradient(draw_particles(problem, numbers, rng_key, params))
         terms = proposal_terms(problem, numbers, draws, params)
@@ -106,7 +106,7 @@ class VIMCO(MassivelyParallelELBO):
                 below a latent outside of it.
             KaynError: an axis whose particles cannot be differentiated through has one of them.
         """
-        problem = independent(self.problem(call, params))
+        problem = self.problem(call, params)
         refuse_dependent_axes(
             problem,
             "VIMCO",

@@ -49,9 +49,9 @@ class GuideProgram:
     auxiliary: tuple[str, ...]
     constraints: tuple[Constraint, ...]
     draw: Callable[[KeyArray, int, Mapping[str, PyTree]], dict[str, Array]] | None = None
-    """Draws all particles of a factorised guide at once, more evenly than independent runs would."""
+    """Draws all particles at once in the place of independent runs; None unless `evenly` has put it there."""
     noise: tuple[Noise, ...] = ()
-    """What the sampler takes as an input, to be drawn for all runs together."""
+    """What the sampler takes as an input, to be drawn for all runs together; empty unless `evenly` has put it there."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -80,8 +80,7 @@ def trace_guide(
     sampler, consts = _trace_sampler(guide, args, kwargs, params, density)
     auxiliary = tuple(n for n in density.latents if n not in model_sites or sites[n].kind == "key")
     constraints = _constraints(density, drawn, model_sites, parents, auxiliary)
-    even = getattr(guide, "draw_particles", None) if getattr(guide, "draws_together", False) else None
-    return GuideProgram(density, sampler, consts, parents, auxiliary, constraints, even)
+    return GuideProgram(density, sampler, consts, parents, auxiliary, constraints)
 
 
 def _check_match(drawn: Mapping[str, Site], model_sites: Mapping[str, Site]) -> None:

@@ -1,4 +1,7 @@
-"""Guides whose Normal sites are placed from noise that all particles draw together: as even as those of kayn's own guides."""
+"""Even draws of any guide: Normal sites are placed from noise that all particles draw together.
+
+kayn's own guides do so themselves; in any other the noise takes the place of the draws.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,17 @@ Placed = tuple[tuple[int, ...], Callable[[Any], Any]]
 
 
 def evenly(program: GuideProgram, guide: Callable, args: tuple, kwargs: Mapping, params: Mapping) -> GuideProgram:
-    """The same guide with even draws of the sites that are Normal or made of Normals; unchanged where it has none.
+    """The same guide with even draws of the sites that are Normal or made of Normals.
+
+    Unchanged where it has none, or draws minibatches.
 
     Particle k of a site that depends on others is still drawn given particle k of these. Alone it has the law of an independent draw, and noise of
     different sites is independent, which is all that an unbiased evidence estimate needs. Sites inside of loops are drawn independently.
     """
-    if program.draw is not None or program.density.subsamples:
+    if program.density.subsamples:
         return program
+    if getattr(guide, "draws_together", False):
+        return replace(program, draw=guide.draw_particles)  # type: ignore[attr-defined]
     recorded = _FromNoise(guide, None)
     jax.eval_shape(lambda key: run_guide(recorded, key, args, kwargs, params, {}, ()), as_key(0))
     if not recorded.noise:

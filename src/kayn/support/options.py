@@ -44,6 +44,8 @@ Couple = Annotated[
     Mapping[str, Text | Sequence[Text]] | None,
     Rule("a mapping from latents to plates, e.g. couple={'alpha': 'counties'}, or None", error=StructureError),
 ]
+Drawing = Literal["even", "independent"]
+"""How particles of one set are drawn together, see `kayn.axes.request.Request`."""
 Denominator = Annotated[Literal["mixture", "paired"], Rule("one of 'mixture', 'paired'", error=GuideError)]
 Elements = Annotated[int, Rule("a whole number of entries, at least 1", lambda n: n >= 1, StructureError)]
 
