@@ -71,6 +71,18 @@ def test_decisions_name_what_exists(entry):
         assert f"def {name}(" in tests
 
 
+def test_names_in_text_exist():
+    """Whatever docstrings, comments and pages call by its full name can be imported under it."""
+    text = "\n".join(p.read_text(encoding="utf-8") for top in ("src", "docs") for p in (ROOT / top).rglob("*.[pm][yd]"))
+    missing = []
+    for name in sorted(set(re.findall(r"`(kayn(?:\.\w+)+)", text))):
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            missing.append(name)
+    assert not missing, missing
+
+
 @pytest.mark.parametrize("page", DECISIONS)
 def test_links_lead_to_pages_and_headings(page):
     for target, anchor in re.findall(r"\]\(([\w./-]*?\.md)?(?:#([\w-]+))?\)", DECISIONS[page]):

@@ -297,6 +297,9 @@ def checksum(arrays: Mapping[str, np.ndarray]) -> str:
 
     Every key, in sorted order, contributes its name, its shape and its values as 64-bit integers, 32-bit floats or
     UTF-8 text.
+
+    Raises:
+        DatasetError: an array holds something else.
     """
     digest = hashlib.sha256()
     for key in sorted(arrays):
@@ -345,6 +348,9 @@ def locate(name: str) -> Path | None:
 def load(name: str) -> Arrays:
     """Arrays of a data set by key; see `DATASETS` for the names.
 
+    Raises:
+        DatasetError: there is no such set, it cannot be fetched, or its file cannot be read.
+
     Example:
         >>> data = load("radon_homes")  # doctest: +SKIP
         >>> data["county"].shape  # doctest: +SKIP
@@ -362,7 +368,11 @@ def load(name: str) -> Arrays:
 
 @checked(DatasetError)
 def fetch(name: str) -> Path:
-    """Download a data set into the cache unless it is already there; returns the path of the ``.npz`` file."""
+    """Download a data set into the cache unless it is already there; returns the path of the ``.npz`` file.
+
+    Raises:
+        DatasetError: there is no such set, it has no origin to fetch it from, or what came is not what was published.
+    """
     dataset = _lookup(name)
     found = locate(name)
     if found is not None:

@@ -202,6 +202,9 @@ def active_units(means: Any, threshold: NonNegative = 0.01) -> int:
 
     Args:
         means: [N, D], posterior means of the D coordinates for N data (Burda, Grosse & Salakhutdinov, 2016).
+
+    Raises:
+        KaynError: means are no array of finite numbers with two dimensions.
     """
     try:
         array = np.asarray(means, float)

@@ -42,6 +42,9 @@ def sliced(plan: Plan, out: int, axis: str, parts: int) -> Plan:
         out: what is left when the axis has vanished.
         axis: a variable or plate; see `sliceable` and `divisible`.
         parts: a divisor of its size.
+
+    Raises:
+        ValueError: it is none.
     """
     size = plan.size[axis]
     if size % parts:

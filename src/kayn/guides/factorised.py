@@ -236,7 +236,11 @@ class Unstarted:
 
     @staticmethod
     def from_model(model: Callable, args: tuple, kwargs: Mapping, params: Mapping, key: Any = None) -> Unstarted:
-        """See `FactorisedGuide.from_model`."""
+        """See `FactorisedGuide.from_model`.
+
+        Raises:
+            GuideError: as there.
+        """
         sites = inspect_sites(model, args, kwargs, params)
         refuse_reserved(sites)
         latents = [s for s in sites.values() if s.kind == "sample" and not s.observed and not s.enumerate]

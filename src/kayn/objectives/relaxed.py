@@ -38,6 +38,9 @@ def lookup(table: Array, z: Array) -> Array:
     Args:
         table: [C, ...].
         z: integers [...], or floats [..., C].
+
+    Raises:
+        KaynError: either is no array of numbers, z holds truth values, or C differs.
     """
     table, z = _numbers("table", table), _numbers("z", z)
     count = table.shape[0] if table.ndim else 0

@@ -179,7 +179,11 @@ class Pool:
 
     @checked(QueryError)
     def probabilities(self, name: Name) -> dict[Any, Any]:
-        """Posterior probability of every value that a discrete latent takes among its particles: value -> [*batch shape]."""
+        """Posterior probability of every value that a discrete latent takes among its particles: value -> [*batch shape].
+
+        Raises:
+            QueryError: the latent is unknown or continuous, or its elements differ between replicates.
+        """
         latent = self.problem.graph.latent(self._latent(name))
         self._refuse_mixed_rows(name)
         if not latent.discrete:

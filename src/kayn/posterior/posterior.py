@@ -19,30 +19,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Posterior(Pool):
-    """Weighted particles of a model's latents, and every question to them; see `kayn.posterior.pool.pool` for the attributes."""
+    """Weighted particles of a model's latents, and every question to them; attributes are those of `Pool`."""
 
     @checked(QueryError)
     def predictive(
         self, rng_key: Key, num_samples: Samples, *args: Any, new_plates: Plates = (), **kwargs: Any
     ) -> dict[str, Any]:
-        """Draws of all sites of the model, data included, given posterior draws of the latents. See `kayn.posterior.pool.predict`."""
+        """Draws of all sites of the model, data included, given posterior draws of the latents: [S, *shape].
+
+        See `kayn.posterior.predict.predictive`.
+        """
         return predict.predictive(self, rng_key, num_samples, args, kwargs, new_plates)
 
     @checked(QueryError)
     def log_predictive(
         self, rng_key: Key, num_samples: Samples, *args: Any, new_plates: Plates = (), **kwargs: Any
     ) -> predict.LogPredictive:
-        """Log predictive density of held-out data passed as model arguments. See `kayn.posterior.pool.predict`."""
+        """Log predictive density, in nats, of held-out data passed as the model's arguments.
+
+        See `kayn.posterior.predict.log_predictive`.
+        """
         return predict.log_predictive(self, rng_key, num_samples, args, kwargs, new_plates)
 
     @checked(QueryError)
     def log_likelihood(self, rng_key: Key, num_samples: Samples = 1000) -> dict[str, Any]:
-        """Pointwise log likelihood of the training data: [S, *rows] for every observed site."""
+        """Pointwise log likelihood of the training data: [S, *rows] for every observed site, nats."""
         return predict.log_likelihood(self, rng_key, num_samples)
 
     @checked(QueryError)
     def to_datatree(self, rng_key: Key = 0, num_samples: Samples = 1000, coords: Coords = None) -> DataTree:
-        """Draws, log likelihood and data as an ArviZ-schema `xarray.DataTree`. See `kayn.posterior.pool.arviz`."""
+        """Draws, log likelihood and data as an `xarray.DataTree` in ArviZ's schema.
+
+        See `kayn.posterior.arviz.to_datatree`.
+        """
         from kayn.posterior import arviz  # xarray takes long to import
 
         return arviz.to_datatree(self, rng_key, num_samples, coords)

@@ -94,6 +94,9 @@ def log_predictive(
     """Log predictive density of held-out data: the model's arguments with the test data in place of the training data.
 
     New plate elements are handled as in `predictive`.
+
+    Raises:
+        QueryError: there are no arguments, or no data among them.
     """
     if not args and not kwargs:
         raise QueryError(

@@ -101,6 +101,9 @@ def cache_compilation(directory: Annotated[Text | os.PathLike | None, Rule("a pa
 
     Returns:
         The directory.
+
+    Raises:
+        KaynError: it cannot be made.
     """
     chosen = directory or os.environ.get(CACHE_VARIABLE)
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
