@@ -1,4 +1,7 @@
-"""Log densities over intervals and ordered categories, as sums of logarithms instead of logarithms of differences."""
+"""Log densities over intervals and ordered categories, as sums of logarithms instead of logarithms of differences.
+
+Unless shapes are given, functions work entry by entry: arguments are broadcast, and results, in nats, have their common shape.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ def kumaraswamy(fn: dist.Distribution, value: Array) -> Array:
 
 
 def power_law(fn: dist.Distribution, value: Array) -> Array:
-    """A power of the value between two ends: `high ** b - low ** b` by its larger part."""
+    """Log density of a power of the value between two ends, nats: `high ** b - low ** b` by its larger part."""
     alpha, low, high, x = floats(fn.alpha, fn.low, fn.high, value)
     power, width = alpha + 1, jnp.log(high / low)
     flat = jnp.abs(power) * width < 1e-4
@@ -37,7 +40,10 @@ def power_law(fn: dist.Distribution, value: Array) -> Array:
 
 
 def ordered_logistic(fn: dist.Distribution, value: Array) -> Array:
-    """Of a logistic variable between two cutpoints: the logarithms of both half-lines and of the distance between the cutpoints."""
+    """Log probability of a category, nats; `cutpoints`: [..., C - 1].
+
+    That of a logistic variable between two of them: the logarithms of both half-lines and of the distance between the ends.
+    """
     predictor, cutpoints = floats(fn.predictor, fn.cutpoints)
     count = cutpoints.shape[-1]
     value = jnp.asarray(value, int)

@@ -2,6 +2,8 @@
 
 NumPyro takes one minus a distribution function, which float32 rounds to a multiple of 6e-8: a survival probability of 1e-20 becomes
 6e-8, and its logarithm is 28 nats too high.
+
+Unless shapes are given, functions work entry by entry: arguments are broadcast, and results, in nats, have their common shape.
 """
 
 from __future__ import annotations

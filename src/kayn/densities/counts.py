@@ -3,6 +3,8 @@
 Source: Loader, Fast and accurate computation of binomial probabilities (2000); the forms for Pólya's urns follow by the same
 algebra: with `S = n + sum a` and `m_i = (a_i + x_i) / S`, the logarithms of a beta-binomial probability are the deviances of
 x_i from `n m_i` and of a_i from `m_i sum a`.
+
+Unless shapes are given, functions work entry by entry: arguments are broadcast, and results, in nats, have their common shape.
 """
 
 from __future__ import annotations
@@ -151,7 +153,7 @@ def student_t(fn: dist.Distribution, value: Array) -> Array:
 
 
 def student(df: Array, size: int, square: Array) -> Array:
-    """Student's law in some dimensions, standardised, at a squared distance."""
+    """Log density of Student's law in `size` dimensions, standardised, at a squared distance, nats."""
     constant = log_rising(0.5 * df, 0.5 * size) - 0.5 * size * jnp.log(jnp.pi * df)
     return constant - 0.5 * (df + size) * jnp.log1p(square / df)
 

@@ -162,7 +162,7 @@ PARTS = ("base_dist", "_component_distribution", "_component_distributions")
 
 
 def log_density(fn: dist.Distribution, value: Array) -> Array:
-    """The log density in the form of `dependable`."""
+    """The log density in the form of `dependable`: value [*sample, *batch, *event] to [*sample, *batch], nats."""
     return dependable(fn, value).log_prob(value)
 
 

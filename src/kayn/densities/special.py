@@ -3,6 +3,8 @@
 A log probability of counts is a small difference of log gamma functions of large numbers, which float32 holds to seven digits
 of many millions. Loader (Fast and accurate computation of binomial probabilities, 2000) takes the large part out by algebra:
 what is left is a sum of small terms, `excess` and `deviance`. Probabilities of tails are written by Mills' ratio.
+
+Unless shapes are given, functions work entry by entry: arguments are broadcast, and results have their common shape.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Distances are standardised, `(value - loc) / scale`. A law that is symmetric is mirrored so that an interval lies to the right,
 where its mass is its density at the near end times a ratio close to one; the density at the value is compared with that at the near
 end by their distance, not as a difference of two large numbers.
+
+Unless shapes are given, functions work entry by entry: arguments are broadcast, and results, in nats, have their common shape.
 """
 
 from __future__ import annotations
@@ -58,7 +60,10 @@ def _log_tail_ratio(low: Array, width: Array) -> Array:
 
 
 def log_cauchy_mass(low: Array, high: Array, width: Array) -> Array:
-    """The difference of two angles is the angle of a quotient; ends at infinity have an angle of their own."""
+    """Log probability of an interval under the standard Cauchy law.
+
+    The difference of two angles is the angle of a quotient; ends at infinity have an angle of their own.
+    """
     left, right = jnp.isneginf(low), jnp.isposinf(high)
     a, b = jnp.where(left, 0.0, low), jnp.where(right, 0.0, high)
     between = jnp.arctan2(jnp.where(left | right, 1.0, width), jnp.where(left | right, 1.0, 1 + a * b))
@@ -84,7 +89,10 @@ def log_laplace_mass(low: Array, high: Array, width: Array) -> Array:
 
 
 def log_soft_laplace_mass(low: Array, high: Array, width: Array) -> Array:
-    """The distribution function is 2 / pi times the angle whose tangent is `exp(z)`."""
+    """Log probability of an interval under the standard law of `SoftLaplace`.
+
+    The distribution function is 2 / pi times the angle whose tangent is `exp(z)`.
+    """
     mirrored = low + high < 0
     low, high = jnp.where(mirrored, -high, low), jnp.where(mirrored, -low, high)
     # tan(angle of high - angle of low) = (e^high - e^low) / (1 + e^(low + high)), divided by e^high

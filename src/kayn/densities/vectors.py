@@ -42,7 +42,10 @@ def multivariate_student(fn: dist.Distribution, value: Array) -> Array:
 
 
 def lkj_cholesky(fn: dist.Distribution, value: Array) -> Array:
-    """The diagonal by what is beside it, and the constant as a sum of ratios of gamma functions."""
+    """Log density of a Cholesky factor [..., D, D] of correlations, nats: [...].
+
+    The diagonal by what is beside it, and the constant as a sum of ratios of gamma functions.
+    """
     c, root = floats(fn.concentration, value)
     large = c > CONCENTRATED
     size = fn.dimension - 1

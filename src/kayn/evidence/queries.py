@@ -49,7 +49,7 @@ def marginals(problem: Problem, slots: Mapping[int, Array], index: Index) -> tup
 def weighted_draws(
     problem: Problem, numbers: Mapping, params: Mapping, key: KeyArray
 ) -> tuple[Array, dict[str, Array], Draws]:
-    """One set of particles: log Z, marginal weights of every axis, and the particles."""
+    """One set of particles: log Z, a scalar in nats, marginal weights of every axis [*scope, K], and the particles."""
     draws = draw_particles(problem, numbers, key, params)
     slots, unsound = weigh_noticing(problem, numbers, draws, params)
     index = link_index(problem, model_inputs(problem, numbers, params, draws.subsample))

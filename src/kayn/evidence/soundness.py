@@ -63,7 +63,7 @@ def warn_of_steps(steps: Sequence[Mapping[str, Array]], sites: Container[str]) -
 
 
 def settled(scores: Mapping[str, Array]) -> dict[str, Array]:
-    """Pointwise log densities by site, -inf where they are none; warns of these."""
+    """Pointwise log densities by site [S, *rows], nats, -inf where they are none; warns of these."""
     warn_of_factors({n: jnp.isposinf(found) for n, found in scores.items()})
     return {n: sound(found) for n, found in scores.items()}
 

@@ -112,7 +112,7 @@ def evaluate_reduced(
     index: Index,
     terms: int = 0,
 ) -> Array:
-    """As `evaluate`, followed by the plate products `steps`, in parts that fit `CHUNK_ELEMENTS`.
+    """As `evaluate`, followed by the plate products `steps`, in parts that fit `CHUNK_ELEMENTS`: [*plates, *(K of axes)].
 
     Args:
         terms: entries of the largest array formed on the way, where that is not the factor itself.

@@ -34,7 +34,7 @@ def evaluate(
     steps: Sequence[Product],
     index: Index,
 ) -> Array:
-    """As `factors.evaluate_reduced`, by a matrix product where that pays."""
+    """As `kayn.factors.elementwise.evaluate_reduced`, by a matrix product where that pays: [*plates, *(K of axes)]."""
     links = look_up((link for step in steps for link in step.links), index)
     groups = by_terms.choose(output, axes, plan, steps)
     split = choose(output, axes, plan, steps) if groups is None else None

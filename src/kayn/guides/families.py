@@ -121,7 +121,7 @@ def inverse_digamma(y: Array) -> Array:
 
 
 def dirichlet_from_log_moments(log_mean: Array) -> Array:
-    """The concentration with `digamma(a_i) - digamma(sum a) = log_mean_i`; last dimension is the simplex."""
+    """The concentration with `digamma(a_i) - digamma(sum a) = log_mean_i`: [..., C]."""
 
     def fixed_point(_: int, a: Array) -> Array:
         return inverse_digamma(log_mean + digamma(jnp.sum(a, -1, keepdims=True)))

@@ -51,11 +51,11 @@ class Gaussian(Family):
         return u if isinstance(self.transform, IdentityTransform) else self.transform(u)
 
     def spread(self, noise: Array, params: Params) -> Array:
-        """Noise with the covariance of u, mean zero."""
+        """Noise with the covariance of u, mean zero: [K, *B, *unconstrained event]."""
         raise NotImplementedError
 
     def unconstrained(self, values: Array) -> Array:
-        """u of particles."""
+        """u of particles: [K, *B, *E] to [K, *B, *unconstrained event], kept finite."""
         if isinstance(self.transform, IdentityTransform):
             # squares stay finite
             far = float(jnp.finfo(jnp.result_type(values, float)).max) ** 0.5 / 10

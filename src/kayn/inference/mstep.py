@@ -255,7 +255,7 @@ def _columns(problem: Problem, block: Block) -> tuple[np.ndarray, np.ndarray]:
 
 
 def effective(weights: Array) -> Array:
-    """Effective number of particles (first axis), for weights that sum to one."""
+    """Effective number of particles: [K, ...] to [...], for weights that sum to one over K."""
     return 1 / jnp.sum(weights**2, 0)
 
 
@@ -299,7 +299,7 @@ def judged(problem: Problem, found: Mapping[str, Array], target: float) -> Weigh
 
 
 def temper(weights: Array, target: float) -> Array:
-    """Raise weights (first axis sums to one) to the largest power in (0, 1] at which their effective size reaches `target`."""
+    """Raise weights [K, ...] that sum to one over K to the largest power in (0, 1] with an effective size of `target`."""
     log_w = jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))
     target = min(target, 0.9 * len(weights))
 

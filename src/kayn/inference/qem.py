@@ -200,7 +200,7 @@ class QEM:
 
     @checked()
     def update(self, state: State, *args: Any, **kwargs: Any) -> tuple[QEMState, Array]:
-        """One step: the new state, and the log evidence under the old guide.
+        """One step: the new state, and the log evidence under the old guide, a scalar in nats.
 
         Arguments that differ from those of `init`, such as another minibatch, have the model read again; wrap the call in
         `jax.jit` then. Without arguments those of `init` are used.

@@ -102,12 +102,12 @@ class MassivelyParallelELBO(Objective):
 
 
 def only_gradient(surrogate: Array) -> Array:
-    """Zero, with the gradient of `surrogate`."""
+    """Zero, with the gradient of `surrogate`, whose shape it has."""
     return surrogate - jax.lax.stop_gradient(surrogate)
 
 
 def log_evidence_of(problem: Problem, draws: Draws, params: Mapping[str, PyTree], terms: Mapping[str, Array]) -> Array:
-    """log Z for given particles and given (minus) log proposal densities, differentiable in the parameters."""
+    """log Z, a scalar in nats, for given particles and (minus) log proposal densities; differentiable in the parameters."""
     numbers = problem.numbers
     slots = model_slots(problem, numbers, draws, params) | proposal_slots(problem, terms)
     return log_evidence(problem, numbers, slots, params, draws.subsample)

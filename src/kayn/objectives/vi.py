@@ -124,7 +124,7 @@ def _scaled(problem: Problem, numbers: Mapping, draws: Draws, params: Mapping, w
 
 @jax.custom_vjp
 def scale_gradient(value: Array, factor: Array) -> Array:
-    """`value`, whose derivative counts `factor` times."""
+    """`value`, whose derivative counts `factor` times; the factor is broadcast against it."""
     return value
 
 

@@ -56,7 +56,7 @@ def without_masks(fn: dist.Distribution) -> dist.Distribution:
 
 
 def hide_masked(fn: dist.Distribution, value: Array) -> Array:
-    """Replace masked-out observations by a harmless value, so that NaN under a mask has finite gradients."""
+    """Replace masked-out observations by a harmless value, so that NaN under a mask has finite gradients; the same shape."""
     mask = element_mask(fn)
     if mask is None:
         return value
