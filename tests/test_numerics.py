@@ -13,7 +13,9 @@ import pytest
 from numpyro import handlers
 from scipy import stats
 
+import kayn
 from kayn.axes.request import make_request
+from kayn.errors import NumericsWarning
 from kayn.evidence import queries
 from kayn.evidence.draws import draw_particles, draws_from_runs
 from kayn.evidence.problem import build_problem, link_index, model_inputs
@@ -397,3 +399,21 @@ def test_dear_densities_are_told_from_cheap_ones(density, dear):
     sites = inspect_sites(model, (), {}, {})
     program = trace_program(model, (), {}, {}, sites)
     assert is_dear(program, "y", {n: n for n in ("mu", "log_sd", "a")}) == dear
+
+
+@pytest.mark.parametrize("memory", [None, "400kB"])
+def test_a_pole_is_named_also_in_factors_that_are_made_part_by_part(memory):
+    """The evidence is the same without the entries at the pole, and the warning the same with its values."""
+
+    def model():
+        a, b, c = (numpyro.sample(n, dist.Normal(0, 1)) for n in "abc")
+        with numpyro.plate("rows", 3):
+            numpyro.sample("y", dist.Normal(jnp.sin(a) + b * jnp.cos(c), 1.0), obs=jnp.array([0.3, -0.4, 1.0]))
+        numpyro.factor("pole", jnp.where(a * b * c > 0.5, jnp.inf, 0.0))
+
+    importance = kayn.Importance(model, None, 40, memory=memory, num_replicates=2)
+    plan = importance.problem(None).layout.plan
+    assert ("pole" in {plan.terms[s].name for s in plan.made_in_parts}) == (memory is not None)
+    with pytest.warns(NumericsWarning, match="'pole' has a log density of .inf.*a = .* b = .* c = .*2 of 2"):
+        found = importance.run(0, None)
+    assert np.isfinite(found.log_evidence)

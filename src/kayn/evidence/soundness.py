@@ -19,12 +19,15 @@ from kayn.axes.types import proposal_name
 from kayn.errors import NumericsWarning
 from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, model_inputs
+from kayn.evidence.weights import unsound_in_parts
 from kayn.factors.elementwise import evaluate, of_one_particle, sound
 from kayn.programs.trace import DATA
 from kayn.support.arrays import Array
 
 LOOKED_AT = 2**20
 """Entries of a factor that are looked at for an example."""
+FEW = 2
+"""Replicates of which factors that are made part by part, too large to be kept, are made once more to be looked at."""
 REMEDY = (
     "Take float64 (jax.config.update('jax_enable_x64', True)), keep the prior from where the density is computed wrongly, or move data "
     "off a pole"
@@ -34,7 +37,12 @@ WHAT = "a log density of +inf, or a probability above one"
 
 def unsound(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws) -> Iterator[str]:
     """Sentences about the factors of replicates' particles that are no densities, each with an example."""
-    for name, found in draws.unsound.items():
+    noticed = dict(draws.unsound)
+    if problem.layout.plan.made_in_parts and noticed:
+        few = jax.tree.map(lambda x: x[:FEW], replace(draws, unsound={}))
+        look = jax.jit(lambda numbers, few: jax.lax.map(lambda d: unsound_in_parts(problem, numbers, d, params), few))
+        noticed |= look(numbers, few)
+    for name, found in noticed.items():
         flags = np.asarray(found)
         if flags.any():
             yield _sentence(problem, numbers, params, draws, name, flags)
@@ -114,7 +122,7 @@ def _datum(problem: Problem, inputs: Sequence[Array], name: str, row: tuple[int,
     run = of_one_particle(program, [DATA + name], {}, inputs)
     try:
         value = np.asarray(run({})[0])
-        return [f"value {_short(value[row] if value.ndim >= len(row) else value)}"]
+        return [f"value {_short(value[row] if value.ndim >= len(row) else value)}"] if value.size else []
     except (KeyError, IndexError):  # data that depend on latents
         return []
 

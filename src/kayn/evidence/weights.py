@@ -6,7 +6,7 @@ pure in (numbers, key, parameters) and may be jitted, differentiated and vmapped
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -115,6 +115,7 @@ def _made_by_part(
     values: Mapping[str, Array],
     inputs: Sequence[Array],
     index: Index,
+    settle: Callable[[Array], Array] = sound,
 ) -> Array:
     """A factor as a function of the number of the first particle of a part."""
     body = step.body
@@ -126,10 +127,28 @@ def _made_by_part(
         values: Mapping[str, Array], inputs: Sequence[Array], links: Mapping[LinkKey, Array], first: Array
     ) -> Array:
         mine = {n: jax.lax.dynamic_slice_in_dim(v, first, step.size) if n in cut else v for n, v in values.items()}
-        return sound(evaluate(problem.model, output.name, output, small, mine, inputs, body, steps, links.__getitem__))
+        return settle(evaluate(problem.model, output.name, output, small, mine, inputs, body, steps, links.__getitem__))
 
     links = look_up((link for product in steps for link in product.links), index)
     return jax.tree_util.Partial(make, values, inputs, links)
+
+
+def unsound_in_parts(problem: Problem, numbers: Mapping, draws: Draws, params: PyTree) -> dict[str, Array]:
+    """By factor that is made part by part, whether any of its entries is +inf: boolean scalars.
+
+    All parts are made for it, which `weigh_noticing` would have to do twice.
+    """
+    inputs = model_inputs(problem, numbers, params, draws.subsample)
+    index, layout = link_index(problem, inputs), problem.layout
+    found = {}
+    for slot, step in layout.plan.made_in_parts.items():
+        term = layout.plan.terms[slot]
+        if term.name in problem.model.outputs:
+            output, axes = problem.graph.output(term.name), layout.axes_of(term)
+            make = _made_by_part(problem, step, slot, output, axes, draws.values, inputs, index, lambda array: array)
+            firsts = step.size * jnp.arange(step.parts)
+            found[term.name] = jnp.any(jax.lax.map(lambda first, make=make: is_unsound(make(first)), firsts))
+    return found
 
 
 def weigh(problem: Problem, numbers: Mapping, draws: Draws, params: PyTree) -> dict[int, Array]:
@@ -142,7 +161,7 @@ def weigh_noticing(
 ) -> tuple[dict[int, Array], dict[str, Array]]:
     """As `weigh`, and by factor whether any of its entries was no log density: +inf, or for a proposal, at a particle of its own, infinite.
 
-    Factors that are made part by part are left out, since nothing is known of them yet.
+    Factors that are made part by part are left out, since nothing is known of them yet (see `unsound_in_parts`).
     """
     terms = proposal_terms(problem, numbers, draws, params)
     slots, unsound = model_slots_noticing(problem, numbers, draws, params)
