@@ -417,3 +417,17 @@ def test_a_pole_is_named_also_in_factors_that_are_made_part_by_part(memory):
     with pytest.warns(NumericsWarning, match="'pole' has a log density of .inf.*a = .* b = .* c = .*2 of 2"):
         found = importance.run(0, None)
     assert np.isfinite(found.log_evidence)
+
+
+@pytest.mark.parametrize("loss", [kayn.VI(3), kayn.RWS(3), kayn.VIMCO(3)], ids=lambda loss: type(loss).__name__)
+def test_losses_name_a_pole(loss):
+    def model():
+        z = numpyro.sample("z", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(z, 1), obs=0.3)
+        numpyro.factor("pole", jnp.where(z > -9, jnp.inf, 0.0))
+
+    def guide():
+        numpyro.sample("z", dist.Normal(numpyro.param("m", 0.0), 1))
+
+    with pytest.warns(NumericsWarning, match="'pole' has a log density of .inf.*loss's particles"):
+        loss.loss(jax.random.key(0), {"m": jnp.array(0.0)}, model, guide)

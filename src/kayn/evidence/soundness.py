@@ -19,10 +19,10 @@ from kayn.axes.types import proposal_name
 from kayn.errors import NumericsWarning
 from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, model_inputs
-from kayn.evidence.weights import unsound_in_parts
+from kayn.evidence.weights import model_slots_noticing, unsound_in_parts
 from kayn.factors.elementwise import evaluate, of_one_particle, sound
 from kayn.programs.trace import DATA
-from kayn.support.arrays import Array
+from kayn.support.arrays import Array, PyTree
 
 LOOKED_AT = 2**20
 """Entries of a factor that are looked at for an example."""
@@ -62,6 +62,16 @@ def warn_of_factors(found: Mapping[str, Array], where: str = "the posterior's dr
                 NumericsWarning,
                 stacklevel=4,
             )
+
+
+def telling_slots(problem: Problem, numbers: Mapping, draws: Draws, params: PyTree) -> dict[int, Array]:
+    """As `model_slots`, for losses: warns of factors that are no log densities, unless numbers are being traced.
+
+    Compiled losses say nothing; the posterior that their guide gives does.
+    """
+    slots, found = model_slots_noticing(problem, numbers, draws, params)
+    warn_of_factors({n: f for n, f in found.items() if n in problem.model.sites}, "the loss's particles")
+    return slots
 
 
 def warn_of_steps(steps: Sequence[Mapping[str, Array]], sites: Container[str]) -> None:

@@ -19,7 +19,8 @@ from kayn.contraction.plan import Stuck
 from kayn.errors import GuideError, KaynError, StructureWarning
 from kayn.evidence.draws import Draws, draw_particles
 from kayn.evidence.problem import Problem, guide_inputs, link_index, model_inputs
-from kayn.evidence.weights import model_slots, proposal_slots, proposal_terms
+from kayn.evidence.soundness import telling_slots
+from kayn.evidence.weights import proposal_slots, proposal_terms
 from kayn.factors.evaluate import evaluate
 from kayn.graph.discover import discover_output
 from kayn.graph.types import MIXED, Kind, Output
@@ -132,7 +133,7 @@ class RWS(MassivelyParallelELBO):
             name: jax.lax.stop_gradient(drawn[name]) - (0.0 if name in done else self.wake_phi * only_gradient(t))
             for name, t in terms.items()
         }
-        slots = model_slots(extended, numbers, draws, params) | (added or {})
+        slots = telling_slots(extended, numbers, draws, params) | (added or {})
         slots |= proposal_slots(extended, flipped)
         index = link_index(extended, model_inputs(extended, numbers, params, draws.subsample))
         return -log_contract(extended.layout.plan, slots, index)

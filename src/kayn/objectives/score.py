@@ -16,8 +16,9 @@ from kayn.errors import KaynError
 from kayn.evidence.draws import Draws, draw_particles, draws_from_runs
 from kayn.evidence.problem import Problem, guide_inputs, link_index, model_inputs
 from kayn.evidence.queries import marginals
+from kayn.evidence.soundness import telling_slots
 from kayn.evidence.summands import log_evidence_summands, outer_plate
-from kayn.evidence.weights import log_evidence, model_slots, proposal_slots, proposal_terms
+from kayn.evidence.weights import log_evidence, proposal_slots, proposal_terms
 from kayn.graph.absent import absences
 from kayn.objectives.base import (
     Call,
@@ -122,7 +123,7 @@ class VIMCO(MassivelyParallelELBO):
         numbers = problem.numbers
         draws = _pathwise(problem, numbers, rng_key, params, {n for _, names in scored for n in names})
         terms = proposal_terms(problem, numbers, draws, params)
-        slots = model_slots(problem, numbers, draws, params) | proposal_slots(problem, terms)
+        slots = telling_slots(problem, numbers, draws, params) | proposal_slots(problem, terms)
         index = link_index(problem, model_inputs(problem, numbers, params, draws.subsample))
         _, weights = marginals(problem, jax.lax.stop_gradient(slots), index)
         surrogate = 0.0
