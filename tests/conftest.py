@@ -23,7 +23,8 @@ settings.register_profile(
 settings.load_profile("kayn")
 
 MOST = 1.2e9
-"""Bytes of memory from which compiled programs are forgotten between two tests; a hundred models leave gigabytes of them."""
+"""Bytes of memory from which compiled programs are forgotten between two tests;
+a hundred models leave gigabytes of them."""
 QUICK = {
     "test_arguments.py",
     "test_checkpoints.py",
@@ -49,8 +50,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_configure(config):
-    """Let XLA compile in half the time, since the tests wait for the compiler. What `--quick` selects is compiled as users compile it, and
-    so is what tests run in processes of their own."""
+    """Let XLA compile in half the time, since the tests wait for the compiler. What `--quick` selects is compiled as
+    users compile it, and so is what tests run in processes of their own."""
     if config.getoption("--quick"):
         return
     jax.config.update("jax_disable_most_optimizations", True)

@@ -1,4 +1,5 @@
-"""Every distribution of NumPyro, over parameters and values, ordinary and extreme: rows of numbers, and how to make it of their columns."""
+"""Every distribution of NumPyro, over parameters and values, ordinary and extreme: rows of numbers,
+and how to make it of their columns."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

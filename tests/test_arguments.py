@@ -1,4 +1,5 @@
-"""Arguments: bad values of every public function, generated from its annotations, end in a KaynError that names the argument."""
+"""Arguments: bad values of every public function, generated from its annotations,
+end in a KaynError that names the argument."""
 
 import inspect
 from contextlib import ExitStack
@@ -157,7 +158,9 @@ COUNTED_AS_SAID = {
     "one value for all rows": observed(row, 0.3),
     "one value of one row": observed(row, jnp.ones(1), [(ROWS, -1)]),
     "rows once for every element of a plate": observed(row, OUTCOME, [(3, -2), (ROWS, -1)]),
-    "a column once for every element of a plate": observed(lambda b: dist.Normal(b, 1.0), jnp.ones((3, 1)), [(3, -2), (ROWS, -1)]),
+    "a column once for every element of a plate": observed(
+        lambda b: dist.Normal(b, 1.0), jnp.ones((3, 1)), [(3, -2), (ROWS, -1)]
+    ),
     "an event once for every element of a plate": observed(lambda b: row(b).to_event(1), OUTCOME, [(3, -1)]),
     "one vector for all": observed(vectors, jnp.zeros(ROWS)),
 }  # fmt: skip

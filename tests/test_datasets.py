@@ -1,4 +1,5 @@
-"""Data sets: built-in ones, conversion of published files (small synthetic archives), lookup, download errors, real files."""
+"""Data sets: built-in ones, conversion of published files (small synthetic archives), lookup, download errors,
+real files."""
 
 import hashlib
 import io

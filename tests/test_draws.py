@@ -1,7 +1,8 @@
 """Who draws evenly and who independently: what an entry point says is what its particles are, whatever the guide.
 
 Particles of a coordinate are even if there is one in each of K strata of its law. Of independent ones that is the case
-with probability K! / K^K, below 0.0025 for K = 8, so a site of two coordinates looks even by accident once in 160,000 runs.
+with probability K! / K^K, below 0.0025 for K = 8, so a site of two coordinates looks even by accident once in 160,000
+runs.
 """
 
 import jax

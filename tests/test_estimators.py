@@ -1,7 +1,7 @@
 """Estimators for discrete and amortised models against exact gradients, by enumeration of all sets of particles.
 
-A mean over draws passes within five standard errors: over the few hundred numbers that are compared, a correct estimator
-fails with probability below 1e-4. Keys are fixed.
+A mean over draws passes within five standard errors: over the few hundred numbers that are compared, a correct
+estimator fails with probability below 1e-4. Keys are fixed.
 """
 
 import itertools
@@ -45,7 +45,8 @@ def mixture_guide(x):
 
 
 def network(x):
-    """Two layers of one Bernoulli each for every datum, and a discrete observation, so that dreams can be enumerated."""
+    """Two layers of one Bernoulli each for every datum, and a discrete observation,
+    so that dreams can be enumerated."""
     top = numpyro.param("top", jnp.array(0.4))
     down = numpyro.param("down", jnp.array([-0.8, 1.1]))
     out = numpyro.param("out", jnp.array([0.9, -0.7, 0.2]))
@@ -196,7 +197,8 @@ def bits_guide(x):
 
 @pytest.mark.slow
 def test_rebar_is_unbiased_for_bernoulli_latents_and_less_noisy():
-    """K particles of either latent, all pairs weighed; the noise of the guide's gradient against that of the plain score."""
+    """K particles of either latent, all pairs weighed; the noise of the guide's gradient against that of the plain
+    score."""
     params = parameters(network, bits_guide, BITS)
     exact = jax.grad(lambda p: expected_parallel_log_z(p, BITS, 2))(params)
     names = [n for n in exact if not n.startswith("rebar")]
@@ -242,7 +244,8 @@ INITIAL = {"first": [0.2, 0.3], "middle": [0.5, 0.4, -0.2], "last": [-0.3, 0.6]}
 
 
 def expected_branching_log_z(params, x):
-    """E log Z of two joint draws of `branching`: discrete values enumerated, noise of the continuous latent by quadrature."""
+    """E log Z of two joint draws of `branching`: discrete values enumerated,
+    noise of the continuous latent by quadrature."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     log_weight = jnp.log(weights / weights.sum())
     b, d, noise = (v.ravel() for v in jnp.meshgrid(jnp.arange(2.0), jnp.arange(2.0), nodes, indexing="ij"))

@@ -103,7 +103,8 @@ def test_the_prior_experiment_runs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["darn", "nade"])
 def test_autoregressive_layers_are_distributions(kind):
-    """Probabilities of all states sum to one, and 20,000 draws have them (chi-square of 16 states, false-alarm rate 1e-4)."""
+    """Probabilities of all states sum to one, and 20,000 draws have them
+    (chi-square of 16 states, false-alarm rate 1e-4)."""
     load("sbn/run.py")
     layers = importlib.import_module("layers")
     rng = np.random.default_rng(0)

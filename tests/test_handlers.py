@@ -1,4 +1,5 @@
-"""NumPyro's own trace of a program decides what is latent, observed and scaled: handlers and special sites, in models and in guides."""
+"""NumPyro's own trace of a program decides what is latent, observed and scaled: handlers and special sites,
+in models and in guides."""
 
 from __future__ import annotations
 
@@ -222,7 +223,8 @@ SERIES = jnp.array([0.3, 0.1, -0.2])
 
 @pytest.mark.parametrize("strategy", ["parallel", "global"])
 def test_keys_inside_the_loops_of_a_guide(strategy):
-    """Every step has its own, which particles are drawn and weighed with: log Z to five of the run's own standard errors, 6e-7 a case."""
+    """Every step has its own, which particles are drawn and weighed with:
+    log Z to five of the run's own standard errors, 6e-7 a case."""
     posterior = kayn.Importance(keyed_series, keyed_steps, 100, strategy, num_replicates=30).run(0, None)
     walk = np.minimum.outer(np.arange(1, 4), np.arange(1, 4)) + np.eye(3)
     right = multivariate_normal(np.zeros(3), walk).logpdf(np.asarray(SERIES))
@@ -381,7 +383,8 @@ def test_state_of_modules_goes_on_as_in_numpyro(loss):
 
 @pytest.mark.parametrize("method", ["rws", "vi"])
 def test_fits_hand_on_the_state(method):
-    """After 16 steps the running mean is that of the data to 2^-16, and log Z is exact to five of the run's own standard errors, 6e-7."""
+    """After 16 steps the running mean is that of the data to 2^-16,
+    and log Z is exact to five of the run's own standard errors, 6e-7."""
     fitted = kayn.fit(rows_model, (ROWS,), method=method, guide=running_guide, num_steps=16, progress=False)
     assert float(fitted.params["running"]["mean"]) == pytest.approx(float(ROWS.mean()), rel=1e-4)
     posterior = fitted.posterior()

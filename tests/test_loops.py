@@ -1,5 +1,5 @@
-"""Every estimator on every kind of plate, loops among them, against gradients over all sets of two particles (exact; no test here is statistical
-but those that say so)."""
+"""Every estimator on every kind of plate, loops among them, against gradients over all sets of two particles (exact; no
+test here is statistical but those that say so)."""
 
 import itertools
 from collections.abc import Callable
@@ -106,7 +106,8 @@ class Case:
 
 
 def rows_case(size=2, scale=1.0, mask=(1.0, 1.0), alone=False):
-    """A latent a row; the plate subsampled, the likelihood scaled or masked, or data that no latent touches beside it."""
+    """A latent a row; the plate subsampled, the likelihood scaled or masked,
+    or data that no latent touches beside it."""
 
     def model(family):
         def run(x):
@@ -366,7 +367,8 @@ def close(found, exact, rtol=2e-4):
 
 @lru_cache
 def exact_means(name):
-    """Over all sets of particles: their probabilities, the mean loss and its gradient, and the mean of RWS's gradient."""
+    """Over all sets of particles: their probabilities, the mean loss and its gradient,
+    and the mean of RWS's gradient."""
     case = CASES[name]
     sets = all_sets(case)
 

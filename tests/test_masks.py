@@ -151,7 +151,8 @@ def absent_or_there(kind, present, where):
 
 @pytest.mark.parametrize("form", ["probs", "logits", "Bernoulli", "Vindex"])
 def test_masked_rows_of_enumerated_latents_that_read_each_other(form):
-    """A row whose latents and data are all masked leaves the evidence as it is, by whatever operations one reads the other."""
+    """A row whose latents and data are all masked leaves the evidence as it is,
+    by whatever operations one reads the other."""
     table, prior = np.array([[0.2, 0.8], [0.4, 0.6]], np.float32), np.array([0.3, 0.7], np.float32)
     data = np.array([0.5, 1.5, 9.0], np.float32)
     options = {"infer": {"enumerate": "parallel"}}

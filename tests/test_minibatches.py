@@ -1,6 +1,7 @@
 """Subsampled plates: M rows stand for N elements, in every estimator, in dreams and in kayn's own guide.
 
-Expected losses and gradients are exact: over all subsamples and all particles of small Bernoulli models, against formulas of their own.
+Expected losses and gradients are exact: over all subsamples and all particles of small Bernoulli models,
+against formulas of their own.
 """
 
 import itertools
@@ -180,7 +181,8 @@ def test_one_particle_gives_the_full_data_bound(strategy, monkeypatch, x64):
 
 @pytest.mark.parametrize("loss", [kayn.VIMCO(2), kayn.VIMCO(2, "local"), kayn.DReG(2)], ids=lambda v: type(v).__name__)
 def test_powers_below_a_global_latent_are_refused(loss):
-    """Z is then no linear function of a row's weights, which leaving out a particle and doubly reparameterised gradients rest on."""
+    """Z is then no linear function of a row's weights, which leaving out a particle and doubly reparameterised
+    gradients rest on."""
     normal = isinstance(loss, kayn.DReG)
 
     def program(observe):
@@ -196,7 +198,8 @@ def test_powers_below_a_global_latent_are_refused(loss):
 
 
 def test_dreg_where_rows_share_an_index():
-    """Its gradient is that of kayn.VI, by 4,000 common keys: z-score within 4.5 of this run's own standard error, 7e-6 a comparison."""
+    """Its gradient is that of kayn.VI, by 4,000 common keys: z-score within 4.5 of this run's own standard error,
+    7e-6 a comparison."""
     y = jnp.array([0.4, -1.0, 2.0])
 
     def model():
@@ -226,7 +229,8 @@ def test_dreg_where_rows_share_an_index():
 @pytest.mark.parametrize("strategy", ["local", "parallel", "global"])
 @pytest.mark.parametrize("crossed", [False, True], ids=["nested", "crossed"])
 def test_two_subsampled_plates(crossed, strategy, x64):
-    """The expected loss of one particle, over all pairs of subsamples, is minus the bound of all data; losses of one pair are linear in rows."""
+    """The expected loss of one particle, over all pairs of subsamples, is minus the bound of all data;
+    losses of one pair are linear in rows."""
     y = jax.random.normal(jax.random.key(1), (3, 4))
 
     def program(observe):
@@ -304,7 +308,8 @@ def test_parameters_of_the_default_guide_go_by_element():
 
 
 def test_qem_moves_the_elements_that_it_drew():
-    """Local latents: their posteriors are known, and are met by all elements; a step leaves other elements where they are."""
+    """Local latents: their posteriors are known, and are met by all elements;
+    a step leaves other elements where they are."""
     fit = kayn.QEM(hierarchy, None, 30)
     state = fit.init(0, jnp.asarray(Y))
     before = fit.get_params(state)["kayn:z:loc"]
@@ -359,7 +364,8 @@ def test_supports_that_depend_on_the_rows_are_refused():
 
 
 def at_rest(loss, params, model, guide, *args, num=3000):
-    """Whether a gradient vanishes: within 4.5 of this run's own standard errors, 7e-6 a comparison. Returns the standard errors."""
+    """Whether a gradient vanishes: within 4.5 of this run's own standard errors, 7e-6 a comparison.
+    Returns the standard errors."""
     keys = jax.random.split(jax.random.key(0), num)
     one = jax.vmap(lambda k: jax.grad(lambda p: loss.loss(k, p, model, guide, *args))(params))
     found = jax.tree.map(np.asarray, jax.jit(one)(keys))
@@ -513,7 +519,8 @@ def test_what_no_dream_can_be_drawn_from_is_refused(model, guide, says, shown):
 
 
 def test_defensive_proposals_inside_loops():
-    """Steps are drawn from the mixture that they are divided by: E Z is the evidence, within 4.5 of this run's own standard error, 7e-6."""
+    """Steps are drawn from the mixture that they are divided by: E Z is the evidence,
+    within 4.5 of this run's own standard error, 7e-6."""
     x = jnp.array([1.0, 0.0])
 
     def program(observe):
@@ -757,7 +764,8 @@ def test_minibatches_of_training_and_of_a_plate_have_one_mean():
 
 
 def test_dreams_of_summed_states_and_of_several_observed_sites():
-    """The gradient of the guide's log density, against the mean over all values that the model gives: four standard errors of 4,000 dreams, 6e-5."""
+    """The gradient of the guide's log density, against the mean over all values that the model gives:
+    four standard errors of 4,000 dreams, 6e-5."""
 
     # with x = y = 1 a logit of exactly 0, where NumPyro's own density of a Bernoulli has another gradient
     start = [0.125, 0.25, -0.375]

@@ -1,4 +1,5 @@
-"""Names that collide with what kayn adds change nothing: every model is fitted, asked and exported under hostile names too."""
+"""Names that collide with what kayn adds change nothing: every model is fitted,
+asked and exported under hostile names too."""
 
 import re
 
@@ -88,7 +89,8 @@ def renamed(table):
 
 
 def sorted_alike(names):
-    """Whether axes sort as their latents do; which random number goes to which axis of a scope depends on that, and nothing else does."""
+    """Whether axes sort as their latents do; which random number goes to which axis of a scope depends on that,
+    and nothing else does."""
     return sorted(names) == sorted(names, key=lambda n: axis_name([n]))
 
 
@@ -157,7 +159,8 @@ def tripled(data, det):
     "loss", [kayn.VI(4), kayn.VIMCO(4), kayn.RWS(4), kayn.RWS(4, sleep_phi=1.0)], ids=lambda x: type(x).__name__
 )
 def test_parameters_of_a_guide_called_like_the_models_sites(loss):
-    """Loss and gradient do not depend on what a parameter is called: not like data, a deterministic site or a plate either."""
+    """Loss and gradient do not depend on what a parameter is called: not like data,
+    a deterministic site or a plate either."""
     data, replace = {}, None
     if getattr(loss, "sleep_phi", 0):
         replace = lambda dream: ((), {})  # noqa: E731
@@ -213,7 +216,8 @@ def test_the_prefix_is_refused_in_models(kind):
 
 @pytest.mark.parametrize(("first", "second"), [(a, b) for a in SITES for b in SITES if a != b])
 def test_one_name_for_sites_of_two_kinds_is_refused(first, second):
-    """NumPyro's trace keeps the second only where that is a plate or a parameter: a latent would be lost without a word."""
+    """NumPyro's trace keeps the second only where that is a plate or a parameter:
+    a latent would be lost without a word."""
 
     def model():
         numpyro.sample("mu", dist.Normal(0.0, 1.0))

@@ -1,4 +1,5 @@
-"""Models after NumPyro's examples and tests, against exact answers: those that take seconds, of the table that `experiments/peers` makes."""
+"""Models after NumPyro's examples and tests, against exact answers: those that take seconds,
+of the table that `experiments/peers` makes."""
 
 import importlib
 import sys
@@ -34,7 +35,8 @@ def cases():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_model_is_wrong(cases, name):
-    """Right within the tolerances of the table (averages over draws within five standard errors), or refused with a remedy."""
+    """Right within the tolerances of the table (averages over draws within five standard errors),
+    or refused with a remedy."""
     found = cases.judge(cases.CASES[name])
     assert found["verdict"].startswith(("right", "refused")), found
     assert found["figures"] or found["verdict"].startswith("refused")

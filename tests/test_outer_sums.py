@@ -64,7 +64,8 @@ def test_without_a_plate_that_all_latents_have_there_is_a_total_only():
 
 
 def test_all_chunks_of_particles_are_on_the_same_rows_of_a_subsample():
-    """Rows that a plate picks itself: an exact guide, so that two chunks give what one does only if they are of the same rows."""
+    """Rows that a plate picks itself: an exact guide, so that two chunks give what one does only if they are of the
+    same rows."""
     data = jnp.linspace(-3.0, 3.0, 12)
 
     def picked(x):
@@ -109,7 +110,8 @@ def test_a_minibatch_stands_for_the_data_of_its_leftmost_plate():
 
 
 def test_score_of_a_row_is_its_own_summand():
-    """Reinforce subtracts a baseline by row; with the exact summands as baseline only their exact (zero) signal is left."""
+    """Reinforce subtracts a baseline by row; with the exact summands as baseline only their exact
+    (zero) signal is left."""
 
     def summands(params, x):
         return log_normal(X, 0.0, 2.0) + log_normal(X, 0.3)

@@ -1,4 +1,5 @@
-"""Normal sites of any guide, placed from noise that all particles draw together: the same law, evidence without bias, less noise."""
+"""Normal sites of any guide, placed from noise that all particles draw together: the same law,
+evidence without bias, less noise."""
 
 from dataclasses import replace
 
@@ -69,7 +70,8 @@ LAWS = {
 
 @pytest.mark.parametrize("name", LAWS)
 def test_every_particle_has_the_sites_law(name):
-    """Kolmogorov-Smirnov against NumPyro's own draws, for every particle and coordinate: false alarm in one of 1,000 runs."""
+    """Kolmogorov-Smirnov against NumPyro's own draws, for every particle and coordinate:
+    false alarm in one of 1,000 runs."""
 
     def program():
         numpyro.sample("x", LAWS[name]())
@@ -119,7 +121,8 @@ START = init_to_value(values={"mu": 0.1, "z": jnp.array([0.2, 0.15])})
     "guide", [structured, AutoNormal(model, init_loc_fn=START, init_scale=0.5)], ids=["structured", "auto"]
 )
 def test_evidence_is_less_noisy(guide):
-    """The variance of log Z over 1,000 sets, against independent draws of the same guide: lower by more than four of its standard errors."""
+    """The variance of log Z over 1,000 sets, against independent draws of the same guide:
+    lower by more than four of its standard errors."""
     importance = kayn.Importance(model, guide, num_particles=10, num_replicates=1000)
     even = np.asarray(importance.run(0, {}, Y).log_evidences)
     importance.request = replace(importance.request, draws="independent")

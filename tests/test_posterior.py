@@ -455,7 +455,8 @@ def test_joint_densities_that_rest_on_few_draws_are_reported():
 
 
 def test_joint_densities_are_those_of_all_combinations():
-    """Ragged groups, two replicates of three particles: 100,000 draws have the contraction's value within five standard errors."""
+    """Ragged groups, two replicates of three particles: 100,000 draws have the contraction's value within five standard
+    errors."""
 
     def model(group, y):
         mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -480,7 +481,8 @@ def test_joint_densities_are_those_of_all_combinations():
 
 
 def test_factors_and_scales_of_the_model_do_not_count_as_held_out_data():
-    """A factor over the latent is part of the prior: the joint density is that of the posterior's draws of the same particles."""
+    """A factor over the latent is part of the prior: the joint density is that of the posterior's draws of the same
+    particles."""
 
     def model(x):
         with numpyro.plate("groups", 3):
@@ -620,7 +622,8 @@ def test_float64(x64):
 
 
 def test_no_nan_on_the_way():
-    """With `jax_debug_nans` any NaN in any intermediate is an error; a particle of -inf likelihood must not make one."""
+    """With `jax_debug_nans` any NaN in any intermediate is an error;
+    a particle of -inf likelihood must not make one."""
 
     def model(y):
         u = numpyro.sample("u", dist.HalfNormal(1.0))

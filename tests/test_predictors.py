@@ -1,4 +1,5 @@
-"""Sums of terms on particle axes of their own: what is found in programs, and that nothing but the speed of a factor depends on it."""
+"""Sums of terms on particle axes of their own: what is found in programs,
+and that nothing but the speed of a factor depends on it."""
 
 import jax
 import jax.numpy as jnp
@@ -262,7 +263,8 @@ def test_wild_particles_are_weighed_as_by_the_whole(family, wild, always, monkey
 
 
 def test_large_offsets_keep_their_digits(always, monkeypatch):
-    """Means of 10,000 standard deviations in float32, against the same in float64: relative error of 1e-5 of a log density."""
+    """Means of 10,000 standard deviations in float32, against the same in float64:
+    relative error of 1e-5 of a log density."""
 
     def model(x, y):
         a, b = normal("a", 1e4, 1.0), normal("b")

@@ -68,7 +68,8 @@ class Paper:
     def score(
         self, params: Mapping, factors: Mapping[str, Any], kept: Callable[[str], bool] = lambda name: True
     ) -> Any:
-        """Factors times the log density of drawing every particle from its own parents, summed over latents that are kept."""
+        """Factors times the log density of drawing every particle from its own parents,
+        summed over latents that are kept."""
         still, total = jax.lax.stop_gradient(self.draws(params)), 0.0
         for axis in self.oracle.axes:
             names = tuple(n for n in axis.latents if kept(n))

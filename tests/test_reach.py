@@ -116,7 +116,8 @@ def two_of_two():
 
 
 def test_points_with_a_joint_density_are_evaluated():
-    """The guide is the prior, so that weights are bounded: the standard error is below 0.01, the tolerance is 5 of them."""
+    """The guide is the prior, so that weights are bounded: the standard error is below 0.01,
+    the tolerance is 5 of them."""
     found = kayn.Importance(chain, two_of_two, 1000, num_replicates=4).run(0, None).log_evidence
     np.testing.assert_allclose(found, norm(0, 3**0.5).logpdf(0.0), atol=0.05)
 

@@ -1,4 +1,5 @@
-"""What is said of a posterior: the mode over replicates, k-hat of ties, which rows a draw is scored on, and what ArviZ is given as data."""
+"""What is said of a posterior: the mode over replicates, k-hat of ties, which rows a draw is scored on,
+and what ArviZ is given as data."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,5 @@
-"""What kayn finds in a model (reads, links, couplings), and that its evidence under that structure is that of enumeration."""
+"""What kayn finds in a model (reads, links, couplings), and that its evidence under that structure is that of
+enumeration."""
 
 from __future__ import annotations
 
@@ -236,7 +237,8 @@ def test_ragged_in_ragged(precomputed, county):
 
 @pytest.mark.parametrize("precomputed", [False, True])
 def test_indices_that_are_arguments_of_jit(precomputed, x64):
-    """Structure comes from the form of the expression; an index that cannot be recognised costs a coupling, never a fault."""
+    """Structure comes from the form of the expression; an index that cannot be recognised costs a coupling,
+    never a fault."""
     seen = []
 
     @partial(jax.jit, compiler_options=QUICK)

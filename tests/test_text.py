@@ -13,7 +13,8 @@ WRITTEN_BY_PROGRAMS = {"results", ".git", ".venv", "__pycache__", "site", "build
 
 
 def long_lines(text, markdown):
-    """Numbers of lines that are too long. Rows of Markdown tables, and words that cannot be broken, are as long as they are."""
+    """Numbers of lines that are too long. Rows of Markdown tables, and words that cannot be broken,
+    are as long as they are."""
     for number, line in enumerate(text.splitlines(), 1):
         table = markdown and line.lstrip().startswith("|")
         if len(line) > WIDTH and not table and len(line.split()) > 1:

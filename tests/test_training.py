@@ -1,4 +1,5 @@
-"""Training in minibatches: gradients of the whole data, epochs, phases, early stopping, checkpoints that resume bit for bit."""
+"""Training in minibatches: gradients of the whole data, epochs, phases, early stopping,
+checkpoints that resume bit for bit."""
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,8 @@ class _Echo(kayn.VI):
 def test_minibatches_of_a_model_with_a_global_latent_are_scaled():
     """The mean loss over the minibatches of an epoch is that of all rows, with a guide of next to no spread.
 
-    What is left of it is the density of its own draws, sd 0.012 a step and datum: 1e-3 of the loss is 4 or more standard errors of 1,800 steps' difference, 6e-5.
+    What is left of it is the density of its own draws, sd 0.012 a step and datum: 1e-3 of the loss is 4 or more
+    standard errors of 1,800 steps' difference, 6e-5.
     """
 
     def whole(x, total):
@@ -212,6 +214,7 @@ def test_layers_tell_where_the_nats_go():
     kl = np.sum(0.5 * (0.5 + (DATA / 2) ** 2 - 1 - np.log(0.5)))
     np.testing.assert_allclose(found.divergence["z"], kl, rtol=0.02)
     log_z = float(np.sum(-0.5 * np.log(2 * np.pi * 2) - DATA**2 / 4))
-    # the guide is the posterior, so that the bound is tight: 4,000 draws of a total with standard deviation below 8 nats
+    # the guide is the posterior, so that the bound is tight:
+    # 4,000 draws of a total with standard deviation below 8 nats
     np.testing.assert_allclose(found.elbo, log_z, atol=0.5)
     assert abs(found.gap(log_z)) < 0.5

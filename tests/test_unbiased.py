@@ -54,7 +54,8 @@ GROUPS_EVIDENCE = stats.multivariate_normal(np.zeros(6), 2 * np.eye(6) + 1).logp
 def chain():
     """a -> b -> c with two observed ends; c depends on both a and b.
 
-    Dependence is weak enough for paired denominators, whose weights q(z | one parent) / q(z | another) have heavy tails.
+    Dependence is weak enough for paired denominators, whose weights q(z | one parent) / q(z | another) have heavy
+    tails.
     """
     a = numpyro.sample("a", dist.Normal(0, 1))
     b = numpyro.sample("b", dist.Normal(0.3 * a, 1))
@@ -129,7 +130,8 @@ def test_two_guide_parents(num_particles, denominator):
 @pytest.mark.slow
 @pytest.mark.parametrize("num_particles", [2, 10])
 def test_evenly_spread_particles(num_particles):
-    """The default guide fills quantiles evenly: particles of a latent are dependent, the estimate is unbiased all the same."""
+    """The default guide fills quantiles evenly: particles of a latent are dependent,
+    the estimate is unbiased all the same."""
     guide = FactorisedGuide.from_model(groups, (True,))
     mean, error = mean_ratio(
         groups, (True,), guide, GROUPS_EVIDENCE, 100_000, num_particles=num_particles, draws="even"

@@ -64,7 +64,8 @@ def in_plain_units():
 @pytest.mark.parametrize(("shift", "scale"), UNITS)
 @pytest.mark.parametrize("name", MODELS)
 def test_units_change_nothing_else(name, shift, scale, in_plain_units):
-    """The same key draws the same particles in other units, so answers agree up to rounding, which shifts make coarser."""
+    """The same key draws the same particles in other units, so answers agree up to rounding,
+    which shifts make coarser."""
     if shift and name in ("lognormal", "cauchy"):
         pytest.skip("a positive latent has no other origin")
     log_z, mean, sd, converged = answers(name, shift, scale)
@@ -80,7 +81,8 @@ def test_units_change_nothing_else(name, shift, scale, in_plain_units):
     ("centre", "scale", "at", "noise"), [(0.0, 1e6, 5.0, 0.1), (0.0, 1e3, 5.0, 0.1), (0.0, 1e6, 7e5, 1e3)]
 )
 def test_vague_priors(centre, scale, at, noise):
-    """A prior far wider than the posterior: found both where users mean "near zero" and where they mean the prior's extent."""
+    """A prior far wider than the posterior: found both where users mean "near zero" and where they mean the prior's
+    extent."""
 
     def model():
         z = S("z", dist.Normal(centre, scale))
@@ -116,7 +118,8 @@ def narrow(sd, noise, at):
 
 
 def test_what_was_not_found_has_not_converged():
-    """A posterior of a ten-millionth of the prior's width, far from zero: the log evidence looks flat, but one particle has all the weight."""
+    """A posterior of a ten-millionth of the prior's width, far from zero: the log evidence looks flat,
+    but one particle has all the weight."""
     fit = kayn.fit(narrow, (1e6, 0.1, 7e5), progress=False)
     with pytest.warns(kayn.PoorFitWarning, match="'z'"):
         sd = float(fit.posterior().std("z"))

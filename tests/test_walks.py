@@ -52,7 +52,8 @@ def test_a_random_walk_is_read_as_a_loop():
 
 
 def test_random_walks_have_their_evidence():
-    """Without unknown scales in closed form; where a walk is read as a whole, or has a batch, its particles are whole paths."""
+    """Without unknown scales in closed form; where a walk is read as a whole, or has a batch,
+    its particles are whole paths."""
     summed = np.tril(np.ones((8, 8)))
 
     def evidence(covariance, y=WALK):
@@ -110,7 +111,8 @@ def test_guides_for_random_walks(loss, fitted):
 
 
 def test_joint_guides_of_random_walks():
-    """A guide that draws the walk as one vector makes its particles whole paths; the posterior itself weighs them all the same."""
+    """A guide that draws the walk as one vector makes its particles whole paths;
+    the posterior itself weighs them all the same."""
 
     def fixed(y):
         z = numpyro.sample("z", dist.GaussianRandomWalk(0.5, num_steps=8))
@@ -133,7 +135,8 @@ def test_joint_guides_of_random_walks():
 
 
 def test_a_random_walk_as_guide():
-    """The prior as guide, which is a walk too: its steps are drawn one given the other, and the evidence is unbiased."""
+    """The prior as guide, which is a walk too: its steps are drawn one given the other,
+    and the evidence is unbiased."""
 
     def vague(y):
         z = numpyro.sample("z", dist.GaussianRandomWalk(0.3, num_steps=8))

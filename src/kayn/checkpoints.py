@@ -1,7 +1,8 @@
 """Checkpoints: a pytree of arrays as one file, written whole or not at all, read bit by bit or refused by name.
 
-The file is NumPy's `.npz`: one array for every leaf, under its place in the tree, and a text of JSON. NumPy cannot read what it writes of types that
-are not its own, such as bfloat16, so arrays of these are kept as bytes and their types beside them. Nothing in the file is ever executed.
+The file is NumPy's `.npz`: one array for every leaf, under its place in the tree, and a text of JSON. NumPy cannot read
+what it writes of types that are not its own, such as bfloat16, so arrays of these are kept as bytes and their types
+beside them. Nothing in the file is ever executed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ REMEDY = "Give another path, or remove the file"
 def save(path: str | os.PathLike[str], tree: PyTree, notes: Any = None) -> None:
     """Write the leaves of a pytree of arrays, and what JSON can hold, to a `.npz` file.
 
-    Readers and other writers of the same path meet one whole file or the other; an interrupted call leaves the file that was there.
+    Readers and other writers of the same path meet one whole file or the other;
+    an interrupted call leaves the file that was there.
 
     Raises:
         KaynError: the file cannot be written, a leaf is no array of numbers, or the notes are nothing for JSON.
@@ -60,7 +62,8 @@ def save(path: str | os.PathLike[str], tree: PyTree, notes: Any = None) -> None:
             np.savez(file, **cast("dict[str, Any]", {**texts, **content}))
     except OSError as error:
         raise KaynError(
-            f"checkpoint {path} cannot be written: {_said(error)}. Give the path of a file in a directory that can be written to"
+            f"checkpoint {path} cannot be written: {_said(error)}. Give the path of a file in a directory that can "
+            "be written to"
         ) from error
 
 
@@ -76,7 +79,8 @@ def load(path: str | os.PathLike[str], like: PyTree) -> tuple[PyTree, Any]:
         types = json.loads(str(stored.pop(TYPES))) if TYPES in stored else {}
     except UNREADABLE as error:
         raise KaynError(
-            f"checkpoint {path} cannot be read: {_said(error)}. It is damaged, was cut short, or is no checkpoint of kayn's. {REMEDY}"
+            f"checkpoint {path} cannot be read: {_said(error)}. It is damaged, was cut short, or is no checkpoint of "
+            f"kayn's. {REMEDY}"
         ) from error
     places, form = jax.tree.flatten_with_path(like)
     names = [jax.tree_util.keystr(where) for where, _ in places]
@@ -167,7 +171,8 @@ def _restored(path: Any, name: str, found: np.ndarray, kind: str | None, leaf: A
     """A leaf from its array in the file, of the type that it has in this run.
 
     Args:
-        kind: the type it had; None in files of earlier releases, which kept keys' numbers, rounded float64 and left the types of bytes out.
+        kind: the type it had; None in files of earlier releases, which kept keys' numbers,
+            rounded float64 and left the types of bytes out.
     """
     want = np.asarray(_plain(leaf))
     type_ = _type(leaf, want)
@@ -179,7 +184,8 @@ def _restored(path: Any, name: str, found: np.ndarray, kind: str | None, leaf: A
         found = np.ascontiguousarray(found).reshape(-1).view(want.dtype).reshape(found.shape[:-1])
     if found.shape != want.shape or kind != type_:
         raise KaynError(
-            f"checkpoint {path}: {name} has shape {found.shape} and type {kind}, but this run has {want.shape} and {type_}. {REMEDY}"
+            f"checkpoint {path}: {name} has shape {found.shape} and type {kind}, but this run has {want.shape} and "
+            f"{type_}. {REMEDY}"
         )
     if _is_key(leaf):
         return jax.random.wrap_key_data(jnp.asarray(found), impl=jax.random.key_impl(leaf))

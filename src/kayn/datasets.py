@@ -7,9 +7,10 @@ Two need no files: `eight_schools` (a published table) and `simulate_radon` (a s
 2. otherwise in the user's cache, ``$XDG_CACHE_HOME/kayn`` or ``~/.cache/kayn``; sets with a stable public origin are
    downloaded there on first use, converted, and checked against a checksum of the converted arrays.
 
-Licences differ and stay with the origin. MovieLens in particular may be used for research but **not redistributed**, nor
-used commercially without permission from GroupLens, and its use must be acknowledged by citing Harper and Konstan (2015),
-"The MovieLens Datasets: History and Context". kayn does not contain it; `load` fetches it from GroupLens for you.
+Licences differ and stay with the origin. MovieLens in particular may be used for research but **not redistributed**,
+nor used commercially without permission from GroupLens, and its use must be acknowledged by citing Harper and Konstan
+(2015), "The MovieLens Datasets: History and Context". kayn does not contain it; `load` fetches it from GroupLens for
+you.
 """
 
 from __future__ import annotations
@@ -243,7 +244,8 @@ DATASETS: Mapping[str, Dataset] = {
         ),
     ),
     "election88": Dataset(
-        "11,566 answers to polls before the 1988 US presidential election; states in regions, crossed with age and education",
+        "11,566 answers to polls before the 1988 US presidential election; states in regions, crossed with age and "
+        "education",
         "Gelman and Hill (2006), as in posteriordb (election88)",
         Source(
             f"{_POSTERIORDB}/election88.json.zip",
@@ -253,8 +255,8 @@ DATASETS: Mapping[str, Dataset] = {
     ),
     "movielens_100k": Dataset(
         "100,000 ratings of 1,682 films by 943 users",
-        "GroupLens, University of Minnesota. Research use only, no redistribution, no commercial use without permission; "
-        "cite Harper and Konstan (2015)",
+        "GroupLens, University of Minnesota. Research use only, no redistribution, no commercial use without "
+        "permission; cite Harper and Konstan (2015)",
         Source(
             "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
             _movielens_100k,
@@ -282,7 +284,8 @@ DATASETS: Mapping[str, Dataset] = {
     ),
     "bus_breakdown": Dataset("delays of New York school buses", "NYC Open Data, Bus Breakdown and Delays, via alan"),
     "movielens": Dataset(
-        "a published subset of MovieLens 100K whose labels are all zero and whose genres are scrambled, to reproduce published figures only",
+        "a published subset of MovieLens 100K whose labels are all zero and whose genres are scrambled, to reproduce "
+        "published figures only",
         "GroupLens, via alan. Research use only, no redistribution",
     ),
     "occupancy": Dataset("sightings of North American breeding birds", "USGS Breeding Bird Survey 2022, via alan"),

@@ -71,7 +71,8 @@ def log_evidence(
         num_particles: K in all, rounded up to whole chunks; memory grows with `chunk` only.
         strategy: as in `kayn.Importance`; "local" gives every element of the outer plate weights of its own.
 
-    The estimate of each summand is a lower bound on average, which tightens with K (Burda, Grosse & Salakhutdinov, 2016).
+    The estimate of each summand is a lower bound on average, which tightens with K
+    (Burda, Grosse & Salakhutdinov, 2016).
     """
     meter = evidence_meter(
         model, guide, params, *args, num_particles=num_particles, chunk=chunk, strategy=strategy, **kwargs
@@ -92,8 +93,8 @@ def evidence_meter(
 ) -> Callable[..., Evidence]:
     """`log_evidence` to be called many times, `(params, rng_key, *args) -> Evidence`, compiled once.
 
-    Without arguments of the model, the meter takes those given here. With others of the same shapes, such as the next batch of test data, it
-    reads the model again without compiling it again.
+    Without arguments of the model, the meter takes those given here. With others of the same shapes, such as the next
+    batch of test data, it reads the model again without compiling it again.
 
     Args:
         params: any values of the parameters; the meter takes others of the same shapes.
@@ -144,7 +145,8 @@ def evidence_meter(
 
 
 def _program(problem: Problem) -> Any:
-    """What two problems have in common if the program compiled for one computes the other: equations, layout, shapes of arrays."""
+    """What two problems have in common if the program compiled for one computes the other: equations, layout,
+    shapes of arrays."""
     shapes = jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), problem.numbers)
     # addresses of functions in the text of equations differ between traces
     equations = [re.sub(r"0x[0-9a-f]+", "", str(p.jaxpr)) for p in (problem.model, problem.guide.density)]
@@ -180,7 +182,8 @@ def gradient_noise(
 ) -> Noise:
     """How noisy a loss's gradient is at given parameters, from independent draws on the same data.
 
-    The signal-to-noise ratio is that of Rainforth et al., Tighter variational bounds are not necessarily better (ICML 2018), by parameter.
+    The signal-to-noise ratio is that of Rainforth et al., Tighter variational bounds are not necessarily better
+    (ICML 2018), by parameter.
     """
     params = parameter_values(params)
 
@@ -198,7 +201,8 @@ def gradient_noise(
 
 @checked()
 def active_units(means: Any, threshold: NonNegative = 0.01) -> int:
-    """How many coordinates of an amortised posterior depend on the data: variance of E_q[z | x] over x above a threshold.
+    """How many coordinates of an amortised posterior depend on the data:
+    variance of E_q[z | x] over x above a threshold.
 
     Args:
         means: [N, D], posterior means of the D coordinates for N data (Burda, Grosse & Salakhutdinov, 2016).

@@ -1,7 +1,7 @@
 """Models of several kinds that can be written in many ways, and what kayn says of them for given particles.
 
-A kind is a program of a `Form`: its names, the order of its statements, how its rows are put in plates, how data and masks
-come in. The guide is the same program, which draws every latent from a proposal that depends on nothing.
+A kind is a program of a `Form`: its names, the order of its statements, how its rows are put in plates, how data and
+masks come in. The guide is the same program, which draws every latent from a proposal that depends on nothing.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class Form:
             statement()
 
     def over_rows(self, data: Mapping[str, Any], write: Callable) -> None:
-        """`write(part, end, rows)` for rows in one plate or two: a slice of those at hand, how names end, the plate's context.
+        """`write(part, end, rows)` for rows in one plate or two: a slice of those at hand, how names end,
+        the plate's context.
 
         A subsampled plate stands for all `N` rows, those of a split one for half of them each.
         """

@@ -46,15 +46,16 @@ def plan_axes(structure: Structure, axes: Sequence[Axis], outputs: Sequence[Outp
 
 
 def plan_within(structure: Structure, axes: Sequence[Axis], outputs: Sequence[Output], memory: int) -> Plan:
-    """As `plan_axes`, a sum cut into parts where a step would take more memory; it may still, where that does not help."""
+    """As `plan_axes`, a sum cut into parts where a step would take more memory; it may still,
+    where that does not help."""
     return cut_to_fit(plan_axes(structure, axes, outputs), memory)
 
 
 def with_aliases(graph: Graph, axes: Sequence[Axis]) -> list[Axis]:
     """The axes, and behind them one for each other step at which chained axes are read.
 
-    Where an axis has no index of its own over the steps, its particles are whole paths, and so are their earlier states: these
-    join the axis itself.
+    Where an axis has no index of its own over the steps, its particles are whole paths, and so are their earlier
+    states: these join the axis itself.
     """
     extended = list(axes)
     for position, axis in enumerate(axes):

@@ -22,13 +22,14 @@ class Request:
         num_particles: K, for all latents or by latent name (others get the default under "").
         strategy: "parallel", "global" or "local".
         groups: latents that share an axis, on top of the strategy.
-        couple: plates over which a latent gives up its own index; replaces the automatic choice where groups are crossed.
+        couple: plates over which a latent gives up its own index;
+            replaces the automatic choice where groups are crossed.
         target_elements: where a factor or an intermediate array has more entries, latents without plates share an axis.
         memory: bytes that a step may take; where it would take more, any axes are merged.
         draws: "independent", one run of the guide for each particle, as in the literature of the losses for SVI; or
             "even", noise of Normal sites that is drawn for all particles together and fills the quantiles
-            (`kayn.particles.shared_noise`). Each particle has the guide's law either way. Entry points say which in their
-            attribute `draws`; everything else asks here.
+            (`kayn.particles.shared_noise`). Each particle has the guide's law either way. Entry points say which in
+            their attribute `draws`; everything else asks here.
     """
 
     num_particles: int | tuple[tuple[str, int], ...] = 30

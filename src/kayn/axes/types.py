@@ -69,7 +69,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class Constraint:
-    """A demand of the guide: `latents` are drawn jointly, and its density does not factorise over some batch dimensions.
+    """A demand of the guide: `latents` are drawn jointly, and its density does not factorise over some batch
+    dimensions.
 
     `joint_dims` lists these as (latent, batch dimension).
     """

@@ -1,6 +1,7 @@
 """Log densities over intervals and ordered categories, as sums of logarithms instead of logarithms of differences.
 
-Unless shapes are given, functions work entry by entry: arguments are broadcast, and results, in nats, have their common shape.
+Unless shapes are given, functions work entry by entry: arguments are broadcast, and results, in nats,
+have their common shape.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def power_law(fn: dist.Distribution, value: Array) -> Array:
 def ordered_logistic(fn: dist.Distribution, value: Array) -> Array:
     """Log probability of a category, nats; `cutpoints`: [..., C - 1].
 
-    That of a logistic variable between two of them: the logarithms of both half-lines and of the distance between the ends.
+    That of a logistic variable between two of them: the logarithms of both half-lines and of the distance between the
+    ends.
     """
     predictor, cutpoints = floats(fn.predictor, fn.cutpoints)
     count = cutpoints.shape[-1]

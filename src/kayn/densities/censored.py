@@ -1,9 +1,10 @@
 """Log probabilities of what is only known to lie below, above, within or outside of bounds, however far out in a tail.
 
-NumPyro takes one minus a distribution function, which float32 rounds to a multiple of 6e-8: a survival probability of 1e-20 becomes
-6e-8, and its logarithm is 28 nats too high.
+NumPyro takes one minus a distribution function, which float32 rounds to a multiple of 6e-8: a survival probability of
+1e-20 becomes 6e-8, and its logarithm is 28 nats too high.
 
-Unless shapes are given, functions work entry by entry: arguments are broadcast, and results, in nats, have their common shape.
+Unless shapes are given, functions work entry by entry: arguments are broadcast, and results, in nats,
+have their common shape.
 """
 
 from __future__ import annotations

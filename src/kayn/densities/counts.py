@@ -1,10 +1,11 @@
 """Log probabilities of counts, and densities of laws with a large concentration, as sums of small terms.
 
-Source: Loader, Fast and accurate computation of binomial probabilities (2000); the forms for Pólya's urns follow by the same
-algebra: with `S = n + sum a` and `m_i = (a_i + x_i) / S`, the logarithms of a beta-binomial probability are the deviances of
-x_i from `n m_i` and of a_i from `m_i sum a`.
+Source: Loader, Fast and accurate computation of binomial probabilities (2000); the forms for Pólya's urns follow by the
+same algebra: with `S = n + sum a` and `m_i = (a_i + x_i) / S`, the logarithms of a beta-binomial probability are the
+deviances of x_i from `n m_i` and of a_i from `m_i sum a`.
 
-Unless shapes are given, functions work entry by entry: arguments are broadcast, and results, in nats, have their common shape.
+Unless shapes are given, functions work entry by entry: arguments are broadcast, and results, in nats,
+have their common shape.
 """
 
 from __future__ import annotations

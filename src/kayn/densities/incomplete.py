@@ -1,10 +1,11 @@
 """Logarithms of incomplete gamma and beta functions, also where the functions themselves are too small for a float.
 
-Where a tail's probability is far below one, it is the density at its end times a factor that converges fast: a continued fraction for
-the upper gamma function (DLMF 8.9.2) and for the beta function (DLMF 8.17.22), a power series for the lower gamma function
-(DLMF 8.7.1).
+Where a tail's probability is far below one, it is the density at its end times a factor that converges fast: a
+continued fraction for the upper gamma function (DLMF 8.9.2) and for the beta function (DLMF 8.17.22), a power series
+for the lower gamma function (DLMF 8.7.1).
 
-Unless shapes are given, functions work entry by entry: arguments are broadcast, and results, in nats, have their common shape.
+Unless shapes are given, functions work entry by entry: arguments are broadcast, and results, in nats,
+have their common shape.
 """
 
 from __future__ import annotations

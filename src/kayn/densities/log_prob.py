@@ -1,9 +1,11 @@
 """Log densities in kayn's own forms, where NumPyro's is slow or loses its digits in float32.
 
-On CPUs, XLA hands chains of arithmetic to vectorised kernels, but a selection (`jnp.where`) in the chain sends the whole of it
-through scalar loops, which is an order of magnitude slower. Values are the same, those at infinite arguments included.
+On CPUs, XLA hands chains of arithmetic to vectorised kernels, but a selection (`jnp.where`) in the chain sends the
+whole of it through scalar loops, which is an order of magnitude slower. Values are the same, those at infinite
+arguments included.
 
-Of a log probability above zero, or a log density of +inf, no sense can be made: both are +inf here, for `kayn.factors.elementwise` to notice.
+Of a log probability above zero, or a log density of +inf, no sense can be made: both are +inf here, for
+`kayn.factors.elementwise` to notice.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ ANYWHERE = np.inf
 
 
 def _where_concentrated(form: Form, *names: str) -> Form:
-    """A stable form where the concentrations are large, which leaves all else as it was, the ends of a support included."""
+    """A stable form where the concentrations are large, which leaves all else as it was,
+    the ends of a support included."""
 
     def log_prob(fn: dist.Distribution, value: Array) -> Array:
         large = sum(getattr(fn, n) for n in names) > CONCENTRATED
@@ -145,7 +148,8 @@ SHARES = (
     dist.Delta,
     dist.Unit,
 )
-"""Laws whose log probabilities are logarithms of a share, which no rounding lifts above zero, or that are no probabilities."""
+"""Laws whose log probabilities are logarithms of a share, which no rounding lifts above zero,
+or that are no probabilities."""
 HURDLES = _known("HurdleProbs")
 MADE_OF = (
     dist.MaskedDistribution,
@@ -167,7 +171,8 @@ def log_density(fn: dist.Distribution, value: Array) -> Array:
 
 
 def dependable(fn: dist.Distribution, value: Array) -> dist.Distribution:
-    """The distribution with its innermost log densities in forms without selections and without loss of digits, where there are such.
+    """The distribution with its innermost log densities in forms without selections and without loss of digits,
+    where there are such.
 
     Args:
         value: where the density will be taken; data that are concrete numbers make for a simpler form.
@@ -179,12 +184,14 @@ def dependable(fn: dist.Distribution, value: Array) -> dist.Distribution:
     if form is not None:
         return _Rewritten(fn, form)
     if isinstance(fn, MADE_OF):
-        # what a transformed variable's base is asked for is another value, and a hurdle's for its probability of zero too
+        # what a transformed variable's base is asked for is another value,
+        # and a hurdle's for its probability of zero too
         given = 0.5 if isinstance(fn, dist.TransformedDistribution) else value
         given = ANYWHERE if isinstance(fn, HURDLES) else given
         fn = _of_dependable_parts(fn, given)
     if fn._validate_args and fn.support in (constraints.real, constraints.real_vector):
-        # NumPyro replaces log densities outside of the support; here that is at infinity and NaN, which have none anyway
+        # NumPyro replaces log densities outside of the support; here that is at infinity and NaN,
+        # which have none anyway
         fn = copy.copy(fn)
         fn._validate_args = False
     return fn
@@ -289,7 +296,8 @@ def _log_sigmoid(x: Array) -> Array:
 
 @_log_sigmoid.defjvp
 def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    # the derivative of each operation in turn would select by sign, and take ten times as long as the one operation that they amount to
+    # the derivative of each operation in turn would select by sign,
+    # and take ten times as long as the one operation that they amount to
     return _log_sigmoid(*primals), jax.nn.sigmoid(-primals[0]) * tangents[0]
 
 
@@ -302,7 +310,8 @@ class _Fractional(dist.BernoulliLogits):
     """Data that are only known when the program runs may lie between 0 and 1."""
 
     def log_prob(self, value: Array) -> Array:
-        # a clipped logit stands for an infinite one: the log density is exactly 0, or so low that it counts as impossible
+        # a clipped logit stands for an infinite one: the log density is exactly 0,
+        # or so low that it counts as impossible
         far = jnp.finfo(jnp.result_type(self.logits, float)).max / 1e4
         logits = jnp.clip(self.logits, -far, far)
         return value * logits + _log_sigmoid(-logits)

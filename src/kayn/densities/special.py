@@ -1,8 +1,9 @@
 """Functions that densities are made of, in forms that keep their digits where the textbook's cancel.
 
-A log probability of counts is a small difference of log gamma functions of large numbers, which float32 holds to seven digits
-of many millions. Loader (Fast and accurate computation of binomial probabilities, 2000) takes the large part out by algebra:
-what is left is a sum of small terms, `excess` and `deviance`. Probabilities of tails are written by Mills' ratio.
+A log probability of counts is a small difference of log gamma functions of large numbers, which float32 holds to seven
+digits of many millions. Loader (Fast and accurate computation of binomial probabilities, 2000) takes the large part out
+by algebra: what is left is a sum of small terms, `excess` and `deviance`. Probabilities of tails are written by Mills'
+ratio.
 
 Unless shapes are given, functions work entry by entry: arguments are broadcast, and results have their common shape.
 """
@@ -34,7 +35,8 @@ def floats(*arrays: Array) -> tuple[Array, ...]:
 
 
 def excess(x: Array) -> Array:
-    """`log gamma(x + 1) - x log x + x` for x >= 0: zero at zero, and `log(2 pi x) / 2` and less than 1 / (12 x) more for large x."""
+    """`log gamma(x + 1) - x log x + x` for x >= 0: zero at zero, and `log(2 pi x) / 2` and less than 1 /
+    (12 x) more for large x."""
     (x,) = floats(x)
     small = x < LARGE
     low, high = jnp.where(small, x, 1.0), jnp.where(small, LARGE, x)

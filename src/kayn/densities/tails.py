@@ -1,10 +1,12 @@
-"""Probabilities of half-lines and intervals as logarithms, however far out in a tail, and the laws that are cut or censored by them.
+"""Probabilities of half-lines and intervals as logarithms, however far out in a tail,
+and the laws that are cut or censored by them.
 
-Distances are standardised, `(value - loc) / scale`. A law that is symmetric is mirrored so that an interval lies to the right,
-where its mass is its density at the near end times a ratio close to one; the density at the value is compared with that at the near
-end by their distance, not as a difference of two large numbers.
+Distances are standardised, `(value - loc) / scale`. A law that is symmetric is mirrored so that an interval lies to the
+right, where its mass is its density at the near end times a ratio close to one; the density at the value is compared
+with that at the near end by their distance, not as a difference of two large numbers.
 
-Unless shapes are given, functions work entry by entry: arguments are broadcast, and results, in nats, have their common shape.
+Unless shapes are given, functions work entry by entry: arguments are broadcast, and results, in nats,
+have their common shape.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from kayn.densities.special import LOG_ROOT_2PI, floats, log_mills, log_minus_ex
 from kayn.support.arrays import Array
 
 THIN = 3e-3
-"""Width, times one and the distance from the centre, below which a normal density is all but linear over an interval."""
+"""Width, times one and the distance from the centre, below which a normal density is all but linear over an
+interval."""
 
 
 def log_normal_mass(low: Array, high: Array, width: Array) -> Array:
@@ -79,7 +82,8 @@ def log_logistic_mass(low: Array, high: Array, width: Array) -> Array:
 
 
 def log_laplace_mass(low: Array, high: Array, width: Array) -> Array:
-    """Log probability of an interval under the standard Laplace law: exponential in a tail, else one less both tails."""
+    """Log probability of an interval under the standard Laplace law: exponential in a tail,
+    else one less both tails."""
     mirrored = low + high < 0
     low, high = jnp.where(mirrored, -high, low), jnp.where(mirrored, -low, high)
     in_tail = low > 0
@@ -115,7 +119,8 @@ MASSES: Mapping[type, Callable[[Array, Array, Array], Array]] = {
     dist.Laplace: log_laplace_mass,
     dist.SoftLaplace: log_soft_laplace_mass,
 }
-"""Log probability of an interval by family of a location and a scale: from standardised ends and the width between them."""
+"""Log probability of an interval by family of a location and a scale:
+from standardised ends and the width between them."""
 
 
 def log_mass(base: dist.Distribution, low: Array, high: Array) -> Array:
@@ -125,7 +130,8 @@ def log_mass(base: dist.Distribution, low: Array, high: Array) -> Array:
 
 
 def _standardised(low: Array, high: Array, loc: Array, scale: Array) -> tuple[Array, Array, Array]:
-    """Ends, and the width between them, which the ends far out do not tell; with finite derivatives at infinite ends."""
+    """Ends, and the width between them, which the ends far out do not tell;
+    with finite derivatives at infinite ends."""
     below, above = jnp.isneginf(low), jnp.isposinf(high)
     a = jnp.where(below, -jnp.inf, (jnp.where(below, 0.0, low) - loc) / scale)
     b = jnp.where(above, jnp.inf, (jnp.where(above, 0.0, high) - loc) / scale)

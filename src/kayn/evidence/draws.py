@@ -25,7 +25,8 @@ class Draws:
         values: [K, *shape] for every latent of the model.
         runs: [runs, *shape] for every guide site, auxiliary ones included.
         subsample: indices of subsampled plates.
-        unsound: by factor, whether any of its log densities was none (see `weigh_noticing`); empty until they are weighed.
+        unsound: by factor, whether any of its log densities was none (see `weigh_noticing`);
+            empty until they are weighed.
     """
 
     values: dict[str, Array]
@@ -43,7 +44,8 @@ def draw_particles(
     """Run the guide and take the particles of every axis.
 
     Args:
-        rows_key: chooses the rows of subsampled plates, for several sets of particles on the same rows; from `key` if None.
+        rows_key: chooses the rows of subsampled plates, for several sets of particles on the same rows;
+            from `key` if None.
     """
     key, subsample = as_key(key), {}
     if problem.model.subsamples or problem.guide.density.subsamples:
@@ -57,8 +59,9 @@ def draw_particles(
 def _stored(runs: dict[str, Array], key: KeyArray) -> dict[str, Array]:
     """The same values, divided by a one that compilers cannot see through.
 
-    They fuse cheap arithmetic into whatever uses it, and would compute a draw anew for every combination of particles it
-    appears in (XLA drops optimisation barriers before it fuses, on CPUs). Divisions count as dear and are computed once.
+    They fuse cheap arithmetic into whatever uses it, and would compute a draw anew for every combination of particles
+    it appears in (XLA drops optimisation barriers before it fuses, on CPUs). Divisions count as dear and are computed
+    once.
     """
     one = 1.0 + 0.0 * jnp.sum(jax.random.key_data(key)).astype(float)
     return {n: v / one.astype(v.dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v for n, v in runs.items()}

@@ -1,6 +1,8 @@
-"""Indices of plates that a handler of the user's has set, as `numpyro.handlers.substitute(model, {"rows": [0, 3]})` does.
+"""Indices of plates that a handler of the user's has set, as `numpyro.handlers.substitute(model, {"rows": [0, 3]})`
+does.
 
-They hold for model and guide together, whichever of the two has them: in draws, dreams, states of modules and whatever the model is run on again.
+They hold for model and guide together, whichever of the two has them: in draws, dreams,
+states of modules and whatever the model is run on again.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ def fixed_rows(model: tuple[Program, Sequence[Array]], guide: tuple[Program, Seq
     """The indices by plate, int32 [M].
 
     Args:
-        model, guide: each with the constants and inputs of its jaxpr, of which those of latents and subsamples are not read.
+        model, guide: each with the constants and inputs of its jaxpr,
+            of which those of latents and subsamples are not read.
 
     Raises:
         GuideError: both have them, and they are known to differ.
@@ -67,7 +70,7 @@ def _agreed(guide: Mapping[str, Array], model: Mapping[str, Array]) -> dict[str,
         own, other = guide[plate], model[plate]
         if own.shape != other.shape or (not is_traced((own, other)) and (np.asarray(own) != np.asarray(other)).any()):
             raise GuideError(
-                f"handlers give plate {plate!r} other indices in the guide than in the model, so that a row would meet the latent of another; give "
-                "both the same, or one of them alone"
+                f"handlers give plate {plate!r} other indices in the guide than in the model, so that a row would "
+                "meet the latent of another; give both the same, or one of them alone"
             )
     return jax.lax.stop_gradient({**guide, **model})

@@ -1,9 +1,10 @@
 """Evaluate factors that are exponential families as matrix products of statistics and naturals, where that pays.
 
-Statistics and naturals are evaluated on the particle axes of their own arguments; one `dot_general` over event dimensions
-makes the factor of them. Rows that the naturals do not depend on are summed in the statistics, before the product. The
-result is that of `kayn.factors.elementwise.evaluate_reduced`, to which everything else falls back: where no form saves much work, and at
-run time where anything is not finite, outside the support, or would lose too many bits to cancellation.
+Statistics and naturals are evaluated on the particle axes of their own arguments; one `dot_general` over event
+dimensions makes the factor of them. Rows that the naturals do not depend on are summed in the statistics, before the
+product. The result is that of `kayn.factors.elementwise.evaluate_reduced`, to which everything else falls back: where
+no form saves much work, and at run time where anything is not finite, outside the support, or would lose too many bits
+to cancellation.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ class Factorisation(Reduction):
         return finite & jax.lax.cond(bounded(), lambda: jnp.array(True), exactly)
 
     def _holds_counts(self, statistics: Array) -> Array:
-        """Whether log factorials are small enough that their digits survive a sum, in the mean over rows; the plain density forms none."""
+        """Whether log factorials are small enough that their digits survive a sum, in the mean over rows;
+        the plain density forms none."""
         factorials = jnp.sum(jnp.abs(statistics[..., 0, -self.split.features[-1] :]))
         particles = math.prod(a.size for a in self.split.left)
         rows = math.prod(self.plan.size[d] for d in self.output.dims if d) * math.prod(self.split.events)
@@ -133,7 +135,8 @@ class Factorisation(Reduction):
 
 
 def _length(array: Array) -> Array:
-    """The root of the sum of squares: no less than the largest entry, and several times quicker to find than that on CPUs."""
+    """The root of the sum of squares: no less than the largest entry,
+    and several times quicker to find than that on CPUs."""
     return jnp.sqrt(jnp.vdot(array, array))
 
 
@@ -181,8 +184,8 @@ def _reference(
 def _joined(pieces: Pieces, others: Sequence[Shape], split: Split, events: Shape | None) -> Array:
     """Pieces side by side: [*batch, 1 or 2, F], the second row their magnitudes if they are needed.
 
-    Event dimensions in which the other side does not vary are summed here; where neither does, `events` (given for one of
-    the sides) says how many equal terms there are.
+    Event dimensions in which the other side does not vary are summed here; where neither does, `events` (given for one
+    of the sides) says how many equal terms there are.
     """
     first, last = split.batch_ndim, split.outer_ndim
     columns = []

@@ -1,4 +1,5 @@
-"""What operations cost: whether an output is dear to compute on many combinations of particles, and how long scatters are."""
+"""What operations cost: whether an output is dear to compute on many combinations of particles,
+and how long scatters are."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Exponential families as products: `log p(value | parameters) = sum_f statistic_f * natural_f`.
 
 A *form* splits a log density into statistics, computed from some arguments, and naturals, computed from the others, so
-that each is evaluated on its own particle axes and a matrix product combines them. Families have several forms: which one
-pays depends on which arguments share particle axes. Forms that expand a square (`cancels`) measure value and location from a
-common reference, and are only used where float precision survives the subtraction (`is_safe`).
+that each is evaluated on its own particle axes and a matrix product combines them. Families have several forms: which
+one pays depends on which arguments share particle axes. Forms that expand a square (`cancels`) measure value and
+location from a common reference, and are only used where float precision survives the subtraction (`is_safe`).
 
 Functions of one particle: arguments are [*outer, *core] with outer dimensions aligned, results are lists of pieces
 [*outer, F].

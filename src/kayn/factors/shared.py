@@ -1,7 +1,8 @@
 """Factorise a matrix once, for all that need it.
 
-A density that may be evaluated in two ways (`kayn.factors.by_product`), and what the quicker way is measured against, all need the factor of
-the same covariance. It is cut out of the program, computed on the particle axes that it depends on, and given to each as an input.
+A density that may be evaluated in two ways (`kayn.factors.by_product`), and what the quicker way is measured against,
+all need the factor of the same covariance. It is cut out of the program, computed on the particle axes that it depends
+on, and given to each as an input.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def factorised_once(
         inputs: the jaxpr's constants and inputs, anything in the places of latents.
 
     Returns:
-        The program, the particles and the inputs: those that were given, where there is nothing to factorise or the results
-        would not fit in memory.
+        The program, the particles and the inputs: those that were given, where there is nothing to factorise or the
+        results would not fit in memory.
     """
     eqns, needed = needed_equations(program.jaxpr, [program.outputs.index(n) for n in names])
     sources = _sources(program, eqns, axes)

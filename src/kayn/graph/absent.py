@@ -1,9 +1,9 @@
 """Elements of latents that are in no factor: a mask takes them out of their prior, and nothing else reads them.
 
-NumPyro writes them so for what is observed in part (`obs_mask=`) and for padded steps, models for objects that may not be
-there. Such an element has density one in the model whatever its value, so it has none to be divided by either. An element
-that is masked but read elsewhere (a second site that scores it, a likelihood that uses it) is an ordinary one with a flat
-prior: its particles are divided by what they were drawn from, as always.
+NumPyro writes them so for what is observed in part (`obs_mask=`) and for padded steps, models for objects that may not
+be there. Such an element has density one in the model whatever its value, so it has none to be divided by either. An
+element that is masked but read elsewhere (a second site that scores it, a likelihood that uses it) is an ordinary one
+with a flat prior: its particles are divided by what they were drawn from, as always.
 
 Where other latents decide whether an element is absent, its proposal cannot say it. It keeps its unmasked prior there
 instead: this integrates to one, so that no other latent's law and no evidence is changed.
@@ -91,9 +91,9 @@ def _warn_if_unsure(program: Program, name: str, look: Look) -> None:
     told = dict.fromkeys(look.unresolved)
     lines = ", ".join(f"{operation} ({line})" if line else operation for operation, line in told)
     warnings.warn(
-        f"masked elements of latent {name!r} are given to {lines}, of which kayn does not know which elements it reads. "
-        "All count as read, with a flat prior; if that is not so, the log evidence is off by the guide's log density of "
-        f"the others. Leave them out before: jnp.where(mask, {name}, 0)",
+        f"masked elements of latent {name!r} are given to {lines}, of which kayn does not know which elements it "
+        "reads. All count as read, with a flat prior; if that is not so, the log evidence is off by the guide's log "
+        f"density of the others. Leave them out before: jnp.where(mask, {name}, 0)",
         StructureWarning,
         stacklevel=4,
     )

@@ -1,8 +1,8 @@
 """Which plate elements a value reads along its dimensions, and how that moves when the dimensions do.
 
 An annotation says, for every (latent, plate) that a value depends on, along which of the value's dimensions that plate
-runs and through which index (`Aligned`, or `Grid` over several dimensions), or `MIXED`: the value at one position may depend
-on several plate elements. MIXED is always right; an alignment must hold.
+runs and through which index (`Aligned`, or `Grid` over several dimensions), or `MIXED`: the value at one position may
+depend on several plate elements. MIXED is always right; an alignment must hold.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ LARGEST_GRID = 2**22
 
 @dataclass(frozen=True)
 class Aligned:
-    """Element i along `dim` reads plate element `link[i]` (element i itself when `link` is None); the plate has `size` elements."""
+    """Element i along `dim` reads plate element `link[i]` (element i itself when `link` is None);
+    the plate has `size` elements."""
 
     dim: int
     link: Node | None
@@ -32,7 +33,8 @@ class Aligned:
 
 @dataclass(frozen=True)
 class Grid:
-    """The element at (i, j, ..) along `dims` reads what element `rows[i, j, ..]` of one dimension would read through `link`.
+    """The element at (i, j, ..) along `dims` reads what element `rows[i, j, ..]` of one dimension would read through
+    `link`.
 
     Attributes:
         dims: at least two, ascending; the rows differ along each.
@@ -55,7 +57,8 @@ Mover = Callable[[Aligned], Any]
 
 @dataclass(frozen=True)
 class Operands:
-    """An equation's operands: an annotation for latent-dependent ones, a node for the others; `output` numbers its results."""
+    """An equation's operands: an annotation for latent-dependent ones, a node for the others;
+    `output` numbers its results."""
 
     nodes: Nodes
     annotations: Sequence[Annotation]

@@ -1,4 +1,5 @@
-"""A program that is read backwards for what counts in it: where its values come from, and those that may be looked at."""
+"""A program that is read backwards for what counts in it: where its values come from,
+and those that may be looked at."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Source(IntEnum):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value comes from, and whether it is computed from whole numbers alone, so that it may well be exactly zero."""
+    """Where a value comes from, and whether it is computed from whole numbers alone,
+    so that it may well be exactly zero."""
 
     source: Source
     whole: bool
@@ -62,7 +64,8 @@ class Look:
 
 @dataclass
 class Body:
-    """A jaxpr with the values of its inputs and where they come from; values inside are computed when they are asked for."""
+    """A jaxpr with the values of its inputs and where they come from;
+    values inside are computed when they are asked for."""
 
     jaxpr: Jaxpr
     inputs: Sequence[Array]

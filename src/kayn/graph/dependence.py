@@ -73,8 +73,9 @@ def _equation(eqn: JaxprEqn, inputs: list[Abstract], nodes: Nodes, jaxpr: Jaxpr)
     if call is not None:
         inner, consts = call
         return _walk(inner, [*(_hidden(nodes, c) for c in consts), *inputs], nodes)
-    if all(isinstance(i, Node) for i in inputs):
-        return [_apply(eqn, inputs, nodes, output, jaxpr) for output in range(len(eqn.outvars))]  # type: ignore[arg-type]
+    known = [i for i in inputs if isinstance(i, Node)]
+    if len(known) == len(inputs):
+        return [_apply(eqn, known, nodes, output, jaxpr) for output in range(len(eqn.outvars))]
 
     annotations = [{} if isinstance(i, Node) else i for i in inputs]
     if name in loops.RULES:
@@ -103,7 +104,8 @@ def _apply(eqn: JaxprEqn, inputs: Sequence[Node], nodes: Nodes, output: int, jax
 
 
 def _describe(params: Mapping[str, Any]) -> str:
-    """Parameters as text; two equations with the same text compute the same thing (jaxprs are told apart by identity)."""
+    """Parameters as text; two equations with the same text compute the same thing
+    (jaxprs are told apart by identity)."""
     return ",".join(
         f"{k}={id(v) if isinstance(v, Jaxpr | ClosedJaxpr) or callable(v) else v}" for k, v in sorted(params.items())
     )

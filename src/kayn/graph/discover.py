@@ -315,17 +315,19 @@ def _check_data(program: Program, found: Mapping[str, Any], nodes: Nodes) -> Non
         bad = _unmasked(~finite, known(MASK + name))
         if bad.any():
             raise DataError(
-                f"observed site {name!r} has {int(bad.sum())} NaN or infinite values of {bad.size}, the first at index "
-                f"{_first(bad)}. Drop these rows, or mark them missing: numpyro.handlers.mask(mask=jnp.isfinite(y)) to ignore "
-                "them, or obs_mask= in numpyro.sample to impute them"
+                f"observed site {name!r} has {int(bad.sum())} NaN or infinite values of {bad.size}, the first at "
+                f"index {_first(bad)}. Drop these rows, or mark them missing: "
+                "numpyro.handlers.mask(mask=jnp.isfinite(y)) to ignore them, or obs_mask= in numpyro.sample to "
+                "impute them"
             )
         density = known(name)
         if density is not None and np.issubdtype(density.dtype, np.inexact) and np.isposinf(density).any():
             bad = np.isposinf(density)
             raise DataError(
-                f"observed site {name!r} has {int(bad.sum())} values of {bad.size} at which its log density is +inf, the first at "
-                f"index {_first(bad)}: a {program.sites[name].family} has a pole there, or its parameters leave the range of floats. Move "
-                "these data into the inside of the support, or choose a likelihood without a pole"
+                f"observed site {name!r} has {int(bad.sum())} values of {bad.size} at which its log density is +inf, "
+                f"the first at index {_first(bad)}: a {program.sites[name].family} has a pole there, or its "
+                "parameters leave the range of floats. Move these data into the inside of the support, or choose a "
+                "likelihood without a pole"
             )
         if inside is None:
             continue
@@ -334,7 +336,8 @@ def _check_data(program: Program, found: Mapping[str, Any], nodes: Nodes) -> Non
             raise DataError(
                 f"observed site {name!r} has {int(bad.sum())} values of {bad.size} outside the support of its "
                 f"{program.sites[name].family} likelihood, the first at index {_first(bad)}: "
-                f"{np.broadcast_to(value, bad.shape)[_first(bad)]}. Correct or drop these rows, or choose a likelihood that allows them"
+                f"{np.broadcast_to(value, bad.shape)[_first(bad)]}. Correct or drop these rows, or choose a "
+                "likelihood that allows them"
             )
 
 

@@ -86,7 +86,8 @@ class Nodes:
         return self.table[key]
 
     def canonical(self, node: Node) -> Node:
-        """The first node seen with the same numbers, where these are known (indices are computed in many equal ways)."""
+        """The first node seen with the same numbers, where these are known
+        (indices are computed in many equal ways)."""
         value = self.concrete(node)
         if value is None:
             return node
@@ -137,8 +138,8 @@ def nested_through(
 ) -> Node | None:
     """The map inner -> outer if rows that share an inner element always share the outer one, else None.
 
-    Decided by numbers where they are known, otherwise by the form of the expression (`outer_of_inner[inner]`). A map among
-    `used` that agrees on all rows is preferred, because another factor reads the outer plate through it.
+    Decided by numbers where they are known, otherwise by the form of the expression (`outer_of_inner[inner]`). A map
+    among `used` that agrees on all rows is preferred, because another factor reads the outer plate through it.
     """
     if to_outer.operation == "take" and to_outer.inputs[1] is to_inner:
         return to_outer.inputs[0]

@@ -1,7 +1,9 @@
-"""Which plate elements a loop's results depend on: rules for `scan`, `while` and `cond`, whose bodies are programs themselves.
+"""Which plate elements a loop's results depend on: rules for `scan`, `while` and `cond`,
+whose bodies are programs themselves.
 
-A loop's carry is followed by a fixed point: what enters the first step and what leaves any step is joined until nothing is added. So a recurrent
-network keeps its sequences apart, however far back its state reaches, as long as every step does.
+A loop's carry is followed by a fixed point: what enters the first step and what leaves any step is joined until nothing
+is added. So a recurrent network keeps its sequences apart, however far back its state reaches, as long as every step
+does.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from jax.extend.core import JaxprEqn
 
 
 def picked_anywhere(eqn: JaxprEqn, out: Any) -> Any:
-    """The elements that may be picked at places that are not known: what is batched with the places, or passes through whole, stays apart."""
+    """The elements that may be picked at places that are not known: what is batched with the places,
+    or passes through whole, stays apart."""
     if isinstance(out, bool):
         return out
     shape, sizes = eqn.invars[0].aval.shape, eqn.params["slice_sizes"]

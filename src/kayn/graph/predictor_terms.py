@@ -1,7 +1,9 @@
-"""Which latents enter a traced value together: values as sums and as products of parts that depend on a few latents each.
+"""Which latents enter a traced value together: values as sums and as products of parts that depend on a few latents
+each.
 
-The linear predictor of a regression, `alpha[group] + x @ beta`, is a sum of one part for `alpha` and one for `beta`, and a rate that is the
-exponential of one is a product. Nothing is computed: equations are read one by one, and what has no rule counts as one part.
+The linear predictor of a regression, `alpha[group] + x @ beta`, is a sum of one part for `alpha` and one for `beta`,
+and a rate that is the exponential of one is a product. Nothing is computed: equations are read one by one, and what has
+no rule counts as one part.
 """
 
 from __future__ import annotations

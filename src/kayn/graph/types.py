@@ -24,9 +24,9 @@ class Kind(Enum):
 class Plate:
     """A plate of conditionally independent elements.
 
-    `size` is the number of elements present, `full_size` the number they stand for (larger when subsampled).
-    `implicit` plates are batch dimensions of a site that no `numpyro.plate` declares. `steps` are those of a loop: each may depend on
-    the one before, so they are no plate over whose elements a log evidence is a sum.
+    `size` is the number of elements present, `full_size` the number they stand for (larger when subsampled). `implicit`
+    plates are batch dimensions of a site that no `numpyro.plate` declares. `steps` are those of a loop: each may depend
+    on the one before, so they are no plate over whose elements a log evidence is a sum.
     """
 
     name: str
@@ -102,7 +102,8 @@ class Read:
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument of an exponential-family density: its name, its shape [*outer, *core], and the latents it depends on."""
+    """An argument of an exponential-family density: its name, its shape [*outer, *core],
+    and the latents it depends on."""
 
     name: str
     shape: tuple[int, ...]
@@ -117,7 +118,8 @@ class Density:
     The last `event_ndim` outer dimensions of its arguments are summed; those before are the output's own.
 
     Attributes:
-        terms: sets of latents, if the family's predictor (`kayn.programs.density_arguments.PREDICTORS`) is a sum with a term for each.
+        terms: sets of latents, if the family's predictor (`kayn.programs.density_arguments.PREDICTORS`) is a sum with a
+            term for each.
     """
 
     family: str

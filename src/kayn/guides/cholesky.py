@@ -1,4 +1,5 @@
-"""Cholesky factors as guide parameters: NumPyro's constraint, whose unconstrained values can also be found within `jax.jit`."""
+"""Cholesky factors as guide parameters: NumPyro's constraint,
+whose unconstrained values can also be found within `jax.jit`."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from kayn.support.arrays import Array
 class LowerCholesky(type(constraints.lower_cholesky)):  # type: ignore[misc]
     """Lower triangular matrices with a positive diagonal.
 
-    For NumPyro's own constraint, `SVI.init` looks the triangle's places up in a way that does not compile; compiled it is ten times quicker.
+    For NumPyro's own constraint, `SVI.init` looks the triangle's places up in a way that does not compile;
+    compiled it is ten times quicker.
     """
 
 

@@ -130,8 +130,8 @@ class FactorisedGuide:
     def draw_particles(self, key: Any, num: Count, params: Mapping[str, Any]) -> dict[str, Array]:
         """`num` particles of every site: [num, *shape]; those of Normal families fill the quantiles evenly.
 
-        Every single particle still has its site's law, which is all that an unbiased evidence estimate needs, and averages
-        over particles are far less noisy than with independent draws.
+        Every single particle still has its site's law, which is all that an unbiased evidence estimate needs, and
+        averages over particles are far less noisy than with independent draws.
         """
         by_site = self.split({**self.start, **params})
         normal = [(s, s.family) for s in self.sites if isinstance(s.family, Gaussian)]
@@ -163,7 +163,8 @@ class FactorisedGuide:
 
     @property
     def starts(self) -> list[dict[str, Array]]:
-        """All sets of parameters to start from: `start`, and one that is as wide as vague priors are, if there are such."""
+        """All sets of parameters to start from: `start`, and one that is as wide as vague priors are,
+        if there are such."""
         if all(s.wide is None for s in self.sites):
             return [self.start]
         wide = replace(self, sites=tuple(s if s.wide is None else replace(s, start=s.wide) for s in self.sites))
@@ -183,7 +184,8 @@ class FactorisedGuide:
     def from_model(
         model: Model, args: Arguments = (), kwargs: Named = None, params: Params = None, key: Key | None = None
     ) -> FactorisedGuide:
-        """A Normal in unconstrained space for every continuous latent (vectors: with covariance), started from the prior's quantiles.
+        """A Normal in unconstrained space for every continuous latent (vectors: with covariance),
+        started from the prior's quantiles.
 
         Enumerated latents need no guide and get none.
 
@@ -229,7 +231,8 @@ class FactorisedGuide:
 
 @dataclass(frozen=True, eq=False)
 class Unstarted:
-    """A guide of standard Normals, ready to be read while the prior draws that it is to start from are still being compiled."""
+    """A guide of standard Normals, ready to be read while the prior draws that it is to start from are still being
+    compiled."""
 
     guide: FactorisedGuide
     prior: Prior | None = None
@@ -302,7 +305,8 @@ def _vectors(shape: tuple[int, ...], family: Gaussian) -> tuple[int, int]:
 
 
 def _normal(event_dim: int, transform: Any, shape: tuple[int, ...]) -> Gaussian:
-    """A full covariance for vectors of moderate length, independent coordinates for the rest; `shape` in unconstrained space."""
+    """A full covariance for vectors of moderate length, independent coordinates for the rest;
+    `shape` in unconstrained space."""
     independent = Normal(event_dim=event_dim, transform=transform)
     if independent.unconstrained_event_dim == 1 and 1 < shape[-1] <= LONGEST_VECTOR:
         return MultivariateNormal(event_dim=event_dim, transform=transform)
@@ -356,9 +360,9 @@ def _family_of(name: str, fn: dist.Distribution, batch_ndim: int, site: Site) ->
     base = innermost(fn)
     if base.event_dim > event_dim:
         raise GuideError(
-            f"guide site {name!r} is one {type(base).__name__} over elements that are independent or successive in the model, whose latent has "
-            f"batch shape {site.batch_shape}; QEM fits one distribution for each of them: use e.g. Normal there, or fit this guide with "
-            "kayn.RWS or kayn.VI and numpyro.infer.SVI"
+            f"guide site {name!r} is one {type(base).__name__} over elements that are independent or successive in "
+            f"the model, whose latent has batch shape {site.batch_shape}; QEM fits one distribution for each of "
+            "them: use e.g. Normal there, or fit this guide with kayn.RWS or kayn.VI and numpyro.infer.SVI"
         )
     simple: dict[type, tuple[type[Family], tuple[str, ...]]] = {
         dist.Gamma: (Gamma, ("concentration", "rate")),
@@ -384,6 +388,7 @@ def _family_of(name: str, fn: dist.Distribution, batch_ndim: int, site: Site) ->
     if type(base).__name__.startswith("Categorical"):
         return Categorical(event_dim=event_dim, num_values=base.probs.shape[-1]), {"probs": base.probs}
     raise GuideError(
-        f"QEM cannot fit guide site {name!r}: {type(base).__name__} is in none of its families ({', '.join(SUPPORTED)}). Use "
-        "one of these, or fit this guide with kayn.RWS or kayn.VI and numpyro.infer.SVI"
+        f"QEM cannot fit guide site {name!r}: {type(base).__name__} is in none of its families "
+        f"({', '.join(SUPPORTED)}). Use one of these, or fit this guide with kayn.RWS or kayn.VI and "
+        "numpyro.infer.SVI"
     )

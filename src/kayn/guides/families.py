@@ -1,8 +1,8 @@
 """Exponential families for factorised guides: mean parameters, and the way back from them.
 
 QEM fits a guide by matching moments (Heap, Bowyer & Aitchison, Massively parallel expectation maximization for
-approximate posteriors, 2025): the family member whose mean parameters equal the posterior's estimated ones. Every family
-offers the same functions. Shapes: B the site's batch shape, E its event shape, K particles.
+approximate posteriors, 2025): the family member whose mean parameters equal the posterior's estimated ones. Every
+family offers the same functions. Shapes: B the site's batch shape, E its event shape, K particles.
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ class Gamma(_Elementwise):
 
 
 def inverse_digamma(y: Array) -> Array:
-    """The x with `digamma(x) = y`, by Newton steps from Minka's starting point (Estimating a Dirichlet distribution, 2000)."""
+    """The x with `digamma(x) = y`, by Newton steps from Minka's starting point
+    (Estimating a Dirichlet distribution, 2000)."""
     x = jnp.where(y >= -2.22, jnp.exp(jnp.minimum(y, 50.0)) + 0.5, -1 / (y - digamma(1.0)))
     return jax.lax.fori_loop(0, 5, lambda _, x: jnp.maximum(x - (digamma(x) - y) / polygamma(1, x), TINY), x)
 

@@ -1,4 +1,5 @@
-"""Normal families in unconstrained space, with independent coordinates or a full covariance, and even draws from them."""
+"""Normal families in unconstrained space, with independent coordinates or a full covariance,
+and even draws from them."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ from kayn.xla.compilation import is_traced
 class Gaussian(Family):
     """What the Normal families share: `z = transform(u)`, particles placed from standard normal noise.
 
-    Their mean parameters come with `noise`, one over the effective number of particles that have gone into them. `moments` is plain arithmetic, so
-    that NumPy parameters give NumPy moments, with nothing to compile.
+    Their mean parameters come with `noise`, one over the effective number of particles that have gone into them.
+    `moments` is plain arithmetic, so that NumPy parameters give NumPy moments, with nothing to compile.
     """
 
     transform: Transform = field(default_factory=IdentityTransform)
@@ -65,7 +66,8 @@ class Gaussian(Family):
 
     @property
     def unit(self) -> float:
-        """The size of a step in u that matters wherever u is: none on the real line, whose units are the user's, one elsewhere."""
+        """The size of a step in u that matters wherever u is: none on the real line, whose units are the user's,
+        one elsewhere."""
         return 0.0 if isinstance(self.transform, IdentityTransform) else 1.0
 
     def expect(self, values: Array, weights: Array) -> Moments:
@@ -86,11 +88,12 @@ class Gaussian(Family):
         return self.scaled(np.zeros(shape, dtype), np.ones(shape, dtype))
 
     def starts(self, u: Array) -> tuple[Params, Params | None]:
-        """Parameters to start from: median and scale by the interquartile range of a few draws of the prior, [S, *B, *unconstrained event].
+        """Parameters to start from: median and scale by the interquartile range of a few draws of the prior,
+        [S, *B, *unconstrained event].
 
-        Where the prior is so wide that it says little, and does not exclude zero, users rarely mean its extent: there the start is near
-        zero with a scale of 3, in their units. The second start, if that differs, is the prior's extent there too; the data say which
-        of the two is better.
+        Where the prior is so wide that it says little, and does not exclude zero, users rarely mean its extent: there
+        the start is near zero with a scale of 3, in their units. The second start, if that differs, is the prior's
+        extent there too; the data say which of the two is better.
         """
         # plain NumPy for plain arrays: nothing to compile
         xp: Any = jnp if is_traced(u) else np
@@ -172,9 +175,9 @@ class Normal(Gaussian):
 class MultivariateNormal(Gaussian):
     """A full covariance of u, which has one event dimension.
 
-    Correlations estimated from few particles are shrunk by what their own noise explains (Schaefer & Strimmer, A shrinkage
-    approach to large-scale covariance matrix estimation, 2005), so that this family falls back to independent coordinates
-    where it cannot do better.
+    Correlations estimated from few particles are shrunk by what their own noise explains (Schaefer & Strimmer, A
+    shrinkage approach to large-scale covariance matrix estimation, 2005), so that this family falls back to independent
+    coordinates where it cannot do better.
     """
 
     event_dim: int = 1
@@ -247,7 +250,8 @@ class MultivariateNormal(Gaussian):
 
 
 GUARD = 1e-4
-"""Least shrinkage of correlations: keeps the covariance of few particles, which span few directions, positive definite."""
+"""Least shrinkage of correlations: keeps the covariance of few particles, which span few directions,
+positive definite."""
 
 
 WIDE, FAR = 3.0, 10.0
@@ -255,7 +259,8 @@ WIDE, FAR = 3.0, 10.0
 
 
 def _least_variance(mean: Array, unit: Array | float) -> Array:
-    """What a guide's variance is kept above: particles closer than that are the same floating-point number, or nearly."""
+    """What a guide's variance is kept above: particles closer than that are the same floating-point number,
+    or nearly."""
     return (TINY * (unit + jnp.abs(mean))) ** 2 + jnp.finfo(jnp.result_type(mean)).tiny
 
 
@@ -268,10 +273,11 @@ def _blend_noise(old: Array, new: Array, rate: Array) -> Array:
 
 
 def _correction(noise: Array, rate: Array) -> Array:
-    """Factor on the variance within E = 1 / noise effective particles, so that blending does not shrink it step by step.
+    """Factor on the variance within E = 1 / noise effective particles,
+    so that blending does not shrink it step by step.
 
-    Particles from a guide of variance v, weighed without regard to their values, have on average a variance of v (1 - 1/E)
-    within and a squared step of v / E. Their blend at rate r, v (1 - r^2 / E), becomes v with this factor.
+    Particles from a guide of variance v, weighed without regard to their values, have on average a variance of v (1 -
+    1/E) within and a squared step of v / E. Their blend at rate r, v (1 - r^2 / E), becomes v with this factor.
     """
     noise = jnp.minimum(noise, 0.5)
     return (1 - (1 - rate) * noise) / (1 - noise)

@@ -27,7 +27,8 @@ MANY_LATENTS = 50
 
 @dataclass(frozen=True)
 class Prior:
-    """Supports of the latents, and `draws`, which waits for draws of each in unconstrained space: [PRIOR_DRAWS, *shape there].
+    """Supports of the latents, and `draws`, which waits for draws of each in unconstrained space:
+    [PRIOR_DRAWS, *shape there].
 
     Where the prior is improper, these are a feasible value.
     """
@@ -117,7 +118,8 @@ def refuse_dependent_supports(
     names: Sequence[str],
     plates: Mapping[str, tuple[int, int]] | None = None,
 ) -> None:
-    """Raise where the bounds of a latent's support are computed from another latent or from a subsample, whatever the numbers.
+    """Raise where the bounds of a latent's support are computed from another latent or from a subsample,
+    whatever the numbers.
 
     Args:
         latents: all latents of the model.
@@ -149,9 +151,9 @@ def refuse_dependent_supports(
         found = Sources().union(*(next(sources) for _ in own))
         if found:
             raise GuideError(
-                f"the support of latent {name!r} depends on {min(found)}, so one unconstrained space does not fit all "
-                "particles; rewrite it with a fixed support (scale a Uniform(0, 1), or add a positive latent to the bound), or "
-                "pass a guide"
+                f"the support of latent {name!r} depends on {min(found)}, so one unconstrained space does not fit "
+                "all particles; rewrite it with a fixed support (scale a Uniform(0, 1), or add a positive latent to "
+                "the bound), or pass a guide"
             )
 
 

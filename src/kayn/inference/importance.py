@@ -49,8 +49,8 @@ class Importance:
         couple: plates over which a latent gives up its own particle index.
         denominator: "mixture" or "paired", for guides whose sites depend on each other.
         target_elements: where an array would have more entries, latents without plates are put on one axis.
-        memory: bytes that a step may take, or a text such as "2GB"; by default half of the device's. Factors over many rows
-            are always evaluated in parts; what would take more is made smaller by putting any latents on one axis.
+        memory: bytes that a step may take, or a text such as "2GB"; by default half of the device's. Factors over many
+            rows are always evaluated in parts; what would take more is made smaller by putting any latents on one axis.
 
     Attributes:
         draws: how particles are drawn, as the request says.

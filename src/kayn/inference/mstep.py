@@ -1,7 +1,8 @@
 """The M step of QEM: the guide's mean parameters move towards those of the weighted particles.
 
-Compiling a program takes time in proportion to its kernels, and site by site the M step would be most of them. Sites with independent Normal
-coordinates and equally many particles are therefore kept side by side in one array, and all axes of a size are tempered at once.
+Compiling a program takes time in proportion to its kernels, and site by site the M step would be most of them. Sites
+with independent Normal coordinates and equally many particles are therefore kept side by side in one array, and all
+axes of a size are tempered at once.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class Single:
 
 @dataclass(frozen=True, eq=False)
 class SideBySide:
-    """Sites of independent Normal coordinates, their mean parameters as those of one Normal in [M], in the order of the sites.
+    """Sites of independent Normal coordinates, their mean parameters as those of one Normal in [M],
+    in the order of the sites.
 
     Attributes:
         size: the number of particles of each.
@@ -240,7 +242,8 @@ def _axes(problem: Problem, size: int) -> list[Axis]:
 
 
 def _columns(problem: Problem, block: Block) -> tuple[np.ndarray, np.ndarray]:
-    """Where a block's weights are among those of all axes of its size, and the numbers of these axes, as `by_coordinate` lays them out."""
+    """Where a block's weights are among those of all axes of its size, and the numbers of these axes,
+    as `by_coordinate` lays them out."""
     axes = _axes(problem, block.size)
     shapes = [tuple(problem.layout.plan.size[p] for p in a.scope) for a in axes]
     ends = np.cumsum([math.prod(shape) for shape in shapes])
@@ -299,7 +302,8 @@ def judged(problem: Problem, found: Mapping[str, Array], target: float) -> Weigh
 
 
 def temper(weights: Array, target: float) -> Array:
-    """Raise weights [K, ...] that sum to one over K to the largest power in (0, 1] with an effective size of `target`."""
+    """Raise weights [K, ...] that sum to one over K to the largest power in
+    (0, 1] with an effective size of `target`."""
     log_w = jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))
     target = min(target, 0.9 * len(weights))
 

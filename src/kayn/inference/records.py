@@ -70,8 +70,8 @@ class Record:
         other = [n for n, mark in self._data.items() if run["data"].get(n) != mark]
         if other:
             raise DataError(
-                f"checkpoint {self.path} was written by a run with other {' and '.join(other)}. {REMEDY}; to start from its parameters, pass "
-                "them as params="
+                f"checkpoint {self.path} was written by a run with other {' and '.join(other)}. {REMEDY}; to start "
+                "from its parameters, pass them as params="
             )
         changed = [n for n, value in self.settings.items() if run["settings"].get(n) != value]
         if changed != [PROGRAM]:  # whatever else changes also shows in the equations
@@ -80,8 +80,8 @@ class Record:
             changed = []  # the same programs may be written as other equations
         if changed:
             warnings.warn(
-                f"checkpoint {self.path} was written by a run with other {', '.join(changed)}: training goes on from its state, and not to the same "
-                f"bits. If it is another run's, stop. {REMEDY}",
+                f"checkpoint {self.path} was written by a run with other {', '.join(changed)}: training goes on from "
+                f"its state, and not to the same bits. If it is another run's, stop. {REMEDY}",
                 DataWarning,
                 stacklevel=4,
             )

@@ -17,7 +17,8 @@ from kayn.xla.compilation import is_traced
 UNKNOWN = Weights(True, False, 1.0)
 """Where nothing is known of weights, they have no say."""
 BETTER = 1.1
-"""By what factor the efficiency of weights has to grow from one quarter of the steps to the next, to count as rising."""
+"""By what factor the efficiency of weights has to grow from one quarter of the steps to the next,
+to count as rising."""
 
 
 def until_flat(

@@ -1,4 +1,5 @@
-"""Train models and guides on minibatches: several losses in turn, early stopping on held-out data, checkpoints that resume bit for bit."""
+"""Train models and guides on minibatches: several losses in turn, early stopping on held-out data,
+checkpoints that resume bit for bit."""
 
 from __future__ import annotations
 
@@ -71,10 +72,13 @@ class Training:
     """What `train` returns.
 
     Attributes:
-        params: values of the `numpyro.param` sites at the best look at held-out data; the last ones where there are none.
+        params: values of the `numpyro.param` sites at the best look at held-out data;
+            the last ones where there are none.
         last: the last values.
-        losses: [steps], of the first phase, per datum, in nats. Data are the rows of a minibatch, or those that a subsampled plate says they stand for.
-        looks: by name, [(step, value), ...]: the held-out log evidence per datum, counted likewise, and what `look` returned.
+        losses: [steps], of the first phase, per datum, in nats. Data are the rows of a minibatch, or those that a
+            subsampled plate says they stand for.
+        looks: by name, [(step, value), ...]: the held-out log evidence per datum, counted likewise,
+            and what `look` returned.
         stopped_early: whether the held-out log evidence had stopped improving.
     """
 
@@ -87,7 +91,8 @@ class Training:
 
 @checked()
 def by_parameter(rules: Rules) -> optax.GradientTransformation:
-    """An optimiser that treats parameters by name: `by_parameter({"encoder*": optax.adam(3e-4), "*": optax.adam(1e-3)})`.
+    """An optimiser that treats parameters by name:
+    `by_parameter({"encoder*": optax.adam(3e-4), "*": optax.adam(1e-3)})`.
 
     Args:
         rules: optimisers by shell pattern; the first pattern that a name matches counts. `optax.set_to_zero()` freezes.
@@ -130,20 +135,24 @@ def train(
 ) -> Training:
     """Fit the `numpyro.param` sites of a model and its guide to data in minibatches.
 
-    The model is called with a minibatch of every array of `data`, then `args`. Where it has latents outside the plate over data, let the plate know how
-    many data there are, `numpyro.plate("data", N, subsample_size=len(x))`, and minibatches are scaled to the whole.
+    The model is called with a minibatch of every array of `data`, then `args`. Where it has latents outside the plate
+    over data, let the plate know how many data there are, `numpyro.plate("data", N, subsample_size=len(x))`, and
+    minibatches are scaled to the whole.
 
     Args:
         phases: losses with their optimisers, taken one after the other in every step in which they are due.
-        data: an array, or a tuple of arrays with the same leading dimension. Every epoch is a fresh permutation, the same for the same key.
+        data: an array, or a tuple of arrays with the same leading dimension. Every epoch is a fresh permutation,
+            the same for the same key.
         batch_size: rows of a minibatch; what is left of an epoch is dropped.
         augment: `(key, batch) -> batch` on tuples, e.g. to binarise images afresh at every step.
-        held_out: data whose log evidence, estimated with `held_out_particles` particles and the given strategy, tells when to stop and which parameters are best.
+        held_out: data whose log evidence, estimated with `held_out_particles` particles and the given strategy, tells
+            when to stop and which parameters are best.
         look: `params -> figures` taken down at every look.
         look_every: steps between looks; an epoch by default.
         patience: stop after so many looks without a better held-out log evidence; None never stops early.
-        checkpoint: a file written at every look. Where it is there already, training goes on from it, to the same bits as without a break. It
-            is refused where it belongs to other data; to settings or programs that have changed since, a warning says so.
+        checkpoint: a file written at every look. Where it is there already, training goes on from it, to the same bits
+            as without a break. It is refused where it belongs to other data; to settings or programs that have changed
+            since, a warning says so.
 
     Raises:
         KaynError: arguments that do not fit together, named; a loss that is no longer finite, with its step.
@@ -215,7 +224,9 @@ def train(
             found = np.asarray(found, np.float64) / data_of_batch
             if not np.isfinite(found).all():
                 raise KaynError(
-                    f"the loss is {found[~np.isfinite(found)][0]} at step {step + int((~np.isfinite(found)).argmax())}; lower the learning rate, or clip gradients with optax"
+                    f"the loss is {found[~np.isfinite(found)][0]} at step "
+                    f"{step + int((~np.isfinite(found)).argmax())}; lower the learning rate, or clip gradients with "
+                    "optax"
                 )
             losses.extend(found.tolist())
             best = look_now()
@@ -255,8 +266,8 @@ class _Loop:
         begun = first_state(svi, self.key, (*batch, *self.args), {}, params)
         if begun.mutable_state:
             raise KaynError(
-                f"kayn.train does not hand on the state of modules ({', '.join(map(repr, begun.mutable_state))}, numpyro.primitives.mutable); take "
-                "steps by numpyro.infer.SVI.update with the same loss, which does"
+                f"kayn.train does not hand on the state of modules ({', '.join(map(repr, begun.mutable_state))}, "
+                "numpyro.primitives.mutable); take steps by numpyro.infer.SVI.update with the same loss, which does"
             )
         free = svi.optim.get_params(begun.optim_state)
         self.constrain = svi.constrain_fn
@@ -333,6 +344,7 @@ def _arrays(name: str, data: Any) -> tuple[Array, ...]:
     sizes = {a.shape[0] if a.ndim else None for a in arrays}
     if len(sizes) != 1 or sizes & {None, 0}:
         raise DataError(
-            f"{name} has shapes {', '.join(str(a.shape) for a in arrays)}; pass an array, or a tuple of arrays with the same leading dimension"
+            f"{name} has shapes {', '.join(str(a.shape) for a in arrays)}; pass an array, or a tuple of arrays with "
+            "the same leading dimension"
         )
     return arrays

@@ -1,4 +1,5 @@
-"""Defensive proposals: a guide whose discrete sites are mixed with a fixed base (Le et al., Revisiting reweighted wake-sleep, UAI 2019)."""
+"""Defensive proposals: a guide whose discrete sites are mixed with a fixed base
+(Le et al., Revisiting reweighted wake-sleep, UAI 2019)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from kayn.support.arrays import Array
 
 
 class Defensive(Inside):
-    """A guide with `(1 - delta) q + delta base` in the place of q at Bernoulli and categorical sites; the mixture is of the same family.
+    """A guide with `(1 - delta) q + delta base` in the place of q at Bernoulli and categorical sites;
+    the mixture is of the same family.
 
     Attributes:
         mixed: names of the sites that were found.

@@ -71,7 +71,8 @@ def dreamable_data(call: Any, params: Mapping[str, PyTree], key: KeyArray) -> di
     """The data that a model is given, by observed site.
 
     Raises:
-        KaynError: the model holds what nothing can be drawn from: factors, scaled densities, or data computed from latents.
+        KaynError: the model holds what nothing can be drawn from: factors, scaled densities,
+            or data computed from latents.
     """
 
     def run(latents: Mapping[str, Array], rows: Mapping[str, Array]) -> dict[str, Array]:
@@ -91,16 +92,17 @@ def dreamable_data(call: Any, params: Mapping[str, PyTree], key: KeyArray) -> di
 def _refuse_undrawable(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> None:
     if isinstance(innermost(site["fn"]), dist.Unit):
         raise KaynError(
-            f"sleep phase: {name!r} is a factor (numpyro.factor), which no dream can be drawn from; write it as a distribution, or train by the "
-            "wake phase alone"
+            f"sleep phase: {name!r} is a factor (numpyro.factor), which no dream can be drawn from; write it as a "
+            "distribution, or train by the wake phase alone"
         )
     if site["scale"] is None:
         return
     scale = site["scale"] / plate_count(site, trace)
     if isinstance(scale, jax.core.Tracer) or not np.allclose(scale, 1.0, rtol=1e-6):
         raise KaynError(
-            f"sleep phase: site {name!r} is within numpyro.handlers.scale, and no dream can be drawn from the power of a density; leave the scale "
-            "out (a minibatch is scaled by numpyro.plate(..., subsample_size=)), or train by the wake phase alone"
+            f"sleep phase: site {name!r} is within numpyro.handlers.scale, and no dream can be drawn from the power "
+            "of a density; leave the scale out (a minibatch is scaled by numpyro.plate(..., subsample_size=)), or "
+            "train by the wake phase alone"
         )
 
 
@@ -114,6 +116,6 @@ def _refuse_computed(data: Callable[[Mapping[str, Array]], dict[str, Array]], la
     for site, found in zip(sorted(shapes), sources, strict=True):
         if found:
             raise KaynError(
-                f"sleep phase: the data of {site!r} are computed from latent {min(found)!r}, so no dream can stand in their place; "
-                "train by the wake phase alone"
+                f"sleep phase: the data of {site!r} are computed from latent {min(found)!r}, so no dream can stand "
+                "in their place; train by the wake phase alone"
             )

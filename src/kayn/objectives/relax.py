@@ -1,4 +1,5 @@
-"""RELAX and REBAR: score-function gradients with a learned, reparameterised control variate (Grathwohl et al., ICLR 2018)."""
+"""RELAX and REBAR: score-function gradients with a learned, reparameterised control variate
+(Grathwohl et al., ICLR 2018)."""
 
 from __future__ import annotations
 
@@ -27,10 +28,12 @@ from kayn.support.validate import Text, checked
 
 
 class ControlVariate(MassivelyParallelELBO):
-    """Minus log Z, with the gradient `[f(b) - c(z~)] grad log q(b) + grad c(z) - grad c(z~)`, f = log Z, unbiased for any c.
+    """Minus log Z, with the gradient `[f(b) - c(z~)] grad log q(b) + grad c(z) - grad c(z~)`, f = log Z,
+    unbiased for any c.
 
-    z are logits plus Gumbel (Logistic) noise, b what they round to, and z~ the same noise drawn again given b. The control variate's parameters are
-    trained on the squared gradient, one draw of which is an unbiased estimate of its variance up to a constant. Subclasses give c.
+    z are logits plus Gumbel (Logistic) noise, b what they round to, and z~ the same noise drawn again given b. The
+    control variate's parameters are trained on the squared gradient, one draw of which is an unbiased estimate of its
+    variance up to a constant. Subclasses give c.
 
     Raises (from `loss`):
         GuideError: a guide site is not Bernoulli or categorical, or depends on another latent.
@@ -52,8 +55,8 @@ class ControlVariate(MassivelyParallelELBO):
         missing = [n for n in self.control_params if n not in params]
         if missing:
             raise KaynError(
-                f"control_params names {missing}, which are no parameters of model or guide ({sorted(params)}); register them with "
-                "numpyro.param in the guide"
+                f"control_params names {missing}, which are no parameters of model or guide ({sorted(params)}); "
+                "register them with numpyro.param in the guide"
             )
         problem = self.problem(call, params)
         _check(problem, type(self).__name__)
@@ -95,9 +98,9 @@ class RELAX(ControlVariate):
     """Minus log Z, with a score-function gradient and a control variate of yours; unbiased, see `ControlVariate`.
 
     Args:
-        control: c, a function `(params, z, *args, **kwargs)` of the model's arguments; z is a dictionary by site of noisy logits
-            [K, *shape] (Bernoulli) or [K, *shape, C] (categorical). Returns one number for every element of the outer plate if
-            every latent has one, else a scalar.
+        control: c, a function `(params, z, *args, **kwargs)` of the model's arguments; z is a dictionary by site of
+            noisy logits [K, *shape] (Bernoulli) or [K, *shape, C] (categorical). Returns one number for every element
+            of the outer plate if every latent has one, else a scalar.
         control_params: names of the parameters that `control` uses; register them with `numpyro.param` in the guide.
 
     Raises (from `loss`):
@@ -126,11 +129,13 @@ SCALE, TEMPERATURE = "rebar_scale", "rebar_temperature"
 
 
 class REBAR(ControlVariate):
-    """As `kayn.RELAX`, with the objective itself at relaxed latents as control variate, `scale * log Z(softmax(z / temperature))` (Tucker et al., NeurIPS 2017).
+    """As `kayn.RELAX`, with the objective itself at relaxed latents as control variate,
+    `scale * log Z(softmax(z / temperature))` (Tucker et al., NeurIPS 2017).
 
-    The densities of model and guide are those of the discrete latents, taken linearly at relaxed values. Scale and temperature are trained: register
-    `numpyro.param("rebar_scale", 1.0)` and `numpyro.param("rebar_temperature", 0.5, constraint=constraints.positive)` in the guide. In the model,
-    write `kayn.lookup(table, z)` instead of `table[z]`.
+    The densities of model and guide are those of the discrete latents, taken linearly at relaxed values. Scale and
+    temperature are trained: register `numpyro.param("rebar_scale", 1.0)` and
+    `numpyro.param("rebar_temperature", 0.5, constraint=constraints.positive)` in the guide. In the model, write
+    `kayn.lookup(table, z)` instead of `table[z]`.
     """
 
     control_params = (SCALE, TEMPERATURE)
@@ -156,15 +161,16 @@ def _check(problem: Problem, who: str) -> None:
     subsampled = [*problem.model.subsamples, *problem.guide.density.subsamples]
     if subsampled:
         raise KaynError(
-            f"kayn.{who} does not draw minibatches itself, but plate {subsampled[0]!r} is subsampled; pass the minibatch as data "
-            "in a plate of its size, or use kayn.VIMCO, kayn.Reinforce or kayn.RWS"
+            f"kayn.{who} does not draw minibatches itself, but plate {subsampled[0]!r} is subsampled; pass the "
+            "minibatch as data in a plate of its size, or use kayn.VIMCO, kayn.Reinforce or kayn.RWS"
         )
     for name, site in problem.guide.density.sites.items():
         if site.kind != "sample" or site.observed:
             continue
         if not site.family.startswith(("Bernoulli", "Categorical")):
             raise GuideError(
-                f"kayn.{who} needs Bernoulli and categorical guide sites, but {name!r} is a {site.family}; use kayn.VIMCO or kayn.RWS"
+                f"kayn.{who} needs Bernoulli and categorical guide sites, but {name!r} is a {site.family}; use "
+                "kayn.VIMCO or kayn.RWS"
             )
         if problem.guide.parents[name]:
             raise GuideError(

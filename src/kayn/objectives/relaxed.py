@@ -31,7 +31,8 @@ Temperature = Annotated[Any, _temperature]
 
 
 def lookup(table: Array, z: Array) -> Array:
-    """`table[z]` for an integer z; for a relaxed z, a vector of shares, the mixture of the table's rows with those shares.
+    """`table[z]` for an integer z; for a relaxed z, a vector of shares,
+    the mixture of the table's rows with those shares.
 
     With it one model serves exact, score-function and relaxed estimators.
 
@@ -97,7 +98,8 @@ class RelaxedOneHot(dist.Distribution):
         the least float."""
         count, rank = self.logits.shape[-1], max(jnp.ndim(value), self.logits.ndim)
         value, logits = _classes_first(value, rank), _classes_first(self.logits, rank)
-        # a share of zero has the least positive number for its own; everything here is finite, so logsumexp's own care would be in vain
+        # a share of zero has the least positive number for its own; everything here is finite,
+        # so logsumexp's own care would be in vain
         logs = jnp.log(value + float(jnp.finfo(value.dtype).tiny))
         tilted = logits - self.temperature * logs
         top = jax.lax.stop_gradient(jnp.max(tilted, 0))
@@ -113,7 +115,8 @@ def _classes_first(x: Array, rank: int) -> Array:
 
 
 class SharesOfOneHot(dist.Distribution):
-    """The log density of a Categorical, taken linearly at relaxed values: no distribution, as it does not integrate to one."""
+    """The log density of a Categorical, taken linearly at relaxed values: no distribution,
+    as it does not integrate to one."""
 
     arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012
     support = constraints.simplex
@@ -154,10 +157,12 @@ class SharesOfBernoulli(dist.Distribution):
 
 
 class Concrete(VI):
-    """Minus log Z of the *relaxed* model, with pathwise gradients: Bernoulli and categorical latents become continuous in model and guide.
+    """Minus log Z of the *relaxed* model, with pathwise gradients:
+    Bernoulli and categorical latents become continuous in model and guide.
 
-    E log Z is a lower bound on the relaxed model's log evidence, because the prior is relaxed too (Maddison, Mnih & Teh, ICLR 2017). It
-    is not a bound on the discrete model's, and its gradient is biased for that by an amount that grows with the temperature.
+    E log Z is a lower bound on the relaxed model's log evidence, because the prior is relaxed too (Maddison, Mnih &
+    Teh, ICLR 2017). It is not a bound on the discrete model's, and its gradient is biased for that by an amount that
+    grows with the temperature.
 
     Categorical latents become vectors of shares; write `kayn.lookup(table, z)` in the model instead of `table[z]`.
 

@@ -1,4 +1,5 @@
-"""The sleep phase: train a guide on latents and data drawn from the model (Hinton et al., 1995; Bornschein & Bengio, 2015)."""
+"""The sleep phase: train a guide on latents and data drawn from the model
+(Hinton et al., 1995; Bornschein & Bengio, 2015)."""
 
 from __future__ import annotations
 
@@ -32,9 +33,11 @@ MANY = 10**4
 
 
 class Sleep(Objective):
-    """The sleep phase alone: minus the guide's log density of dreams, latents and data drawn from the model; no gradient for the model.
+    """The sleep phase alone: minus the guide's log density of dreams, latents and data drawn from the model;
+    no gradient for the model.
 
-    For a phase of its own beside `kayn.RWS`, with its own optimiser and rhythm (see `kayn.train`); with `RWS(sleep_phi=1)` both share one.
+    For a phase of its own beside `kayn.RWS`, with its own optimiser and rhythm (see `kayn.train`); with
+    `RWS(sleep_phi=1)` both share one.
 
     Args:
         num_particles: dreams per datum.
@@ -54,14 +57,16 @@ class Sleep(Objective):
 def sleep_loss(
     call: Call, params: Mapping[str, PyTree], rng_key: KeyArray, count: int, replace: Replace | None
 ) -> Array:
-    """`- mean over dreams of log q(z | x)`, (z, x) drawn from the model; the gradient is in the guide's parameters only.
+    """`- mean over dreams of log q(z | x)`, (z, x) drawn from the model;
+    the gradient is in the guide's parameters only.
 
-    Data are dreamt where the model scores them: under a mask they stay as they are, and latents under a mask add nothing. Model and guide are on the
-    same rows of subsampled plates.
+    Data are dreamt where the model scores them: under a mask they stay as they are, and latents under a mask add
+    nothing. Model and guide are on the same rows of subsampled plates.
 
     Raises:
-        KaynError: the model is none that data can be drawn from, see `dreamable_data`; the data of an observed site are not among the arguments, so
-            that the guide could not be shown the dream; or the guide has auxiliary sites, so that its density of a dream is not known.
+        KaynError: the model is none that data can be drawn from, see `dreamable_data`; the data of an observed site are
+            not among the arguments, so that the guide could not be shown the dream; or the guide has auxiliary sites,
+            so that its density of a dream is not known.
     """
     fixed = jax.lax.stop_gradient(dict(params))
     if count > MANY:  # before that many are drawn at once
@@ -97,10 +102,12 @@ def _log_q(site: Mapping[str, Any], dreamt: Mapping[str, Any] | None) -> Array:
     """Log density of a guide site at its dream, summed; elements that the model masks are left out."""
     if dreamt is None:
         raise KaynError(
-            f"sleep phase: guide site {site['name']!r} is no latent of the model, so the guide's density of a dream is not known; write a guide "
-            "without auxiliary sites (AutoNormal has none), or train by the wake phase alone"
+            f"sleep phase: guide site {site['name']!r} is no latent of the model, so the guide's density of a dream "
+            "is not known; write a guide without auxiliary sites (AutoNormal has none), or train by the wake phase "
+            "alone"
         )
-    # as in the wake phase: NumPyro's own density of a Bernoulli has no right gradient at logits of exactly 0, where guides often start
+    # as in the wake phase: NumPyro's own density of a Bernoulli has no right gradient at logits of exactly 0,
+    # where guides often start
     log_q, scored = log_density(site["fn"], site["value"]), scored_values(dreamt["fn"])
     if scored is not None:
         scored = jnp.all(scored, tuple(range(scored.ndim - dreamt["fn"].event_dim, scored.ndim)))
@@ -115,8 +122,9 @@ def _replaced(call: Call, given: Mapping[str, Array], shown: Mapping[str, Array]
         places = [i for i, leaf in enumerate(leaves) if leaf is data]
         if not places:
             raise KaynError(
-                f"sleep phase: the data of observed site {name!r} are not an argument of the model as they are, so the guide cannot be shown "
-                "dreams in their place; pass the data as they are observed, or replace=lambda dream, *args: (new_args, {})"
+                f"sleep phase: the data of observed site {name!r} are not an argument of the model as they are, so "
+                "the guide cannot be shown dreams in their place; pass the data as they are observed, or "
+                f"replace=lambda dream, *args: (new_args, {{}})"
             )
         for place in places:
             leaves[place] = shown[name].astype(jnp.result_type(data)).reshape(jnp.shape(data))

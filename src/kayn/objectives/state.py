@@ -1,5 +1,5 @@
-"""States of an SVI: its first one, and those of modules (`numpyro.primitives.mutable`), such as the running statistics of batch normalisation, after one
-run of guide and model."""
+"""States of an SVI: its first one, and those of modules (`numpyro.primitives.mutable`), such as the running statistics
+of batch normalisation, after one run of guide and model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def first_state(
     """`svi.init` from given parameters.
 
     Raises:
-        GuideError: the guide has a site of another kind that is called like a plate or latent of the model, which NumPyro takes for it.
+        GuideError: the guide has a site of another kind that is called like a plate or latent of the model,
+            which NumPyro takes for it.
     """
     try:
         return svi.init(rng_key, *args, init_params=dict(params) or None, **kwargs)
@@ -35,7 +36,8 @@ def first_state(
             raise
         name = told.split()[1]
         raise GuideError(
-            f"{name!r} is {wanted} of the model and a site of another kind in the guide, and NumPyro's SVI pairs the two by name; rename the guide's"
+            f"{name!r} is {wanted} of the model and a site of another kind in the guide, and NumPyro's SVI pairs the "
+            "two by name; rename the guide's"
         ) from error
 
 
@@ -50,7 +52,8 @@ class Watched(Messenger):
 
 
 def next_state(call: Any, rng_key: KeyArray, params: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """The state that one draw from the guide, and the model run on it, leave; as `numpyro.infer.Trace_ELBO` does with one particle.
+    """The state that one draw from the guide, and the model run on it, leave;
+    as `numpyro.infer.Trace_ELBO` does with one particle.
 
     Args:
         call: model, guide and their arguments.

@@ -1,4 +1,5 @@
-"""Massively parallel variational inference: ascend log Z by pathwise gradients, and two forms of them with less noise."""
+"""Massively parallel variational inference: ascend log Z by pathwise gradients,
+and two forms of them with less noise."""
 
 from __future__ import annotations
 
@@ -28,11 +29,11 @@ class VI(MassivelyParallelELBO):
     """Minus log Z, with gradients through reparameterised particles.
 
     With the "parallel" strategy this is the TMC / MP-VI bound (Aitchison, Tensor Monte Carlo, 2019), with "global" and
-    "local" the importance weighted bound of K joint draws, in all or for every datum (IWAE). E log Z never exceeds the log
-    evidence, and the gradient is that of the bound, without bias.
+    "local" the importance weighted bound of K joint draws, in all or for every datum (IWAE). E log Z never exceeds the
+    log evidence, and the gradient is that of the bound, without bias.
 
-    Particles are independent draws here, also those of kayn's own guides, which elsewhere fill the quantiles evenly: even
-    particles make the bound so flat around the posterior that it hardly determines the guide's scales.
+    Particles are independent draws here, also those of kayn's own guides, which elsewhere fill the quantiles evenly:
+    even particles make the bound so flat around the posterior that it hardly determines the guide's scales.
 
     Raises (from `loss`):
         GuideError: a guide site cannot be reparameterised.
@@ -49,8 +50,8 @@ class VI(MassivelyParallelELBO):
 class STL(VI):
     """Sticking the landing: as `kayn.VI`, but the guide's parameters count as constants inside its density.
 
-    The gradient vanishes where the guide is the posterior, and is biased for K > 1 (Roeder, Wu & Duvenaud, 2017; Tucker et al., 2019).
-    Works for any reparameterised guide.
+    The gradient vanishes where the guide is the posterior, and is biased for K > 1 (Roeder, Wu & Duvenaud, 2017; Tucker
+    et al., 2019). Works for any reparameterised guide.
     """
 
     def objective(self, call: Call, rng_key: KeyArray, params: dict[str, PyTree]) -> Array:
@@ -66,9 +67,9 @@ class DReG(VI):
     """Doubly reparameterised gradients: the gradient of `kayn.VI` without bias and with far less noise as K grows.
 
     A particle's pathwise derivative of log Z, with the guide's parameters constant inside its density, counts by the
-    particle's posterior weight (Tucker, Lawson, Gu & Maddison, ICLR 2019). For particles of every latent on an axis of its own
-    this is the particle's marginal weight, not the squared weight of combinations; see the documentation for the
-    derivation. The gradient in the model's parameters is the usual one.
+    particle's posterior weight (Tucker, Lawson, Gu & Maddison, ICLR 2019). For particles of every latent on an axis of
+    its own this is the particle's marginal weight, not the squared weight of combinations; see the documentation for
+    the derivation. The gradient in the model's parameters is the usual one.
 
     Raises (from `loss`):
         GuideError: a site cannot be reparameterised, or is drawn given another one: then neither form is unbiased.
@@ -87,7 +88,8 @@ class DReG(VI):
         for name, parents in problem.guide.parents.items():
             if parents:
                 raise GuideError(
-                    f"kayn.DReG is biased where guide sites depend on each other, as {name!r} on {parents[0]!r}. {REMEDY}"
+                    f"kayn.DReG is biased where guide sites depend on each other, as {name!r} on {parents[0]!r}. "
+                    f"{REMEDY}"
                 )
         numbers, fixed = problem.numbers, jax.lax.stop_gradient(params)
         draws = draw_particles(problem, numbers, rng_key, params)
@@ -105,8 +107,9 @@ REMEDY = "Use kayn.VI or kayn.STL"
 def _scaled(problem: Problem, numbers: Mapping, draws: Draws, params: Mapping, weights: Mapping[str, Array]) -> Draws:
     """The same particles, with derivatives through each multiplied by its weight.
 
-    Where log q counts c times in the proposal (rows of a subsampled plate that share an index), by `1 - c (1 - weight)`: the score that its
-    derivative in the parameters stands for counts c times, what is differentiated counts c times already.
+    Where log q counts c times in the proposal (rows of a subsampled plate that share an index), by
+    `1 - c (1 - weight)`: the score that its derivative in the parameters stands for counts c times, what is
+    differentiated counts c times already.
     """
     runs = dict(draws.runs)
     for axis in problem.layout.axes:

@@ -3,8 +3,8 @@
 The guide runs K times as a whole, so particle k of a site that depends on other guide sites is drawn given particle k
 of these. Its density is by default the mixture over its guide parents' particles, with ONE index shared by all parents,
 `log mean_j q(z^k | parents^j)`; averaging every parent separately would be biased. Drawing child k from parent k is a
-stratified draw from that mixture, hence the evidence estimate is unbiased (Heap, Leech & Aitchison, UAI 2023, section 4;
-the diagonal mixture for several parents is derived in the documentation).
+stratified draw from that mixture, hence the evidence estimate is unbiased (Heap, Leech & Aitchison, UAI 2023, section
+4; the diagonal mixture for several parents is derived in the documentation).
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def log_density(
         inputs: constants and inputs of the guide's density program.
         absent: elements of latents that are in no factor of the model; these have density one on both sides.
         denominator: "mixture" over the guide parents' particles, or "paired" with the k-th parent alone.
-        drawn: the density of drawing these particles instead: rows of subsampled plates count once, see `kayn.axes.minibatches`.
+        drawn: the density of drawing these particles instead: rows of subsampled plates count once,
+            see `kayn.axes.minibatches`.
     """
     internal = (*axis.latents, *_joint_sources(guide, axis))
     path = own_path(guide, graph, axis)

@@ -56,7 +56,8 @@ def _draw_noise(noise: Sequence[Noise], key: KeyArray, num: int) -> tuple[KeyArr
 def axis_particles(
     graph: Graph, layout: Layout, runs: Mapping[str, Array], supports: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """Particles of every latent, cut to the number of its axis, of the model's type; enumerated latents get their support."""
+    """Particles of every latent, cut to the number of its axis, of the model's type;
+    enumerated latents get their support."""
     return {
         n: supports[n] if axis.enumerated else runs[n][: axis.size].astype(graph.latent(n).dtype)
         for axis in layout.axes

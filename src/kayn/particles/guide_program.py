@@ -65,7 +65,8 @@ def trace_guide(
     """Trace a guide and check it against the model.
 
     Raises:
-        GuideError: it misses a latent, adds one, disagrees about a shape, cannot reach all values of one, or is a point estimate.
+        GuideError: it misses a latent, adds one, disagrees about a shape, cannot reach all values of one,
+            or is a point estimate.
     """
     sites = share_fixed(inspect_sites(guide, args, kwargs, params, guide=True), model_sites)
     drawn = {n: s for n, s in sites.items() if s.kind == "sample" and not s.observed}
@@ -99,8 +100,8 @@ def _check_match(drawn: Mapping[str, Site], model_sites: Mapping[str, Site]) -> 
         if name in drawn:
             if drawn[name].shape != site.shape:
                 raise GuideError(
-                    f"guide site {name!r} has shape {drawn[name].shape}, the model's has {site.shape}; give the guide the "
-                    "model's plates and event shape"
+                    f"guide site {name!r} has shape {drawn[name].shape}, the model's has {site.shape}; give the "
+                    "guide the model's plates and event shape"
                 )
             if drawn[name].discrete != site.discrete:
                 kinds = (
@@ -134,7 +135,8 @@ def _guide_parents(density: Program, drawn: Mapping[str, Site]) -> dict[str, tup
 
 
 def parent_plates(guide: GuideProgram, graph: Graph) -> dict[str, dict[str, frozenset[str]]]:
-    """The guide parents of every guide site, each with the plates over which element i of the site reads element i only."""
+    """The guide parents of every guide site, each with the plates over which element i of the site reads element i
+    only."""
     program = guide.density
     latents = [graph.latent(n) for n in program.inputs if n in graph.latent_names]
     found, _ = read_program(program, latents, [None] * (len(program.consts) + len(program.jaxpr.invars)))

@@ -17,7 +17,8 @@ from kayn.xla.compilation import apart
 LONGEST_LATTICE = 32
 """Coordinates that share a lattice; longer vectors are cut into blocks of at most this many."""
 SEARCH = 2**22
-"""Evaluations spent on choosing each generator of a lattice, in numbers of points; at least 8 and at most 128 are tried."""
+"""Evaluations spent on choosing each generator of a lattice, in numbers of points;
+at least 8 and at most 128 are tried."""
 FEW = 64
 """Draws up to which they are shuffled by comparing random numbers, all with all."""
 SHUFFLE_ROUNDS = 24
@@ -27,9 +28,10 @@ def even_normal(key: KeyArray, num: int, shapes: Sequence[tuple[int, int]], dtyp
     """`num` standard normal draws of several arrays of vectors: [num, total number of coordinates].
 
     The coordinates of one vector are a rank-1 lattice (Dick, Kuo & Sloan, High-dimensional integration: the quasi-Monte
-    Carlo way, 2013), shifted at random in every coordinate and mapped through the normal quantiles. Each coordinate alone
-    is stratified; jointly they are far more even than independently shuffled strata, a Latin hypercube. The vectors are
-    shuffled against each other. Every single draw has exactly the standard normal law, and vectors are independent.
+    Carlo way, 2013), shifted at random in every coordinate and mapped through the normal quantiles. Each coordinate
+    alone is stratified; jointly they are far more even than independently shuffled strata, a Latin hypercube. The
+    vectors are shuffled against each other. Every single draw has exactly the standard normal law, and vectors are
+    independent.
 
     Args:
         shapes: for each array the number of vectors and their length; coordinates are laid out in this order.
@@ -69,9 +71,9 @@ def _layout(num: int, shapes: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, 
 def lattice(num: int, length: int) -> np.ndarray:
     """Generators of a rank-1 lattice of `num` points, one for each of `length` coordinates or as many as are distinct.
 
-    They are chosen one after the other: the worst-case error in the weighted Korobov space of smoothness 2, with weights
-    1/d^2, is as small as any next generator can make it. Generators are coprime to `num` and none is minus another one,
-    so that no two coordinates are the same up to a shift or a reflection.
+    They are chosen one after the other: the worst-case error in the weighted Korobov space of smoothness 2, with
+    weights 1/d^2, is as small as any next generator can make it. Generators are coprime to `num` and none is minus
+    another one, so that no two coordinates are the same up to a shift or a reflection.
     """
     largest = min(num // 2, 2**32 // num - 1)
     coprime = [c for c in range(1, largest + 1) if math.gcd(c, num) == 1] or [1]
@@ -103,11 +105,12 @@ def _ranked(numbers: Array, count: int) -> Array:
 
 
 def _shuffled(numbers: Array, count: int) -> Array:
-    """0 to `count - 1` along a new first axis, shuffled for each of the other entries by random bits [1 + 2 rounds, ...].
+    """0 to `count - 1` along a new first axis, shuffled for each of the other entries by random bits
+    [1 + 2 rounds, ...].
 
-    A random rotation, then rounds of swap-or-not (Hoang, Morris & Rogaway, An enciphering scheme based on a card shuffle,
-    2012): in every round random partners trade places or not. Every place is exactly uniform, and this is far quicker than
-    sorting random numbers.
+    A random rotation, then rounds of swap-or-not (Hoang, Morris & Rogaway, An enciphering scheme based on a card
+    shuffle, 2012): in every round random partners trade places or not. Every place is exactly uniform, and this is far
+    quicker than sorting random numbers.
     """
     rounds = (len(numbers) - 1) // 2
     drawn, coins = numbers[: rounds + 1] % count, numbers[rounds + 1 :]
@@ -122,5 +125,6 @@ def _shuffled(numbers: Array, count: int) -> Array:
 
 
 def _rotated(places: Array, by: Array, count: int) -> Array:
-    """The remainder of `places + by`, both less than `count`; what is below zero has wrapped around to a large number."""
+    """The remainder of `places + by`, both less than `count`;
+    what is below zero has wrapped around to a large number."""
     return jnp.minimum(places + by, places + by - jnp.uint32(count))

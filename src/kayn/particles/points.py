@@ -38,9 +38,9 @@ def refuse_split_points(density: Program, model_sites: Mapping[str, Site]) -> No
         if any(not math.isclose(c, own) for c in counts.values()):
             told = ", ".join(f"{n!r} ({c:g} times)" for n, c in counts.items())
             raise GuideError(
-                f"guide site {source!r} ({own:g} times) is drawn for {told} together, but rows of a subsampled plate count as often as given here, and "
-                "one density cannot be split. Draw rows in the plate and the rest outside of it (AutoNormal, guide=None), or leave subsample_size "
-                "out of the plate"
+                f"guide site {source!r} ({own:g} times) is drawn for {told} together, but rows of a subsampled plate "
+                "count as often as given here, and one density cannot be split. Draw rows in the plate and the rest "
+                "outside of it (AutoNormal, guide=None), or leave subsample_size out of the plate"
             )
 
 

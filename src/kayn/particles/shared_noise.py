@@ -28,8 +28,9 @@ def evenly(program: GuideProgram, guide: Callable, args: tuple, kwargs: Mapping,
 
     Unchanged where it has none, or draws minibatches.
 
-    Particle k of a site that depends on others is still drawn given particle k of these. Alone it has the law of an independent draw, and noise of
-    different sites is independent, which is all that an unbiased evidence estimate needs. Sites inside of loops are drawn independently.
+    Particle k of a site that depends on others is still drawn given particle k of these. Alone it has the law of an
+    independent draw, and noise of different sites is independent, which is all that an unbiased evidence estimate
+    needs. Sites inside of loops are drawn independently.
     """
     if program.density.subsamples:
         return program
@@ -71,7 +72,8 @@ class _FromNoise(Messenger):
 
 
 def _placed(fn: dist.Distribution) -> Placed | None:
-    """How draws of a distribution are made of standard normal noise; None where they are not, or not in a way known here."""
+    """How draws of a distribution are made of standard normal noise; None where they are not,
+    or not in a way known here."""
     if isinstance(fn, dist.Normal):
         return (), lambda noise: fn.loc + fn.scale * noise
     if isinstance(fn, dist.MultivariateNormal):

@@ -25,7 +25,8 @@ CALLS = frozenset(
         "remat2",
     )
 )
-"""Other primitives have programs among their parameters too (`reduce`, loops), but call them on parts of their operands."""
+"""Other primitives have programs among their parameters too (`reduce`, loops),
+but call them on parts of their operands."""
 
 
 def called(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Array]] | None:

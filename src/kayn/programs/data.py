@@ -1,4 +1,5 @@
-"""Data as they come: arrays, columns of tables, lists, masked arrays, texts and dates; what JAX computes with, and what is refused by name."""
+"""Data as they come: arrays, columns of tables, lists, masked arrays, texts and dates; what JAX computes with,
+and what is refused by name."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def is_column(value: Any) -> bool:
 
 
 def why_unusable(value: Any) -> str | None:
-    """What a value is and what to pass instead, if JAX does not compute with it as it is; None for arrays and numbers."""
+    """What a value is and what to pass instead, if JAX does not compute with it as it is;
+    None for arrays and numbers."""
     kind = type(value).__name__
     if value is None or isinstance(value, jax.Array | bool | int | float | complex):
         return None
@@ -50,8 +52,9 @@ def why_unusable(value: Any) -> str | None:
             return None
         where = tuple(int(i) for i in hidden[0])
         return (
-            f"a masked array with {len(hidden)} hidden values, the first at index {where}; pass jnp.asarray(y.filled(0.0)), and its mask with "
-            "numpyro.handlers.mask(mask=~y.mask) to ignore these, or obs_mask= in numpyro.sample to impute them"
+            f"a masked array with {len(hidden)} hidden values, the first at index {where}; pass "
+            "jnp.asarray(y.filled(0.0)), and its mask with numpyro.handlers.mask(mask=~y.mask) to ignore these, or "
+            "obs_mask= in numpyro.sample to impute them"
         )
     if isinstance(value, list | tuple):
         return f"a {kind}; pass an array, e.g. jnp.asarray(y)"
@@ -104,7 +107,8 @@ def explained(error: Exception, fn: Callable, args: tuple, kwargs: Mapping[str, 
     if not found and "ndex" in str(error):
         kinds = {"floats": np.inexact, "truth values": np.bool_}
         found = [
-            f"argument {n!r} is an array of {kind}; if it is meant as an index, pass whole numbers, e.g. codes.astype(int) without missing ones"
+            f"argument {n!r} is an array of {kind}; if it is meant as an index, pass whole numbers, e.g. "
+            "codes.astype(int) without missing ones"
             for n, v in arguments(fn, args, kwargs)
             for kind, dtype in kinds.items()
             if jnp.ndim(v) and jnp.issubdtype(v.dtype, dtype)
@@ -128,8 +132,9 @@ def refuse_shape(
 ) -> None:
     """Refuse data that NumPyro would broadcast in silence, so that every datum would be compared with every row.
 
-    Data count once for every element of a declared plate, and a single value may stand for all elements of a distribution. Nothing else says that a
-    datum is to be counted more than once: a column [N, 1] of data beside rows [N], or rows [N] of data beside a column of means, are slips.
+    Data count once for every element of a declared plate, and a single value may stand for all elements of a
+    distribution. Nothing else says that a datum is to be counted more than once: a column [N, 1] of data beside rows
+    [N], or rows [N] of data beside a column of means, are slips.
 
     Args:
         shape: of the data.
@@ -150,12 +155,14 @@ def refuse_shape(
     single = all(own[d] == 1 for d in free)
     if len(shape) > len(expected) and any(own[d] == 1 < other[d] for d in free):
         raise DataError(
-            f"observed site {site!r} has shape {shape}, but its distribution has shape {expected}, so every datum would be compared with every "
-            f"row; pass data of shape {expected}, e.g. y.reshape({expected}) or one column of a table"
+            f"observed site {site!r} has shape {shape}, but its distribution has shape {expected}, so every datum "
+            f"would be compared with every row; pass data of shape {expected}, e.g. y.reshape({expected}) or one "
+            "column of a table"
         )
     if not single and any(own[d] == 1 < other[d] and d not in plates for d in free):
         raise DataError(
-            f"observed site {site!r} has shape {shape}, but its distribution has shape {expected}, so every datum would be compared with every "
-            "row. If a covariate is a column [N, 1] beside data [N], pass it as x[:, 0]; if every datum is to count once for each element of a "
-            "dimension, declare that dimension by numpyro.plate"
+            f"observed site {site!r} has shape {shape}, but its distribution has shape {expected}, so every datum "
+            "would be compared with every row. If a covariate is a column [N, 1] beside data [N], pass it as x[:, "
+            "0]; if every datum is to count once for each element of a dimension, declare that dimension by "
+            "numpyro.plate"
         )

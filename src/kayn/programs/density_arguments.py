@@ -1,8 +1,8 @@
 """What an exponential-family density is a function of: its value and its parameters, each as an output of its own.
 
 The traced program already computes these; naming them lets `kayn.factors.forms` evaluate each on its own particle axes.
-Dimensions are aligned: the *outer* ones are those of the log probability followed by the event dimensions that are a sum
-of independent elements, the *core* ones belong to one element (D of a vector, D x D of its Cholesky factor).
+Dimensions are aligned: the *outer* ones are those of the log probability followed by the event dimensions that are a
+sum of independent elements, the *core* ones belong to one element (D of a vector, D x D of its Cholesky factor).
 """
 
 from __future__ import annotations

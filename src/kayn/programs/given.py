@@ -1,7 +1,8 @@
-"""Put values into a NumPyro program: parameters, latents and indices of subsampled plates, each into sites of its own kind.
+"""Put values into a NumPyro program: parameters, latents and indices of subsampled plates,
+each into sites of its own kind.
 
-`numpyro.handlers.substitute` goes by the name alone, so that a parameter would replace data, a deterministic value or a latent of its name. Every
-value that kayn gives a program goes through `Given` instead.
+`numpyro.handlers.substitute` goes by the name alone, so that a parameter would replace data, a deterministic value or a
+latent of its name. Every value that kayn gives a program goes through `Given` instead.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ UNSEEDED = "_kayn_unseeded"
 class Given(Messenger):
     """A program whose parameters, latents and plates have given values.
 
-    Sites that have a value already keep it: data, as arrays, and what a handler within `fn` has set. So do deterministic sites. A parameter without a given
-    value is a number and no random variable: what draws its first value is the same key in every run. Plates take the indices that they are given, since
-    model and guide have to agree, and note those that a handler has set (see `kayn.evidence.fixed_rows`).
+    Sites that have a value already keep it: data, as arrays, and what a handler within `fn` has set. So do
+    deterministic sites. A parameter without a given value is a number and no random variable: what draws its first
+    value is the same key in every run. Plates take the indices that they are given, since model and guide have to
+    agree, and note those that a handler has set (see `kayn.evidence.fixed_rows`).
 
     Args:
         fn: the program.
@@ -132,13 +134,15 @@ def set_rows(msg: Mapping[str, Any]) -> Array | None:
     if not whole or (known and not all(0 <= i < full for i in np.asarray(value))):
         shown = np.asarray(value).tolist() if known else f"{jnp.result_type(value)} {list(jnp.shape(value))}"
         raise ModelError(
-            f"a handler gives plate {msg['name']!r} the indices {shown}, but they must be whole numbers [M], from 0 to {full - 1}"
+            f"a handler gives plate {msg['name']!r} the indices {shown}, but they must be whole numbers [M], from 0 "
+            f"to {full - 1}"
         )
     return jnp.asarray(value, jnp.int32)
 
 
 class OneKind(Messenger):
-    """Refuses a name that a program uses for sites of two kinds: NumPyro's trace would keep the last of them only, or neither say which."""
+    """Refuses a name that a program uses for sites of two kinds: NumPyro's trace would keep the last of them only,
+    or neither say which."""
 
     def __init__(self, fn: Callable):
         super().__init__(fn)
@@ -164,5 +168,6 @@ def refuse_two_kinds(name: str, first: str, second: str) -> None:
         ModelError: always.
     """
     raise ModelError(
-        f"{name!r} is the name of a {first} site and of a {second} site; every site needs its own name, so rename one of the two"
+        f"{name!r} is the name of a {first} site and of a {second} site; every site needs its own name, so rename "
+        "one of the two"
     )

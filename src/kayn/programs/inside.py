@@ -1,6 +1,7 @@
 """Handlers that change sample sites wherever these are, inside of loops too.
 
-NumPyro hides loop bodies from handlers around the loop: these see a site when all steps are over, too late to change what it is drawn from.
+NumPyro hides loop bodies from handlers around the loop: these see a site when all steps are over,
+too late to change what it is drawn from.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Values that users give for `numpyro.param` sites, compared with what the sites themselves say before they are used."""
+"""Values that users give for `numpyro.param` sites, compared with what the sites themselves say before they are
+used."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ def _check(name: str, value: Array, first: Array, constraint: Any) -> None:
         )
     if jnp.shape(value) != shape:
         raise KaynError(
-            f"params[{name!r}] has shape {jnp.shape(value)}, but numpyro.param({name!r}, ...) starts from shape {shape}; pass a value of that shape"
+            f"params[{name!r}] has shape {jnp.shape(value)}, but numpyro.param({name!r}, ...) starts from shape "
+            f"{shape}; pass a value of that shape"
         )
     if real and not jnp.issubdtype(jnp.result_type(value), jnp.floating):
         raise KaynError(

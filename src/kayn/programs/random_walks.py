@@ -1,7 +1,7 @@
 """Random walks that are one site, `numpyro.distributions.GaussianRandomWalk`, read as Markov chains of their steps.
 
-As one vector all steps would share a particle. Given the walk's value one step earlier (an `Alias`), its density is one Normal a step, as that of
-a `scan` is, and every step has particles of its own.
+As one vector all steps would share a particle. Given the walk's value one step earlier (an `Alias`), its density is one
+Normal a step, as that of a `scan` is, and every step has particles of its own.
 """
 
 from __future__ import annotations

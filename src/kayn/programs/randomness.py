@@ -1,7 +1,8 @@
-"""Random numbers that a program takes and no sample site records: those of `numpyro.prng_key`, of dropout, of sites that a handler hides.
+"""Random numbers that a program takes and no sample site records: those of `numpyro.prng_key`, of dropout,
+of sites that a handler hides.
 
-They are inputs of a program beside its latents. A guide's particles are drawn and weighed with the same keys, which count as auxiliary sites; a
-model whose density depends on some is refused, as they would be latents without a name.
+They are inputs of a program beside its latents. A guide's particles are drawn and weighed with the same keys, which
+count as auxiliary sites; a model whose density depends on some is refused, as they would be latents without a name.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class _Asking(Messenger):
 
 
 class Unseeded(Messenger):
-    """A program whose draws do not keep the seeds of handlers within it, or of `rng_key=`: particles and predictions are drawn anew.
+    """A program whose draws do not keep the seeds of handlers within it, or of `rng_key=`:
+    particles and predictions are drawn anew.
 
     Keys that the program asks for itself are left alone.
     """

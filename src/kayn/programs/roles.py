@@ -1,4 +1,5 @@
-"""What NumPyro's own trace says a site is: what a handler has fixed is data, a point mass is a value, a factor is known.
+"""What NumPyro's own trace says a site is: what a handler has fixed is data, a point mass is a value,
+a factor is known.
 
 The rules stand here for models and guides, so that all who read programs agree on what is latent, observed and scaled.
 """
@@ -26,9 +27,11 @@ ADDED = "_kayn_added"
 
 
 class Fixed(Messenger):
-    """A program whose sample sites count as observed where a handler within it has set their value, or where there is nothing to draw.
+    """A program whose sample sites count as observed where a handler within it has set their value,
+    or where there is nothing to draw.
 
-    `numpyro.handlers.substitute` and `replay` keep a site's density and fix its value, as `condition` does. A `Unit` has no value.
+    `numpyro.handlers.substitute` and `replay` keep a site's density and fix its value, as `condition` does.
+    A `Unit` has no value.
     """
 
     def process_message(self, msg: dict[str, Any]) -> None:
@@ -75,17 +78,18 @@ class Untransformed(Messenger):
             return  # within a loop of NumPyro's, which has keys of its own
         name = f"site {msg['name']!r}" if "name" in msg else f"a {msg['type']} statement"
         raise ModelError(
-            f"{name} stands inside a JAX transformation (such as jax.jit, jax.vmap, jax.lax.cond, jax.lax.map), where NumPyro cannot see it. "
-            "Use numpyro.plate instead of jax.vmap and jax.lax.map, numpyro.contrib.control_flow.scan instead of jax.lax.scan; sample before "
-            "jax.lax.cond and choose by jnp.where; and pass the program itself, not jax.jit of it"
+            f"{name} stands inside a JAX transformation (such as jax.jit, jax.vmap, jax.lax.cond, jax.lax.map), "
+            "where NumPyro cannot see it. Use numpyro.plate instead of jax.vmap and jax.lax.map, "
+            "numpyro.contrib.control_flow.scan instead of jax.lax.scan; sample before jax.lax.cond and choose by "
+            "jnp.where; and pass the program itself, not jax.jit of it"
         )
 
 
 def as_read(trace: Mapping[str, Any], guide: bool) -> dict[str, Any]:
     """A trace with every site in the role that kayn gives it.
 
-    In models, point masses are values, as deterministic sites are, and their log densities factors. The density of a guide is what its particles
-    are drawn from, which `numpyro.handlers.scale` does not change.
+    In models, point masses are values, as deterministic sites are, and their log densities factors. The density of a
+    guide is what its particles are drawn from, which `numpyro.handlers.scale` does not change.
     """
     out: dict[str, Any] = {}
     for name, site in trace.items():
@@ -130,22 +134,24 @@ def check_guide(trace: Mapping[str, Any], scaled: Callable[[Mapping[str, Any]], 
     for name, site in sites.items():
         if isinstance(innermost(site["fn"]), dist.Unit):
             raise GuideError(
-                f"the guide has a numpyro.factor site {name!r}, but particles are divided by the density that they were drawn from, which a factor "
-                "does not change. Put the term into the model, or the log density of a transformed draw into Delta(value, log_density=...)"
+                f"the guide has a numpyro.factor site {name!r}, but particles are divided by the density that they "
+                "were drawn from, which a factor does not change. Put the term into the model, or the log density "
+                "of a transformed draw into Delta(value, log_density=...)"
             )
     data = [n for n, s in sites.items() if s["is_observed"]]
     if data:
         warnings.warn(
-            f"the guide has data at {', '.join(map(repr, data))}; particles are divided by the density that they were drawn from, which data do not "
-            "change, so these sites are left out (numpyro.infer.Trace_ELBO subtracts their log density)",
+            f"the guide has data at {', '.join(map(repr, data))}; particles are divided by the density that they "
+            "were drawn from, which data do not change, so these sites are left out (numpyro.infer.Trace_ELBO "
+            "subtracts their log density)",
             StructureWarning,
             stacklevel=2,
         )
     names = [n for n, s in sites.items() if scaled(s)]
     if names:
         warnings.warn(
-            f"the guide scales the log density of {', '.join(map(repr, names))} (numpyro.handlers.scale); particles are divided by the density that "
-            "they were drawn from, so the scale is left out there",
+            f"the guide scales the log density of {', '.join(map(repr, names))} (numpyro.handlers.scale); particles "
+            "are divided by the density that they were drawn from, so the scale is left out there",
             StructureWarning,
             stacklevel=2,
         )

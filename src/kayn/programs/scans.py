@@ -1,9 +1,10 @@
 """Time series: read `numpyro.contrib.control_flow.scan` as one factor over all steps instead of as a loop.
 
-The carry of a Markov chain is a function of the last few steps' latents. Once that is verified on the body's jaxpr, the body
-can be evaluated at all steps at once, by `jax.vmap`, if the program is also given the latents *of those earlier steps*. They
-come in as inputs of their own (`Alias`), for which the particles of the chain stand a second time, moved by so many
-steps. A transition is then an ordinary factor of a latent and of its alias, and the contraction knows that the two are one.
+The carry of a Markov chain is a function of the last few steps' latents. Once that is verified on the body's jaxpr, the
+body can be evaluated at all steps at once, by `jax.vmap`, if the program is also given the latents *of those earlier
+steps*. They come in as inputs of their own (`Alias`), for which the particles of the chain stand a second time, moved
+by so many steps. A transition is then an ordinary factor of a latent and of its alias, and the contraction knows that
+the two are one.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Alias:
         return f"{RESERVED}{self.base}@{moment}-{self.lag}" if self.lag else f"{RESERVED}{self.base}@{moment}"
 
     def move(self, value: Array, axis: int) -> Array:
-        """The chain's values where this alias stands for them; steps before the first repeat the first, and are not used.
+        """The chain's values where this alias stands for them; steps before the first repeat the first,
+        and are not used.
 
         Args:
             value: values of the latent, steps along dimension `axis`.
@@ -129,13 +131,13 @@ def _refuse_inside(trace: Mapping[str, Any]) -> None:
     for site in trace.values():
         if site["type"] == "param":
             raise ModelError(
-                f"numpyro.param {site['name']!r} is inside scan, where NumPyro takes its initial value at every step, whatever it has been trained "
-                "to; move it in front of the loop"
+                f"numpyro.param {site['name']!r} is inside scan, where NumPyro takes its initial value at every "
+                "step, whatever it has been trained to; move it in front of the loop"
             )
         if site["type"] == "plate" and site["args"][1] not in (None, site["args"][0]):
             raise ModelError(
-                f"plate {site['name']!r} is subsampled inside scan, where its elements would differ from step to step; use the "
-                "whole plate there, or subsample the data before the loop"
+                f"plate {site['name']!r} is subsampled inside scan, where its elements would differ from step to "
+                "step; use the whole plate there, or subsample the data before the loop"
             )
 
 

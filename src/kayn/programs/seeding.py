@@ -18,7 +18,8 @@ from kayn.support.keys import default_key
 
 
 class InvertedDraws(Messenger):
-    """A program that draws categorical sites by inverting their distribution function: one random number a draw instead of one a category."""
+    """A program that draws categorical sites by inverting their distribution function:
+    one random number a draw instead of one a category."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Have a categorical site drawn by one uniform number."""
@@ -52,7 +53,8 @@ SIMPLE = (
 
 
 def seeded(program: Callable, key: KeyArray) -> Callable:
-    """As `numpyro.handlers.seed`, whatever seeds handlers within have set; Poisson counts and what rests on them get keys of JAX's default generator."""
+    """As `numpyro.handlers.seed`, whatever seeds handlers within have set; Poisson counts and what rests on them get
+    keys of JAX's default generator."""
     return _Keys(handlers.seed(Unseeded(program), key))
 
 

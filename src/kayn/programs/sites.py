@@ -71,7 +71,8 @@ class Site:
     added: bool = False
     """Whether kayn has added it: keys, and log densities of point masses."""
     fixed: bool = False
-    """Whether a handler has set the indices of the plate that it is, in the program or in its partner (of model and guide)."""
+    """Whether a handler has set the indices of the plate that it is, in the program or in its partner
+    (of model and guide)."""
     scaled: bool = False
     """Whether its log density has a factor of `handlers.scale`."""
 
@@ -88,7 +89,8 @@ def inspect_sites(fn: Callable, args: tuple, kwargs: Mapping, params: PyTree, gu
         guide: whether the program is a guide, where point masses are draws as others are.
 
     Raises:
-        ModelError: a site name is used twice, or for sites of two kinds, or a plate with two sizes, or a site stands in a JAX transformation.
+        ModelError: a site name is used twice, or for sites of two kinds, or a plate with two sizes,
+            or a site stands in a JAX transformation.
         GuideError: a guide has a factor.
     """
     if not callable(fn):
@@ -163,8 +165,8 @@ def _set_up_autoguide(guide: AutoGuide, args: tuple, kwargs: Mapping) -> None:
         return
     if within_transformation():
         raise GuideError(
-            f"{type(guide).__name__} is used for the first time inside a JAX transformation such as jax.jit; call it once "
-            "before, as SVI.init does: numpyro.handlers.seed(guide, 0)(*args)"
+            f"{type(guide).__name__} is used for the first time inside a JAX transformation such as jax.jit; call it "
+            "once before, as SVI.init does: numpyro.handlers.seed(guide, 0)(*args)"
         )
     handlers.block(handlers.seed(guide, jax.random.key(0)))(*args, **kwargs)
 
@@ -255,7 +257,8 @@ def placeholder(site: Mapping[str, Any]) -> Array | None:
 
 
 def own_scale(site: Mapping[str, Any], ratios: Mapping[str, float]) -> Array | float | None:
-    """The factor of `handlers.scale` alone: that of subsampled plates multiplies the plate's reduced log-sum instead."""
+    """The factor of `handlers.scale` alone: that of subsampled plates multiplies the plate's reduced log-sum
+    instead."""
     scale = site["scale"]
     if scale is None:
         return None
@@ -271,6 +274,6 @@ def refuse_point_estimates(sites: Mapping[str, Site]) -> None:
     points = [s.name for s in sites.values() if s.kind == "sample" and s.delta and not s.observed]
     if points and not random:
         raise GuideError(
-            f"the guide puts a point mass on {', '.join(map(repr, points))} (as AutoDelta does); a point has no density "
-            "to weight particles with. Use a guide with spread, such as AutoNormal, or guide=None"
+            f"the guide puts a point mass on {', '.join(map(repr, points))} (as AutoDelta does); a point has no "
+            "density to weight particles with. Use a guide with spread, such as AutoNormal, or guide=None"
         )

@@ -1,8 +1,9 @@
 """Run equations without dimensions of size one.
 
-A latent in `plate(..., dim=-2)` has a last dimension of size one, which stays the last one under `vmap`. XLA's loops on CPUs run
-along the last dimension: with a single element in it they take several times as long. Equations are therefore run on
-squeezed arrays wherever that is a matter of bookkeeping, and as they stand elsewhere. It also spares programs their reshapes.
+A latent in `plate(..., dim=-2)` has a last dimension of size one, which stays the last one under `vmap`. XLA's loops on
+CPUs run along the last dimension: with a single element in it they take several times as long. Equations are therefore
+run on squeezed arrays wherever that is a matter of bookkeeping, and as they stand elsewhere. It also spares programs
+their reshapes.
 """
 
 from __future__ import annotations
@@ -124,4 +125,5 @@ RULES: Mapping[str, Callable[[JaxprEqn, Sequence[Array]], list[Array] | None]] =
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"), _reduce),
     **dict.fromkeys(("jit", "pjit"), _call),
 }
-"""How to run a primitive on squeezed operands. All others, and where a rule says None, get the shapes they were traced with."""
+"""How to run a primitive on squeezed operands. All others, and where a rule says None,
+get the shapes they were traced with."""

@@ -1,4 +1,5 @@
-"""The set that a latent lies in, as far as it can be compared with that of its guide: a box, or a set that has a name."""
+"""The set that a latent lies in, as far as it can be compared with that of its guide: a box,
+or a set that has a name."""
 
 from __future__ import annotations
 

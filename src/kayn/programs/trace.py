@@ -44,9 +44,8 @@ ROWS = f"{RESERVED}rows:"
 LOWER, UPPER = f"{RESERVED}lower:", f"{RESERVED}upper:"
 """Prefixes of traced outputs that are no factors: deterministic values, observed data, masks, supports of enumerated
 latents, whether data lie in their likelihood's support, what a masked latent's density would be without its masks,
-which of its elements are in no factor at all (`kayn.graph.absent`), where point masses of guides are, indices of plates that a
-handler has set, and ends of latents' supports that are
-computed."""
+which of its elements are in no factor at all (`kayn.graph.absent`), where point masses of guides are, indices of plates
+that a handler has set, and ends of latents' supports that are computed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,9 +191,10 @@ def _refuse_unrecorded(jaxpr: Jaxpr, names: Sequence[str], consts: tuple, inputs
         if keys & set(slice_outputs(jaxpr, [position])[1]):
             site = name.rpartition(":")[2] if name not in {s.name for s in inputs if s} else name
             raise ModelError(
-                f"site {site!r} of the model depends on random numbers that no sample site records (numpyro.prng_key, dropout, a site hidden by "
-                "numpyro.handlers.block), so nothing could be inferred about them. Draw them by numpyro.sample, switch dropout off, or fix them "
-                "by numpyro.handlers.seed(model, 0)"
+                f"site {site!r} of the model depends on random numbers that no sample site records "
+                "(numpyro.prng_key, dropout, a site hidden by numpyro.handlers.block), so nothing could be inferred "
+                "about them. Draw them by numpyro.sample, switch dropout off, or fix them by "
+                "numpyro.handlers.seed(model, 0)"
             )
 
 
@@ -232,7 +232,8 @@ def _ends(name: str, fn: dist.Distribution) -> dict[str, Array]:
 
 
 def _unmasked(fn: dist.Distribution, value: Array, ndim: int) -> Array:
-    """A latent's log density as it is without masks, for each element that one may hide: the shape of `element_mask`."""
+    """A latent's log density as it is without masks, for each element that one may hide:
+    the shape of `element_mask`."""
     return dependable(with_batch_ndim(without_masks(fn), ndim), value).log_prob(value)
 
 
@@ -245,8 +246,8 @@ def _arguments(site: Mapping[str, Any], ratios: Mapping[str, float]) -> dict[str
 def _inside(support: Any, value: Array) -> Array | None:
     """Whether data lie in a support, elementwise; None for supports where a check could raise a false alarm.
 
-    Those over several coordinates at once (a simplex) are only met up to rounding, and a density may be finite at the end
-    of an open one (Exponential at zero).
+    Those over several coordinates at once (a simplex) are only met up to rounding, and a density may be finite at the
+    end of an open one (Exponential at zero).
     """
     while isinstance(support, constraints.independent):
         support = support.base_constraint

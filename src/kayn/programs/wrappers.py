@@ -1,4 +1,5 @@
-"""Masks, expansions and event reinterpretations around a distribution: what stands inside, and what they say of its elements."""
+"""Masks, expansions and event reinterpretations around a distribution: what stands inside,
+and what they say of its elements."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def without_masks(fn: dist.Distribution) -> dist.Distribution:
 
 
 def hide_masked(fn: dist.Distribution, value: Array) -> Array:
-    """Replace masked-out observations by a harmless value, so that NaN under a mask has finite gradients; the same shape."""
+    """Replace masked-out observations by a harmless value, so that NaN under a mask has finite gradients;
+    the same shape."""
     mask = element_mask(fn)
     if mask is None:
         return value

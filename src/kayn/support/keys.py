@@ -1,7 +1,8 @@
 """Random keys: accept an integer seed, a new-style key or a raw uint32 key; refuse anything else by name.
 
-All keys become keys of one generator. JAX's default, threefry, runs as a loop of small kernels on CPUs and takes longer to compile there than most of what its
-numbers are for; philox, from the same paper and as thoroughly tested (Salmon, Moraes, Dror & Shaw, Parallel random numbers: as easy as 1, 2, 3, 2011), is one kernel.
+All keys become keys of one generator. JAX's default, threefry, runs as a loop of small kernels on CPUs and takes longer
+to compile there than most of what its numbers are for; philox, from the same paper and as thoroughly tested (Salmon,
+Moraes, Dror & Shaw, Parallel random numbers: as easy as 1, 2, 3, 2011), is one kernel.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def as_key(rng_key: Any) -> KeyArray:
 
 
 def generator() -> str:
-    """The generator of all random numbers: the one that the user has chosen by `jax_default_prng_impl`, if that is not JAX's default."""
+    """The generator of all random numbers: the one that the user has chosen by `jax_default_prng_impl`,
+    if that is not JAX's default."""
     chosen = jax.config.jax_default_prng_impl
     return QUICK if chosen == DEFAULT and _has_quick() else chosen
 

@@ -1,7 +1,8 @@
 """Names: what kayn adds to a user's program lives under a prefix that no site of a model may have.
 
-Parameters of kayn's own guides, outputs of traced programs, particle axes, chains at other steps and factors of held-out data are all kept by name,
-in dictionaries that also hold the user's sites. Names are therefore made here and nowhere else.
+Parameters of kayn's own guides, outputs of traced programs, particle axes, chains at other steps and factors of
+held-out data are all kept by name, in dictionaries that also hold the user's sites. Names are therefore made here and
+nowhere else.
 """
 
 from __future__ import annotations
@@ -50,5 +51,6 @@ def refuse_reserved(kinds: Mapping[str, Any]) -> None:
     for name, site in kinds.items():
         if name.startswith(RESERVED) and not getattr(site, "added", False):
             raise ModelError(
-                f"the model has a {site.kind} site {name!r}, but names that begin with {RESERVED!r} are kept for what kayn adds; rename the site"
+                f"the model has a {site.kind} site {name!r}, but names that begin with {RESERVED!r} are kept for "
+                "what kayn adds; rename the site"
             )

@@ -1,8 +1,8 @@
 """Arguments of public functions are checked in one place, from their annotations, before anything is traced.
 
-`checked` reads the annotations of a function's parameters: plain types, unions, literals, mappings and sequences mean what they say, and `Annotated`
-adds a `Rule`, a range in words, or a function that converts the value. What does not fit ends in a `KaynError` that names the argument. An
-argument annotated `Any`, such as the model's own, is left as it is.
+`checked` reads the annotations of a function's parameters: plain types, unions, literals, mappings and sequences mean
+what they say, and `Annotated` adds a `Rule`, a range in words, or a function that converts the value. What does not fit
+ends in a `KaynError` that names the argument. An argument annotated `Any`, such as the model's own, is left as it is.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def hints_of(function: Callable) -> dict[str, Any]:
 
 
 def fitted(name: str, value: Any, hint: Any, error: type[KaynError] = KaynError) -> Any:
-    """The value of an argument, converted to its annotation where that is a matter of form (counts to int, lists to tuples).
+    """The value of an argument, converted to its annotation where that is a matter of form
+    (counts to int, lists to tuples).
 
     Raises:
         KaynError: it does not fit; of the class that the annotation or else the caller names.
@@ -305,7 +306,8 @@ def _values_of(name: str, value: Any) -> PyTree:
         missing = any(jnp.issubdtype(x.dtype, jnp.inexact) and np.isnan(np.asarray(x)).any() for x in leaves)
     except (TypeError, ValueError, OverflowError) as error:
         raise KaynError(
-            f"params[{name!r}] is {shown(value)}; it must be a number or an array of numbers, as SVI.get_params gives them"
+            f"params[{name!r}] is {shown(value)}; it must be a number or an array of numbers, as SVI.get_params "
+            "gives them"
         ) from error
     if missing:
         raise KaynError(f"params[{name!r}] holds NaN; fit again with a smaller step, or start from finite values")

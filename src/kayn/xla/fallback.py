@@ -26,8 +26,8 @@ def guarded(
 ) -> Any:
     """`finish(prepared)` where that is safe, else `exact(arguments)`.
 
-    Both are differentiated by computing them again, so that neither keeps anything for the gradient, and what the path that
-    was not taken would have made of the arguments (NaN, say) never reaches it.
+    Both are differentiated by computing them again, so that neither keeps anything for the gradient, and what the path
+    that was not taken would have made of the arguments (NaN, say) never reaches it.
 
     Args:
         prepare: arguments to (what `finish` needs, whether it can be trusted).
