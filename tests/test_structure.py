@@ -690,9 +690,9 @@ def test_strategies_and_groups(x64):
     assert build(two_levels, num_particles={"mu": 4, "": 2}).layout.axis_of("mu").size == 4
 
 
-def test_250_scalar_latents(x64):
-    """A random walk of 250 separate sites: linear cost, and the value of a forward recursion."""
-    T, K = 250, 3
+def test_a_hundred_scalar_latents(x64):
+    """A random walk of a hundred separate sites: linear cost, and the value of a forward recursion."""
+    T, K = 100, 3
 
     def model():
         x = 0.0
