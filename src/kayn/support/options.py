@@ -21,11 +21,19 @@ Key = Annotated[Any, as_key]
 Params = Annotated[Mapping[str, Any] | None, parameter_values]
 """Values of `numpyro.param` sites by name."""
 
+
+def _once(names: str | Sequence[str]) -> bool:
+    """Whether there is a name, and none twice."""
+    return isinstance(names, str) or 0 < len(set(names)) == len(names)
+
+
 Particles = Annotated[
     Count | Mapping[str, Count],
     Rule(
-        "a whole number, at least 1 and below 2**31, or a mapping from latents to such numbers ('' for the rest)",
-        error=StructureError,
+        "a whole number, at least 1 and below 2**31, or a mapping from latents to such numbers ('' for the rest), "
+        "which is not empty",
+        lambda counts: counts != {},
+        StructureError,
     ),
 ]
 Strategy = Annotated[
@@ -35,14 +43,18 @@ Strategy = Annotated[
 Groups = Annotated[
     Sequence[Sequence[Text]],
     Rule(
-        "a list of groups of latents, e.g. groups=[('mu', 'alpha')], none of them empty; () for none",
-        lambda groups: all(groups),
+        "a list of groups of latents, e.g. groups=[('mu', 'alpha')], none of them empty or with a latent twice; () for none",
+        lambda groups: all(map(_once, groups)),
         StructureError,
     ),
 ]
 Couple = Annotated[
     Mapping[str, Text | Sequence[Text]] | None,
-    Rule("a mapping from latents to plates, e.g. couple={'alpha': 'counties'}, or None", error=StructureError),
+    Rule(
+        "a mapping from latents to plates, e.g. couple={'alpha': 'counties'}, each with a plate and none twice, or None",
+        lambda couple: couple is None or all(map(_once, couple.values())),
+        StructureError,
+    ),
 ]
 Drawing = Literal["even", "independent"]
 """How particles of one set are drawn together, see `kayn.axes.request.Request`."""
