@@ -167,8 +167,14 @@ STRUCTURE = [
     ),
     case("no latent", lambda: kayn.analyze(observed_only, 0.3), ModelError, "no latent sample site", "obs="),
     case("model is no function", lambda: kayn.analyze("model", Y), ModelError, "'model'", "NumPyro programs"),
-    case("guide is no function", lambda: kayn.analyze(flat, Y, guide="AutoNormal"), ModelError, "'AutoNormal'", "NumPyro programs"),
-    case("guide misses a latent", lambda: kayn.analyze(flat, Y, guide=guide_of()), GuideError, "'mu'", "add a guide site"),
+    case(
+        "guide is no function", lambda: kayn.analyze(flat, Y, guide="AutoNormal"), ModelError,
+        "'AutoNormal'", "NumPyro programs",
+    ),
+    case(
+        "guide misses a latent", lambda: kayn.analyze(flat, Y, guide=guide_of()), GuideError,
+        "'mu'", "add a guide site",
+    ),
     case(
         "guide misses a discrete latent", lambda: kayn.analyze(coin, 0.3, guide=guide_of()), GuideError,
         "'z'", "add a guide site", "'enumerate': 'parallel'",
@@ -274,25 +280,48 @@ DATA = [
         "index too large", lambda: kayn.analyze(ragged, np.array([0, 1, 3, 0]), Y), DataError,
         "'alpha' has 3 elements along plate 'counties'", "index 3", "0..2", "make the plate larger",
     ),
-    case("index below minus J", lambda: kayn.analyze(ragged, np.array([0, 1, -4, 0]), Y), DataError, "'alpha'", "index -4", "0..2"),
+    case(
+        "index below minus J", lambda: kayn.analyze(ragged, np.array([0, 1, -4, 0]), Y), DataError,
+        "'alpha'", "index -4", "0..2",
+    ),
     case(
         "Bernoulli 3", lambda: kayn.analyze(likelihood(dist.Bernoulli), np.array([0, 1, 3])), DataError,
         "'y'", "1 values of 3", "outside the support of its Bernoulli", "index (2,): 3", "choose a likelihood",
     ),
-    case("Bernoulli 0.5", lambda: kayn.analyze(likelihood(dist.Bernoulli), np.array([0.5, 1.0])), DataError, "'y'", "index (0,): 0.5"),
-    case("Poisson -1", lambda: kayn.analyze(likelihood(dist.Poisson), np.array([0, -1])), DataError, "'y'", "Poisson", "index (1,): -1"),
-    case("Poisson 0.5", lambda: kayn.analyze(likelihood(dist.Poisson), np.array([0.5, 1.0])), DataError, "'y'", "Poisson"),
     case(
-        "binomial beyond its total", lambda: kayn.analyze(likelihood(lambda p: dist.Binomial(10, p)), np.array([10, 11])),
+        "Bernoulli 0.5", lambda: kayn.analyze(likelihood(dist.Bernoulli), np.array([0.5, 1.0])), DataError,
+        "'y'", "index (0,): 0.5",
+    ),
+    case(
+        "Poisson -1", lambda: kayn.analyze(likelihood(dist.Poisson), np.array([0, -1])), DataError,
+        "'y'", "Poisson", "index (1,): -1",
+    ),
+    case(
+        "Poisson 0.5", lambda: kayn.analyze(likelihood(dist.Poisson), np.array([0.5, 1.0])), DataError,
+        "'y'", "Poisson",
+    ),
+    case(
+        "binomial beyond its total",
+        lambda: kayn.analyze(likelihood(lambda p: dist.Binomial(10, p)), np.array([10, 11])),
         DataError, "'y'", "Binomial", "index (1,): 11",
     ),
     case(
-        "unknown category", lambda: kayn.analyze(likelihood(lambda p: dist.Categorical(jnp.ones(3) / 3 * p)), np.array([0, 3])),
+        "unknown category",
+        lambda: kayn.analyze(likelihood(lambda p: dist.Categorical(jnp.ones(3) / 3 * p)), np.array([0, 3])),
         DataError, "'y'", "Categorical", "index (1,): 3",
     ),
-    case("Beta 1.2", lambda: kayn.analyze(likelihood(lambda p: dist.Beta(p, 1.0)), np.array([1.2])), DataError, "'y'", "Beta"),
-    case("Gamma -1", lambda: kayn.analyze(likelihood(lambda p: dist.Gamma(p, 1.0)), np.array([-1.0])), DataError, "'y'", "Gamma"),
-    case("HalfNormal -1", lambda: kayn.analyze(likelihood(dist.HalfNormal), np.array([-1.0])), DataError, "'y'", "HalfNormal"),
+    case(
+        "Beta 1.2", lambda: kayn.analyze(likelihood(lambda p: dist.Beta(p, 1.0)), np.array([1.2])), DataError,
+        "'y'", "Beta",
+    ),
+    case(
+        "Gamma -1", lambda: kayn.analyze(likelihood(lambda p: dist.Gamma(p, 1.0)), np.array([-1.0])), DataError,
+        "'y'", "Gamma",
+    ),
+    case(
+        "HalfNormal -1", lambda: kayn.analyze(likelihood(dist.HalfNormal), np.array([-1.0])), DataError,
+        "'y'", "HalfNormal",
+    ),
     case("list", lambda: kayn.analyze(flat, [0.1, 0.2]), DataError, "'y' is a list", "jnp.asarray"),
     case(
         "missing group", lambda: kayn.analyze(ragged, np.array([0, -1, 2, -1]), Y), DataError,
@@ -370,54 +399,144 @@ def test_negative_indices_count_from_the_end_where_the_model_makes_them():
 GROUPED = {"a": "a", "b": "b"}
 OPTIONS = [
     *(
-        case(f"K is {k!r}", lambda k=k: kayn.analyze(flat, Y, num_particles=k), StructureError, "num_particles", repr(k), "at least 1")
+        case(
+            f"K is {k!r}", lambda k=k: kayn.analyze(flat, Y, num_particles=k), StructureError,
+            "num_particles", repr(k), "at least 1",
+        )
         for k in (0, -1, 2.5, "3", True, None)
     ),
     case("K of one latent", lambda: Importance(flat, num_particles={"mu": 0}), StructureError, "'mu'", "at least 1"),
     case("K, VI", lambda: VI(0), StructureError, "num_particles is 0"),
     case("K, QEM", lambda: QEM(flat, num_particles=0), StructureError, "num_particles is 0"),
-    case("strategy", lambda: kayn.analyze(flat, Y, strategy="paralel"), StructureError, "'paralel'", "'parallel', 'global', 'local'"),
-    case("unknown latent in num_particles", lambda: kayn.analyze(flat, Y, num_particles={"nu": 3, "": 2}), StructureError, "num_particles=", "'nu'", "['mu']"),
-    case("unknown latent in groups", lambda: kayn.analyze(flat, Y, groups=[("mu", "nu")]), StructureError, "groups=", "'nu'", "['mu']"),
-    case("groups is flat", lambda: kayn.analyze(three, groups=["a", "b"]), StructureError, "groups=", "list of groups", "[('mu', 'alpha')]"),
-    case("no numbers", lambda: Importance(flat, num_particles={}), StructureError, "num_particles is dict {}", "not empty"),
+    case(
+        "strategy", lambda: kayn.analyze(flat, Y, strategy="paralel"), StructureError,
+        "'paralel'", "'parallel', 'global', 'local'",
+    ),
+    case(
+        "unknown latent in num_particles", lambda: kayn.analyze(flat, Y, num_particles={"nu": 3, "": 2}),
+        StructureError,
+        "num_particles=", "'nu'", "['mu']",
+    ),
+    case(
+        "unknown latent in groups", lambda: kayn.analyze(flat, Y, groups=[("mu", "nu")]), StructureError,
+        "groups=", "'nu'", "['mu']",
+    ),
+    case(
+        "groups is flat", lambda: kayn.analyze(three, groups=["a", "b"]), StructureError,
+        "groups=", "list of groups", "[('mu', 'alpha')]",
+    ),
+    case(
+        "no numbers", lambda: Importance(flat, num_particles={}), StructureError,
+        "num_particles is dict {}", "not empty",
+    ),
     case("empty group", lambda: QEM(flat, groups=[()]), StructureError, "groups is", "none of them empty"),
-    case("latent twice in a group", lambda: RWS(3, groups=[("mu", "mu")]), StructureError, "groups is", "'mu'", "a latent twice"),
-    case("no plate in couple", lambda: VI(3, couple={"alpha": []}), StructureError, "couple is", "'alpha'", "each with a plate"),
-    case("plate twice in couple", lambda: VI(3, couple={"alpha": ["rows", "rows"]}), StructureError, "couple is", "'alpha'", "none twice"),
-    case("unknown latent in couple", lambda: kayn.analyze(flat, Y, couple={"nu": "rows"}), StructureError, "couple=", "'nu'", "['mu']"),
-    case("unknown plate in couple", lambda: kayn.analyze(ragged, COUNTY, Y, couple={"alpha": "county"}), StructureError, "couple=", "'alpha'", "['county']", "['counties']"),
-    case("couple over a plate that the latent lacks", lambda: kayn.analyze(ragged, COUNTY, Y, couple={"mu": "counties"}), StructureError, "couple=", "'mu'", "['counties']"),
-    case("latent in two groups", lambda: kayn.analyze(three, groups=[("a", "b"), ("b", "c")]), StructureError, "['b']", "two groups", "one particle axis"),
-    case("two numbers in a group", lambda: kayn.analyze(three, groups=[("a", "b")], num_particles={"a": 3, "": 4}), StructureError, "['a', 'b']", "[3, 4]", "one number"),
-    case("enumerated latent in a group", lambda: kayn.analyze(mixture, Y, groups=[("mu", "z")]), StructureError, "'z' is enumerated", "['mu']", "Leave it out"),
-    case("memory too small for particles", lambda: kayn.analyze(flat, Y, memory=400), StructureError, "particles and guide alone would take", "num_particles=4", "memory=400 B"),
-    case("memory too small", lambda: kayn.analyze(flat, Y, memory=900), StructureError, "a step would take", "num_particles=16", "memory=900 B"),
-    *(case(f"memory is {m}", lambda m=m: kayn.analyze(flat, Y, memory=m), KaynError, f"memory is {m!r}", "'2GB'") for m in (0, -5, "2 parsecs", "..", float("nan"), True)),
-    case("denominator", lambda: Importance(flat, denominator="average").run(0, None, Y), GuideError, "'average'", "'mixture', 'paired'"),
+    case(
+        "latent twice in a group", lambda: RWS(3, groups=[("mu", "mu")]), StructureError,
+        "groups is", "'mu'", "a latent twice",
+    ),
+    case(
+        "no plate in couple", lambda: VI(3, couple={"alpha": []}), StructureError,
+        "couple is", "'alpha'", "each with a plate",
+    ),
+    case(
+        "plate twice in couple", lambda: VI(3, couple={"alpha": ["rows", "rows"]}), StructureError,
+        "couple is", "'alpha'", "none twice",
+    ),
+    case(
+        "unknown latent in couple", lambda: kayn.analyze(flat, Y, couple={"nu": "rows"}), StructureError,
+        "couple=", "'nu'", "['mu']",
+    ),
+    case(
+        "unknown plate in couple", lambda: kayn.analyze(ragged, COUNTY, Y, couple={"alpha": "county"}), StructureError,
+        "couple=", "'alpha'", "['county']", "['counties']",
+    ),
+    case(
+        "couple over a plate that the latent lacks", lambda: kayn.analyze(ragged, COUNTY, Y, couple={"mu": "counties"}),
+        StructureError,
+        "couple=", "'mu'", "['counties']",
+    ),
+    case(
+        "latent in two groups", lambda: kayn.analyze(three, groups=[("a", "b"), ("b", "c")]), StructureError,
+        "['b']", "two groups", "one particle axis",
+    ),
+    case(
+        "two numbers in a group", lambda: kayn.analyze(three, groups=[("a", "b")], num_particles={"a": 3, "": 4}),
+        StructureError,
+        "['a', 'b']", "[3, 4]", "one number",
+    ),
+    case(
+        "enumerated latent in a group", lambda: kayn.analyze(mixture, Y, groups=[("mu", "z")]), StructureError,
+        "'z' is enumerated", "['mu']", "Leave it out",
+    ),
+    case(
+        "memory too small for particles", lambda: kayn.analyze(flat, Y, memory=400), StructureError,
+        "particles and guide alone would take", "num_particles=4", "memory=400 B",
+    ),
+    case(
+        "memory too small", lambda: kayn.analyze(flat, Y, memory=900), StructureError,
+        "a step would take", "num_particles=16", "memory=900 B",
+    ),
+    *(
+        case(f"memory is {m}", lambda m=m: kayn.analyze(flat, Y, memory=m), KaynError, f"memory is {m!r}", "'2GB'")
+        for m in (0, -5, "2 parsecs", "..", float("nan"), True)
+    ),
+    case(
+        "denominator", lambda: Importance(flat, denominator="average").run(0, None, Y), GuideError,
+        "'average'", "'mixture', 'paired'",
+    ),
     case("phi", lambda: RWS(3, phi="joint"), KaynError, "'joint'", "'conditional', 'mixture'"),
     *(
-        case(f"num_replicates is {n!r}", lambda n=n: Importance(flat, num_replicates=n), KaynError, "num_replicates", repr(n), "at least 1")
+        case(
+            f"num_replicates is {n!r}", lambda n=n: Importance(flat, num_replicates=n), KaynError,
+            "num_replicates", repr(n), "at least 1",
+        )
         for n in (0, 1.5, True)
     ),
-    *(case(f"rate is {r}", lambda r=r: QEM(flat, rate=r), KaynError, f"rate is {r}", "(0, 1]") for r in (0, -0.1, 1.5, float("nan"))),
-    *(case(f"min_ess is {m}", lambda m=m: QEM(flat, min_ess=m), KaynError, f"min_ess is {m}", "1 (no tempering)") for m in (-0.1, 0.5, float("nan"))),
+    *(
+        case(f"rate is {r}", lambda r=r: QEM(flat, rate=r), KaynError, f"rate is {r}", "(0, 1]")
+        for r in (0, -0.1, 1.5, float("nan"))
+    ),
+    *(
+        case(f"min_ess is {m}", lambda m=m: QEM(flat, min_ess=m), KaynError, f"min_ess is {m}", "1 (no tempering)")
+        for m in (-0.1, 0.5, float("nan"))
+    ),
     case("method", lambda: kayn.fit(flat, (Y,), method="nuts"), KaynError, "'nuts'", "'qem', 'rws', 'vi'"),
     case("args is an array", lambda: kayn.fit(flat, Y), KaynError, "args is ndarray", "tuple", "args=(x, y)"),
     case("args one by one", lambda: kayn.fit(flat, Y, {}, Y), KaynError, "args is ndarray", "tuple", "args=(x, y)"),
     case("kwargs is a list", lambda: kayn.fit(flat, (), [Y]), KaynError, "kwargs is list", "mapping"),
     *(
-        case(f"num_steps is {n!r}", lambda n=n: kayn.fit(flat, (Y,), num_steps=n), KaynError, "num_steps", repr(n), "at least 1")
+        case(
+            f"num_steps is {n!r}", lambda n=n: kayn.fit(flat, (Y,), num_steps=n), KaynError,
+            "num_steps", repr(n), "at least 1",
+        )
         for n in (0, 2.5, True)
     ),
     case("num_steps, QEM", lambda: QEM(flat).run(0, 0, Y), KaynError, "num_steps is 0"),
-    case("params is the data", lambda: Importance(flat).run(0, Y), KaynError, "params is ndarray", "numpyro.param names", "None"),
-    case("params is NaN", lambda: Importance(flat).run(0, {"kayn:mu:loc": np.nan}, Y), KaynError, "params['kayn:mu:loc'] holds NaN"),
-    case("params of no site", lambda: Importance(flat).run(0, {"kayn:mu:lco": 1.0}, Y), KaynError, "'kayn:mu:lco'", "numpyro.param", "kayn:mu:loc"),
-    case("params of no site in fit", lambda: kayn.fit(flat, args=(Y,), params={"nu": 1.0}, progress=False), KaynError, "'nu'", "numpyro.param"),
+    case(
+        "params is the data", lambda: Importance(flat).run(0, Y), KaynError,
+        "params is ndarray", "numpyro.param names", "None",
+    ),
+    case(
+        "params is NaN", lambda: Importance(flat).run(0, {"kayn:mu:loc": np.nan}, Y), KaynError,
+        "params['kayn:mu:loc'] holds NaN",
+    ),
+    case(
+        "params of no site", lambda: Importance(flat).run(0, {"kayn:mu:lco": 1.0}, Y), KaynError,
+        "'kayn:mu:lco'", "numpyro.param", "kayn:mu:loc",
+    ),
+    case(
+        "params of no site in fit", lambda: kayn.fit(flat, args=(Y,), params={"nu": 1.0}, progress=False), KaynError,
+        "'nu'", "numpyro.param",
+    ),
     case("QEM rate is a word", lambda: QEM(flat, rate="fast"), KaynError, "rate is 'fast'", "(0, 1]"),
-    case("QEM proposals narrower", lambda: QEM(flat, overdispersion=-0.5), KaynError, "overdispersion is -0.5", "0 or more"),
-    case("params of another shape", lambda: Importance(flat).run(0, {"kayn:mu:loc": np.zeros(3)}, Y), KaynError, "'kayn:mu:loc'", "(3,)", "()"),
+    case(
+        "QEM proposals narrower", lambda: QEM(flat, overdispersion=-0.5), KaynError,
+        "overdispersion is -0.5", "0 or more",
+    ),
+    case(
+        "params of another shape", lambda: Importance(flat).run(0, {"kayn:mu:loc": np.zeros(3)}, Y), KaynError,
+        "'kayn:mu:loc'", "(3,)", "()",
+    ),
 ]  # fmt: skip
 
 
@@ -447,12 +566,24 @@ def test_an_array_of_keys():
 
 FITTING = [
     *(
-        case(f"QEM with {name}", lambda fn=fn: QEM(flat, guide_of(mu=fn)).init(0, Y), GuideError, "'mu'", name, "MultivariateNormal", "kayn.RWS or kayn.VI")
+        case(
+            f"QEM with {name}", lambda fn=fn: QEM(flat, guide_of(mu=fn)).init(0, Y), GuideError,
+            "'mu'", name, "MultivariateNormal", "kayn.RWS or kayn.VI",
+        )
         for name, fn in {"StudentT": dist.StudentT(3.0, 0.0, 1.0), "Cauchy": dist.Cauchy(0.0, 1.0)}.items()
     ),
-    case("QEM with a dependent guide", lambda: QEM(chain, dependent_guide).init(0, 0.3), GuideError, "'theta' depends on 'mu'", "independent", "kayn.RWS"),
-    case("QEM with a guide that misses a latent", lambda: QEM(chain, guide_of(mu=NORMAL)).init(0, 0.3), GuideError, "'theta' has no guide site"),
-    case("QEM with a guide that adds a site", lambda: QEM(flat, guide_of(mu=NORMAL, nu=NORMAL)).init(0, Y), GuideError, "'nu'", "one site for each latent"),
+    case(
+        "QEM with a dependent guide", lambda: QEM(chain, dependent_guide).init(0, 0.3), GuideError,
+        "'theta' depends on 'mu'", "independent", "kayn.RWS",
+    ),
+    case(
+        "QEM with a guide that misses a latent", lambda: QEM(chain, guide_of(mu=NORMAL)).init(0, 0.3), GuideError,
+        "'theta' has no guide site",
+    ),
+    case(
+        "QEM with a guide that adds a site", lambda: QEM(flat, guide_of(mu=NORMAL, nu=NORMAL)).init(0, Y), GuideError,
+        "'nu'", "one site for each latent",
+    ),
     case("QEM before init", lambda: QEM(flat).update(None), KaynError, "QEM.init", "before update"),
     case("QEM parameters before init", lambda: QEM(flat).get_params(None), KaynError, "QEM.init"),
 ]  # fmt: skip
@@ -546,42 +677,97 @@ def posterior():
 
 QUERIES = [
     *(
-        case(f"{query} of an unknown site", lambda p, q=query: getattr(p, q)("nu"), QueryError, "'nu' is no site of the model", "['mu', 'alpha']", "['twice']")
+        case(
+            f"{query} of an unknown site", lambda p, q=query: getattr(p, q)("nu"),
+            QueryError, "'nu' is no site of the model", "['mu', 'alpha']", "['twice']",
+        )
         for query in ("mean", "std", "weights", "ess", "khat", "probabilities")
     ),
     *(
-        case(f"{query} of an observed site", lambda p, q=query: getattr(p, q)("y"), QueryError, "'y' is an observed site", "['mu', 'alpha']")
+        case(
+            f"{query} of an observed site", lambda p, q=query: getattr(p, q)("y"),
+            QueryError, "'y' is an observed site", "['mu', 'alpha']",
+        )
         for query in ("mean", "std", "weights")
     ),
-    case("weights of a deterministic site", lambda p: p.weights("twice"), QueryError, "'twice' is a deterministic site", "mean, std"),
+    case(
+        "weights of a deterministic site", lambda p: p.weights("twice"), QueryError,
+        "'twice' is a deterministic site", "mean, std",
+    ),
     case("expectation of an unknown site", lambda p: p.expectation(lambda x: x, "nu"), QueryError, "'nu' is no site"),
-    case("expectation of an observed site", lambda p: p.expectation(lambda x: x, "y"), QueryError, "'y' is an observed site"),
-    case("expectation of too many latents", lambda p: p.expectation(lambda x: x, "mu", "alpha"), QueryError, "for every argument", "'mu', 'alpha'"),
-    case("expectation without arguments", lambda p: p.expectation(lambda: 1.0), QueryError, "name of a latent for every argument"),
-    case("expectation of an argument of another name", lambda p: p.expectation(lambda x: x), QueryError, "'x' is no site"),
-    case("expectation of a tuple", lambda p: p.expectation(lambda x: (x, x), "mu"), QueryError, "returned tuple", "one array"),
+    case(
+        "expectation of an observed site", lambda p: p.expectation(lambda x: x, "y"), QueryError,
+        "'y' is an observed site",
+    ),
+    case(
+        "expectation of too many latents", lambda p: p.expectation(lambda x: x, "mu", "alpha"), QueryError,
+        "for every argument", "'mu', 'alpha'",
+    ),
+    case(
+        "expectation without arguments", lambda p: p.expectation(lambda: 1.0), QueryError,
+        "name of a latent for every argument",
+    ),
+    case(
+        "expectation of an argument of another name", lambda p: p.expectation(lambda x: x), QueryError,
+        "'x' is no site",
+    ),
+    case(
+        "expectation of a tuple", lambda p: p.expectation(lambda x: (x, x), "mu"), QueryError,
+        "returned tuple", "one array",
+    ),
     case("covariance with an unknown site", lambda p: p.covariance("mu", "nu"), QueryError, "'nu' is no site"),
-    case("probabilities of a continuous latent", lambda p: p.probabilities("mu"), QueryError, "'mu' is continuous", "mean() and std()"),
+    case(
+        "probabilities of a continuous latent", lambda p: p.probabilities("mu"), QueryError,
+        "'mu' is continuous", "mean() and std()",
+    ),
     *(
         case(f"num_samples is {n!r}", lambda p, n=n: p.sample(0, n), QueryError, "num_samples", repr(n), "at least 1")
         for n in (0, -1, 2.5, "7", True)
     ),
     case("draws with a key of the wrong kind", lambda p: p.sample(0.5, 3), KaynError, "rng_key is float 0.5"),
-    case("predictive without a number", lambda p: p.predictive(0, COUNTY), QueryError, "num_samples is ndarray", "whole number"),
+    case(
+        "predictive without a number", lambda p: p.predictive(0, COUNTY), QueryError,
+        "num_samples is ndarray", "whole number",
+    ),
     case("predictive, num_samples", lambda p: p.predictive(0, 0), QueryError, "num_samples is 0"),
     case(
         "predictive with a shrunken plate", lambda p: p.predictive(0, 5, np.array([0, 1]), J=2), QueryError,
         "'alpha' has 3 elements", "plate 'counties'", "2 under the new arguments", "new_plates=",
     ),
-    case("predictive with an index out of range", lambda p: p.predictive(0, 5, np.array([0, 7])), DataError, "'alpha'", "index 7", "0..2"),
-    case("unknown plate in new_plates", lambda p: p.predictive(0, 5, COUNTY, new_plates=("county",)), QueryError, "new_plates=", "['county']", "['counties']"),
-    case("new_plates over which no latent runs", lambda p: p.log_predictive(0, 5, COUNTY, Y, new_plates="rows"), QueryError, "['rows']", "['counties']"),
-    case("log_predictive without arguments", lambda p: p.log_predictive(0, 5), QueryError, "held-out data", "log_likelihood"),
-    case("log_predictive without data", lambda p: p.log_predictive(0, 5, COUNTY), QueryError, "no observed site", "y=..."),
-    case("log_predictive of NaN", lambda p: p.log_predictive(0, 5, COUNTY, np.array([0.1, np.nan, 0, 0])), DataError, "'y'", "index (1,)"),
+    case(
+        "predictive with an index out of range", lambda p: p.predictive(0, 5, np.array([0, 7])), DataError,
+        "'alpha'", "index 7", "0..2",
+    ),
+    case(
+        "unknown plate in new_plates", lambda p: p.predictive(0, 5, COUNTY, new_plates=("county",)), QueryError,
+        "new_plates=", "['county']", "['counties']",
+    ),
+    case(
+        "new_plates over which no latent runs", lambda p: p.log_predictive(0, 5, COUNTY, Y, new_plates="rows"),
+        QueryError,
+        "['rows']", "['counties']",
+    ),
+    case(
+        "log_predictive without arguments", lambda p: p.log_predictive(0, 5), QueryError,
+        "held-out data", "log_likelihood",
+    ),
+    case(
+        "log_predictive without data", lambda p: p.log_predictive(0, 5, COUNTY), QueryError,
+        "no observed site", "y=...",
+    ),
+    case(
+        "log_predictive of NaN", lambda p: p.log_predictive(0, 5, COUNTY, np.array([0.1, np.nan, 0, 0])), DataError,
+        "'y'", "index (1,)",
+    ),
     case("log_likelihood, num_samples", lambda p: p.log_likelihood(0, 0), QueryError, "num_samples is 0"),
-    case("coords of an unknown dimension", lambda p: p.to_datatree(coords={"county": [1, 2, 3]}), QueryError, "coords=", "'county'", "'counties'"),
-    case("coords of wrong length", lambda p: p.to_datatree(coords={"counties": ["a", "b"]}), QueryError, "coords=", "(2,)", "'counties'", "3 elements"),
+    case(
+        "coords of an unknown dimension", lambda p: p.to_datatree(coords={"county": [1, 2, 3]}), QueryError,
+        "coords=", "'county'", "'counties'",
+    ),
+    case(
+        "coords of wrong length", lambda p: p.to_datatree(coords={"counties": ["a", "b"]}), QueryError,
+        "coords=", "(2,)", "'counties'", "3 elements",
+    ),
     case("coords is a scalar", lambda p: p.to_datatree(coords={"counties": 3}), QueryError, "coords=", "'counties'"),
     case("coords is a list", lambda p: p.to_datatree(coords=["counties"]), QueryError, "coords is list", "mapping"),
     case("to_datatree, num_samples", lambda p: p.to_datatree(num_samples=0), QueryError, "num_samples is 0"),

@@ -1,4 +1,5 @@
-"""Float32 log densities of every distribution of NumPyro, against SciPy or float64: which are repaired, and which fail and where."""
+"""Float32 log densities of every distribution of NumPyro, against SciPy or float64: which are repaired,
+and which fail and where."""
 
 import inspect
 import warnings
@@ -16,24 +17,27 @@ from kayn.densities.log_prob import log_density
 BOUND = 2e-3
 """What a log density may be wrong by, in nats where it is above -100, else in hundredths of it."""
 REPAIRED = {
-    "StudentT", "VonMises", "Gamma", "Chi2", "InverseGamma", "DoublyTruncatedPowerLaw", "Beta", "BetaProportion", "Kumaraswamy",
-    "BinomialProbs", "BinomialLogits", "BetaBinomial", "BetaNegativeBinomial", "Poisson", "GammaPoisson", "NegativeBinomial2",
-    "NegativeBinomialProbs", "NegativeBinomialLogits", "MultinomialProbs", "MultinomialLogits", "DirichletMultinomial",
-    "OrderedLogistic", "ZeroInflatedPoisson", "ZeroInflatedLogits", "HurdlePoisson", "HurdleLogits", "HurdleGamma",
-    "Dirichlet", "MultivariateStudentT", "LKJ", "LKJCholesky", "RightTruncatedGamma",
+    "StudentT", "VonMises", "Gamma", "Chi2", "InverseGamma", "DoublyTruncatedPowerLaw", "Beta", "BetaProportion",
+    "Kumaraswamy", "BinomialProbs", "BinomialLogits", "BetaBinomial", "BetaNegativeBinomial", "Poisson", "GammaPoisson",
+    "NegativeBinomial2", "NegativeBinomialProbs", "NegativeBinomialLogits", "MultinomialProbs", "MultinomialLogits",
+    "DirichletMultinomial", "OrderedLogistic", "ZeroInflatedPoisson", "ZeroInflatedLogits", "HurdlePoisson",
+    "HurdleLogits", "HurdleGamma", "Dirichlet", "MultivariateStudentT", "LKJ", "LKJCholesky", "RightTruncatedGamma",
     "LeftTruncatedDistribution[Normal]", "LeftTruncatedDistribution[Logistic]", "LeftTruncatedDistribution[Laplace]",
-    "LeftTruncatedDistribution[SoftLaplace]", "RightTruncatedDistribution[Normal]", "RightTruncatedDistribution[Logistic]",
-    "RightTruncatedDistribution[Laplace]", "RightTruncatedDistribution[SoftLaplace]", "TwoSidedTruncatedDistribution[Normal]",
+    "LeftTruncatedDistribution[SoftLaplace]", "RightTruncatedDistribution[Normal]",
+    "RightTruncatedDistribution[Logistic]", "RightTruncatedDistribution[Laplace]",
+    "RightTruncatedDistribution[SoftLaplace]", "TwoSidedTruncatedDistribution[Normal]",
     "TwoSidedTruncatedDistribution[Logistic]", "TwoSidedTruncatedDistribution[Laplace]",
     *(f"LeftCensoredDistribution[{n}]" for n in ("Normal", "Cauchy", "Laplace", "LogNormal", "InverseGamma", "Levy")),
     *(f"RightCensoredDistribution[{n}]" for n in (
-        "Normal", "Cauchy", "Laplace", "LogNormal", "Logistic", "SoftLaplace", "Exponential", "Weibull", "Gompertz", "Gumbel",
-        "HalfNormal", "HalfCauchy", "StudentT", "Gamma", "Chi2", "Pareto", "Beta", "Levy", "AsymmetricLaplace", "Poisson",
+        "Normal", "Cauchy", "Laplace", "LogNormal", "Logistic", "SoftLaplace", "Exponential", "Weibull", "Gompertz",
+        "Gumbel", "HalfNormal", "HalfCauchy", "StudentT", "Gamma", "Chi2", "Pareto", "Beta", "Levy",
+        "AsymmetricLaplace", "Poisson",
     )),
-    "MaskedDistribution", "ExpandedDistribution", "Independent", "MixtureSameFamily", "MixtureGeneral", "TransformedDistribution",
-    "IntervalCensoredDistribution",
+    "MaskedDistribution", "ExpandedDistribution", "Independent", "MixtureSameFamily", "MixtureGeneral",
+    "TransformedDistribution", "IntervalCensoredDistribution",
 }  # fmt: skip
-"""NumPyro's own float32 form is wrong by a hundredth of a nat and more somewhere in the sweep, kayn's nowhere by more than `BOUND`."""
+"""NumPyro's own float32 form is wrong by a hundredth of a nat and more somewhere in the sweep,
+kayn's nowhere by more than `BOUND`."""
 FAILS = {
     "SineBivariateVonMises": 0.006,  # concentrations from 1e4
     "LowRankMultivariateNormal": 0.009,  # a diagonal of 1e-5 beside factors of 3
@@ -44,13 +48,14 @@ FAILS = {
     "InverseWishart": 9.0,
     "InverseWishartCholesky": 10.5,
 }
-"""What kayn's float32 log density is wrong by, at most, in the sweep; a change by a factor of four either way is to be looked at."""
+"""What kayn's float32 log density is wrong by, at most, in the sweep;
+a change by a factor of four either way is to be looked at."""
 NO_DENSITY = {"Distribution", "Delta", "Unit", "ImproperUniform"}
 """An abstract class, and those whose log density is a number that is given."""
 OTHER_NAMES = {
-    "Bernoulli", "Binomial", "Categorical", "Geometric", "HurdleDistribution", "HurdleNegativeBinomial2", "Mixture", "Multinomial",
-    "NegativeBinomial", "RelaxedBernoulli", "TruncatedCauchy", "TruncatedDistribution", "TruncatedGamma", "TruncatedNormal",
-    "ZeroInflatedDistribution", "ZeroInflatedNegativeBinomial2", "kl_divergence", "biject_to",
+    "Bernoulli", "Binomial", "Categorical", "Geometric", "HurdleDistribution", "HurdleNegativeBinomial2", "Mixture",
+    "Multinomial", "NegativeBinomial", "RelaxedBernoulli", "TruncatedCauchy", "TruncatedDistribution", "TruncatedGamma",
+    "TruncatedNormal", "ZeroInflatedDistribution", "ZeroInflatedNegativeBinomial2", "kl_divergence", "biject_to",
 }  # fmt: skip
 """Functions that make distributions of the classes above, or none."""
 

@@ -1,7 +1,7 @@
 """Families, QEM, the objectives and `kayn.fit`.
 
-Keys are fixed. Bounds on stochastic fits are five or more standard errors of what is compared (false alarms below 1e-6 for
-each comparison, were the random stream to change), unless a comment says otherwise.
+Keys are fixed. Bounds on stochastic fits are five or more standard errors of what is compared (false alarms below 1e-6
+for each comparison, were the random stream to change), unless a comment says otherwise.
 """
 
 import warnings
@@ -343,10 +343,16 @@ REALS, ROWS = np.array([-0.5, 1.2, 2.5]), np.array([[0.5, 1.0], [1.5, -0.5]])
 Z_COUNT = exact_count(4.4)
 FITS = {
     "Gamma": (gamma_poisson, of(dist.Gamma(1.0, 1.0)), COUNTS, {"concentration": 2 + 14.0, "rate": 1 + 4.0}, 0.25),
-    "Beta": (beta_bernoulli, of(dist.Beta(1.0, 1.0)), FLIPS, {"concentration1": 2 + 4.0, "concentration0": 1 + 1.0}, 0.25),
-    "Dirichlet": (dirichlet_categorical, of(dist.Dirichlet(jnp.ones(3))), KINDS, {"concentration": [2.0, 6.0, 2.0]}, 0.3),
+    "Beta": (
+        beta_bernoulli, of(dist.Beta(1.0, 1.0)), FLIPS, {"concentration1": 2 + 4.0, "concentration0": 1 + 1.0}, 0.25,
+    ),
+    "Dirichlet": (
+        dirichlet_categorical, of(dist.Dirichlet(jnp.ones(3))), KINDS, {"concentration": [2.0, 6.0, 2.0]}, 0.3,
+    ),
     "Bernoulli": (coins, of(dist.Bernoulli(0.5), True), REALS, {"probs": exact_coins(REALS)}, 0.2),
-    "Categorical": (categories, of(dist.Categorical(jnp.ones(3) / 3), True), REALS, {"probs": exact_categories(REALS)}, 0.25),
+    "Categorical": (
+        categories, of(dist.Categorical(jnp.ones(3) / 3), True), REALS, {"probs": exact_categories(REALS)}, 0.25,
+    ),
     "Poisson": (counts, of(dist.Poisson(2.0)), 4.4, {"rate": Z_COUNT}, 0.1),
     # the posterior is Gamma(2, 1 + y): an Exponential with the same mean
     "Exponential": (waiting, of(dist.Exponential(1.0)), 0.5, {"rate": 1.5 / 2}, 0.15),
@@ -356,7 +362,8 @@ FITS = {
 
 @pytest.mark.parametrize("name", FITS)
 def test_qem_with_families_of_the_users_guide(name):
-    """The fitted member has the posterior's mean parameters; where the posterior is in the family, it is the posterior."""
+    """The fitted member has the posterior's mean parameters; where the posterior is in the family,
+    it is the posterior."""
     model, guide, y, exact, rtol = FITS[name]
     result = QEM(model, guide, num_particles=100).run(0, 96, y)
     assert type(result.guide.sites[0].family).__name__ == name
@@ -379,7 +386,8 @@ def regressions(x, y):
 
 
 def test_vectors_get_a_covariance_per_plate_element():
-    """Collinear regressors: the posterior of every group's coefficients is a Normal of correlation -0.95, known exactly."""
+    """Collinear regressors: the posterior of every group's coefficients is a Normal of correlation -0.95,
+    known exactly."""
     rng = np.random.default_rng(0)
     x = np.stack([np.ones(30), 1 + 0.2 * rng.normal(size=30)], 1)
     y = rng.normal(size=(4, 30)) + x @ np.array([1.0, -0.5])
@@ -395,7 +403,8 @@ def test_vectors_get_a_covariance_per_plate_element():
 
 
 def test_few_particles_shrink_correlations(x64):
-    """With fewer effective particles than dimensions, spurious correlations (here up to 0.8) nearly go; true ones stay."""
+    """With fewer effective particles than dimensions, spurious correlations (here up to 0.8) nearly go;
+    true ones stay."""
     family, key = MultivariateNormal(), jax.random.key(0)
 
     def correlation(count, true):
@@ -818,7 +827,8 @@ def test_guide_parameters_have_readable_names():
 
 
 def test_three_particles_do_not_drift_away():
-    """Forty coordinates on one particle axis: with whole steps, the noise of three particles takes the guide ever further off."""
+    """Forty coordinates on one particle axis: with whole steps,
+    the noise of three particles takes the guide ever further off."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 40)).astype(np.float32) * 3 / np.sqrt(40)
     y = (rng.random(300) < 1 / (1 + np.exp(-x @ rng.normal(size=40)))).astype(np.float32)
@@ -833,7 +843,8 @@ def test_three_particles_do_not_drift_away():
 
 
 def test_qem_does_not_depend_on_the_units_of_latents(x64):
-    """A latent in units 1,000 times smaller or 10 times larger: the same iterates, to rounding (Heap, Bowyer & Aitchison, 2025)."""
+    """A latent in units 1,000 times smaller or 10 times larger: the same iterates, to rounding
+    (Heap, Bowyer & Aitchison, 2025)."""
     y = np.random.default_rng(0).normal(size=(6, 20)) + np.arange(6.0)[:, None]
 
     def model(units):
