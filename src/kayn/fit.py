@@ -25,6 +25,7 @@ from kayn.objectives.vi import VI
 from kayn.posterior.checks import warn_if_poor
 from kayn.posterior.pool import Call
 from kayn.posterior.posterior import Posterior
+from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.options import (
     Arguments,
@@ -61,12 +62,12 @@ class Fit:
 
     call: Call
     guide: Callable
-    params: dict[str, Any]
-    proposal: dict[str, Any]
+    params: dict[str, PyTree]
+    proposal: dict[str, PyTree]
     log_evidence: np.ndarray
     converged: bool
     options: dict[str, Any]
-    rng_key: Any
+    rng_key: KeyArray
     sampler: Sampler | None = None
     _weighers: dict[Any, Weigher] = field(default_factory=dict, repr=False)
 
@@ -165,17 +166,17 @@ class _Setup:
     guide: Callable | None
     method: str
     options: dict[str, Any]
-    key: Any
+    key: KeyArray
     num_steps: int
     learning_rate: float
-    params: dict[str, Any]
+    params: dict[str, PyTree]
     progress: bool
 
     def result(
         self,
         guide: Callable,
-        params: dict[str, Any],
-        proposal: dict[str, Any],
+        params: dict[str, PyTree],
+        proposal: dict[str, PyTree],
         history: np.ndarray,
         converged: bool,
         sampler: Sampler | None = None,
@@ -192,7 +193,7 @@ def _fit_qem(setup: _Setup) -> Fit:
     assert qem.problem is not None
     problem = qem.problem
 
-    def sampler(key: Any, num_replicates: int, call: Call) -> Posterior | None:
+    def sampler(key: KeyArray, num_replicates: int, call: Call) -> Posterior | None:
         found = qem.replicates(replace(state, rng_key=key), num_replicates)
         if found is None:
             return None
@@ -214,7 +215,7 @@ def _fit_svi(setup: _Setup) -> Fit:
     svi = SVI(call.model, guide, numpyro.optim.optax_to_numpyro(optimiser), loss=loss)
     state = _begin(svi, setup)
 
-    def steps(state: Any, count: int) -> tuple[Any, Any]:
+    def steps(state: PyTree, count: int) -> tuple[PyTree, Array]:
         state, losses = jax.lax.scan(lambda s, _: svi.update(s, *call.args, **call.kwargs), state, None, length=count)
         return state, -losses
 
@@ -228,12 +229,13 @@ def _fit_svi(setup: _Setup) -> Fit:
 
 
 def _begin(svi: SVI, setup: _Setup) -> Any:
-    """The first state: for kayn's own guides from one compiled program, which takes a tenth of the time of one operation after the other."""
+    """The first state: for kayn's own guides from one compiled program,
+    which takes a tenth of the time of one operation after the other."""
 
     refuse_broken_arguments(svi.model, setup.call.args, setup.call.kwargs, setup.params)
     refuse_unknown_params(svi.model, svi.guide, setup.call.args, setup.call.kwargs, setup.params)
 
-    def init(key: Any) -> Any:
+    def init(key: KeyArray) -> Any:
         return first_state(svi, key, setup.call.args, setup.call.kwargs, setup.params)
 
     if isinstance(svi.guide, FactorisedGuide):

@@ -1,4 +1,5 @@
-"""Choose particle axes: what a strategy proposes, less what the factor graph, the guide or the memory cannot support."""
+"""Choose particle axes: what a strategy proposes, less what the factor graph,
+the guide or the memory cannot support."""
 
 from __future__ import annotations
 
@@ -40,8 +41,8 @@ def choose_layout(
         parameters: how many numbers the parameters of guide and model are.
 
     Raises:
-        StructureError: a request names an unknown latent or plate, an enumerated latent would have to be coupled, or a step
-            would take more memory than allowed however axes are merged.
+        StructureError: a request names an unknown latent or plate, an enumerated latent would have to be coupled, or a
+            step would take more memory than allowed however axes are merged.
     """
     _check_names(structure.graph, request)
 
@@ -54,8 +55,8 @@ def choose_layout(
         fits = _most_particles(choose, request)
         advice = f"num_particles={fits} would fit" if fits else "not even one particle of every latent would fit"
         raise StructureError(
-            f"{error}, over memory={format_bytes(request.memory)}; {advice}, or raise memory=, or put latents on one axis "
-            "with groups="
+            f"{error}, over memory={format_bytes(request.memory)}; {advice}, or raise memory=, or put latents on one "
+            "axis with groups="
         ) from None
 
 
@@ -246,7 +247,8 @@ class _Chooser:
         counts = {self.request.particles_of(n) for n in names}
         if enumerated is None and len(counts) > 1:
             raise StructureError(
-                f"latents {list(names)} share a particle axis but ask for {sorted(counts)} particles; give them one number"
+                f"latents {list(names)} share a particle axis but ask for {sorted(counts)} particles; give them one "
+                "number"
             )
         size = enumerated if enumerated is not None else counts.pop()
         return Axis(axis_name(names), tuple(names), scope, size, enumerated is not None)
@@ -260,8 +262,8 @@ class _Chooser:
         if axis.enumerated:
             raise StructureError(
                 f"latent {axis.latents[0]!r} is enumerated, but it cannot keep an index of its own over plate "
-                f"{', '.join(map(repr, plates))}: {reason}. Sample it from the guide instead (drop infer={{'enumerate': "
-                "'parallel'}), or couple the other latents with couple="
+                f"{', '.join(map(repr, plates))}: {reason}. Sample it from the guide instead (drop "
+                f"infer={{'enumerate': 'parallel'}}), or couple the other latents with couple="
             )
         self._report(axis, plates, reason)
         changed = replace(axis, scope=tuple(p for p in axis.scope if p not in plates))
@@ -272,9 +274,9 @@ class _Chooser:
     ) -> list[Axis] | None:
         """Apply the first coupling that a guide with dependent sites demands; None when there is none.
 
-        The mixture over an axis's guide parents is the law of its particles only if no parent descends from the axis. So
-        two axes become one if the guide goes from one to the other and back (a -> b -> c with a and c on one axis), and
-        latents that share an axis may depend on each other within one plate element only.
+        The mixture over an axis's guide parents is the law of its particles only if no parent descends from the axis.
+        So two axes become one if the guide goes from one to the other and back (a -> b -> c with a and c on one axis),
+        and latents that share an axis may depend on each other within one plate element only.
         """
         shared = [a for a in axes if len(a.latents) > 1]
         if not shared:
@@ -369,7 +371,8 @@ class _Chooser:
         return self._merge(axes, *pair, f"{output.name} would have {held:.2g} entries")
 
     def merge_for_work(self, axes: Sequence[Axis], plan: Plan) -> list[Axis] | None:
-        """Two axes without plates on one, if the contraction forms too large an array; None when it does not, or nothing can be merged."""
+        """Two axes without plates on one, if the contraction forms too large an array; None when it does not,
+        or nothing can be merged."""
         pair = self._pair([a for a in axes if a.name in plan.peak_axes], plates=False)
         if plan.peak_elements <= self.request.target_elements or pair is None:
             return None

@@ -1,49 +1,53 @@
 """Matrix product in the log semiring: `out[b, i, j] = log sum_k exp(left[b, i, k] + right[b, k, j])`.
 
-Done as one ordinary batched matrix product of shifted exponentials, whose temporaries are those of its operands and result
-instead of the [b, i, j, k] of a broadcast log-sum-exp. Rows and columns are shifted by their maxima, and the summed index is
-balanced between the operands, so that sharply peaked factors that pull in opposite directions do not underflow. Where an
-entry still comes out too small to be trusted, its row is computed again exactly.
+Done as one ordinary batched matrix product of shifted exponentials, whose temporaries are those of its operands and
+result instead of the [b, i, j, k] of a broadcast log-sum-exp. Rows and columns are shifted by their maxima, and the
+summed index is balanced between the operands, so that sharply peaked factors that pull in opposite directions do not
+underflow. Where an entry still comes out too small to be trusted, its row is computed again exactly.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from kayn.support.arrays import Array, PyTree
 from kayn.xla.compilation import apart, matmul_precision
 
 MAX_JOINED = 2**20
-"""Entries of [b, i, j, k] that exact sums form at a time. Products up to twice this are computed again as a whole, which is quicker to compile."""
+"""Entries of [b, i, j, k] that exact sums form at a time. Products up to twice this are computed again as a whole,
+which is quicker to compile."""
 SMALL_ELEMENT = 2**16
-"""Entries up to which a whole element of b is summed exactly, and not only its rows that need it: fewer turns of a loop."""
+"""Entries up to which a whole element of b is summed exactly, and not only its rows that need it:
+fewer turns of a loop."""
 FAR = 1e30
 """Nats between two terms of which one is impossible."""
 
 
-def log_matmul(left: Any, right: Any) -> Any:
+def log_matmul(left: Array, right: Array) -> Array:
     """`log sum_k exp(left[b, i, k] + right[b, k, j])` as [b, i, j]; -inf entries are allowed, NaN and +inf are not."""
     return _of_two(left, right) if left.shape[-1] == 2 else _of_many(left, right)
 
 
 @jax.custom_vjp
-def _of_two(left: Any, right: Any) -> Any:
+def _of_two(left: Array, right: Array) -> Array:
     """One exponential and one logarithm an entry, no more than around a matrix product, and always exact."""
     top, ahead = _two(left, right)
     return top + jnp.log(1.0 + jnp.exp(-jnp.abs(ahead)))
 
 
-def _two(left: Any, right: Any) -> tuple[Any, Any]:
+def _two(left: Array, right: Array) -> tuple[Array, Array]:
     """The larger of two terms [b, i, j], and how far the second one is ahead of the first."""
     terms = [left[..., :, k, None] + right[..., k, None, :] for k in (0, 1)]
     on_left, on_right = (jnp.diff(jnp.maximum(x, -FAR), axis=d) for x, d in ((left, -1), (right, -2)))
     return jnp.maximum(*terms), on_left + on_right
 
 
-def _gradient_of_two(saved: tuple[Any, Any], cotangent: Any) -> tuple[Any, Any]:
+def _gradient_of_two(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     top, ahead = _two(*saved)
     whole = jnp.where(jnp.isneginf(top), 0.0, cotangent)
     second = whole * jax.nn.sigmoid(ahead)
@@ -55,11 +59,11 @@ _of_two.defvjp(lambda left, right: (_of_two(left, right), (left, right)), _gradi
 
 
 @jax.custom_vjp
-def _of_many(left: Any, right: Any) -> Any:
+def _of_many(left: Array, right: Array) -> Array:
     return _forward(left, right)[0]
 
 
-def _forward(left: Any, right: Any) -> tuple[Any, Any]:
+def _forward(left: Array, right: Array) -> tuple[Array, Array]:
     # what k can reach at most on either side; half of the difference moves from one operand to the other
     most_left, most_right = jnp.max(left, -2), jnp.max(right, -1)
     possible = jnp.isfinite(most_left) & jnp.isfinite(most_right)
@@ -88,10 +92,10 @@ def _forward(left: Any, right: Any) -> tuple[Any, Any]:
     return out, (left, right, left_scaled, right_scaled, product, trusted)
 
 
-def _backward(saved: Any, cotangent: Any) -> tuple[Any, Any]:
+def _backward(saved: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array]:
     left, right, left_scaled, right_scaled, product, trusted = saved
 
-    def fast(cotangent: Any) -> tuple[Any, Any]:
+    def fast(cotangent: Array) -> tuple[Array, Array]:
         # half of the lift leaves the operands: neither ratios nor products may leave the range of floats
         half = math.exp(_lift(left.dtype, left.shape[-1]) / 2)
         # products below the floor are zeros of impossible entries, which meet zeros in the operands
@@ -108,24 +112,26 @@ def _backward(saved: Any, cotangent: Any) -> tuple[Any, Any]:
 _of_many.defvjp(_forward, _backward)
 
 
-def _finite(shift: Any) -> Any:
+def _finite(shift: Array) -> Array:
     return jnp.where(jnp.isneginf(shift), 0.0, shift)
 
 
-def _matmul(a: Any, b: Any) -> Any:
+def _matmul(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=matmul_precision())
 
 
 def _lift(dtype: Any, count: int) -> float:
-    """Largest log of a scaled operand, so that a sum of `count` products does not overflow: what lies far below it counts too.
+    """Largest log of a scaled operand, so that a sum of `count` products does not overflow:
+    what lies far below it counts too.
 
     Nor may `exp(-2 lift)` be subnormal, which devices flush to zero.
     """
     return (math.log(float(jnp.finfo(dtype).max)) - math.log(count) - 2) / 2
 
 
-def _lifted_exp(x: Any, lift: float) -> Any:
-    """`exp(x + lift)`, which adds only where the sum is no larger than x: digits lost in an exponent are lost in the result."""
+def _lifted_exp(x: Array, lift: float) -> Array:
+    """`exp(x + lift)`, which adds only where the sum is no larger than x:
+    digits lost in an exponent are lost in the result."""
     return jnp.exp(jnp.maximum(x, -lift)) * math.exp(lift) * jnp.exp(jnp.minimum(x + lift, 0.0))
 
 
@@ -135,19 +141,23 @@ def _floor(dtype: Any, count: int) -> float:
     return lost / float(jnp.finfo(dtype).eps)
 
 
-def _with_exact_rows(out: Any, left: Any, right: Any, trusted: Any) -> Any:
+def _with_exact_rows(out: Array, left: Array, right: Array, trusted: Array) -> Array:
     """The product with what is not trusted computed again, a few rows or elements of b at a time."""
 
-    def change(out: Any, elements: Any, rows: tuple[Any, ...], _: Any) -> Any:
+    def change(out: Array, elements: Array, rows: tuple[Array, ...], _: Array) -> Array:
         return out.at[rows].set(_exact(left[rows], right[elements]))
 
     return _over_rows(left, right, trusted, out, change)
 
 
-def _with_gradient_of_rows(known: tuple[Any, Any], left: Any, right: Any, trusted: Any, cotangent: Any) -> Any:
+def _with_gradient_of_rows(
+    known: tuple[Array, Array], left: Array, right: Array, trusted: Array, cotangent: Array
+) -> tuple[Array, Array]:
     """The gradient of what is trusted, and that of the rest."""
 
-    def change(known: tuple[Any, Any], elements: Any, rows: tuple[Any, ...], counts: Any) -> tuple[Any, Any]:
+    def change(
+        known: tuple[Array, Array], elements: Array, rows: tuple[Array, ...], counts: Array
+    ) -> tuple[Array, Array]:
         mine = jnp.where(counts, cotangent[rows], 0.0)
         on_left, on_right = _exact_gradient(left[rows], right[elements], mine)
         return known[0].at[rows].add(on_left), known[1].at[elements].add(on_right)
@@ -155,16 +165,17 @@ def _with_gradient_of_rows(known: tuple[Any, Any], left: Any, right: Any, truste
     return _over_rows(left, right, trusted, known, change)
 
 
-def _by_row(left: Any, right: Any) -> bool:
+def _by_row(left: Array, right: Array) -> bool:
     return left.shape[-2] * math.prod(right.shape[-2:]) > SMALL_ELEMENT
 
 
-def _over_rows(left: Any, right: Any, trusted: Any, start: Any, change: Any) -> Any:
+def _over_rows(left: Array, right: Array, trusted: Array, start: PyTree, change: Callable) -> PyTree:
     """Change something for what is not trusted, `MAX_JOINED` entries of exact sums at a time.
 
     Args:
         trusted: [b, i, 1], or [b, 1, 1] for whole elements of b.
-        change: of the thing, indices of elements of b, the index of their rows, and which of these count: the last ones fill up.
+        change: of the thing, indices of elements of b, the index of their rows, and which of these count:
+            the last ones fill up.
     """
     by_row = _by_row(left, right)
     flags = trusted[..., 0] if by_row else trusted[..., 0].T
@@ -173,7 +184,7 @@ def _over_rows(left: Any, right: Any, trusted: Any, start: Any, change: Any) -> 
     # the loop is no part of the condition, whose result would be a copy
     order = jax.lax.cond(jnp.all(flags), lambda: jnp.zeros(flags.shape, int), lambda: jnp.argsort(flags, -1))
 
-    def block(state: tuple[Any, Any]) -> tuple[Any, Any]:
+    def block(state: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
         left_over, so_far = state
         group = jnp.argmax(left_over)
         place = left_over[group] - 1 - jnp.arange(size)
@@ -187,12 +198,12 @@ def _over_rows(left: Any, right: Any, trusted: Any, start: Any, change: Any) -> 
     return jax.lax.while_loop(lambda state: jnp.any(state[0] > 0), block, (jnp.sum(~flags, -1), start))[1]
 
 
-def _exact(left: Any, right: Any) -> Any:
+def _exact(left: Array, right: Array) -> Array:
     top, total = _sums(left, right)
     return jnp.where(jnp.isneginf(top), -jnp.inf, jnp.log(jnp.where(total > 0, total, 1.0)) + _finite(top))
 
 
-def _exact_gradient(left: Any, right: Any, cotangent: Any) -> tuple[Any, Any]:
+def _exact_gradient(left: Array, right: Array, cotangent: Array) -> tuple[Array, Array]:
     # shares relative to the maximum: the result itself is rounded too coarsely where log weights are large
     top, total = _sums(left, right)
     shift, scaled = _finite(top), cotangent / jnp.where(total > 0, total, 1.0)
@@ -200,21 +211,22 @@ def _exact_gradient(left: Any, right: Any, cotangent: Any) -> tuple[Any, Any]:
     return _share(left, right, shift, scaled), _swapped(on_right)
 
 
-def _share(left: Any, right: Any, shift: Any, scaled: Any) -> Any:
-    """`sum_j exp(left[b, i, k] + right[b, k, j] - shift[b, i, j]) scaled[b, i, j]`: the last axis is the quickest to sum."""
+def _share(left: Array, right: Array, shift: Array, scaled: Array) -> Array:
+    """`sum_j exp(left[b, i, k] + right[b, k, j] - shift[b, i, j]) scaled[b, i, j]`:
+    the last axis is the quickest to sum."""
     terms = left[..., :, :, None] + right[..., None, :, :] - shift[..., :, None, :]
     return jnp.sum(jnp.exp(terms) * scaled[..., :, None, :], -1)
 
 
-def _swapped(array: Any) -> Any:
+def _swapped(array: Array) -> Array:
     return jnp.swapaxes(array, -1, -2)
 
 
-def _fits(left: Any, right: Any) -> bool:
+def _fits(left: Array, right: Array) -> bool:
     return left.size * right.shape[-1] <= 2 * MAX_JOINED
 
 
-def _sums(left: Any, right: Any) -> tuple[Any, Any]:
+def _sums(left: Array, right: Array) -> tuple[Array, Array]:
     """Maximum over k, and the sum relative to it; all of [b, i, j, k] is formed."""
     terms = left[..., :, None, :] + _swapped(right)[..., None, :, :]
     top = jnp.max(terms, -1)

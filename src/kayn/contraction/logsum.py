@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from kayn.support.arrays import Array
 
-def expand(array: Any, axes: Sequence[str], order: Sequence[str]) -> Any:
+
+def expand(array: Array, axes: Sequence[str], order: Sequence[str]) -> Array:
     """Transpose and insert dimensions of size one, so that `array` broadcasts over `order`."""
     present = [a for a in order if a in axes]
     array = jnp.transpose(array, [axes.index(a) for a in present])
@@ -18,7 +19,7 @@ def expand(array: Any, axes: Sequence[str], order: Sequence[str]) -> Any:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def log_sum_exp(left: Any, right: Any, count: int) -> Any:
+def log_sum_exp(left: Array, right: Array, count: int) -> Array:
     """`log sum exp(left + right)` over the last `count` dimensions.
 
     `left` and `right` broadcast against each other. Exact for log weights that span thousands of nats; a sum of nothing
@@ -27,7 +28,7 @@ def log_sum_exp(left: Any, right: Any, count: int) -> Any:
     return _log_sum_exp(left, right, count)
 
 
-def _shifted(left: Any, right: Any, count: int) -> tuple[Any, Any, Any]:
+def _shifted(left: Array, right: Array, count: int) -> tuple[Array, Array, Array]:
     """Shares of every summand before normalisation, their sum, and the shift that keeps them in range."""
     total = left + right
     axes = tuple(range(total.ndim - count, total.ndim))
@@ -37,17 +38,17 @@ def _shifted(left: Any, right: Any, count: int) -> tuple[Any, Any, Any]:
     return share, jnp.sum(share, axes, keepdims=True), safe
 
 
-def _log_sum_exp(left: Any, right: Any, count: int) -> Any:
+def _log_sum_exp(left: Array, right: Array, count: int) -> Array:
     _, summed, top = _shifted(left, right, count)
     out = jnp.where(summed > 0, jnp.log(jnp.where(summed > 0, summed, 1.0)) + top, -jnp.inf)
     return jnp.squeeze(out, tuple(range(out.ndim - count, out.ndim)))
 
 
-def _forward(left: Any, right: Any, count: int) -> tuple[Any, tuple[Any, Any]]:
+def _forward(left: Array, right: Array, count: int) -> tuple[Array, tuple[Array, Array]]:
     return _log_sum_exp(left, right, count), (left, right)
 
 
-def _backward(count: int, saved: tuple[Any, Any], cotangent: Any) -> tuple[Any, Any]:
+def _backward(count: int, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     # normalised here and not by the result, whose rounding error is large where log weights are
     left, right = saved
     share, summed, _ = _shifted(left, right, count)
@@ -56,7 +57,7 @@ def _backward(count: int, saved: tuple[Any, Any], cotangent: Any) -> tuple[Any, 
     return _unbroadcast(share, left.shape), _unbroadcast(share, right.shape)
 
 
-def _unbroadcast(array: Any, shape: Sequence[int]) -> Any:
+def _unbroadcast(array: Array, shape: Sequence[int]) -> Array:
     axes = tuple(d for d in range(array.ndim) if shape[d] == 1 and array.shape[d] != 1)
     return jnp.sum(array, axes, keepdims=True) if axes else array
 
@@ -64,7 +65,7 @@ def _unbroadcast(array: Any, shape: Sequence[int]) -> Any:
 log_sum_exp.defvjp(_forward, _backward)
 
 
-def segment_sum(array: Any, indices: Sequence[Any], sizes: Sequence[int]) -> Any:
+def segment_sum(array: Array, indices: Sequence[Array], sizes: Sequence[int]) -> Array:
     """Sum the leading dimension into a grid of groups: `[rows, ...] -> [*sizes, ...]`, empty groups are zero."""
     flat = indices[0]
     for index, size in zip(indices[1:], sizes[1:], strict=True):

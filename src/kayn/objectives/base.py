@@ -108,7 +108,8 @@ def only_gradient(surrogate: Array) -> Array:
 
 
 def log_evidence_of(problem: Problem, draws: Draws, params: Mapping[str, PyTree], terms: Mapping[str, Array]) -> Array:
-    """log Z, a scalar in nats, for given particles and (minus) log proposal densities; differentiable in the parameters."""
+    """log Z, a scalar in nats, for given particles and (minus) log proposal densities;
+    differentiable in the parameters."""
     numbers = problem.numbers
     slots = telling_slots(problem, numbers, draws, params) | proposal_slots(problem, terms)
     return log_evidence(problem, numbers, slots, params, draws.subsample)
@@ -120,7 +121,8 @@ def sampled_axes(problem: Problem) -> list[Axis]:
 
 
 def site_count(problem: Problem, name: str) -> float:
-    """How often the log density of a latent's guide counts in its axis's proposal: more than once for rows of a subsampled plate without index."""
+    """How often the log density of a latent's guide counts in its axis's proposal:
+    more than once for rows of a subsampled plate without index."""
     return proposal_count(problem.guide.density, problem.graph, problem.layout.axis_of(name), name)
 
 
@@ -141,10 +143,13 @@ def refuse_dependent_axes(problem: Problem, who: str, remedy: str) -> None:
             if earlier.get(others[0]) in axis.latents:
                 given = f"{earlier[others[0]]!r} at earlier steps"
                 steps = next(plate for plate, dim in problem.graph.latent(name).plates if dim == 0)
-                advice = f"Make its particles whole paths, with strategy='local' or couple={{{name!r}: {steps!r}}}, or use kayn.RWS"
+                advice = (
+                    f"Make its particles whole paths, with strategy='local' or couple={{{name!r}: {steps!r}}}, or "
+                    "use kayn.RWS"
+                )
             raise GuideError(
-                f"kayn.{who} needs particle axes that the guide draws independently, but it draws {name!r} given {given}, whose "
-                f"particles are indexed apart. {advice}"
+                f"kayn.{who} needs particle axes that the guide draws independently, but it draws {name!r} given "
+                f"{given}, whose particles are indexed apart. {advice}"
             )
 
 
@@ -166,7 +171,8 @@ def pathwise_problem(problem: Problem) -> Problem:
         if site.kind == "sample" and not site.observed and not site.delta and not site.reparameterised:
             what = "discrete" if site.discrete else f"a {site.family}, which has no pathwise gradient"
             raise GuideError(
-                f"kayn.VI needs reparameterised particles, but guide site {name!r} is {what}. Use kayn.RWS or kayn.VIMCO (their gradients do "
-                "not go through the particles), kayn.QEM, or sum a discrete site out with infer={'enumerate': 'parallel'}"
+                f"kayn.VI needs reparameterised particles, but guide site {name!r} is {what}. Use kayn.RWS or "
+                "kayn.VIMCO (their gradients do not go through the particles), kayn.QEM, or sum a discrete site out "
+                f"with infer={{'enumerate': 'parallel'}}"
             )
     return problem

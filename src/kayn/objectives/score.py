@@ -1,4 +1,5 @@
-"""Score-function estimators: gradients of E log Z for guides that cannot be reparameterised, discrete ones above all."""
+"""Score-function estimators: gradients of E log Z for guides that cannot be reparameterised,
+discrete ones above all."""
 
 from __future__ import annotations
 
@@ -38,12 +39,14 @@ from kayn.support.validate import checked
 class Reinforce(MassivelyParallelELBO):
     """Minus log Z, with the score-function gradient in the guide's parameters; unbiased, noisy.
 
-    The gradient is `(log Z - b) grad log q(particles)` plus that of log Z with the particles fixed. Where every latent runs over one outer plate,
-    log Z is a sum over its elements, and each element's particles are judged by their own summand.
+    The gradient is `(log Z - b) grad log q(particles)` plus that of log Z with the particles fixed. Where every latent
+    runs over one outer plate, log Z is a sum over its elements, and each element's particles are judged by their own
+    summand.
 
     Args:
-        baseline: b, a function of (params, *args, **kwargs) of the model that returns a scalar or one number for every element of the outer
-            plate. Parameters it uses (register them with `numpyro.param` in the guide) are fitted to log Z by least squares.
+        baseline: b, a function of (params, *args, **kwargs) of the model that returns a scalar or one number for every
+            element of the outer plate. Parameters it uses (register them with `numpyro.param` in the guide) are fitted
+            to log Z by least squares.
     """
 
     @checked()
@@ -77,14 +80,18 @@ class Reinforce(MassivelyParallelELBO):
 
 
 class VIMCO(MassivelyParallelELBO):
-    """Minus log Z, with the score-function gradient and the evidence without a particle as its baseline (Mnih & Rezende, ICML 2016).
+    """Minus log Z, with the score-function gradient and the evidence without a particle as its baseline
+    (Mnih & Rezende, ICML 2016).
 
-    Unbiased, without a learned baseline. Latents that can be reparameterised are differentiated through, beside discrete ones. For particles of every
-    latent on an axis of its own, deleting particle k of latent i leaves `Z (1 - w_ik) K / (K - 1)`, w its marginal weight, so that all baselines come from one backward pass; see the documentation.
+    Unbiased, without a learned baseline. Latents that can be reparameterised are differentiated through, beside
+    discrete ones. For particles of every latent on an axis of its own, deleting particle k of latent i leaves
+    `Z (1 - w_ik) K / (K - 1)`, w its marginal weight, so that all baselines come from one backward pass; see the
+    documentation.
 
     Args:
         num_particles: at least 2.
-        baseline: "arithmetic" deletes the particle; "geometric" replaces its share by the geometric mean of the others', as in the original.
+        baseline: "arithmetic" deletes the particle; "geometric" replaces its share by the geometric mean of the
+            others', as in the original.
     """
 
     @checked()

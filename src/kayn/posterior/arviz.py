@@ -1,6 +1,7 @@
 """Export to ArviZ: an `xarray.DataTree` in its schema, with plates as dimensions.
 
-Draws are exact joint draws, not a chain; they are stored as one chain so that ArviZ's functions work with their defaults.
+Draws are exact joint draws, not a chain; they are stored as one chain so that ArviZ's functions work with their
+defaults.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from kayn.errors import QueryError
 from kayn.posterior.pool import Pool
 from kayn.posterior.replay import scored_data
 from kayn.programs.sites import Site
+from kayn.support.arrays import KeyArray
 from kayn.support.keys import as_key
 from kayn.support.names import fresh
 
@@ -23,11 +25,12 @@ SAMPLES = ("chain", "draw")
 """The dimensions that ArviZ's schema has for samples."""
 
 
-def to_datatree(posterior: Pool, rng_key: Any, num_samples: int, coords: Mapping[str, Any] | None) -> xr.DataTree:
+def to_datatree(posterior: Pool, rng_key: KeyArray, num_samples: int, coords: Mapping[str, Any] | None) -> xr.DataTree:
     """Groups `posterior`, `log_likelihood` (of the same draws) and `observed_data`.
 
-    ArviZ counts every entry of the last two as a datum. What a mask hides, and values among the data that are latents (imputation), are therefore left
-    out there; the rows that are left run along one dimension `<site>_seen`, whose labels say which they are.
+    ArviZ counts every entry of the last two as a datum. What a mask hides, and values among the data that are latents
+    (imputation), are therefore left out there; the rows that are left run along one dimension `<site>_seen`, whose
+    labels say which they are.
 
     A tree takes "/" in a name for a path, so it becomes "."; a dimension called like a variable gets the ending `_2`.
 
@@ -35,8 +38,8 @@ def to_datatree(posterior: Pool, rng_key: Any, num_samples: int, coords: Mapping
         coords: labels for plates (and for `<site>_dim_<i>` dimensions).
 
     Raises:
-        QueryError: coords name an unknown dimension, or have the wrong length; a site is called like a dimension of samples; or replicates hold
-            different elements of a subsampled plate.
+        QueryError: coords name an unknown dimension, or have the wrong length; a site is called like a dimension of
+            samples; or replicates hold different elements of a subsampled plate.
     """
     key = as_key(rng_key)
     draws = posterior._joint(key, num_samples)
@@ -79,7 +82,8 @@ def _whole_batch(site: Site, rows: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _event_dim(shape: tuple[int, ...], batch_shape: tuple[int, ...], rows: tuple[int, ...]) -> int:
-    """How many of the last dimensions of data are events, given their distribution's batch shape and the shape of their log densities."""
+    """How many of the last dimensions of data are events, given their distribution's batch shape and the shape of their
+    log densities."""
 
     def gives_rows(event: int) -> bool:
         try:
@@ -107,7 +111,8 @@ class _Names:
         for site in sites:
             if site in SAMPLES:
                 raise QueryError(
-                    f"site {site!r} is called like a dimension of samples in ArviZ's schema, {' and '.join(SAMPLES)}; rename it to export it"
+                    f"site {site!r} is called like a dimension of samples in ArviZ's schema, "
+                    f"{' and '.join(SAMPLES)}; rename it to export it"
                 )
             self.variables[site] = fresh(site.replace("/", "."), {*sites, *self.variables.values()} - {site})
         self.sizes: dict[str, int] = {}
@@ -139,7 +144,8 @@ class _Names:
         unknown = [d for d in self.labels if d not in self.sizes]
         if unknown:
             raise QueryError(
-                f"coords= names dimension {unknown[0]!r}, which no variable has; dimensions: {sorted(map(str, self.sizes))}"
+                f"coords= names dimension {unknown[0]!r}, which no variable has; dimensions: "
+                f"{sorted(map(str, self.sizes))}"
             )
 
     def _labels(self, dim: str, size: int) -> np.ndarray:

@@ -52,10 +52,16 @@ def complaints(posterior: Pool) -> Iterator[str]:
         )
         return
     if possible.size < log_z.size:
-        yield f"{log_z.size - possible.size} of {log_z.size} replicates hold no possible combination of particles. {ADVICE}"
+        yield (
+            f"{log_z.size - possible.size} of {log_z.size} replicates hold no possible combination of particles. "
+            f"{ADVICE}"
+        )
     spread = float(np.std(possible))
     if not spread < POOR_SPREAD:
-        yield f"log evidence varies by {spread:.1f} nats (sd) between replicates, so its error is underestimated. {ADVICE}"
+        yield (
+            f"log evidence varies by {spread:.1f} nats (sd) between replicates, so its error is underestimated. "
+            f"{ADVICE}"
+        )
     yield from _known_evidence(posterior, spread / possible.size**0.5)
     for axis in posterior.problem.layout.axes:
         if not axis.enumerated and axis.size > 1:
@@ -85,14 +91,20 @@ def _axis_complaints(posterior: Pool, axis: Axis) -> Iterator[str]:
     where = f" (worst element {worst} of {efficiency.size})" if efficiency.size > 1 else ""
     if efficiency[worst] < POOR_EFFICIENCY:
         ess = 1 + efficiency[worst] * (axis.size - 1)
-        yield f"latent {who}: effective sample size {ess:.1f} of {axis.size} particles{where}. {ADVICE}{_about(posterior, axis)}"
+        yield (
+            f"latent {who}: effective sample size {ess:.1f} of {axis.size} particles{where}. "
+            f"{ADVICE}{_about(posterior, axis)}"
+        )
         return
     uneven = np.flatnonzero(efficiency < GOOD_EFFICIENCY)
     if not uneven.size:
         return
     khat = pareto_khat(pooled[:, uneven[np.argsort(efficiency[uneven])[:MAX_KHATS]]])
     if np.mean(khat > POOR_KHAT) > 0.05:
-        yield f"latent {who}: Pareto k-hat {np.nanmax(khat):.2f} (above {POOR_KHAT}){where}. {ADVICE}{_about(posterior, axis)}"
+        yield (
+            f"latent {who}: Pareto k-hat {np.nanmax(khat):.2f} (above {POOR_KHAT}){where}. "
+            f"{ADVICE}{_about(posterior, axis)}"
+        )
 
 
 def _about(posterior: Pool, axis: Axis) -> str:
@@ -106,8 +118,9 @@ def _about_couplings(posterior: Pool, axis: Axis) -> str:
     if not told:
         return ""
     return (
-        f". One particle index stands for all elements of {'; of '.join(told)}. Where every row reads one element, write that as a "
-        "lookup in a plate of rows, z[group], and each element keeps particles of its own; print(kayn.analyze(...)) tells"
+        f". One particle index stands for all elements of {'; of '.join(told)}. Where every row reads one element, "
+        "write that as a lookup in a plate of rows, z[group], and each element keeps particles of its own; "
+        "print(kayn.analyze(...)) tells"
     )
 
 

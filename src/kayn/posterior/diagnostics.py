@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+
+from kayn.support.arrays import Array
 
 POOR_EFFICIENCY = 0.25
 """Efficiency of particles, as `efficiency` defines it, below which they are called poor."""
@@ -13,19 +13,22 @@ GOOD_EFFICIENCY = 0.8
 POOR_SPREAD = 2.0
 """Standard deviation of log Z over replicates, in nats, above which their average is dominated by a few of them."""
 POOR_KHAT = 0.7
-"""Pareto k-hat above which importance estimates are unreliable (Vehtari et al., Pareto smoothed importance sampling, 2024)."""
+"""Pareto k-hat above which importance estimates are unreliable
+(Vehtari et al., Pareto smoothed importance sampling, 2024)."""
 MIN_PARTICLES_FOR_KHAT = 25
 """Fewer weights than this have no tail to speak of."""
 
 
-def effective_sample_size(weights: Any) -> Any:
-    """`1 / sum_k w_k^2` over the first axis, for weights that sum to one: between 1 and K; 0 where all weights are zero."""
+def effective_sample_size(weights: Array) -> Array:
+    """`1 / sum_k w_k^2` over the first axis, for weights that sum to one: between 1 and K;
+    0 where all weights are zero."""
     squares = (weights**2).sum(0)
     return np.where(squares > 0, 1.0 / np.where(squares > 0, squares, 1.0), 0.0)
 
 
-def efficiency(weights: Any) -> np.ndarray:
-    """`(ESS - 1) / (K - 1)` of particle sets, averaged over replicates: 1 for equal weights, 0 if one particle has it all.
+def efficiency(weights: Array) -> np.ndarray:
+    """`(ESS - 1) / (K - 1)` of particle sets, averaged over replicates: 1 for equal weights,
+    0 if one particle has it all.
 
     Args:
         weights: [R, K, ...], summing to one over K >= 2.
@@ -39,11 +42,12 @@ def tail_length(count: int) -> int:
     return int(3 * count**0.5) if count > 225 else count // 5
 
 
-def pareto_khat(weights: Any) -> np.ndarray:
-    """Pareto shape of the largest weights along the first axis; NaN with fewer than 25 particles, or where the tail is no more than ties.
+def pareto_khat(weights: Array) -> np.ndarray:
+    """Pareto shape of the largest weights along the first axis; NaN with fewer than 25 particles,
+    or where the tail is no more than ties.
 
-    Discrete latents have few different weights. Where the largest are all equal, or a quarter of the tail is no larger than what lies below it, no
-    Pareto distribution can be fitted.
+    Discrete latents have few different weights. Where the largest are all equal, or a quarter of the tail is no larger
+    than what lies below it, no Pareto distribution can be fitted.
 
     Args:
         weights: [K, ...], nonnegative.

@@ -1,7 +1,8 @@
-"""The joint log predictive density of held-out rows as one more contraction: log Z of training and held-out data, less that of the training data.
+"""The joint log predictive density of held-out rows as one more contraction: log Z of training and held-out data,
+less that of the training data.
 
-An average over draws of all latents rests on the few draws that happen to suit all held-out rows at once. Summed over all combinations of particles
-instead, held-out rows of one group judge that group's particles alone.
+An average over draws of all latents rests on the few draws that happen to suit all held-out rows at once. Summed over
+all combinations of particles instead, held-out rows of one group judge that group's particles alone.
 """
 
 from __future__ import annotations
@@ -23,22 +24,24 @@ from kayn.posterior.pool import Pool
 from kayn.posterior.scores import observed_scores
 from kayn.programs.given import Given
 from kayn.programs.sites import inspect_sites
+from kayn.support.arrays import Array, PyTree
 from kayn.support.names import RESERVED
 
 PREFIX = f"{RESERVED}held out:"
 
 
-def contracted_joint(posterior: Pool, args: tuple, kwargs: Mapping) -> Any | None:
-    """`log p(held-out data | training data)`, a scalar, or None where it is no small contraction of the posterior's particles.
+def contracted_joint(posterior: Pool, args: tuple, kwargs: Mapping) -> Array | None:
+    """`log p(held-out data | training data)`, a scalar, or None where it is no small contraction of the posterior's
+    particles.
 
-    So it is where a latent has another shape under the new arguments, in scans and subsampled plates, and where the held-out rows tie latents
-    together that the training rows do not.
+    So it is where a latent has another shape under the new arguments, in scans and subsampled plates, and where the
+    held-out rows tie latents together that the training rows do not.
     """
     problem = _extended(posterior, args, kwargs)
     if problem is None:
         return None
 
-    def log_z(numbers: Any, draws: Any) -> Any:
+    def log_z(numbers: PyTree, draws: Any) -> Array:
         slots, unsound = weigh_noticing(problem, numbers, draws, posterior.params)
         return log_evidence(problem, numbers, slots, posterior.params, draws.subsample), unsound
 

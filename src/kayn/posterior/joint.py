@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kayn.contraction.execute import Index
 from kayn.evidence.draws import Draws, deterministic_values
 from kayn.evidence.problem import Problem, link_index, model_inputs
 from kayn.evidence.queries import best_indices, draw_indices
 from kayn.evidence.weights import weigh
 from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import VALUE
+from kayn.support.arrays import Array, KeyArray
 from kayn.xla.compilation import is_traced
 
 
@@ -28,15 +29,16 @@ class JointDraws:
         subsample: [S, M], the elements of every subsampled plate that each draw is of.
     """
 
-    values: dict[str, Any]
-    subsample: dict[str, Any]
+    values: dict[str, Array]
+    subsample: dict[str, Array]
 
 
 jax.tree_util.register_dataclass(JointDraws, ["values", "subsample"], [])
 
 
 def mixed_plate(problem: Problem, draws: Draws, name: str) -> str | None:
-    """A plate of which the replicates hold different elements, and that a latent runs over or a deterministic site depends on; None if there is none."""
+    """A plate of which the replicates hold different elements, and that a latent runs over or a deterministic site
+    depends on; None if there is none."""
     subsample = draws.subsample
     if not subsample or is_traced(subsample):
         return None
@@ -58,7 +60,13 @@ def _plates_behind(problem: Problem, name: str) -> set[str]:
 
 
 def sample(
-    problem: Problem, num_samples: int, numbers: Mapping, params: Mapping, draws: Draws, log_evidences: Any, key: Any
+    problem: Problem,
+    num_samples: int,
+    numbers: Mapping,
+    params: Mapping,
+    draws: Draws,
+    log_evidences: Array,
+    key: KeyArray,
 ) -> JointDraws:
     """Exact joint draws, equally many from every possible replicate."""
     replicates = log_evidences.shape[0]
@@ -68,7 +76,7 @@ def sample(
     draws = jax.tree.map(lambda x: x[chosen], draws)
     per = -(-num_samples // replicates)
 
-    def one(item: tuple[Draws, Any]) -> JointDraws:
+    def one(item: tuple[Draws, KeyArray]) -> JointDraws:
         mine, key = item
         slots, index = _replicate_slots(problem, numbers, params, mine)
         chosen = draw_indices(problem.layout.plan, slots, index, jax.random.split(key, per))
@@ -84,10 +92,10 @@ def sample(
     return jax.tree.map(lambda v: v.reshape((-1, *v.shape[2:]))[order], out)
 
 
-def mode(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws) -> dict[str, Any]:
+def mode(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws) -> dict[str, Array]:
     """The combination of particles with the largest weight in any replicate: the site's shape for every latent."""
 
-    def one(mine: Draws) -> tuple[Any, dict[str, Any]]:
+    def one(mine: Draws) -> tuple[Array, dict[str, Array]]:
         slots, index = _replicate_slots(problem, numbers, params, mine)
         log_weight, chosen = best_indices(problem.layout.plan, slots, index)
         return log_weight, take_particles(problem, mine.values, chosen)
@@ -96,7 +104,7 @@ def mode(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws) -> d
     return jax.tree.map(lambda v: v[jnp.argmax(log_weights)], found)
 
 
-def take_particles(problem: Problem, values: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+def take_particles(problem: Problem, values: Mapping[str, Array], chosen: Mapping[str, Array]) -> dict[str, Array]:
     """The latents' values at chosen particle indices ([*scope] for every axis): the site's shape for every latent."""
     out = {}
     for axis in problem.layout.axes:
@@ -113,6 +121,8 @@ def take_particles(problem: Problem, values: Mapping[str, Any], chosen: Mapping[
     return out
 
 
-def _replicate_slots(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws) -> tuple[dict[int, Any], Any]:
+def _replicate_slots(
+    problem: Problem, numbers: Mapping, params: Mapping, draws: Draws
+) -> tuple[dict[int, Array], Index]:
     inputs = model_inputs(problem, numbers, params, draws.subsample)
     return weigh(problem, numbers, draws, params), link_index(problem, inputs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from kayn.posterior.joint import JointDraws
 from kayn.posterior.pool import Pool
 from kayn.posterior.replay import BATCH, Setting, checked, over_draws, own_data, run_model, scorer
 from kayn.programs.trace import innermost
+from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 
 FEW = 10
@@ -30,38 +30,39 @@ class LogPredictive:
     """Log predictive density of held-out data, in nats.
 
     Attributes:
-        joint: `log p(all data | training data)`, a scalar: summed over all combinations of particles where one more contraction does that, else
-            `log mean_s p(all data | draw s)`.
+        joint: `log p(all data | training data)`, a scalar: summed over all combinations of particles where one more
+            contraction does that, else `log mean_s p(all data | draw s)`.
         pointwise: `log mean_s p(row | draw s)` for every observed site: [*rows].
-        joint_ess: how many of the draws the joint density effectively rests on, None where it needs none. All rows at once single out few
-            draws when there are many latents; below 10 the joint density is too low on average, and a warning says so.
+        joint_ess: how many of the draws the joint density effectively rests on, None where it needs none. All rows at
+            once single out few draws when there are many latents; below 10 the joint density is too low on average, and
+            a warning says so.
     """
 
-    joint: Any
-    pointwise: dict[str, Any]
-    joint_ess: Any
+    joint: Array
+    pointwise: dict[str, Array]
+    joint_ess: Array | None
 
     @property
-    def total(self) -> Any:
+    def total(self) -> Array:
         """Sum of the pointwise log predictive densities."""
         return sum(jnp.sum(v) for v in self.pointwise.values())
 
 
 def predictive(
     posterior: Pool,
-    rng_key: Any,
+    rng_key: KeyArray,
     num_samples: int,
     args: tuple,
     kwargs: Mapping,
     new_plates: str | Sequence[str] = (),
-) -> dict[str, Any]:
+) -> dict[str, Array]:
     """Run the model with posterior draws of its latents, drawing the observed sites too.
 
     Args:
-        args, kwargs: arguments of the model, e.g. for new rows (observed values among them only give shapes); without any
-            those of the training data are used.
-        new_plates: plates whose elements are all new, so that their latents are drawn from the model given the parents. A
-            plate that has grown keeps its known elements first and gets new ones drawn after them.
+        args, kwargs: arguments of the model, e.g. for new rows (observed values among them only give shapes); without
+            any those of the training data are used.
+        new_plates: plates whose elements are all new, so that their latents are drawn from the model given the parents.
+            A plate that has grown keeps its known elements first and gets new ones drawn after them.
 
     Returns:
         [num_samples, *shape] for every sample and deterministic site.
@@ -72,7 +73,7 @@ def predictive(
     else:
         setting = replace(own_data(posterior, observe=False), new_plates=new_plates)
 
-    def one(key: Any, draw: JointDraws) -> dict[str, Any]:
+    def one(key: KeyArray, draw: JointDraws) -> dict[str, Array]:
         trace = run_model(posterior, setting, key, draw)
         return {
             n: s["value"]
@@ -85,7 +86,7 @@ def predictive(
 
 def log_predictive(
     posterior: Pool,
-    rng_key: Any,
+    rng_key: KeyArray,
     num_samples: int,
     args: tuple,
     kwargs: Mapping,
@@ -100,13 +101,14 @@ def log_predictive(
     """
     if not args and not kwargs:
         raise QueryError(
-            "log_predictive needs the model's arguments with the held-out data; for the training data use log_likelihood"
+            "log_predictive needs the model's arguments with the held-out data; for the training data use "
+            "log_likelihood"
         )
     new_plates = _known_plates(posterior, new_plates)
     setting = checked(posterior, Setting(args, kwargs, True, new_plates))
     items, score = _draws(posterior, rng_key, num_samples), scorer(posterior, setting)
 
-    def batch(items: Any) -> tuple[Any, Any, Any, Any]:
+    def batch(items: tuple[KeyArray, JointDraws]) -> tuple[Array, Array, Array, Array]:
         raw = jax.vmap(lambda item: score(*item)[0])(items)
         # as a logarithm, which adds up like the rest
         lies = {n: jnp.log(jnp.sum(jnp.isposinf(v)).astype(float)) for n, v in raw.items()}
@@ -116,7 +118,7 @@ def log_predictive(
         return jax.nn.logsumexp(joint), jax.nn.logsumexp(2 * joint), pointwise, lies
 
     @jax.jit
-    def total(items: Any) -> tuple[Any, Any, Any, Any]:
+    def total(items: tuple[KeyArray, JointDraws]) -> tuple[Array, Array, Array, Array]:
         # batch by batch: the scores of all draws at once would be as large as draws times rows
         whole, rest = num_samples // BATCH * BATCH, num_samples % BATCH
         parts = [batch(jax.tree.map(lambda v: v[whole:], items))] if rest else []
@@ -124,7 +126,7 @@ def log_predictive(
             batches = jax.tree.map(lambda v: v[:whole].reshape(-1, BATCH, *v.shape[1:]), items)
             first, others = jax.tree.map(lambda v: v[0], batches), jax.tree.map(lambda v: v[1:], batches)
 
-            def add(sums: Any, items: Any) -> tuple[Any, None]:
+            def add(sums: PyTree, items: tuple[KeyArray, JointDraws]) -> tuple[PyTree, None]:
                 return jax.tree.map(jnp.logaddexp, sums, batch(items)), None
 
             parts.append(jax.lax.scan(add, batch(first), others)[0])
@@ -140,19 +142,20 @@ def log_predictive(
     ess = jnp.exp(2 * joint - squares)
     if num_samples >= FEW and ess < FEW:
         warnings.warn(
-            f"the joint log predictive density rests on {float(ess):.1f} of {num_samples} draws and is too low on average; take more draws, or "
-            "compare by the pointwise densities",
+            f"the joint log predictive density rests on {float(ess):.1f} of {num_samples} draws and is too low on "
+            "average; take more draws, or compare by the pointwise densities",
             PoorFitWarning,
             stacklevel=4,
         )
     return LogPredictive(joint - count, pointwise, ess)
 
 
-def log_likelihood(posterior: Pool, rng_key: Any, num_samples: int) -> dict[str, Any]:
-    """Pointwise log likelihood of the training data: [num_samples, *rows] for every observed site; 0 in rows that a mask hides.
+def log_likelihood(posterior: Pool, rng_key: KeyArray, num_samples: int) -> dict[str, Array]:
+    """Pointwise log likelihood of the training data: [num_samples, *rows] for every observed site;
+    0 in rows that a mask hides.
 
-    Discrete states that a row owns are summed out of its density, see `kayn.posterior.states`.
-    Along a subsampled plate with latents, the rows of a draw are those that its replicate holds (`draws.subsample`); along one without, all rows
+    Discrete states that a row owns are summed out of its density, see `kayn.posterior.states`. Along a subsampled plate
+    with latents, the rows of a draw are those that its replicate holds (`draws.subsample`); along one without, all rows
     are scored.
     """
     items = _draws(posterior, rng_key, num_samples)
@@ -168,7 +171,7 @@ def _known_plates(posterior: Pool, new_plates: str | Sequence[str]) -> tuple[str
     return named
 
 
-def _draws(posterior: Pool, rng_key: Any, num_samples: int) -> tuple[Any, JointDraws]:
+def _draws(posterior: Pool, rng_key: KeyArray, num_samples: int) -> tuple[KeyArray, JointDraws]:
     """Keys and posterior draws, one each a sample."""
     draw_key, run_key = jax.random.split(as_key(rng_key))
     draws = posterior._joint(draw_key, num_samples)  # first, as it refuses numbers that no memory holds

@@ -1,4 +1,5 @@
-"""Run a model again on draws of a posterior, on its own data or on others: what prediction, scoring and export have in common."""
+"""Run a model again on draws of a posterior, on its own data or on others: what prediction,
+scoring and export have in common."""
 
 from __future__ import annotations
 
@@ -26,6 +27,7 @@ from kayn.programs.seeding import seeded
 from kayn.programs.sites import Site, inspect_sites
 from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import DATA, Program, innermost
+from kayn.support.arrays import Array, KeyArray, PyTree
 
 BATCH = 100
 """Draws handled at a time."""
@@ -39,14 +41,15 @@ class Setting:
         observe: keep observed sites; otherwise they are drawn too.
         new_plates: plates whose elements are all new.
         whole: indices of subsampled plates that are taken whole.
-        own: whether the arguments are the posterior's own, so that subsampled plates with latents hold the elements of the draw.
+        own: whether the arguments are the posterior's own, so that subsampled plates with latents hold the elements of
+            the draw.
     """
 
     args: tuple
     kwargs: Mapping[str, Any]
     observe: bool
     new_plates: tuple[str, ...] = ()
-    whole: Mapping[str, Any] = field(default_factory=dict)
+    whole: Mapping[str, Array] = field(default_factory=dict)
     own: bool = False
 
 
@@ -59,7 +62,7 @@ class _Condition(Messenger):
         observe: keep observed sites; otherwise they are drawn too.
     """
 
-    def __init__(self, fn: Callable, values: Mapping[str, Any], new_plates: tuple[str, ...], observe: bool):
+    def __init__(self, fn: Callable, values: Mapping[str, Array], new_plates: tuple[str, ...], observe: bool):
         super().__init__(fn)
         self.values, self.new_plates, self.observe = values, new_plates, observe
 
@@ -83,8 +86,8 @@ class _Condition(Messenger):
         new = [f.name for f in msg["cond_indep_stack"] if f.name in self.new_plates]
         if new or drawn is None or jnp.shape(drawn) != msg["fn"].shape():
             raise QueryError(
-                f"latent {msg['name']!r} has an improper prior (ImproperUniform), so new elements of it cannot be drawn; keep the elements of the "
-                "posterior, or give it a proper prior"
+                f"latent {msg['name']!r} has an improper prior (ImproperUniform), so new elements of it cannot be "
+                "drawn; keep the elements of the posterior, or give it a proper prior"
             )
         msg["value"] = drawn
 
@@ -93,7 +96,7 @@ class _Condition(Messenger):
             return
         msg["value"] = self._merge(msg["name"], msg["value"], self.values[msg["name"]], msg)
 
-    def _merge(self, name: str, fresh: Any, drawn: Any, msg: Mapping[str, Any]) -> Any:
+    def _merge(self, name: str, fresh: Array, drawn: Array, msg: Mapping[str, Any]) -> Array:
         walk = isinstance(innermost(msg["fn"]), dist.GaussianRandomWalk)
         if walk and fresh.shape[:-1] == drawn.shape[:-1] and fresh.shape[-1] > drawn.shape[-1]:
             return _carried_on(fresh, drawn)
@@ -101,7 +104,8 @@ class _Condition(Messenger):
         plates = {rank + f.dim: f.name for f in msg["cond_indep_stack"]}
         if jnp.ndim(fresh) != jnp.ndim(drawn):
             raise QueryError(
-                f"latent {name!r} has {jnp.ndim(fresh)} dimensions under the new arguments, {jnp.ndim(drawn)} in the posterior"
+                f"latent {name!r} has {jnp.ndim(fresh)} dimensions under the new arguments, {jnp.ndim(drawn)} in the "
+                "posterior"
             )
         keep = []
         for dim, (new, old) in enumerate(zip(jnp.shape(fresh), jnp.shape(drawn), strict=True)):
@@ -110,14 +114,15 @@ class _Condition(Messenger):
             if new < old or (new > old and dim not in plates):
                 where = f"plate {plates[dim]!r}" if dim in plates else f"dimension {dim}"
                 raise QueryError(
-                    f"latent {name!r} has {old} elements along {where} in the posterior but {new} under the new arguments; keep the "
-                    "known elements first and append new ones, or name the plate in new_plates= if all its elements are new"
+                    f"latent {name!r} has {old} elements along {where} in the posterior but {new} under the new "
+                    "arguments; keep the known elements first and append new ones, or name the plate in new_plates= "
+                    "if all its elements are new"
                 )
             keep.append(slice(0, old))
         return jnp.asarray(fresh).at[tuple(keep)].set(drawn) if keep else drawn
 
 
-def _carried_on(fresh: Any, drawn: Any) -> Any:
+def _carried_on(fresh: Array, drawn: Array) -> Array:
     """A walk whose later steps are those of a fresh one, moved to where the draw ends."""
     steps = drawn.shape[-1]
     moved = drawn[..., -1:] + fresh[..., steps:] - fresh[..., steps - 1 : steps]
@@ -128,8 +133,8 @@ def checked(posterior: Pool, setting: Setting) -> Setting:
     """The setting with its whole plates, if its arguments can be used.
 
     Raises:
-        KaynError: indices are out of range, data that are scored are NaN or impossible, time series get shorter, or latents of a subsample meet
-            other data.
+        KaynError: indices are out of range, data that are scored are NaN or impossible, time series get shorter, or
+            latents of a subsample meet other data.
     """
     args, kwargs, new_plates = setting.args, setting.kwargs, setting.new_plates
     model = _Condition(posterior.call.model, {}, (), setting.observe)
@@ -141,9 +146,9 @@ def checked(posterior: Pool, setting: Setting) -> Setting:
         new = sites[name]
         if new.shape[0] < old.shape[0] or new.shape[1:] != old.shape[1:]:
             raise QueryError(
-                f"time series {name!r} has shape {old.shape} in the posterior but {new.shape} under the new arguments; it may "
-                "get more steps, after those of the training data, but no new elements of other plates, unless all are new "
-                "(new_plates=)"
+                f"time series {name!r} has shape {old.shape} in the posterior but {new.shape} under the new "
+                "arguments; it may get more steps, after those of the training data, but no new elements of other "
+                "plates, unless all are new (new_plates=)"
             )
     return replace(setting, whole=_whole_plates(posterior, program, setting))
 
@@ -154,8 +159,9 @@ def own_data(posterior: Pool, observe: bool) -> Setting:
     return replace(setting, whole=_whole_plates(posterior, posterior.problem.model, setting))
 
 
-def _whole_plates(posterior: Pool, program: Program, setting: Setting) -> dict[str, Any]:
-    """Indices of subsampled plates to be taken whole: those that the model reads rows by, and over which it has no latents that are known.
+def _whole_plates(posterior: Pool, program: Program, setting: Setting) -> dict[str, Array]:
+    """Indices of subsampled plates to be taken whole: those that the model reads rows by,
+    and over which it has no latents that are known.
 
     Args:
         program: the model under the setting's arguments.
@@ -169,8 +175,9 @@ def _whole_plates(posterior: Pool, program: Program, setting: Setting) -> dict[s
     for plate in read:
         if plate in held and not setting.own:
             raise QueryError(
-                f"latent {held[plate]!r} runs over plate {plate!r}, which is subsampled, so the posterior knows some of its elements only; name the "
-                "plate in new_plates= to draw all of them anew, or fit without subsample_size"
+                f"latent {held[plate]!r} runs over plate {plate!r}, which is subsampled, so the posterior knows some "
+                "of its elements only; name the plate in new_plates= to draw all of them anew, or fit without "
+                "subsample_size"
             )
     return {n: jnp.arange(program.sites[n].batch_shape[0]) for n in read if n not in held}
 
@@ -180,7 +187,7 @@ def _chains(posterior: Pool) -> dict[str, Site]:
     return {n: sites[n] for n in posterior.latent_names if sites[n].steps is not None}
 
 
-def run_model(posterior: Pool, setting: Setting, key: Any, draw: JointDraws) -> dict[str, Any]:
+def run_model(posterior: Pool, setting: Setting, key: KeyArray, draw: JointDraws) -> dict[str, Any]:
     """The trace of the model on one joint draw, sites by name.
 
     Args:
@@ -202,14 +209,16 @@ def run_model(posterior: Pool, setting: Setting, key: Any, draw: JointDraws) -> 
     return program.trace
 
 
-def scorer(posterior: Pool, setting: Setting) -> Callable[[Any, JointDraws], tuple[dict[str, Any], dict[str, Any]]]:
+def scorer(
+    posterior: Pool, setting: Setting
+) -> Callable[[KeyArray, JointDraws], tuple[dict[str, Array], dict[str, Array]]]:
     """What gives the log density of every datum under a draw, and whether it is seen.
 
     Of the posterior's own data, states that rows own are summed out (`kayn.posterior.states`).
     """
     owned = owned_states(posterior.problem) if setting.own else {}
 
-    def one(key: Any, draw: JointDraws) -> tuple[dict[str, Any], dict[str, Any]]:
+    def one(key: KeyArray, draw: JointDraws) -> tuple[dict[str, Array], dict[str, Array]]:
         trace = run_model(posterior, setting, key, draw)
         scores = observed_scores(trace)
         if not scores:
@@ -218,7 +227,7 @@ def scorer(posterior: Pool, setting: Setting) -> Callable[[Any, JointDraws], tup
             )
         seen = seen_rows(trace, scores)
 
-        def again(states: Mapping[str, Any]) -> dict[str, Any]:
+        def again(states: Mapping[str, Array]) -> dict[str, Array]:
             return run_model(posterior, setting, key, replace(draw, values={**draw.values, **states}))
 
         summed = summed_out(owned, trace, scores, again)
@@ -227,18 +236,18 @@ def scorer(posterior: Pool, setting: Setting) -> Callable[[Any, JointDraws], tup
     return one
 
 
-def scored_data(posterior: Pool, items: tuple[Any, JointDraws]) -> tuple[dict[str, Any], ...]:
+def scored_data(posterior: Pool, items: tuple[KeyArray, JointDraws]) -> tuple[dict[str, Array], ...]:
     """What the posterior was conditioned on, by observed site, for keys and draws of it.
 
     Returns:
-        Log likelihood and whether any of a row is hidden by no mask: [S, *rows]; the data, and whether they are data in all draws and not latents:
-        [*shape].
+        Log likelihood and whether any of a row is hidden by no mask: [S, *rows]; the data, and whether they are data in
+        all draws and not latents: [*shape].
     """
     setting, program = own_data(posterior, observe=True), posterior.problem.model
     scores, seen = over_draws(items, scorer(posterior, setting))
     scores = settled(scores)
 
-    def values(key: Any, draw: JointDraws) -> dict[str, Any]:
+    def values(key: KeyArray, draw: JointDraws) -> dict[str, Array]:
         trace = run_model(posterior, setting, key, draw)
         return {n: trace[n]["value"] for n in scores}
 
@@ -253,7 +262,7 @@ def scored_data(posterior: Pool, items: tuple[Any, JointDraws]) -> tuple[dict[st
     )
 
 
-def over_draws(items: tuple[Any, JointDraws], one: Callable[[Any, JointDraws], Any]) -> Any:
+def over_draws(items: tuple[KeyArray, JointDraws], one: Callable[[KeyArray, JointDraws], PyTree]) -> PyTree:
     """`one` of every (key, draw), in batches of at most `BATCH`: arrays with a leading dimension of draws."""
     size = min(BATCH, items[0].shape[0])
     return jax.jit(lambda items: jax.lax.map(lambda item: one(*item), items, batch_size=size))(items)

@@ -10,19 +10,21 @@ import numpyro.distributions as dist
 
 from kayn.densities.log_prob import log_density
 from kayn.programs.trace import innermost
+from kayn.support.arrays import Array
 
 
-def observed_scores(trace: Mapping[str, Any]) -> dict[str, Any]:
-    """Log densities of the data by observed site: [*rows]. `numpyro.factor` sites are no data, and scales do not count."""
+def observed_scores(trace: Mapping[str, Any]) -> dict[str, Array]:
+    """Log densities of the data by observed site: [*rows]. `numpyro.factor` sites are no data,
+    and scales do not count."""
     return {n: log_density(s["fn"], s["value"]) for n, s in _observed(trace).items()}
 
 
-def seen_rows(trace: Mapping[str, Any], scores: Mapping[str, Any]) -> dict[str, Any]:
+def seen_rows(trace: Mapping[str, Any], scores: Mapping[str, Array]) -> dict[str, Array]:
     """Whether a row has any datum that no mask hides, by observed site: bool [*rows]."""
     return {n: jnp.broadcast_to(_seen(s["fn"]), jnp.shape(scores[n])) for n, s in _observed(trace).items()}
 
 
-def _observed(trace: Mapping[str, Any]) -> dict[str, Any]:
+def _observed(trace: Mapping[str, Any]) -> dict[str, Array]:
     return {
         n: s
         for n, s in trace.items()
@@ -30,7 +32,7 @@ def _observed(trace: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _seen(fn: dist.Distribution) -> Any:
+def _seen(fn: dist.Distribution) -> Array:
     """bool [*batch shape]; an event is seen if any part of it is."""
     if isinstance(fn, dist.MaskedDistribution):
         return jnp.broadcast_to(jnp.logical_and(fn._mask, _seen(fn.base_dist)), fn.batch_shape)

@@ -1,7 +1,8 @@
 """Discrete states that one row of data owns, such as a row's component in a mixture, summed out of that row's density.
 
-Given its own state a row looks more likely than it is: draws of the state have seen the row. Leave-one-out weights would have to undo that from draws of
-states that a posterior hardly ever holds, so the density that is compared is that of the row given everything else.
+Given its own state a row looks more likely than it is: draws of the state have seen the row. Leave-one-out weights
+would have to undo that from draws of states that a posterior hardly ever holds, so the density that is compared is that
+of the row given everything else.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 
 from kayn.evidence.problem import Problem
 from kayn.graph.types import Graph, Kind, Output
+from kayn.support.arrays import Array
 
 MOST = 256
 """Combinations of a row's states that are summed; with more, a row is scored given its states."""
@@ -44,9 +46,9 @@ def _row_by_row(graph: Graph, name: str, output: Output) -> bool:
 def summed_out(
     owned: Mapping[str, tuple[str, ...]],
     trace: Mapping[str, Any],
-    scores: Mapping[str, Any],
-    again: Callable[[Mapping[str, Any]], Mapping[str, Any]],
-) -> dict[str, Any]:
+    scores: Mapping[str, Array],
+    again: Callable[[Mapping[str, Array]], Mapping[str, Array]],
+) -> dict[str, Array]:
     """Log densities of data, [*rows] by observed site, with the states that rows own summed out where that is feasible.
 
     Args:
@@ -62,7 +64,7 @@ def summed_out(
             continue
         grid = [g.ravel() for g in jnp.meshgrid(*supports, indexing="ij")]
 
-        def one(states: list[Any], site: str = site, names: tuple[str, ...] = names) -> Any:
+        def one(states: list[Array], site: str = site, names: tuple[str, ...] = names) -> Array:
             values = {n: jnp.broadcast_to(v, trace[n]["value"].shape) for n, v in zip(names, states, strict=True)}
             run = again(values)
             return sum(run[n]["fn"].log_prob(run[n]["value"]) for n in (site, *names))
@@ -71,6 +73,6 @@ def summed_out(
     return out
 
 
-def _enumerable(site: Mapping[str, Any], score: Any) -> bool:
+def _enumerable(site: Mapping[str, Any], score: Array) -> bool:
     fn = site["fn"]
     return fn.has_enumerate_support and fn.event_dim == 0 and tuple(fn.batch_shape) == jnp.shape(score)

@@ -30,8 +30,8 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class Summary:
-    """Rows for every latent (the first elements of large ones, none of those whose elements differ between replicates), the log evidence, and what
-    `Posterior.check` says."""
+    """Rows for every latent (the first elements of large ones, none of those whose elements differ between replicates),
+    the log evidence, and what `Posterior.check` says."""
 
     rows: tuple[SummaryRow, ...]
     hidden: tuple[tuple[str, int], ...]

@@ -43,7 +43,8 @@ Strategy = Annotated[
 Groups = Annotated[
     Sequence[Sequence[Text]],
     Rule(
-        "a list of groups of latents, e.g. groups=[('mu', 'alpha')], none of them empty or with a latent twice; () for none",
+        "a list of groups of latents, e.g. groups=[('mu', 'alpha')], none of them empty or with a latent twice; () "
+        "for none",
         lambda groups: all(map(_once, groups)),
         StructureError,
     ),
@@ -51,7 +52,8 @@ Groups = Annotated[
 Couple = Annotated[
     Mapping[str, Text | Sequence[Text]] | None,
     Rule(
-        "a mapping from latents to plates, e.g. couple={'alpha': 'counties'}, each with a plate and none twice, or None",
+        "a mapping from latents to plates, e.g. couple={'alpha': 'counties'}, each with a plate and none twice, or "
+        "None",
         lambda couple: couple is None or all(map(_once, couple.values())),
         StructureError,
     ),
