@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+
+from kayn.support.arrays import Array, PyTree
 
 
 @dataclass(frozen=True)
@@ -22,35 +23,39 @@ jax.tree_util.register_dataclass(_Perturbed, [], ["flags"])
 
 
 def guarded(
-    prepare: Callable[[Any], tuple[Any, Any]], finish: Callable[[Any], Any], exact: Callable[[Any], Any], arguments: Any
-) -> Any:
+    prepare: Callable[[PyTree], tuple[PyTree, Array]],
+    finish: Callable[[PyTree], Array],
+    exact: Callable[[PyTree], Array],
+    arguments: PyTree,
+) -> Array:
     """`finish(prepared)` where that is safe, else `exact(arguments)`.
 
     Both are differentiated by computing them again, so that neither keeps anything for the gradient, and what the path
     that was not taken would have made of the arguments (NaN, say) never reaches it.
 
     Args:
-        prepare: arguments to (what `finish` needs, whether it can be trusted).
+        prepare: arguments to (what `finish` needs, whether it can be trusted: a boolean scalar).
+        exact: arguments to an array of the shape of `finish`'s.
     """
 
     @jax.custom_vjp
-    def compute(arguments: Any) -> Any:
+    def compute(arguments: PyTree) -> Array:
         return choose(arguments)[0]
 
-    def choose(arguments: Any) -> tuple[Any, Any]:
+    def choose(arguments: PyTree) -> tuple[Array, Array]:
         prepared, safe = prepare(arguments)
         shape = jax.eval_shape(finish, prepared).shape
         # flat, because both branches must agree on a memory layout and XLA would transpose the fast one's
         flat = jax.lax.cond(safe, lambda: finish(prepared).ravel(), lambda: exact(arguments).ravel())
         return flat.reshape(shape), safe
 
-    def forward(primals: Any) -> tuple[Any, Any]:
+    def forward(primals: PyTree) -> tuple[Array, PyTree]:
         leaves, tree = jax.tree.flatten(primals, is_leaf=lambda leaf: isinstance(leaf, CustomVJPPrimal))
         values = jax.tree.unflatten(tree, [leaf.value for leaf in leaves])
         result, safe = choose(values)
         return result, (values, safe, _Perturbed(tuple(bool(leaf.perturbed) for leaf in leaves)))
 
-    def backward(saved: Any, cotangent: Any) -> tuple[Any]:
+    def backward(saved: PyTree, cotangent: Array) -> tuple[PyTree]:
         values, safe, perturbed = saved
         leaves, tree = jax.tree.flatten(values)
         moving = [
@@ -61,8 +66,8 @@ def guarded(
         if isinstance(cotangent, SymbolicZero) or not moving:
             return (jax.tree.unflatten(tree, [None] * len(leaves)),)
 
-        def pull(function: Callable[[Any], Any]) -> list[Any]:
-            def of_moving(floats: list[Any]) -> Any:
+        def pull(function: Callable[[PyTree], Array]) -> list[Array]:
+            def of_moving(floats: list[Array]) -> Array:
                 given = dict(zip(moving, floats, strict=True))
                 return function(jax.tree.unflatten(tree, [given.get(i, leaf) for i, leaf in enumerate(leaves)]))
 
