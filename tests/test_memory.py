@@ -126,8 +126,7 @@ TIGHT = {
 }
 
 
-@pytest.mark.parametrize("name", TIGHT)
-@pytest.mark.parametrize("loss", [kayn.VI, kayn.RWS])
+@pytest.mark.parametrize(("loss", "name"), [*((kayn.VI, name) for name in TIGHT), (kayn.RWS, "walk")])
 def test_parts_change_nothing(loss, name, x64):
     """A budget that is kept by taking a sum in parts: the same estimates and gradients."""
     model, args, tight, how = TIGHT[name]
@@ -153,9 +152,9 @@ def test_parts_change_nothing(loss, name, x64):
 
 def test_a_posterior_in_parts_is_the_same():
     model, args = slopes, (GROUP, X, Y)
-    params = QEM(model, num_particles=16).run(0, 30, *args).params
+    params = QEM(model, num_particles=16).run(0, 10, *args).params
     cut, whole = (
-        kayn.Importance(model, num_particles=16, num_replicates=4, memory=m).run(1, params, *args)
+        kayn.Importance(model, num_particles=16, num_replicates=2, memory=m).run(1, params, *args)
         for m in ("20MB", None)
     )
     np.testing.assert_allclose(cut.log_evidence, whole.log_evidence, rtol=1e-5)
