@@ -10,8 +10,6 @@ import jax
 import pytest
 from hypothesis import HealthCheck, settings
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 # derandomize: the same examples on every run, so that statistical checks cannot fail by bad luck
 settings.register_profile(
     "kayn",
@@ -22,18 +20,19 @@ settings.register_profile(
 )
 settings.load_profile("kayn")
 
+HERE = Path(__file__).parent
 MOST = 1.2e9
 """Bytes of memory from which compiled programs are forgotten between two tests;
 a hundred models leave gigabytes of them."""
 QUICK = {
-    "test_arguments.py",
+    "support/test_arguments.py",
     "test_checkpoints.py",
-    "test_even.py",
-    "test_handlers.py",
-    "test_keys.py",
-    "test_reach.py",
-    "test_results.py",
-    "test_walks.py",
+    "particles/test_lattice.py",
+    "programs/test_handlers.py",
+    "support/test_keys.py",
+    "particles/test_reach.py",
+    "posterior/test_results.py",
+    "programs/test_random_walks.py",
 }
 """Files that meet most of what JAX, NumPyro and ArviZ change between releases, in little time."""
 
@@ -44,7 +43,7 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--quick"):
-        left = [i for i in items if i.path.name not in QUICK or i.get_closest_marker("slow")]
+        left = [i for i in items if str(i.path.relative_to(HERE)) not in QUICK or i.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=left)
         items[:] = [i for i in items if i not in set(left)]
 

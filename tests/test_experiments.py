@@ -20,8 +20,8 @@ from kayn.evidence.draws import draw_particles
 from kayn.evidence.problem import build_problem
 from kayn.guides.factorised import FactorisedGuide
 from kayn.meters import log_evidence
-from oracle import BruteForce, everything
-from test_exactness import close, estimates
+from tests.laws.oracle import BruteForce, everything
+from tests.laws.test_exactness import close, estimates
 
 ROOT = Path(__file__).parents[1]
 needs_data = pytest.mark.skipif("KAYN_DATA" not in os.environ, reason="set KAYN_DATA to a directory with the data sets")

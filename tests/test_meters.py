@@ -7,7 +7,15 @@ import pytest
 
 import kayn
 from kayn import meters
-from test_estimators import X, gaussian, gaussian_guide, mixture, mixture_guide, mixture_tables, parameters
+from tests.objectives.test_estimators import (
+    X,
+    gaussian,
+    gaussian_guide,
+    mixture,
+    mixture_guide,
+    mixture_tables,
+    parameters,
+)
 
 
 def test_log_evidence_of_many_particles_is_exact_by_element_and_its_curve_rises():

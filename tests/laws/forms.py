@@ -28,7 +28,7 @@ from kayn.evidence.weights import weigh
 from kayn.posterior import joint
 from kayn.posterior.pool import Call
 from kayn.posterior.posterior import Posterior
-from oracle import QUICK
+from tests.laws.oracle import QUICK
 
 K = 3
 N, GROUPS, STEPS = 6, 3, 2

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from forms import KINDS, LOCAL, SEEN, Case, Form, N, answers, case
+
+from tests.laws.forms import KINDS, LOCAL, SEEN, Case, Form, N, answers, case
 
 CASES = [*((kind, False) for kind in KINDS), *((kind, True) for kind in ("hierarchy", "series", "local"))]
 """Kinds, each with all rows or with a minibatch."""

@@ -26,7 +26,7 @@ from kayn.evidence.draws import draw_particles, draws_from_runs
 from kayn.evidence.problem import build_problem
 from kayn.evidence.weights import log_evidence, weigh
 from kayn.guides.factorised import FactorisedGuide
-from replacing import replace_everywhere
+from tests.replacing import replace_everywhere
 
 N, M, K = 3, 2, 2
 X = np.array([1.0, 0.0, 1.0])

@@ -16,7 +16,7 @@ from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.infer.reparam import LocScaleReparam
 
-from structures import PREFIX, ROWS, Read, SiteSpec, Structure
+from tests.laws.structures import PREFIX, ROWS, Read, SiteSpec, Structure
 
 
 @dataclass(frozen=True)

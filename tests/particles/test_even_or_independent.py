@@ -18,7 +18,7 @@ from kayn.evidence.draws import draws_from_runs
 from kayn.objectives.base import Objective
 from kayn.particles.draw import draw_runs
 from kayn.programs.sites import inspect_sites
-from replacing import replace_everywhere
+from tests.replacing import replace_everywhere
 
 K = 8
 Y = np.array([0.4, -0.3], np.float32)

@@ -23,7 +23,7 @@ from kayn.evidence.draws import draw_particles, draws_from_runs
 from kayn.evidence.problem import build_problem
 from kayn.evidence.weights import log_evidence, weigh
 from kayn.graph.types import MIXED, Link
-from oracle import QUICK, BruteForce
+from tests.laws.oracle import QUICK, BruteForce
 
 # 32-bit on purpose: JAX 0.10 cannot trace one 64-bit NumPy array first with and then without x64
 COUNTY = np.array([0, 2, 2, 0, 1], np.int32)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from programs import Spec
-from structures import DISCRETE, INTEGERS, ROWS, PlateSpec, Read, SiteSpec
+from tests.laws.programs import Spec
+from tests.laws.structures import DISCRETE, INTEGERS, ROWS, PlateSpec, Read, SiteSpec
 
 CONTINUOUS = ("normal", "student", "gamma", "mvn", "event")
 EVENTS = ("mvn", "event")

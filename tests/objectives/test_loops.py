@@ -17,7 +17,7 @@ from numpyro.contrib.control_flow import scan
 
 import kayn
 from kayn.particles.draw import draw_runs
-from replacing import replace_everywhere
+from tests.replacing import replace_everywhere
 
 PARAMS = {"weight": jnp.array(1.4), "slope": jnp.array(0.8)}
 ROWS = jnp.array([0.9, -0.6])

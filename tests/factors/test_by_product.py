@@ -28,9 +28,9 @@ from kayn.factors.choose_form import Split, choose
 from kayn.factors.elementwise import evaluate_reduced
 from kayn.factors.evaluate import evaluate
 from kayn.factors.forms import FORMS
-from oracle import QUICK
-from strategies import specs
-from test_exactness import build, some_draws
+from tests.laws.oracle import QUICK
+from tests.laws.strategies import specs
+from tests.laws.test_exactness import build, some_draws
 
 K, N, D = 4, 3, 2
 RNG = np.random.default_rng(0)

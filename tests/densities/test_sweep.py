@@ -11,8 +11,8 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from density_laws import LAWS
 from kayn.densities.log_prob import log_density
+from tests.densities.density_laws import LAWS
 
 BOUND = 2e-3
 """What a log density may be wrong by, in nats where it is above -100, else in hundredths of it."""

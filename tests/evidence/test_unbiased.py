@@ -21,7 +21,7 @@ from kayn.evidence.draws import draw_particles, draws_from_runs
 from kayn.evidence.problem import build_problem
 from kayn.evidence.weights import weigh
 from kayn.guides.factorised import FactorisedGuide
-from oracle import QUICK
+from tests.laws.oracle import QUICK
 
 Y = np.array([0.5, -0.3, 0.9, 0.1, 1.2, -0.4], np.float32)
 ERRORS = 4.0

@@ -20,10 +20,10 @@ from kayn.evidence.expectation import of_function
 from kayn.evidence.problem import Problem, build_problem, link_index, model_inputs
 from kayn.evidence.queries import best_indices, draw_indices
 from kayn.evidence.weights import log_evidence, weigh
-from oracle import QUICK, BruteForce, elements_in_use, everything
-from programs import Spec
-from strategies import EVENTS, MAX_COMBINATIONS, examples, specs
-from structures import DISCRETE, INTEGERS, ROWS, SiteSpec
+from tests.laws.oracle import QUICK, BruteForce, elements_in_use, everything
+from tests.laws.programs import Spec
+from tests.laws.strategies import EVENTS, MAX_COMBINATIONS, examples, specs
+from tests.laws.structures import DISCRETE, INTEGERS, ROWS, SiteSpec
 
 pytestmark = pytest.mark.slow
 

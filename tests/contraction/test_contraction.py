@@ -21,7 +21,7 @@ from kayn.contraction.fuse import joined
 from kayn.contraction.logmatmul import log_matmul
 from kayn.contraction.plan import Combine, PlateLink, Product, Sliced, Stuck, Term
 from kayn.errors import StructureError
-from oracle import QUICK
+from tests.laws.oracle import QUICK
 
 
 class Problem:

@@ -23,7 +23,7 @@ from kayn.guides.factorised import FactorisedGuide
 from kayn.programs.density_arguments import ARGUMENT
 from kayn.programs.sites import inspect_sites
 from kayn.programs.trace import trace_program
-from oracle import QUICK
+from tests.laws.oracle import QUICK
 
 RNG = np.random.default_rng(0)
 N, K = 12, 3

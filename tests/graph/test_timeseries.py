@@ -21,8 +21,8 @@ from kayn.errors import ModelError, StructureWarning
 from kayn.evidence.draws import draw_particles
 from kayn.evidence.problem import build_problem
 from kayn.guides.factorised import FactorisedGuide
-from oracle import BruteForce, everything
-from test_exactness import FALSE_ALARM, _chosen, chi_square, close, estimates
+from tests.laws.oracle import BruteForce, everything
+from tests.laws.test_exactness import FALSE_ALARM, _chosen, chi_square, close, estimates
 
 RNG = np.random.default_rng(0)
 Y = {n: RNG.normal(size=n).astype(np.float32) for n in (3, 4, 5, (3, 2), (4, 3), (4, 2))}

@@ -24,11 +24,11 @@ from kayn.evidence.draws import Draws, draw_particles, draws_from_runs
 from kayn.evidence.problem import Problem, build_problem
 from kayn.evidence.queries import latent_weights
 from kayn.evidence.summands import outer_plate
-from oracle import QUICK, BruteForce
-from programs import Spec
-from replacing import replace_everywhere
-from strategies import examples, specs
-from structures import DISCRETE
+from tests.laws.oracle import QUICK, BruteForce
+from tests.laws.programs import Spec
+from tests.laws.strategies import examples, specs
+from tests.laws.structures import DISCRETE
+from tests.replacing import replace_everywhere
 
 pytestmark = pytest.mark.slow
 

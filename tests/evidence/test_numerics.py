@@ -26,7 +26,7 @@ from kayn.guides.factorised import FactorisedGuide
 from kayn.programs.sites import inspect_sites
 from kayn.programs.trace import trace_program
 from kayn.xla.compilation import apart
-from oracle import QUICK, BruteForce
+from tests.laws.oracle import QUICK, BruteForce
 
 Y = np.array([0.1, 0.5, -1.0, 2.0], np.float32)
 COUNTY = np.array([0, 2, 2, 0], np.int32)
