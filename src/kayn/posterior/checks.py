@@ -12,7 +12,14 @@ from kayn.errors import NumericsWarning, PoorFitWarning
 from kayn.evidence.dataless import is_prior
 from kayn.evidence.soundness import unsound
 from kayn.posterior import diagnostics
-from kayn.posterior.diagnostics import GOOD_EFFICIENCY, POOR_EFFICIENCY, POOR_KHAT, POOR_SPREAD, pareto_khat
+from kayn.posterior.diagnostics import (
+    GOOD_EFFICIENCY,
+    POOR_EFFICIENCY,
+    POOR_KHAT,
+    POOR_SPREAD,
+    endless_khat,
+    pareto_khat,
+)
 from kayn.posterior.pool import Pool
 from kayn.support.names import shown
 from kayn.xla.compilation import is_traced
@@ -21,6 +28,8 @@ MAX_KHATS = 100
 """Plate elements whose k-hat is checked, those with the smallest effective sample size first."""
 LONG_VECTOR = 8
 """Coordinates on one particle from which advice says so."""
+EVEN = 0.95
+"""Efficiency above which the shape of the tail is not looked at: it would be that of rounding."""
 LEAST_OFF = 0.05
 """Log evidence in nats, where zero is right, up to which nothing is said."""
 ADVICE = "Fit the guide longer, use more particles, or group latents that are strongly dependent"
@@ -96,11 +105,13 @@ def _axis_complaints(posterior: Pool, axis: Axis) -> Iterator[str]:
             f"{ADVICE}{_about(posterior, axis)}"
         )
         return
-    uneven = np.flatnonzero(efficiency < GOOD_EFFICIENCY)
+    uneven = np.flatnonzero(efficiency < EVEN)
     if not uneven.size:
         return
-    khat = pareto_khat(pooled[:, uneven[np.argsort(efficiency[uneven])[:MAX_KHATS]]])
-    if np.mean(khat > POOR_KHAT) > 0.05:
+    looked = uneven[np.argsort(efficiency[uneven])[:MAX_KHATS]]
+    khat = pareto_khat(pooled[:, looked])
+    most = np.where(efficiency[looked] < GOOD_EFFICIENCY, POOR_KHAT, endless_khat(len(pooled)))
+    if np.mean(khat > most) > 0.05:
         yield (
             f"latent {who}: Pareto k-hat {np.nanmax(khat):.2f} (above {POOR_KHAT}){where}. "
             f"{ADVICE}{_about(posterior, axis)}"

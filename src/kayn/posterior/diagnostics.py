@@ -9,7 +9,7 @@ from kayn.support.arrays import Array
 POOR_EFFICIENCY = 0.25
 """Efficiency of particles, as `efficiency` defines it, below which they are called poor."""
 GOOD_EFFICIENCY = 0.8
-"""Efficiency above which weights are so even that the shape of their tail does not matter."""
+"""Efficiency above which weights are so even that the shape of their tail matters only where it is endless."""
 POOR_SPREAD = 2.0
 """Standard deviation of log Z over replicates, in nats, above which their average is dominated by a few of them."""
 POOR_KHAT = 0.7
@@ -40,6 +40,14 @@ def efficiency(weights: Array) -> np.ndarray:
 def tail_length(count: int) -> int:
     """How many of the largest of so many weights a Pareto distribution is fitted to (Vehtari et al., 2024)."""
     return int(3 * count**0.5) if count > 225 else count // 5
+
+
+def endless_khat(count: int) -> float:
+    """k-hat of so many weights from which their very mean cannot exist: one, and two of its standard errors there.
+
+    However even most weights are, such a tail says that the guide misses some of the posterior.
+    """
+    return 1 + 2 * 2 / tail_length(count) ** 0.5
 
 
 def pareto_khat(weights: Array) -> np.ndarray:
