@@ -16,7 +16,7 @@ from kayn.axes.request import make_request
 from kayn.errors import StructureError
 from kayn.evidence import queries
 from kayn.evidence.draws import Draws, draws_from_runs
-from kayn.evidence.expectation import of_function
+from kayn.evidence.expectation import of_function, traced_function
 from kayn.evidence.problem import Problem, build_problem, link_index, model_inputs
 from kayn.evidence.queries import best_indices, draw_indices
 from kayn.evidence.weights import log_evidence, weigh
@@ -210,12 +210,12 @@ def test_pair_expectations_match_enumeration(spec):
         def product(a, b):
             return a * jnp.tanh(b)
 
-        planned = of_function(problem, product, (first, second))
+        planned = of_function(problem, traced_function(problem, product, (first, second)))
         assume(planned is not None)
         draws, params = some_draws(spec, problem), spec.params()
         replicates = jax.tree.map(lambda x: x[None], draws)
         moments = jax.jit(planned.moments, compiler_options=QUICK)
-        mean, std = moments(problem.numbers, params, replicates, jnp.ones(1))
+        ((mean, std),) = moments(problem.numbers, params, replicates, jnp.ones(1))
         probabilities = np.asarray(jax.nn.softmax(everything(oracle, draws, params)[0]))
         close(mean, oracle.expectation(probabilities, draws, product, first, second), 1e-9)
         square = oracle.expectation(probabilities, draws, lambda a, b: product(a, b) ** 2, first, second)

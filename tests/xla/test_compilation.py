@@ -2,17 +2,22 @@
 
 import subprocess
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 
+import kayn
 from kayn.contraction import logmatmul
 from kayn.contraction.logmatmul import log_matmul
 from kayn.xla import compilation, jit
 from kayn.xla.compilation import matmul_precision, quick_options
 from kayn.xla.jit import LONG_SCATTER, QuickJit
+from kayn.xla.shared import Kept
 
 SCRIPT = """
 import sys
@@ -65,7 +70,7 @@ def test_a_quick_program_works_within_transformations(asked):
     times = QuickJit(lambda x, n: jnp.sin(x) * n, (1,))
     assert times(1.0, 2) == pytest.approx(2 * np.sin(1.0), rel=1e-6)
     assert times(2.0, 3) == pytest.approx(3 * np.sin(2.0), rel=1e-6)
-    assert len(asked) == 1  # by the first call, for all
+    assert len(asked) == 2  # once for each program
     assert jax.grad(times)(1.0, 2) == pytest.approx(2 * np.cos(1.0), rel=1e-6)
     assert jax.jit(lambda x: times(x, 2))(1.0) == pytest.approx(2 * np.sin(1.0), rel=1e-6)
     assert jax.jit(lambda x: x + times(1.0, 2))(1.0) == pytest.approx(1 + 2 * np.sin(1.0), rel=1e-6)
@@ -73,7 +78,7 @@ def test_a_quick_program_works_within_transformations(asked):
     np.testing.assert_allclose(
         jax.lax.map(lambda x: times(x, 2), jnp.arange(3.0)), 2 * np.sin(np.arange(3.0)), rtol=1e-6
     )
-    assert len(asked) == 1
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize(("updates", "quickly"), [(LONG_SCATTER - 1, True), (LONG_SCATTER, False)])
@@ -86,6 +91,126 @@ def test_programs_with_long_scatters_are_compiled_as_usual(asked, updates, quick
     found = QuickJit(total)(jnp.ones(updates))
     np.testing.assert_array_equal(found, 2 * np.bincount(rows))
     assert len(asked) == quickly
+
+
+COMPILED: list[str] = []
+"""Grows by one for every program that JAX compiles."""
+
+
+def _count(event, seconds, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        COMPILED.append(event)
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+def compilations(run):
+    """How many programs were compiled to run something, and its result."""
+    before = len(COMPILED)
+    out = jax.block_until_ready(run())
+    return len(COMPILED) - before, out
+
+
+@pytest.mark.parametrize("open_consts", [False, True])
+def test_equal_programs_share_what_is_compiled(open_consts):
+    x, first, second = np.float32([0.0, 1.0]), np.float32([1.0, 2.0]), np.float32([3.0, 4.0])
+
+    def of(factor, literal=2.0, function=jnp.sin, x=x):
+        def program(x):
+            return jax.nn.softplus(function(x)) * jnp.asarray(factor) + literal
+
+        run = QuickJit(program, open_consts=open_consts)
+        count, out = compilations(lambda: run(x))
+        np.testing.assert_allclose(out, np.log1p(np.exp(function(x))) * factor + literal, rtol=1e-5)
+        return count
+
+    assert of(first) == 1
+    assert of(first) == 0
+    # other constants are other programs where they may be folded
+    assert (of(second) == 0) == open_consts
+    assert of(first, 2.5) == 1
+    assert of(first, 2.0, jnp.cos) == 1
+    assert of(np.float32([[1.0], [2.0]])) == 1
+    assert of(first, x=x[:1]) == 1
+    with jax.enable_x64(True):
+        assert of(first, x=x.astype(float)) >= 1
+
+
+def test_compiled_programs_are_forgotten():
+    kept = Kept(2)
+    for i in range(5):
+        assert kept.get(i, lambda i=i: [i]) == [i]
+    assert kept.get(4, list) == [4]
+    assert kept.get(3, list) == [3]
+    assert kept.get(0, list) == []
+
+
+def groups(group, covariate, y):
+    mu = numpyro.sample("mu", dist.Normal(jnp.mean(covariate), 1.0))
+    with numpyro.plate("groups", 3):
+        alpha = numpyro.sample("alpha", dist.Normal(mu, 1.0))
+        numpyro.deterministic("off", alpha - mu)
+    with numpyro.plate("rows", len(y)):
+        at = numpyro.deterministic("at", alpha[group] + covariate)
+        numpyro.sample("y", dist.Normal(at, 1.0), obs=y)
+
+
+def some_data(seed):
+    rng = np.random.default_rng(seed)
+    group = np.concatenate([np.arange(3), rng.integers(0, 3, 5)]).astype(np.int32)
+    return group, np.float32(rng.normal(size=8)), np.float32(rng.normal(size=8))
+
+
+def ask(seed):
+    """By question, how many programs are compiled for a fit, its posterior and what is asked of it."""
+    fitted, posterior, counts = [], [], {}
+
+    def run(name, question):
+        counts[name], out = compilations(question)
+        return out
+
+    def fit():
+        fitted.append(kayn.fit(groups, some_data(seed), num_particles=5, key=seed, progress=False, num_steps=16))
+        return fitted[0].params
+
+    def draw():
+        posterior.append(fitted[0].posterior(num_replicates=8))
+        return posterior[0].log_evidences
+
+    run("fit", fit)
+    run("posterior", draw)
+    mean = run("a deterministic site", lambda: posterior[0].mean("at"))
+    run("another", lambda: posterior[0].mean("off"))
+    run("its deviation", lambda: posterior[0].std("at"))
+    product = run("expectation", lambda: posterior[0].expectation(lambda mu, alpha: mu * alpha))
+    run("again", lambda: posterior[0].expectation(lambda mu, alpha: mu * alpha))
+    particles, weights = posterior[0].particles, posterior[0].weights("alpha")
+    alpha = np.sum(particles["alpha"] * weights, 0)
+    group, covariate, _ = some_data(seed)
+    np.testing.assert_allclose(mean, alpha[group] + covariate, rtol=1e-4, atol=1e-5)
+    assert np.shape(product) == (3,)
+    return counts
+
+
+def test_another_fit_of_the_same_form_compiles_nothing():
+    """Data of the same shapes, other group indices and covariates among them, of which the prior reads one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", kayn.KaynWarning)
+        first, second = ask(0), ask(1)
+    assert first["fit"] > 0
+    assert first["a deterministic site"] == 1
+    assert first["expectation"] == 1
+    assert not any(first[name] for name in ("another", "its deviation", "again"))
+    assert not any(second.values())
+
+
+def test_an_expectation_sees_what_its_function_closes_over():
+    posterior = kayn.Importance(groups, num_particles=4).run(0, None, *some_data(0))
+    factor = 1.0
+    first = posterior.expectation(lambda mu: factor * mu)
+    factor = 2.0
+    np.testing.assert_allclose(posterior.expectation(lambda mu: factor * mu), 2 * first, rtol=1e-6)
 
 
 def test_an_option_that_the_compiler_no_longer_knows_is_left_out(monkeypatch):

@@ -34,55 +34,94 @@ MAX_ELEMENTS = 2**26
 """Larger joint marginals are not formed; the caller falls back to draws."""
 
 
-@dataclass(frozen=True, eq=False)
-class Expectation:
-    """A planned expectation: the problem with the query as an extra term, and the program that evaluates the function."""
+GROUP = 8
+"""At most so many deterministic sites are asked about by one program."""
 
-    problem: Problem
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A function of latents: the program that evaluates it, how it reads them, and the shape of its result."""
+
     program: Program
     traced_name: str
     output: Output
     axes: tuple[Axis, ...]
     shape: tuple[int, ...]
+    elements: int
+    """Entries of the joint marginal weights on its axes."""
 
-    def moments(self, numbers: Mapping, params: Mapping, draws: Draws, shares: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation over replicates' particles, weighed by `shares` [R]: in the shape of the function's result."""
-        plan = self.problem.layout.plan
-        slot = next(i for i, t in enumerate(plan.terms) if t.name == self.output.name)
-        count = len(self.axes)
 
-        def one(mine: Draws) -> tuple[Array, Array]:
+@dataclass(frozen=True, eq=False)
+class Expectation:
+    """Planned expectations: the problem with the functions as extra terms of value zero."""
+
+    problem: Problem
+    asked: tuple[Asked, ...]
+
+    def moments(self, numbers: Mapping, params: Mapping, draws: Draws, shares: Array) -> list[tuple[Array, Array]]:
+        """Mean and standard deviation over replicates' particles, weighed by `shares` [R]: by function, in the shape of its result."""
+        names = [t.name for t in self.problem.layout.plan.terms]
+        slots_asked = [names.index(a.output.name) for a in self.asked]
+
+        def one(mine: Draws) -> list[tuple[Array, Array]]:
             inputs = model_inputs(self.problem, numbers, params, mine.subsample)
             slots = weigh(self.problem, numbers, mine, params)
-            weights = joint_marginals(self.problem, plan, slot, slots, link_index(self.problem, inputs))
-            own = (
-                inputs
-                if self.program is self.problem.model
-                else [*self.program.consts, *([None] * len(self.program.inputs))]
-            )
-            value = evaluate(self.program, self.traced_name, self.output, self.axes, mine.values, own)
-            over = tuple(range(weights.ndim - count, weights.ndim))
-            mean = jnp.sum(jnp.where(weights > 0, weights * value, 0), over)
-            # once more about itself, as in `Posterior.mean`
-            centred = value - jnp.expand_dims(mean, over)
-            mean = mean + jnp.sum(jnp.where(weights > 0, weights * centred, 0), over)
-            centred = value - jnp.expand_dims(mean, over)
-            return mean, jnp.sum(jnp.where(weights > 0, weights * centred**2, 0), over)
+            found = joint_marginals(self.problem, slots_asked, slots, link_index(self.problem, inputs))
+            return [self._of_one(a, w, mine, inputs) for a, w in zip(self.asked, found, strict=True)]
 
-        means, variances = jax.lax.map(one, draws)
-        mean = jnp.tensordot(shares, means, 1)
-        mean = mean + jnp.tensordot(shares, means - mean, 1)
-        variance = jnp.tensordot(shares, variances + (means - mean) ** 2, 1)
-        return mean.reshape(self.shape), jnp.sqrt(variance).reshape(self.shape)
+        def pooled(asked: Asked, means: Array, variances: Array) -> tuple[Array, Array]:
+            mean = jnp.tensordot(shares, means, 1)
+            mean = mean + jnp.tensordot(shares, means - mean, 1)
+            variance = jnp.tensordot(shares, variances + (means - mean) ** 2, 1)
+            return mean.reshape(asked.shape), jnp.sqrt(variance).reshape(asked.shape)
 
+        return [pooled(a, *found) for a, found in zip(self.asked, jax.lax.map(one, draws), strict=True)]
 
-def of_deterministic(problem: Problem, name: str) -> Expectation | None:
-    """Plan the moments of a deterministic site; None if it mixes elements that are indexed separately."""
-    return _planned(problem, problem.structure, problem.model, VALUE + name, problem.graph.output(name))
+    def _of_one(self, asked: Asked, weights: Array, draws: Draws, inputs: Sequence[Any]) -> tuple[Array, Array]:
+        """Mean and variance under joint weights of one set of particles."""
+        program = asked.program
+        own = inputs if program is self.problem.model else [*program.consts, *([None] * len(program.inputs))]
+        value = evaluate(program, asked.traced_name, asked.output, asked.axes, draws.values, own)
+        over = tuple(range(weights.ndim - len(asked.axes), weights.ndim))
+        mean = jnp.sum(jnp.where(weights > 0, weights * value, 0), over)
+        # once more about itself, as in `Posterior.mean`
+        centred = value - jnp.expand_dims(mean, over)
+        mean = mean + jnp.sum(jnp.where(weights > 0, weights * centred, 0), over)
+        centred = value - jnp.expand_dims(mean, over)
+        return mean, jnp.sum(jnp.where(weights > 0, weights * centred**2, 0), over)
 
 
-def of_function(problem: Problem, function: Callable, names: Sequence[str]) -> Expectation | None:
-    """Plan the expectation of a function of latents; None if it mixes elements that are indexed separately.
+def of_deterministic(problem: Problem) -> dict[str, Expectation]:
+    """Plans for the moments of deterministic sites, by site; several share one where a contraction for all is no dearer than one for each.
+
+    Left out are sites that mix elements that are indexed separately.
+    """
+    sites = [n for n, s in problem.model.sites.items() if s.kind == "deterministic"]
+    groups: list[Expectation] = []
+    for name in sites:
+        asked = _asked(problem, problem.structure, problem.model, VALUE + name, problem.graph.output(name))
+        own = None if asked is None else _planned(problem, problem.structure, (asked,))
+        if own is not None:
+            _join(groups, own)
+    return {a.output.name: group for group in groups for a in group.asked}
+
+
+def _join(groups: list[Expectation], own: Expectation) -> None:
+    """Put a plan into a group of plans, or beside them."""
+    for i, group in enumerate(groups):
+        both = _planned(group.problem, own.problem.structure, (*group.asked, *own.asked))
+        if both is not None and _flops(both) <= _flops(group) + _flops(own):
+            groups[i] = both
+            return
+    groups.append(own)
+
+
+def _flops(planned: Expectation) -> int:
+    return planned.problem.layout.plan.flops
+
+
+def traced_function(problem: Problem, function: Callable, names: Sequence[str]) -> Program:
+    """A function of latents as a program.
 
     Raises:
         QueryError: the function does not return one array.
@@ -94,31 +133,41 @@ def of_function(problem: Problem, function: Callable, names: Sequence[str]) -> E
         raise QueryError(
             f"the function passed to expectation() returned {type(result).__name__}; it must return one array"
         )
-    program = Program(closed.jaxpr, tuple(closed.consts), tuple(unique), (QUERY,), {}, (), jax.tree.structure({}))
+    return Program(closed.jaxpr, tuple(closed.consts), tuple(unique), (QUERY,), {}, (), jax.tree.structure({}))
+
+
+def of_function(problem: Problem, program: Program) -> Expectation | None:
+    """Plan the expectation of a function of latents, see `traced_function`; None if it mixes elements that are indexed separately."""
     constants = [*program.consts, *([None] * len(program.inputs))]
     structure, output = discover_output(problem.structure, program, QUERY, Kind.VALUE, constants, constants)
-    return _planned(problem, structure, program, QUERY, output)
+    asked = _asked(problem, structure, program, QUERY, output)
+    return None if asked is None else _planned(problem, structure, (asked,))
 
 
-def _planned(
-    problem: Problem, structure: Structure, program: Program, traced_name: str, output: Output
-) -> Expectation | None:
-    layout, graph = problem.layout, structure.graph
+def _asked(problem: Problem, structure: Structure, program: Program, traced_name: str, output: Output) -> Asked | None:
+    layout = problem.layout
     axes = tuple(dict.fromkeys(layout.axis_of(n) for n in output.latents))
-    sizes = {p.name: p.size for p in graph.plates}
-    if math.prod(a.size for a in axes) * math.prod(sizes[d] for d in output.dims if d) > MAX_ELEMENTS:
-        return None
+    sizes = {p.name: p.size for p in structure.graph.plates}
+    elements = math.prod(a.size for a in axes) * math.prod(sizes[d] for d in output.dims if d)
     seen: dict[str, Any] = {}
     for read in output.reads:
         for plate in layout.axis_of(read.latent).scope:
             how = read.of(plate)
             if how == MIXED or seen.setdefault(plate, how) != how:
                 return None
-    structure = replace(structure, graph=replace(graph, outputs=(*graph.factors, output)))
+    shape = program.jaxpr.outvars[program.outputs.index(traced_name)].aval.shape
+    return Asked(program, traced_name, output, axes, shape, elements)
+
+
+def _planned(problem: Problem, structure: Structure, asked: tuple[Asked, ...]) -> Expectation | None:
+    """None where there is no plan for all of these functions, or where it would be too large."""
+    if len(asked) > GROUP or sum(a.elements for a in asked) > MAX_ELEMENTS:
+        return None
+    outputs = (*structure.graph.factors, *(a.output for a in asked))
+    structure = replace(structure, graph=replace(structure.graph, outputs=outputs))
+    layout = problem.layout
     try:
-        plan = plan_within(structure, layout.axes, structure.graph.outputs, layout.memory_left)
+        plan = plan_within(structure, layout.axes, outputs, layout.memory_left)
     except Stuck:
         return None
-    asked = replace(problem, structure=structure, layout=replace(layout, plan=plan))
-    shape = program.jaxpr.outvars[program.outputs.index(traced_name)].aval.shape
-    return Expectation(asked, program, traced_name, output, axes, shape)
+    return Expectation(replace(problem, structure=structure, layout=replace(layout, plan=plan)), asked)

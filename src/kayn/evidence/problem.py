@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -35,6 +35,7 @@ from kayn.programs.trace import Program, trace_program
 from kayn.support.keys import as_key
 from kayn.support.names import refuse_reserved
 from kayn.support.validate import parameter_values
+from kayn.xla.shared import Kept
 
 DRAWS = 16
 """Runs of a guide at which what it can reach given other latents is compared with the model."""
@@ -49,6 +50,8 @@ class Problem:
     structure: Structure
     layout: Layout
     denominator: str = "mixture"
+    programs: Kept = field(default_factory=Kept, init=False, repr=False)
+    """What has been planned and compiled for questions to it, by question."""
 
     @property
     def graph(self) -> Graph:

@@ -9,7 +9,7 @@ None of them differentiates through the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -71,14 +71,16 @@ def latent_weights(problem: Problem, axis_weights: Mapping[str, Array], name: st
     return xp.broadcast_to(weights.reshape((axis.size, *shape)), (axis.size, *latent.shape[: latent.batch_ndim]))
 
 
-def joint_marginals(problem: Problem, plan: Plan, slot: int, slots: Mapping[int, Array], index: Index) -> Array:
-    """Joint marginal weights on the axes of one term of a plan: [*plates, *(K of every axis)], summing to one per plate element."""
+def joint_marginals(problem: Problem, asked: Sequence[int], slots: Mapping[int, Array], index: Index) -> list[Array]:
+    """Joint marginal weights on the axes of some terms of the plan: for each [*plates, *(K of every axis)], summing to one per plate element."""
+    plan = problem.layout.plan
 
-    def log_z(term: Array) -> Array:
-        return execute.log_contract(plan, {**slots, slot: term}, index)
+    def log_z(terms: Sequence[Array]) -> Array:
+        return execute.log_contract(plan, {**slots, **dict(zip(asked, terms, strict=True))}, index)
 
-    plates = [a for a in plan.axes[slot] if a not in plan.scope]
-    return jax.grad(log_z)(slots[slot]) / _scale(problem, plates)
+    found = jax.grad(log_z)([slots[slot] for slot in asked])
+    plates = [[a for a in plan.axes[slot] if a not in plan.scope] for slot in asked]
+    return [weights / _scale(problem, own) for weights, own in zip(found, plates, strict=True)]
 
 
 def draw_indices(plan: Plan, slots: Mapping[int, Array], index: Index, keys: KeyArray) -> dict[str, Array]:

@@ -181,7 +181,7 @@ class QEM:
         self.blocks = blocks(self.problem, self.guide.sites, self._widening())
         self._arguments = (args, kwargs)
         self._advance = QuickJit(partial(_advance, self, self._keeps_particles()), (3,))
-        self._parameters = jax.jit(lambda moments: {b.name: b.parameters(moments[b.name]) for b in self.blocks})
+        self._parameters = QuickJit(lambda moments: {b.name: b.parameters(moments[b.name]) for b in self.blocks})
         self._one_step = jax.jit(partial(_step, self, self.problem), inline=True)
         # only types matter here, so this is done while the prior that the guide starts from is being compiled
         self._one_step.trace(self.problem.numbers, self._first(params, key), 1.0)

@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
 from kayn.errors import QueryError, StructureWarning
 from kayn.evidence.draws import Draws
-from kayn.evidence.expectation import Expectation, of_deterministic, of_function
+from kayn.evidence.expectation import of_deterministic, of_function, traced_function
 from kayn.evidence.problem import Problem
 from kayn.evidence.queries import latent_weights
 from kayn.posterior import joint
@@ -26,6 +27,8 @@ from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
 from kayn.support.options import Key, Name, Samples
 from kayn.support.validate import checked
+from kayn.xla.compilation import is_traced
+from kayn.xla.fingerprint import fingerprint
 from kayn.xla.jit import QuickJit
 
 FALLBACK_DRAWS = 2000
@@ -65,7 +68,8 @@ class Pool:
     draws: Draws
     log_evidences: Any
     axis_weights: dict[str, Any]
-    _compiled: dict[Any, Callable] = field(default_factory=dict, repr=False)
+    _found: dict[Any, Any] = field(default_factory=dict, repr=False)
+    """Moments of deterministic sites that have been asked for."""
 
     # -- evidence
 
@@ -164,9 +168,9 @@ class Pool:
             self._known(name)
             self._refuse_mixed_rows(name)
         if all(n in self.latent_names for n in names):
-            plan = of_function(self.problem, function, names)
-            if plan is not None:
-                return self._expect(plan)[0]
+            found = self._of_function(function, names)
+            if found is not None:
+                return found
         return self._from_draws(
             lambda values: function(*(values[n] for n in names)), f"expectation over {', '.join(names)}"
         )
@@ -207,14 +211,14 @@ class Pool:
         """The combination of particles with the largest weight, over all replicates: the site's shape for every latent."""
         for name in self.latent_names:
             self._refuse_mixed_rows(name)
-        return self._jit("mode", partial(joint.mode, self.problem))(self.numbers, self.params, self.draws)
+        return self._jit("mode", lambda: partial(joint.mode, self.problem))(self.numbers, self.params, self.draws)
 
     # -- internals
 
     def _joint(self, rng_key: Any, num_samples: int) -> JointDraws:
         sites = [s for s in self.problem.model.sites.values() if s.kind in ("sample", "deterministic")]
         refuse_too_many("num_samples", num_samples, sum(math.prod(s.shape) for s in sites), QueryError)
-        return self._jit(("sample", num_samples), partial(joint.sample, self.problem, num_samples))(
+        return self._jit(("sample", num_samples), lambda: partial(joint.sample, self.problem, num_samples))(
             self.numbers, self.params, self.draws, self.log_evidences, as_key(rng_key)
         )
 
@@ -269,15 +273,41 @@ class Pool:
             mean = mean + xp.sum(xp.where(weights > 0, weights * (values - mean), 0), 0)
             variance = xp.sum(xp.where(weights > 0, weights * (values - mean) ** 2, 0), 0)
             return jnp.asarray(mean), jnp.asarray(xp.sqrt(variance))
-        plan = of_deterministic(self.problem, name)
-        if plan is not None:
-            return self._expect(plan)
+        found = self._of_deterministic(name)
+        if found is not None:
+            return found
         mean = self._from_draws(lambda values: values[name], name)
         square = self._from_draws(lambda values: (values[name] - mean) ** 2, name)
         return mean, jnp.sqrt(square)
 
-    def _expect(self, plan: Expectation) -> tuple[Any, Any]:
-        return self._jit(plan, plan.moments)(self.numbers, self.params, self.draws, self._shares)
+    def _of_deterministic(self, name: str) -> tuple[Any, Any] | None:
+        """Mean and standard deviation of a deterministic site; None if it has no small contraction."""
+        plan = self.problem.programs.get("deterministic", lambda: of_deterministic(self.problem)).get(name)
+        if plan is None:
+            return None
+        names = tuple(a.output.name for a in plan.asked)
+        if names not in self._found:
+            run = self._jit(("moments", *names), lambda: plan.moments)
+            found = run(self.numbers, self.params, self.draws, self._shares)
+            if is_traced(found):
+                return found[names.index(name)]
+            self._found[names] = found
+        return self._found[names][names.index(name)]
+
+    def _of_function(self, function: Callable, names: tuple[str, ...]) -> Any | None:
+        """Mean of a function of latents; None if it has no small contraction."""
+        program = traced_function(self.problem, function, names)
+        if is_traced(program.consts):
+            plan = of_function(self.problem, program)
+            run = None if plan is None else QuickJit(plan.moments)
+        else:
+            # by what it computes: what the same function closes over may have changed
+            known = fingerprint(ClosedJaxpr(program.jaxpr, program.consts), with_consts=True)
+            plan = self.problem.programs.get(
+                (program.inputs, known.digest), lambda: of_function(self.problem, program), known
+            )
+            run = None if plan is None else self._jit(("moments", plan), lambda: plan.moments)
+        return None if run is None else run(self.numbers, self.params, self.draws, self._shares)[0][0]
 
     def _from_draws(self, function: Callable[[Mapping], Any], what: str) -> Any:
         warnings.warn(
@@ -289,10 +319,9 @@ class Pool:
         draws = self._joint(0, FALLBACK_DRAWS).values
         return jnp.mean(jax.vmap(function)(draws), 0)
 
-    def _jit(self, key: Any, function: Callable) -> Callable:
-        if key not in self._compiled:
-            self._compiled[key] = QuickJit(function)
-        return self._compiled[key]
+    def _jit(self, key: Any, function: Callable[[], Callable]) -> QuickJit:
+        """What is compiled for a question, kept with the problem."""
+        return self.problem.programs.get(("compiled", key), lambda: QuickJit(function(), open_consts=True))
 
 
 def _local(array: Any) -> Any:

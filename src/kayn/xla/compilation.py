@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 from kayn.errors import KaynError
 from kayn.support.arrays import Array, PyTree
 from kayn.support.validate import Rule, Text, checked
+from kayn.xla.shared import shared_ahead
 
 CACHE_VARIABLE = "KAYN_CACHE"
 LANES = 8
@@ -64,15 +64,12 @@ def ahead(function: Callable, *args: Any) -> Callable[[], PyTree]:
     if is_traced(args) or within_transformation():
         return cache(lambda: function(*args))
     traced = jax.jit(function).trace(*args)
-    if len(traced.jaxpr.jaxpr.invars) != len(jax.tree.leaves(args)) or is_traced(traced.jaxpr.consts):
+    leaves = jax.tree.leaves(args)
+    if len(traced.jaxpr.jaxpr.invars) != len(leaves) or is_traced(traced.jaxpr.consts):
         # the function closes over numbers that are being transformed, which JAX makes arguments of it
         return cache(lambda: function(*args))
-    lowered = traced.lower()
-    # NumPyro's handlers are not safe to use from two threads, but only the compiler runs in this one
-    background = ThreadPoolExecutor(1, "kayn-compile")
-    compiled = background.submit(lowered.compile, quick_options())
-    background.shutdown(wait=False)
-    return cache(lambda: compiled.result()(*args))
+    run, form = shared_ahead(traced.jaxpr, quick_options(), leaves), jax.tree.structure(traced.out_info)
+    return cache(lambda: jax.tree.unflatten(form, run()))
 
 
 def apart(array: Array, witness: Array) -> Array:

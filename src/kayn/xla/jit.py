@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from kayn.xla.compilation import is_traced, quick_options, within_transformation
+from kayn.xla.shared import shared
 
 LONG_SCATTER = 1000
 """Updates of one scatter from which XLA's older way, which writes a loop over them, is slower than its newer."""
@@ -23,31 +25,42 @@ class QuickJit:
     long scatter is therefore compiled as usual, like any on other devices or within another transformation, where whoever
     compiles the whole chooses.
 
+    Programs that compute the same share what is compiled, whoever made them (`kayn.xla.shared`).
+
     Args:
         function: it must not close over values that are being transformed.
+        open_consts: whether arrays that it closes over are data, which the program need not be compiled for.
     """
 
-    def __init__(self, function: Callable, static_argnums: Sequence[int] = ()):
-        self._function, self._static = function, tuple(static_argnums)
-        self._usual = jax.jit(function, static_argnums=self._static)
-        self._chosen: Callable | None = None
+    def __init__(self, function: Callable, static_argnums: Sequence[int] = (), open_consts: bool = False):
+        self._static = frozenset(static_argnums)
+        self._usual = jax.jit(function, static_argnums=tuple(static_argnums))
+        self._open = open_consts
+        self._found: dict[int, tuple[ClosedJaxpr, Callable]] = {}
 
     def __call__(self, *args: Any) -> Any:
         """Run the function, compiled for the shapes and types of these arguments."""
-        return self._for(args)(*args)
+        if is_traced(args) or within_transformation():
+            return self._usual(*args)
+        traced = self._usual.trace(*args)
+        out = self._for(traced.jaxpr)(*self._leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(traced.out_info), out)
 
     def lower(self, *args: Any) -> jax.stages.Lowered:
-        """Trace and lower, as the function of the same name of `jax.jit`."""
-        return self._for(args).lower(*args)
+        """Trace and lower what a call of known numbers runs, as the function of the same name of `jax.jit`."""
+        run = self._for(self._usual.trace(*args).jaxpr)
+        consts = run.args if isinstance(run, partial) else ()
+        return getattr(run, "func", run).lower(*consts, *self._leaves(args))
 
-    def _for(self, args: tuple) -> Any:
-        if is_traced(args) or within_transformation():
-            return self._usual
-        if self._chosen is None:
-            short = longest_scatter(self._usual.trace(*args).jaxpr.jaxpr) < LONG_SCATTER
-            options = quick_options() if short else None
-            self._chosen = jax.jit(self._function, static_argnums=self._static, compiler_options=options)
-        return self._chosen
+    def _leaves(self, args: tuple) -> list[Any]:
+        return jax.tree.leaves([a for i, a in enumerate(args) if i not in self._static])
+
+    def _for(self, closed: ClosedJaxpr) -> Any:
+        # JAX gives the same object again for arguments of the same types
+        if id(closed) not in self._found:
+            short = longest_scatter(closed.jaxpr) < LONG_SCATTER
+            self._found[id(closed)] = (closed, shared(closed, quick_options() if short else None, self._open))
+        return self._found[id(closed)][1]
 
 
 def longest_scatter(jaxpr: Jaxpr) -> int:
