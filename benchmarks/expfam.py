@@ -24,7 +24,7 @@ import numpyro
 import numpyro.distributions as dist
 
 from kayn.axes.request import make_request
-from kayn.contraction.execute import settled_slot
+from kayn.contraction.steps.product import settled_slot
 from kayn.evidence.draws import draw_particles
 from kayn.evidence.problem import Problem, build_problem, link_index, model_inputs
 from kayn.factors.elementwise import evaluate_reduced

@@ -8,8 +8,9 @@ from typing import Any
 from kayn.axes.memory import step_bytes
 from kayn.axes.request import TARGET_ELEMENTS, make_request
 from kayn.axes.types import Axis, Coupling, Layout
-from kayn.contraction.execute import settled_slot
 from kayn.contraction.plan import Plan
+from kayn.contraction.steps.product import settled_slot
+from kayn.contraction.steps.sliced import sums_in_parts
 from kayn.evidence.problem import Problem, build_problem
 from kayn.factors import by_terms
 from kayn.factors.choose_form import choose
@@ -98,7 +99,7 @@ class Analysis:
             f"10^{self.log10_combinations:.1f} combinations of particles; contraction: {self.flops:.3g} multiply-adds, "
             f"at most {format_bytes(self.peak_bytes)} of temporary memory"
         )
-        for step in self.plan.sums_in_parts:
+        for step in sums_in_parts(self.plan):
             names = "+".join(next(a for a in self.axes if a.name == step.axis).latents)
             sections.append(f"To fit, the particles of {names} are summed in {step.parts} parts, one after the other")
         return "\n".join(sections)

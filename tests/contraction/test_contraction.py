@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,11 @@ from kayn.contraction.build import plan_contraction
 from kayn.contraction.cut import divisible, sliceable, sliced
 from kayn.contraction.fuse import joined
 from kayn.contraction.logmatmul import log_matmul
-from kayn.contraction.plan import Combine, PlateLink, Product, Sliced, Stuck, Term
+from kayn.contraction.plan import Entries, PlateLink, Step, Stuck, Term
+from kayn.contraction.steps.combine import Combine
+from kayn.contraction.steps.product import Product
+from kayn.contraction.steps.sliced import Sliced
+from kayn.contraction.ways import Way, sum_rule
 from kayn.errors import StructureError
 from tests.laws.oracle import QUICK
 
@@ -369,6 +374,59 @@ def test_star_of_200_variables():
     assert plan.peak_elements <= 4 * 3
 
 
+@dataclass(frozen=True)
+class Tempered(Step):
+    """A kind of step that kayn does not have: a log factor counts `share` times."""
+
+    source: int
+    out: int
+    share: float
+
+    @property
+    def read(self):
+        return (self.source,)
+
+    def renumbered(self, number):
+        return replace(self, source=number[self.source], out=number[self.out])
+
+    def flops(self, plan):
+        return plan.elements(self.out)
+
+    def entries(self, plan, inner):
+        return Entries(plan.elements(self.out))
+
+    def lines(self, plan):
+        return [f"temper by {self.share}"]
+
+    def forward(self, plan, slots, way):
+        return self.share * slots[self.source]
+
+
+def test_a_kind_of_step_is_one_class(x64):
+    """It is run, differentiated, walked back, cut, counted and printed without being known anywhere else."""
+    problem = Problem("a,abi->", "i", {"a": 4, "b": 3, "i": 2})
+    plain, arrays = problem.plan, [jnp.asarray(a) for a in problem.arrays]
+    slot = len(plain.axes)
+    number = {i: slot if i == 1 else i for i in range(slot)}
+    steps = (Tempered(1, slot, 0.5), *(s.renumbered(number) for s in plain.steps))
+    tempered = replace(plain, steps=steps, axes=(*plain.axes, plain.axes[1]), links=(*plain.links, plain.links[1]))
+
+    def value(plan, share, first, second):
+        return execute.log_contract(plan, {0: first, 1: share * second}, problem.indices.__getitem__)
+
+    plans = [tempered, sliced(tempered, sliceable(tempered)["a"], "a", 2)]
+    expected = jax.value_and_grad(value, (2, 3))(plain, 0.5, *arrays)
+    best = backward.best(plain, {0: arrays[0], 1: 0.5 * arrays[1]}, problem.indices.__getitem__)
+    for plan in plans:
+        found = jax.value_and_grad(value, (2, 3))(plan, 1.0, *arrays)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
+        found = backward.best(plan, dict(enumerate(arrays)), problem.indices.__getitem__)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, best)
+        assert "temper by 0.5" in str(plan)
+        assert plan.flops == plain.flops + 4 * 3 * 2
+    assert step_bytes(tempered) > step_bytes(plain)
+
+
 # -- draws and the best combination
 
 
@@ -680,7 +738,7 @@ def test_sums_are_joined(equation, plates, sums, x64):
     assert sum(isinstance(s, Combine) and bool(s.eliminated) for s in plan.steps) == sums
 
     def one_by_one(*arrays):
-        slots = execute.forward(problem.plan, dict(enumerate(arrays)), problem.indices.__getitem__, execute.sum_rule)
+        slots = execute.forward(problem.plan, dict(enumerate(arrays)), Way(problem.indices.__getitem__, sum_rule))
         return sum(slots[s] for s in problem.plan.results)
 
     every = tuple(range(len(problem.arrays)))

@@ -19,7 +19,7 @@ from numpyro import handlers
 import kayn
 from kayn import evidence
 from kayn.axes.request import make_request
-from kayn.contraction.execute import settled_slot
+from kayn.contraction.steps.product import settled_slot
 from kayn.evidence.draws import Draws, draw_particles
 from kayn.evidence.problem import Problem, build_problem, link_index, model_inputs
 from kayn.evidence.weights import weigh

@@ -16,7 +16,7 @@ import kayn
 from kayn.axes.request import make_request
 from kayn.contraction import chain_rounds
 from kayn.contraction.chain_rounds import sum_over_paths
-from kayn.contraction.plan import Chain
+from kayn.contraction.steps.chain import Chain
 from kayn.errors import ModelError, StructureWarning
 from kayn.evidence.draws import draw_particles
 from kayn.evidence.problem import build_problem

@@ -7,8 +7,9 @@ import math
 import jax.numpy as jnp
 
 from kayn.contraction.cut import divisible, sliceable, sliced
-from kayn.contraction.execute import settled_slot
-from kayn.contraction.plan import Chain, Combine, Plan, Sliced
+from kayn.contraction.plan import Plan
+from kayn.contraction.steps.product import settled_slot
+from kayn.contraction.steps.sliced import in_parts, made_in_parts
 
 CHUNK_ELEMENTS = 2**22
 """Factors over rows are evaluated and multiplied out in parts of at most so many entries."""
@@ -72,9 +73,7 @@ def _plates_in_parts(plan: Plan, most: int) -> Plan:
 
 
 def _of_a_part(plan: Plan, out: int) -> int:
-    step = next(s for s in plan.steps if s.out == out)
-    assert isinstance(step, Sliced)
-    return sum(_elements(step.body))
+    return sum(_elements(next(s for s in in_parts(plan) if s.out == out).body))
 
 
 def _divisors(size: int) -> list[int]:
@@ -83,27 +82,21 @@ def _divisors(size: int) -> list[int]:
 
 
 def _elements(plan: Plan) -> tuple[int, int]:
-    """Entries held for the way back, and of what is formed on the way and dropped: the largest sum over combinations, rows or parts."""
-    held, joint, rows, part = 0, 0, 0, 0
-    made_in_parts = plan.made_in_parts
+    """Entries held for the way back, and of what is formed on the way and dropped.
+
+    The latter is the largest sum over combinations beside the rows that are evaluated at a time, or the largest part.
+    """
+    held, passing, rows, apart = 0, 0, 0, 0
+    made = made_in_parts(plan)
     for term in range(len(plan.terms)):
-        if term in made_in_parts:
+        if term in made:
             continue
         steps, slot = settled_slot(plan, term)
         held += plan.elements(slot)
         if steps:
             rows = max(rows, min(plan.elements(steps[0].source), CHUNK_ELEMENTS))
     for step in plan.steps:
-        if isinstance(step, Combine):
-            held += plan.elements(step.out)
-            if not plan.is_matmul(step):
-                joint = max(joint, math.prod(plan.size[a] for a in plan.joint_axes(step)))
-        elif isinstance(step, Chain):
-            inner, largest = _elements(step.body)
-            held += plan.size[step.plate] * inner
-            joint = max(joint, largest)
-        elif isinstance(step, Sliced):
-            inner, largest = _elements(step.body)
-            held += plan.elements(step.out) * (step.parts if step.of_variable else 1)
-            part = max(part, 4 * inner // 3 + largest)
-    return held, max(joint + rows, part)
+        entries = step.entries(plan, (0, 0) if step.inner is None else _elements(step.inner))
+        held += entries.held
+        passing, apart = max(passing, entries.passing), max(apart, entries.apart)
+    return held, max(passing + rows, apart)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kayn.axes.types import Axis, Layout
-from kayn.contraction.plan import Chain, Plan, Product, Sliced, Step
+from kayn.contraction.plan import Plan
 from kayn.errors import GuideError, StructureWarning
 from kayn.graph.types import Graph
 from kayn.programs.sites import Site
@@ -163,38 +163,35 @@ def refuse_powers(layout: Layout, who: str) -> None:
     found = _powers(layout.plan)[0]
     for axis in layout.axes:
         if axis.name in found and not axis.enumerated:
-            product = found[axis.name]
+            plate, scale = found[axis.name]
             raise GuideError(
                 f"kayn.{who} needs an evidence that is linear in the weight of every particle, but {axis.latents[0]!r} is in the subsampled plate "
-                f"{product.plate!r}, whose rows count {product.scale:g} times for every particle of a latent outside of it. Use kayn.RWS or "
+                f"{plate!r}, whose rows count {scale:g} times for every particle of a latent outside of it. Use kayn.RWS or "
                 "kayn.Reinforce, put them on one axis (strategy='global'), or leave subsample_size out of the plate"
             )
 
 
-def _powers(plan: Plan, within: Sequence[frozenset[str]] = ()) -> tuple[dict[str, Product], frozenset[str]]:
-    """Variables that are summed over, or multiplied out, inside of a power that other variables remain in; and all variables of the plan.
+def _powers(plan: Plan, within: Sequence[frozenset[str]] = ()) -> tuple[dict[str, tuple[str, float]], frozenset[str]]:
+    """Variables that are summed over, or multiplied out, inside of a power that other variables remain in; and all of the plan.
 
     Args:
         within: further variables that are in the plan's terms.
+
+    Returns:
+        The plate and the exponent by variable, and all variables.
     """
     variables = set(plan.scope)
     holds = {i: frozenset(variables.intersection(t.axes)) for i, t in enumerate(plan.terms)}
     holds |= {i: holds[i] | more for i, more in enumerate(within)}
-    found: dict[str, Product] = {}
+    found: dict[str, tuple[str, float]] = {}
     for step in plan.steps:
-        holds[step.out] = frozenset[str]().union(*(holds[s] for s in step.read))
-        if isinstance(step, Product):
-            left = variables.intersection(plan.axes[step.out])
-            if step.scale != 1.0 and left:
-                found |= dict.fromkeys(holds[step.source] - left, step)
-        elif isinstance(step, Chain | Sliced):
-            inner, more = _powers(step.body, _sources(step, holds))
+        mine = frozenset[str]().union(*(holds[s] for s in step.read))
+        left = variables.intersection(plan.axes[step.out])
+        if step.power is not None and left:
+            found |= dict.fromkeys(mine - left, step.power)
+        if step.inner is not None:
+            inner, more = _powers(step.inner, [frozenset() if s is None else holds[s] for s in step.inner_read])
             found |= inner
-            holds[step.out] |= more
+            mine |= more
+        holds[step.out] = mine
     return found, frozenset[str]().union(*holds.values())
-
-
-def _sources(step: Step, holds: dict[int, frozenset[str]]) -> list[frozenset[str]]:
-    """What the terms of a step's body hold: for a chain, the first is what comes from the step before."""
-    own = [holds[s] for s in step.read]
-    return [frozenset(), *own] if isinstance(step, Chain) else own

@@ -1,8 +1,8 @@
 """Plan a plated log-sum-product from axis names and sizes alone.
 
 Variables are eliminated innermost scope first and plates multiplied out, as in plated tensor variable elimination
-(Obermeyer et al., Tensor Variable Elimination for Plated Factor Graphs, ICML 2019), extended to ragged plates, where a row plate is
-summed into a group plate through an index vector, and to plates that are the steps of a Markov chain.
+(Obermeyer et al., Tensor Variable Elimination for Plated Factor Graphs, ICML 2019), extended to ragged plates, where a
+row plate is summed into a group plate through an index vector, and to plates that are the steps of a Markov chain.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from dataclasses import dataclass, field
 
 import opt_einsum
 
-from kayn.contraction.plan import Chain, Chained, Combine, LinkKey, Plan, PlateLink, Product, Step, Stuck, Term
+from kayn.contraction.plan import Chained, Plan, PlateLink, Step, Stuck, Term
+from kayn.contraction.steps.chain import Chain
+from kayn.contraction.steps.combine import Combine
+from kayn.contraction.steps.product import Product
+from kayn.contraction.ways import LinkKey
 from kayn.errors import StructureError
 
 Nest = Callable[[LinkKey, LinkKey, str], LinkKey | None]
-"""Given the keys of rows -> inner and rows -> outer and the inner plate, the key of inner -> outer, or None if crossed."""
+"""From the keys of rows -> inner and rows -> outer and the inner plate to that of inner -> outer; None if crossed."""
 
 
 @dataclass

@@ -17,7 +17,7 @@ from kayn.axes.choose import choose_layout
 from kayn.axes.minibatches import warn_of_strangers
 from kayn.axes.request import Request
 from kayn.axes.types import Layout
-from kayn.contraction.execute import Index
+from kayn.contraction.ways import Index
 from kayn.errors import GuideError, KaynError, StructureWarning
 from kayn.evidence.fixed_rows import fixed_rows
 from kayn.evidence.missing import is_broken, refuse_missing, refuse_missing_groups, warn_if_nothing_observed

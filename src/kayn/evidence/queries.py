@@ -20,8 +20,8 @@ import numpy as np
 from kayn.axes.types import proposal_name
 from kayn.contraction import execute
 from kayn.contraction.backward import best, draw
-from kayn.contraction.execute import Index
 from kayn.contraction.plan import Plan
+from kayn.contraction.ways import Index
 from kayn.evidence.draws import Draws, draw_particles
 from kayn.evidence.problem import Problem, link_index, model_inputs
 from kayn.evidence.weights import weigh_noticing

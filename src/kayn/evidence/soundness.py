@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kayn.axes.types import proposal_name
+from kayn.contraction.steps.sliced import made_in_parts
 from kayn.errors import NumericsWarning
 from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, model_inputs
@@ -38,7 +39,7 @@ WHAT = "a log density of +inf, or a probability above one"
 def unsound(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws) -> Iterator[str]:
     """Sentences about the factors of replicates' particles that are no densities, each with an example."""
     noticed = dict(draws.unsound)
-    if problem.layout.plan.made_in_parts and noticed:
+    if made_in_parts(problem.layout.plan) and noticed:
         few = jax.tree.map(lambda x: x[:FEW], replace(draws, unsound={}))
         look = jax.jit(lambda numbers, few: jax.lax.map(lambda d: unsound_in_parts(problem, numbers, d, params), few))
         noticed |= look(numbers, few)

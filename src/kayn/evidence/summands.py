@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kayn.contraction.execute import by_element
+from kayn.contraction.by_element import by_element
 from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, link_index, model_inputs
 from kayn.evidence.weights import log_evidence, model_slots_noticing, proposal_slots

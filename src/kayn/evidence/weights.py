@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from kayn.axes.types import Axis, proposal_name
-from kayn.contraction.execute import Index, log_contract, look_up, settled_slot
-from kayn.contraction.plan import LinkKey, Sliced
+from kayn.contraction.execute import log_contract, look_up
+from kayn.contraction.steps.product import settled_slot
+from kayn.contraction.steps.sliced import Sliced, made_in_parts
+from kayn.contraction.ways import Index, LinkKey
 from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, guide_inputs, link_index, model_inputs
 from kayn.factors.elementwise import is_unsound, sound
@@ -77,8 +79,9 @@ def model_slots_noticing(
     """
     slots = _model_slots(problem, numbers, draws, params, keep)
     plan, unsound = problem.layout.plan, {}
+    parts = made_in_parts(plan)
     for slot, term in enumerate(plan.terms):
-        if term.name in problem.model.outputs and slot not in plan.made_in_parts:
+        if term.name in problem.model.outputs and slot not in parts:
             unsound[term.name] = is_unsound(slots[settled_slot(plan, slot, keep)[1]])
     return {s: a if isinstance(a, jax.tree_util.Partial) else sound(a) for s, a in slots.items()}, unsound
 
@@ -89,7 +92,7 @@ def _model_slots(
     inputs = model_inputs(problem, numbers, params, draws.subsample)
     index = link_index(problem, inputs)
     plan, layout = problem.layout.plan, problem.layout
-    parts, queries = plan.made_in_parts, {o.name for o in problem.graph.outputs if o.kind is Kind.VALUE}
+    parts, queries = made_in_parts(plan), {o.name for o in problem.graph.outputs if o.kind is Kind.VALUE}
     slots = {}
     for slot, term in enumerate(plan.terms):
         if term.name in problem.model.outputs:
@@ -141,7 +144,7 @@ def unsound_in_parts(problem: Problem, numbers: Mapping, draws: Draws, params: P
     inputs = model_inputs(problem, numbers, params, draws.subsample)
     index, layout = link_index(problem, inputs), problem.layout
     found = {}
-    for slot, step in layout.plan.made_in_parts.items():
+    for slot, step in made_in_parts(layout.plan).items():
         term = layout.plan.terms[slot]
         if term.name in problem.model.outputs:
             output, axes = problem.graph.output(term.name), layout.axes_of(term)

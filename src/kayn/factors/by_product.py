@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from kayn.axes.types import Axis
-from kayn.contraction.plan import LinkKey
+from kayn.contraction.ways import LinkKey
 from kayn.factors.choose_form import Shape, Split, work
 from kayn.factors.elementwise import Particles, Reduction, in_parts, of_one_particle, on_axes
 from kayn.factors.forms import COUNTS, LOST_BITS, SMALL_ERROR, WEIGHTS, Pieces, weighted

@@ -23,7 +23,9 @@ from jax.scipy.special import gammaln
 
 from kayn.axes.types import Axis
 from kayn.contraction.logsum import expand
-from kayn.contraction.plan import LinkKey, Plan, Product
+from kayn.contraction.plan import Plan
+from kayn.contraction.steps.product import Product
+from kayn.contraction.ways import LinkKey
 from kayn.factors.choose_form import MATMUL_SPEED, MIN_WORK, num_terms
 from kayn.factors.elementwise import Particles, Reduction, in_front, in_parts, of_one_particle, on_axes
 from kayn.factors.forms import LOG_ROOT_2PI, LOST_BITS, SMALL_ERROR, WEIGHTS

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from kayn.axes.types import Axis
-from kayn.contraction.plan import Plan, Product
+from kayn.contraction.plan import Plan
+from kayn.contraction.steps.product import Product
 from kayn.factors.forms import FORMS, WEIGHTS, Form, weighted
 from kayn.graph.types import Density, Output
 

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 
 from kayn.axes.memory import CHUNK_ELEMENTS
 from kayn.axes.types import Axis
-from kayn.contraction.execute import Index, apply_products
-from kayn.contraction.plan import Plan, Product
+from kayn.contraction.plan import Plan
+from kayn.contraction.steps.product import Product, apply_products
+from kayn.contraction.ways import Index
 from kayn.factors.cost import is_dear
 from kayn.graph.types import Kind, Output
 from kayn.programs.slices import slice_outputs

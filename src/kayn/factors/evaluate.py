@@ -8,8 +8,10 @@ from typing import Any
 
 from kayn.axes.memory import CHUNK_ELEMENTS
 from kayn.axes.types import Axis
-from kayn.contraction.execute import Index, look_up
-from kayn.contraction.plan import Plan, Product
+from kayn.contraction.execute import look_up
+from kayn.contraction.plan import Plan
+from kayn.contraction.steps.product import Product
+from kayn.contraction.ways import Index
 from kayn.factors import by_terms
 from kayn.factors.by_product import Factorisation
 from kayn.factors.by_terms import Additive

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kayn.contraction.execute import Index
+from kayn.contraction.ways import Index
 from kayn.evidence.draws import Draws, deterministic_values
 from kayn.evidence.problem import Problem, link_index, model_inputs
 from kayn.evidence.queries import best_indices, draw_indices
