@@ -294,14 +294,16 @@ def everything(oracle: BruteForce, draws: Draws, params: Mapping) -> tuple:
     return log_weights, value, gradient
 
 
-def elements_in_use(
-    model: Callable, given: Mapping, masked: Mapping[str, int], values: Mapping[str, np.ndarray]
+def elements_read(
+    model: Callable, given: Mapping, counted: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Which elements of some latents change NumPyro's density of a model at all: bool by latent.
+    """Which elements whose own density does not count change NumPyro's density of a model all the same: bool by latent.
+
+    (Of those whose own density counts nothing is known: one that is uniform never changes it.)
 
     Args:
         given: parameters and subsamples.
-        masked: rank of the batch shape of the latents to try.
+        counted: which elements of some latents count themselves.
         values: [points, *shape] of every latent; every element is tried at all of them.
     """
 
@@ -309,15 +311,13 @@ def elements_in_use(
     def density(values: Mapping) -> jnp.ndarray:
         return jax.vmap(lambda v: log_density(model, (), {}, {**given, **v})[0])(values)
 
-    out = {}
-    for name, rank in masked.items():
-        batch = values[name].shape[1 : 1 + rank]
-        found = np.zeros(batch, bool)
-        for element in np.ndindex(*batch):
+    here, out = density(dict(values)), {}
+    for name, mask in counted.items():
+        found = np.zeros(mask.shape, bool)
+        for element in np.argwhere(~mask):
             other, at = np.array(values[name]), (slice(None), *element)
             # another value of the element: of integers 0 and 1, or of whatever is positive or real
             other[at] = 1 - np.minimum(other[at], 1) if other.dtype.kind == "i" else 0.5 * other[at] + 0.1
-            here, there = density(dict(values)), density({**values, name: other})
-            found[element] = not np.array_equal(here, there)
+            found[tuple(element)] = not np.array_equal(here, density({**values, name: other}))
         out[name] = found
     return out

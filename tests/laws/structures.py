@@ -164,6 +164,13 @@ class Structure:
         shape = (*self.shape(site.home), *((2,) if site.wrap == "part" else ()))
         return np.random.default_rng([self.seed, 60, self._position(site)]).random(shape) < 0.6
 
+    def counted(self, site: SiteSpec) -> np.ndarray:
+        """`mask`, of the elements that a subsample has."""
+        mask = self.mask(site)
+        for rows in self.subsample().values() if ROWS in site.home else ():
+            mask = np.take(mask, np.asarray(rows), mask.ndim + self.plate(ROWS).dim)
+        return mask
+
     def data(self, site: SiteSpec, broken: bool = False) -> np.ndarray:
         """Data of an observed site; `broken`: NaN wherever a mask takes them out."""
         rng = np.random.default_rng([self.seed, 100 + self._position(site)])
