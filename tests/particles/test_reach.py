@@ -1,5 +1,6 @@
 """A guide's support must hold the latent's, and its draws must have a density: else it is refused by name."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -206,3 +207,8 @@ def test_counts_that_are_merely_rare_are_taken():
 def test_counts_that_are_never_drawn_are_refused():
     with pytest.raises(GuideError, match="guide site 'n' has probability zero at 1"):
         read_counts(-200.0)
+
+
+def test_values_that_are_never_drawn_are_refused_within_a_program_of_the_users():
+    with pytest.raises(GuideError, match="guide site 'n' has probability zero at 1"):
+        jax.jit(lambda: read_counts(-200.0))()

@@ -621,6 +621,21 @@ def test_objectives_refuse_guides_they_cannot_use():
     )
 
 
+def test_missing_numbers_of_a_subsample_under_jit():
+    broken = np.array([0.1, np.nan, 0.3, 0.4])
+
+    def model():
+        mu = numpyro.sample("mu", dist.Normal())
+        with numpyro.plate("rows", 4, subsample_size=2) as rows:
+            numpyro.sample("y", dist.Normal(mu, 1.0), obs=jnp.asarray(broken)[rows])
+
+    def guide():
+        numpyro.sample("mu", dist.Normal())
+
+    run = jax.jit(lambda key: Importance(model, guide, num_particles=3).run(key, {}).log_evidence)
+    refused(lambda: run(jax.random.key(0)), DataError, "1 NaN", "at 1", "'y'")
+
+
 def test_autoguide_first_used_under_jit():
     """It would keep tracers of its model, and fail from then on."""
     guide = AutoNormal(flat)

@@ -15,7 +15,7 @@ import kayn
 from kayn.contraction import logmatmul
 from kayn.contraction.logmatmul import log_matmul
 from kayn.xla import compilation, jit
-from kayn.xla.compilation import matmul_precision, quick_options
+from kayn.xla.compilation import compiled_now, matmul_precision, once_options, quick_options
 from kayn.xla.jit import LONG_SCATTER, QuickJit
 from kayn.xla.shared import Kept
 
@@ -214,8 +214,25 @@ def test_an_expectation_sees_what_its_function_closes_over():
 
 
 def test_an_option_that_the_compiler_no_longer_knows_is_left_out(monkeypatch):
+    monkeypatch.setattr(compilation, "ONCE", {"xla_cpu_no_such_option": False})
+    assert once_options() == quick_options()
     monkeypatch.setattr(compilation, "QUICK", {"xla_cpu_no_such_option": False})
-    assert quick_options.__wrapped__() is None
+    assert quick_options() is None
+    assert once_options() is None
+
+
+def test_a_look_at_known_numbers_is_taken_while_something_else_is_traced():
+    known, seen = jnp.arange(3.0), []
+
+    @jax.jit
+    def traced(x):
+        seen.append(np.asarray(compiled_now(lambda a: a + jnp.ones(3), known)(known)))
+        assert compiled_now(lambda a: a + x, known) is None
+        assert compiled_now(lambda a: a, x) is None
+        return x
+
+    jax.vmap(jax.grad(traced))(known)
+    np.testing.assert_array_equal(seen, [[1.0, 2.0, 3.0]])
 
 
 def test_precision_is_full_unless_the_user_says_otherwise():

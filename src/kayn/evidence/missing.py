@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -23,7 +22,7 @@ from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import MASK, Program
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
-from kayn.xla.compilation import is_traced, quick_options
+from kayn.xla.compilation import compiled_now, is_traced
 
 TRIES = 3
 """Draws from the prior at which a density has to be no number before a covariate is blamed."""
@@ -59,15 +58,15 @@ def refuse_missing(
     suspects = [i for i, c in enumerate(program.consts) if is_broken(c)]
     if not suspects or is_traced((program.consts, params)):
         return
-    names = [n for n in program.outputs if n in program.sites and program.sites[n].kind == "sample"]
-    with jax.ensure_compile_time_eval():
-        broken_with = _look(program, fn, args, kwargs, params, names)
-        broken = broken_with(program.consts)
-        for i in suspects if any(where.any() for where in broken.values()) else ():
-            mended = broken_with([_mended(c) if i == j else c for j, c in enumerate(program.consts)])
-            site = next((n for n, where in broken.items() if (where & ~mended[n]).any()), None)
-            if site is not None:
-                raise DataError(_complaint(np.asarray(program.consts[i]), site, fn, args, kwargs))
+    broken_with = _look(program, fn, args, kwargs, params, suspects)
+    if broken_with is None:
+        return
+    broken = broken_with(())
+    for i in suspects if any(where.any() for where in broken.values()) else ():
+        mended = broken_with((i,))
+        site = next((n for n, where in broken.items() if (where & ~mended[n]).any()), None)
+        if site is not None:
+            raise DataError(_complaint(np.asarray(program.consts[i]), site, fn, args, kwargs))
 
 
 def refuse_missing_groups(wrapped: Sequence[Wrapped], fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
@@ -113,8 +112,8 @@ def is_broken(const: Array) -> bool:
     return not np.isfinite(np.asarray(const)).all()
 
 
-def _mended(const: Array) -> Array:
-    return jnp.where(jnp.isfinite(const), const, 0)
+def _mended(array: Array) -> Array:
+    return jnp.where(jnp.isfinite(array), array, 0)
 
 
 def _look(
@@ -123,13 +122,14 @@ def _look(
     args: tuple,
     kwargs: Mapping[str, Any],
     params: Mapping[str, PyTree],
-    names: Sequence[str],
-) -> Callable[[Sequence[Array]], dict[str, np.ndarray]]:
-    """What tells of other constants where densities are NaN or infinite at every one of a few draws from the prior, by site.
+    suspects: Sequence[int],
+) -> Callable[[Sequence[int]], dict[str, np.ndarray]] | None:
+    """What tells, once some suspects are mended, where densities are NaN or infinite at every one of a few prior draws.
 
-    It is compiled once: distributions do not look at their parameters within a program, and one operation after the other takes seconds.
+    It is compiled once: distributions do not look at their parameters within a program. None if arguments are traced.
     """
-    subsample = {n: jnp.arange(program.sites[n].shape[0], dtype=jnp.int32) for n in program.subsamples}
+    names = [n for n in program.outputs if n in program.sites and program.sites[n].kind == "sample"]
+    subsample = {n: np.arange(program.sites[n].shape[0], dtype=np.int32) for n in program.subsamples}
 
     def one(consts: Sequence[Array], key: KeyArray) -> dict[str, Array]:
         model = handlers.substitute(Given(fn, params=params), substitute_fn=placeholder)
@@ -141,13 +141,17 @@ def _look(
         found = dict(zip(program.outputs, outputs, strict=True))
         return {n: ~jnp.isfinite(found[n]) for n in names}
 
-    @partial(jax.jit, compiler_options=quick_options())
-    def look(consts: Sequence[Array]) -> dict[str, Array]:
+    def look(consts: Sequence[Array], which: Array) -> dict[str, Array]:
         keys = jax.random.split(as_key(0), TRIES)
-        broken = jax.lax.map(lambda key: one(consts, key), keys)
+        own = [jnp.where(which[i], _mended(c), c) if i in suspects else c for i, c in enumerate(consts)]
+        broken = jax.lax.map(lambda key: one(own, key), keys)
         return {n: jnp.all(where, 0) for n, where in broken.items()}
 
-    return lambda consts: {n: np.asarray(where) for n, where in look(list(consts)).items()}
+    consts, places = list(program.consts), np.arange(len(program.consts))
+    compiled = compiled_now(look, consts, np.isin(places, ()))
+    if compiled is None:
+        return None
+    return lambda mended: {n: np.asarray(w) for n, w in compiled(consts, np.isin(places, mended)).items()}
 
 
 def _complaint(const: np.ndarray, site: str, fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> str:

@@ -35,6 +35,7 @@ from kayn.programs.trace import Program, trace_program
 from kayn.support.keys import as_key
 from kayn.support.names import refuse_reserved
 from kayn.support.validate import parameter_values
+from kayn.xla.compilation import compiled_now
 from kayn.xla.shared import Kept
 
 DRAWS = 16
@@ -156,9 +157,18 @@ def _refuse_unreachable(guide: GuideProgram, model: Program, params: Mapping) ->
         return [*program.consts, *program.leaves({}, params, indices)]
 
     @cache
-    def draw() -> dict[str, Any]:
+    def draw(names: frozenset[str]) -> dict[str, Any] | None:
+        if not names:
+            return {}
         indices = {n: np.arange(guide.density.sites[n].shape[0], dtype=np.int32) for n in guide.density.subsamples}
-        return draw_runs(guide, guide.sampler_consts, as_key(0), DRAWS, params, indices)
+        numbers = (guide.sampler_consts, dict(params), indices)
+
+        def some(consts: Any, params: Any, indices: Any) -> dict[str, Any]:
+            runs = draw_runs(guide, consts, as_key(0), DRAWS, params, indices)
+            return {n: runs[n] for n in runs if n in names}
+
+        program = compiled_now(some, *numbers)
+        return None if program is None else program(*numbers)
 
     inputs = (known(guide.density), known(model))
     refuse_smaller_ends(guide.density, model, inputs, draw)

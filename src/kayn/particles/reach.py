@@ -92,13 +92,13 @@ def refuse_smaller_ends(
     guide: Program,
     model: Program,
     known: tuple[Sequence[Array], Sequence[Array]],
-    draw: Callable[[], Mapping[str, Array]],
+    draw: Callable[[frozenset[str]], Mapping[str, Array] | None],
 ) -> None:
     """Compare the ends of supports that the programs compute, unless they depend on traced values.
 
     Args:
         known: constants and inputs of guide and model, None in the places of latents.
-        draw: values of all guide sites in some runs: [runs, *shape].
+        draw: values of some guide sites in a few runs: [runs, *shape]; None where they are not known.
 
     Raises:
         GuideError: as `refuse_smaller_supports`.
@@ -112,8 +112,10 @@ def refuse_smaller_ends(
             ends = [_end(p, prefix, name, k) for p, k in zip((guide, model), known, strict=True)]
             if None in ends or any(n not in guide.latents for e in ends if e for n in e.reads):
                 continue
-            with jax.ensure_compile_time_eval():
-                _compare(name, prefix, ends, draw() if any(e.reads for e in ends if e) else {}, yours)
+            drawn = draw(frozenset(n for e in ends if e for n in e.reads))
+            if drawn is not None:
+                with jax.ensure_compile_time_eval():
+                    _compare(name, prefix, ends, drawn, yours)
 
 
 def _end(program: Program, prefix: str, name: str, known: Sequence[Array]) -> _End | None:

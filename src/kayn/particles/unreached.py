@@ -18,6 +18,7 @@ from kayn.programs.slices import slice_outputs
 from kayn.programs.supports import BOX
 from kayn.programs.trace import MASK, Program
 from kayn.support.arrays import Array
+from kayn.xla.compilation import compiled_now
 
 MOST = 32
 """Values up to which all of a latent's are tried."""
@@ -31,25 +32,35 @@ def refuse_values_never_drawn(
     guide: Program,
     model: Program,
     known: tuple[Sequence[Array], Sequence[Array]],
-    draw: Callable[[], Mapping[str, Array]],
+    draw: Callable[[frozenset[str]], Mapping[str, Array] | None],
 ) -> None:
     """Look for values with probability zero in the guide that weigh as much in the model as what it draws, unless they depend on traced values.
 
     Args:
         known: constants and inputs of guide and model, None in the places of latents.
-        draw: values of all guide sites in some runs: [runs, *shape].
+        draw: values of some guide sites in a few runs: [runs, *shape]; None where they are not known.
 
     Raises:
         GuideError: there is one.
     """
-    for name in guide.latents:
-        values = _values(guide, model, name)
-        if not values:
-            continue
-        density, joint = _density(guide, [name], known[0]), _density(model, _factors(model), known[1])
-        if density is not None and joint is not None:
-            with jax.ensure_compile_time_eval():
-                _refuse(guide.sites[name], values, density, joint, draw)
+    values = {n: found for n in guide.latents if (found := _values(guide, model, n))}
+    densities = {n: d for n in values if (d := _density(guide, [n], known[0])) is not None}
+    joint = _density(model, _factors(model), known[1]) if densities else None
+    if joint is None:
+        return
+    read = frozenset().union(*(d.reads - {n} for n, d in densities.items()))
+    drawn = draw(read)
+    if drawn is None:
+        return
+
+    def at_values(drawn: Mapping[str, Array]) -> dict[str, Array]:
+        return {n: d.of_values(guide.sites[n], values[n], drawn) for n, d in densities.items()}
+
+    compared = compiled_now(at_values, drawn)
+    if compared is None:
+        return
+    for name, log_q in compared(drawn).items():
+        _refuse(guide.sites[name], values[name], np.asarray(log_q), joint, draw)
 
 
 def _values(guide: Program, model: Program, name: str) -> range | None:
@@ -76,6 +87,16 @@ class _Density:
     value: Callable[[Mapping[str, Array]], Array]
     reads: frozenset[str]
 
+    def of_values(self, site: Site, values: range, drawn: Mapping[str, Array]) -> Array:
+        """At every value of a latent, in the runs of what it reads (one if it reads nothing): [values, runs, ...]."""
+        given = {n: v for n, v in drawn.items() if n in self.reads - {site.name}}
+        runs = next((len(v) for v in given.values()), 1)
+
+        def at(value: Array) -> Array:
+            return jax.vmap(self.value)({**given, site.name: jnp.full((runs, *site.shape), value)})
+
+        return jax.vmap(at)(jnp.asarray(values, site.dtype))
+
 
 def _density(program: Program, names: Sequence[str], known: Sequence[Array]) -> _Density | None:
     """None where it depends on values that are not known."""
@@ -92,7 +113,8 @@ def _density(program: Program, names: Sequence[str], known: Sequence[Array]) -> 
         out = run(*(given[inputs[i]] if i in inputs else known[i] for i in used))
         return out[0] if len(out) == 1 else sum(jnp.sum(v) for v in out)
 
-    return _Density(value, frozenset(inputs[i] for i in used if i in inputs))
+    bases = {a.name: a.base for a in program.aliases}
+    return _Density(value, frozenset(bases.get(n := inputs[i], n) for i in used if i in inputs))
 
 
 def _zero(family: str, dtype: Any) -> float:
@@ -102,24 +124,29 @@ def _zero(family: str, dtype: Any) -> float:
 
 
 def _refuse(
-    site: Site, values: range, density: _Density, joint: _Density, draw: Callable[[], Mapping[str, Array]]
+    site: Site,
+    values: range,
+    log_q: np.ndarray,
+    joint: _Density,
+    draw: Callable[[frozenset[str]], Mapping[str, Array] | None],
 ) -> None:
     """In every run that gives a value probability zero, put it in place of what was drawn for the first such element."""
-    name, blank = site.name, {site.name: jnp.zeros((1, *site.shape), site.dtype)}
-    for value in values:
-        given = draw() if density.reads - {name} else blank
-        log_q = np.asarray(jax.vmap(density.value)({**given, name: jnp.full_like(given[name], value)}))
-        never = log_q < _zero(site.family, log_q.dtype)
-        if not never.any():
-            continue
-        drawn = draw()
+    name = site.name
+    zero = log_q < _zero(site.family, log_q.dtype)
+    drawn = draw(joint.reads | {name}) if zero.any() else None
+    weigh = None if drawn is None else compiled_now(jax.vmap(joint.value), drawn)
+    if drawn is None or weigh is None:
+        return
+    best = np.asarray(weigh(drawn)).max()
+    for value, never in zip(values, zero, strict=True):
         never = np.broadcast_to(never, (len(drawn[name]), *never.shape[1:]))
         runs = np.flatnonzero(never.any(tuple(range(1, never.ndim))))
+        if not len(runs):
+            continue
         first = never[runs].reshape(len(runs), -1).argmax(1)
-        elements = (np.arange(len(runs)), *np.unravel_index(first, never.shape[1:]))
-        some = {n: v[runs] for n, v in drawn.items()}
-        there = jax.vmap(joint.value)({**some, name: some[name].at[elements].set(value)})
-        if jnp.any(there > jnp.max(jax.vmap(joint.value)(drawn)) + LEAST):
+        moved = np.array(drawn[name])
+        moved[runs, *np.unravel_index(first, never.shape[1:])] = value
+        if np.any(np.asarray(weigh({**drawn, name: moved}))[runs] > best + LEAST):
             raise GuideError(
                 f"guide site {name!r} has probability zero at {value}, which the model gives weight. What the guide never draws would be "
                 "missing from the evidence; keep probabilities above zero, e.g. mix in a little of a uniform law, or use guide=None"

@@ -20,6 +20,7 @@ CACHE_VARIABLE = "KAYN_CACHE"
 LANES = 8
 """Numbers that a CPU computes at a time. XLA unrolls loops of known length below twice as many, and then does not vectorise them, unless they fit."""
 QUICK = {"xla_cpu_use_fusion_emitters": False}
+ONCE = QUICK | {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def matmul_precision() -> jax.lax.Precision | None:
@@ -40,19 +41,29 @@ def within_transformation() -> bool:
     return is_traced(jnp.zeros(()) + 0)
 
 
-@cache
-def quick_options() -> dict[str, bool] | None:
-    """What to tell the compiler, so that it writes kernels for CPUs in the older of its two ways; None where that is not to be had.
+def quick_options() -> dict[str, Any] | None:
+    """What to tell the compiler, so that it writes kernels for CPUs in the older of its two ways.
 
-    This takes a third to a half less time, see `kayn.xla.jit`.
+    None where that is not to be had. This takes a third to a half less time, see `kayn.xla.jit`.
     """
+    return QUICK if _accepted(*QUICK.items()) else None
+
+
+def once_options() -> dict[str, Any] | None:
+    """The same for programs that run once, on little: they are compiled fast rather than made fast."""
+    return ONCE if _accepted(*ONCE.items()) else quick_options()
+
+
+@cache
+def _accepted(*options: tuple[str, Any]) -> bool:
+    """Whether the default device is a CPU whose compiler knows some options."""
     if jax.default_backend() != "cpu":
-        return None
+        return False
     try:
-        jax.jit(lambda: 0, compiler_options=QUICK).lower().compile()
+        jax.jit(lambda: 0, compiler_options=dict(options)).lower().compile()
     except jax.errors.JaxRuntimeError:
-        return None
-    return QUICK
+        return False
+    return True
 
 
 def ahead(function: Callable, *args: Any) -> Callable[[], PyTree]:
@@ -63,13 +74,32 @@ def ahead(function: Callable, *args: Any) -> Callable[[], PyTree]:
     """
     if is_traced(args) or within_transformation():
         return cache(lambda: function(*args))
-    traced = jax.jit(function).trace(*args)
-    leaves = jax.tree.leaves(args)
-    if len(traced.jaxpr.jaxpr.invars) != len(leaves) or is_traced(traced.jaxpr.consts):
-        # the function closes over numbers that are being transformed, which JAX makes arguments of it
+    traced = _alone(function, args)
+    if traced is None:
         return cache(lambda: function(*args))
-    run, form = shared_ahead(traced.jaxpr, quick_options(), leaves), jax.tree.structure(traced.out_info)
+    run = shared_ahead(traced.jaxpr, quick_options(), jax.tree.leaves(args))
+    form = jax.tree.structure(traced.out_info)
     return cache(lambda: jax.tree.unflatten(form, run()))
+
+
+def compiled_now(function: Callable, *args: Any) -> Callable | None:
+    """A program for a look at known numbers of the shapes of `args`: it runs at once, also while something is traced.
+
+    `jax.ensure_compile_time_eval` does that one operation after the other, each compiled on its own, within
+    `jax.jit` too.
+
+    Returns:
+        None if the numbers are not known: some are being transformed, or the function closes over such ones.
+    """
+    traced = None if is_traced(args) else _alone(function, args)
+    return None if traced is None else traced.lower().compile(once_options())
+
+
+def _alone(function: Callable, args: tuple) -> jax.stages.Traced | None:
+    """None if the function closes over numbers that are being transformed, which JAX makes arguments of it."""
+    traced = jax.jit(function).trace(*args)
+    closes = len(traced.jaxpr.jaxpr.invars) != len(jax.tree.leaves(args)) or is_traced(traced.jaxpr.consts)
+    return None if closes else traced
 
 
 def apart(array: Array, witness: Array) -> Array:
