@@ -646,7 +646,8 @@ def test_log_matmul_is_safe(case):
 @pytest.mark.parametrize("by", ["row", "element"])
 @pytest.mark.parametrize("untrusted", [0.0, 0.04, 0.1, 1.0])
 def test_rows_that_underflow_are_summed_again(untrusted, by, monkeypatch):
-    """Of products too large to be formed at once, 3 of 23 rows or 2 of 5 elements at a time, so that the last ones are filled up."""
+    """Of products too large to be formed at once, 3 of 23 rows or 2 of 5 elements at a time,
+    so that the last ones are filled up."""
     monkeypatch.setattr(logmatmul, "MAX_JOINED", (3 if by == "row" else 2 * 23) * 17 * 6)
     monkeypatch.setattr(logmatmul, "SMALL_ELEMENT", 0 if by == "row" else 23 * 17 * 6)
     rng = np.random.default_rng(0)

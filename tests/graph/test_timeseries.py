@@ -353,7 +353,8 @@ def test_the_published_chain_has_the_published_evidence():
 @pytest.mark.parametrize(("count", "replicates"), [(2, 40_000), (10, 10_000)])
 @pytest.mark.filterwarnings("ignore::kayn.errors.PoorFitWarning")
 def test_the_prior_as_guide_is_unbiased(count, replicates):
-    """Every z_t is drawn given z_{t-1} and divided by the mixture over all of the latter's particles. Four standard errors."""
+    """Every z_t is drawn given z_{t-1} and divided by the mixture over all of the latter's particles.
+    Four standard errors."""
     importance = kayn.Importance(long_chain, long_prior, num_particles=count, num_replicates=replicates)
     posterior = importance.run(0, None)
     assert len(chains_of(posterior.problem)) == 1
@@ -466,7 +467,8 @@ def test_losses_train_guides_of_chains(loss):
 
 
 def test_padded_sequences_leave_the_evidence_as_it_is(x64):
-    """The first model of NumPyro's hmm_enum example: sequences of unequal length, tones, masks; against the forward algorithm."""
+    """The first model of NumPyro's hmm_enum example: sequences of unequal length, tones, masks;
+    against the forward algorithm."""
     states, tones, lengths = 3, 4, np.array([5, 2, 4])
     rng = np.random.default_rng(5)
     table, tone = rng.dirichlet(np.ones(states), states), rng.uniform(0.1, 0.9, (states, tones))

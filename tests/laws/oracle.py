@@ -1,7 +1,7 @@
 """Brute force: enumerate every combination of particles and weigh it with NumPyro's own densities.
 
-Takes the particle axes (which latents share an index, over which plates) and the particles from kayn, and nothing else: the
-model's density comes from `numpyro.infer.util.log_density`, the guide's from a NumPyro trace. Cost is exponential.
+Takes the particle axes (which latents share an index, over which plates) and the particles from kayn, and nothing else:
+the model's density comes from `numpyro.infer.util.log_density`, the guide's from a NumPyro trace. Cost is exponential.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class BruteForce:
         return out
 
     def position(self, chosen: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Combination numbers of draws, for every axis int [S, *scope plates sorted by name] (as `execute.draw` returns)."""
+        """Combination numbers of draws, for every axis int [S, *scope plates sorted by name]
+        (as `execute.draw` returns)."""
         columns = []
         for axis in self.axes:
             order = sorted(axis.scope)
@@ -206,7 +207,8 @@ class BruteForce:
         return jnp.transpose(summed, np.argsort(np.argsort(kept)))
 
     def log_weights(self, draws: Draws, params: Mapping) -> jnp.ndarray:
-        """log of each combination's share of Z: [combinations]. Latents have no index of their own over a subsampled plate."""
+        """log of each combination's share of Z: [combinations].
+        Latents have no index of their own over a subsampled plate."""
         return self.log_joint(draws, params) + self.log_proposals(draws, params)
 
     def log_proposals(self, draws: Draws, params: Mapping, shared: Mapping | None = None) -> jnp.ndarray:

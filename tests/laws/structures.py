@@ -43,7 +43,8 @@ class PlateSpec:
 
 @dataclass(frozen=True)
 class Read:
-    """How a site reads `source`: for each of its plates "aligned", "sum", "flip", "first", or an index's path of plates."""
+    """How a site reads `source`: for each of its plates "aligned", "sum", "flip", "first",
+    or an index's path of plates."""
 
     source: str
     how: tuple[tuple[str, Any], ...] = ()

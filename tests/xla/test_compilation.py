@@ -24,7 +24,8 @@ import sys
 import numpy as np, numpyro, numpyro.distributions as dist, jax
 import kayn
 kayn.cache_compilation(sys.argv[1])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # what is kept must not depend on the machine's speed
+# what is kept must not depend on the machine's speed
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 def model(y):
     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -243,7 +244,8 @@ def test_precision_is_full_unless_the_user_says_otherwise():
 
 @pytest.mark.parametrize(("bits", "bound"), [(7, 2e-2), (10, 2e-3)])
 def test_error_of_log_products_in_reduced_precision(monkeypatch, bits, bound):
-    """bfloat16 (7 bits) and tf32 (10 bits) operands, emulated: log sums of 100 terms move by less than the operands' rounding."""
+    """bfloat16 (7 bits) and tf32 (10 bits) operands, emulated:
+    log sums of 100 terms move by less than the operands' rounding."""
     rng = np.random.default_rng(0)
     left, right = (jnp.asarray(3 * rng.normal(size=s), jnp.float32) for s in ((20, 30, 100), (20, 100, 30)))
     exact = log_matmul(left, right)

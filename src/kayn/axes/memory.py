@@ -14,31 +14,36 @@ from kayn.contraction.steps.sliced import in_parts, made_in_parts
 CHUNK_ELEMENTS = 2**22
 """Factors over rows are evaluated and multiplied out in parts of at most so many entries."""
 LARGE_STEP = 2**30
-"""Bytes of a step above which it is taken in parts, whatever is allowed: large arrays come from memory that is slow to get."""
+"""Bytes of a step above which it is taken in parts, whatever is allowed:
+large arrays come from memory that is slow to get."""
 
 
 def step_bytes(plan: Plan) -> int:
     """An upper estimate of the temporary memory of one step, its gradient included.
 
-    Factors and the results of pairwise steps are held for the way back, with their gradients and the shifted copies that a
-    log-matmul makes; the largest sum over combinations, and the part of the rows that is evaluated at a time, come on top; of
-    a sum that is cut into parts, one part. Against the compiled programs of the benchmarks it is 1 to 3 times what they take above 1 MB.
+    Factors and the results of pairwise steps are held for the way back, with their gradients and the shifted copies
+    that a log-matmul makes; the largest sum over combinations, and the part of the rows that is evaluated at a time,
+    come on top; of a sum that is cut into parts, one part. Against the compiled programs of the benchmarks it is 1 to 3
+    times what they take above 1 MB.
     """
     held, loose = _elements(plan)
     return (4 * held + 3 * loose) * jnp.result_type(float).itemsize
 
 
 def bytes_beside(particles: int, parameters: int) -> int:
-    """An upper estimate of what a step takes beside the contraction, for so many numbers of particles and of parameters.
+    """An upper estimate of what a step takes beside the contraction,
+    for so many numbers of particles and of parameters.
 
-    Particles are held as noise, values, statistics and results of loops; parameters, of which covariances of many vectors can be
-    the largest arrays of all, as old and new moments, proposals and what leads from one to the other, or with gradients and the optimiser's state.
+    Particles are held as noise, values, statistics and results of loops; parameters, of which covariances of many
+    vectors can be the largest arrays of all, as old and new moments, proposals and what leads from one to the other, or
+    with gradients and the optimiser's state.
     """
     return (6 * particles + 12 * parameters) * jnp.result_type(float).itemsize
 
 
 def cut_to_fit(plan: Plan, budget: int) -> Plan:
-    """The plan, evaluated in parts where a step would take more than the budget; it may still take more, where that does not help.
+    """The plan, evaluated in parts where a step would take more than the budget; it may still take more,
+    where that does not help.
 
     Plates come first, whose parts cost next to nothing; then the variable that needs the fewest parts.
     """

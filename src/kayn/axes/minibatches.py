@@ -1,10 +1,13 @@
-"""What a subsampled plate means: its M rows stand for all N elements, so that whatever is summed over them counts N/M times.
+"""What a subsampled plate means: its M rows stand for all N elements,
+so that whatever is summed over them counts N/M times.
 
-Model and guide alike: where an axis has an index of its own over the plate, the contraction multiplies the log-sum over its elements, and so the
-proposal's; where it has none, log q is summed over the rows before the contraction and is multiplied here. What is only drawn counts once.
+Model and guide alike: where an axis has an index of its own over the plate, the contraction multiplies the log-sum over
+its elements, and so the proposal's; where it has none, log q is summed over the rows before the contraction and is
+multiplied here. What is only drawn counts once.
 
-Where particles of another axis are summed over after such a product, Z is no linear function of the weights of a single row's particles: it holds
-their mean to the power N/M. Estimators whose baselines or derivatives rest on that linearity refuse these axes.
+Where particles of another axis are summed over after such a product, Z is no linear function of the weights of a single
+row's particles: it holds their mean to the power N/M. Estimators whose baselines or derivatives rest on that linearity
+refuse these axes.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ def subsampled_plates(sites: Mapping[str, Site]) -> dict[str, tuple[int, int]]:
 
 
 def blocks_of_rows(plates: Mapping[str, tuple[int, int]]) -> dict[str, Array]:
-    """Indices of subsampled plates that together reach all their elements, and all pairs of elements of two plates: [blocks, M] by plate.
+    """Indices of subsampled plates that together reach all their elements,
+    and all pairs of elements of two plates: [blocks, M] by plate.
 
     Args:
         plates: N and M of every subsampled plate.
@@ -68,7 +72,8 @@ def row_index(shape: Sequence[int], plates: Mapping[int, str], rows: Mapping[str
 def full_shape(
     site: Site, shape: Sequence[int], plates: Mapping[str, tuple[int, int]]
 ) -> tuple[tuple[int, ...], dict[int, str]]:
-    """The shape over all elements of an array over a latent's rows, its batch dimensions first, and the subsampled plates by dimension."""
+    """The shape over all elements of an array over a latent's rows, its batch dimensions first,
+    and the subsampled plates by dimension."""
     dims = {len(site.batch_shape) + dim: name for name, dim, _ in site.frames if name in plates}
     return tuple(plates[dims[d]][0] if d in dims else n for d, n in enumerate(shape)), dims
 
@@ -101,30 +106,34 @@ def read_plates(program: Program) -> list[str]:
 
 
 def warn_of_strangers(model: Program, guide: Program) -> None:
-    """Warn where a guide goes by the elements of a plate that a model goes by no more: its parameters are those of rows that are not the data's."""
+    """Warn where a guide goes by the elements of a plate that a model goes by no more:
+    its parameters are those of rows that are not the data's."""
     observed = {p for s in model.sites.values() if s.observed for p, _, _ in s.frames}
     for plate in set(read_plates(guide)) - set(read_plates(model)):
         local = [n for n in model.latents if plate in {p for p, _, _ in model.sites[n].frames}]
         if local and plate in observed and plate in model.subsamples and not model.sites[plate].fixed:
             warnings.warn(
-                f"the model takes its rows of the subsampled plate {plate!r} from its arguments and does not read the plate's indices, but the guide "
-                f"has parameters of {', '.join(map(repr, local))} by element, which are then those of elements drawn at random. Index the data by the "
-                f"plate (with numpyro.plate({plate!r}, ...) as rows: y[rows]), give its indices (numpyro.handlers.substitute(model, "
-                f"{{{plate!r}: rows}})), or pass a guide that computes these parameters from the data",
+                f"the model takes its rows of the subsampled plate {plate!r} from its arguments and does not read "
+                f"the plate's indices, but the guide has parameters of {', '.join(map(repr, local))} by element, "
+                "which are then those of elements drawn at random. Index the data by the plate (with "
+                f"numpyro.plate({plate!r}, ...) as rows: y[rows]), give its indices "
+                f"(numpyro.handlers.substitute(model, {{{plate!r}: rows}})), or pass a guide that computes these "
+                "parameters from the data",
                 StructureWarning,
                 stacklevel=4,
             )
 
 
 def warn_of_averages(graph: Graph, model: Program, who: str) -> None:
-    """Warn where posteriors of single minibatches are averaged: those of latents that rows share differ from one to the next."""
+    """Warn where posteriors of single minibatches are averaged:
+    those of latents that rows share differ from one to the next."""
     for plate in (p for p in model.subsamples if not model.sites[p].fixed):
         shared = [n for n in _connected(graph, plate) if plate not in graph.latent(n).plate_names]
         if shared:
             warnings.warn(
-                f"kayn.{who} averages the posteriors of {', '.join(map(repr, shared))} given single minibatches of plate {plate!r}, which together are "
-                "wider than the posterior given all rows. Leave subsample_size out of the plate, or fit with kayn.VI(num_particles=1), whose "
-                "bound of a minibatch is unbiased",
+                f"kayn.{who} averages the posteriors of {', '.join(map(repr, shared))} given single minibatches of "
+                f"plate {plate!r}, which together are wider than the posterior given all rows. Leave subsample_size "
+                "out of the plate, or fit with kayn.VI(num_particles=1), whose bound of a minibatch is unbiased",
                 StructureWarning,
                 stacklevel=4,
             )
@@ -146,7 +155,8 @@ def _connected(graph: Graph, plate: str) -> list[str]:
 
 
 def proposal_count(guide: Program, graph: Graph, axis: Axis, name: str) -> float:
-    """How often the log density of a guide site counts before the contraction: N/M for every subsampled plate that its axis has no index over."""
+    """How often the log density of a guide site counts before the contraction:
+    N/M for every subsampled plate that its axis has no index over."""
     if name in graph.latent_names:
         return math.prod(graph.plate(p).scale for p in graph.latent(name).plate_names if p not in axis.scope)
     # an auxiliary site, all of whose elements are summed
@@ -165,14 +175,16 @@ def refuse_powers(layout: Layout, who: str) -> None:
         if axis.name in found and not axis.enumerated:
             plate, scale = found[axis.name]
             raise GuideError(
-                f"kayn.{who} needs an evidence that is linear in the weight of every particle, but {axis.latents[0]!r} is in the subsampled plate "
-                f"{plate!r}, whose rows count {scale:g} times for every particle of a latent outside of it. Use kayn.RWS or "
-                "kayn.Reinforce, put them on one axis (strategy='global'), or leave subsample_size out of the plate"
+                f"kayn.{who} needs an evidence that is linear in the weight of every particle, but "
+                f"{axis.latents[0]!r} is in the subsampled plate {plate!r}, whose rows count {scale:g} times for "
+                "every particle of a latent outside of it. Use kayn.RWS or kayn.Reinforce, put them on one axis "
+                "(strategy='global'), or leave subsample_size out of the plate"
             )
 
 
 def _powers(plan: Plan, within: Sequence[frozenset[str]] = ()) -> tuple[dict[str, tuple[str, float]], frozenset[str]]:
-    """Variables that are summed over, or multiplied out, inside of a power that other variables remain in; and all of the plan.
+    """Variables that are summed over, or multiplied out, inside of a power that other variables remain in;
+    and all of the plan.
 
     Args:
         within: further variables that are in the plan's terms.

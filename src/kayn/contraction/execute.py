@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from kayn.contraction.fuse import joined
 from kayn.contraction.plan import Plan, PlateLink
@@ -21,7 +20,7 @@ def log_contract(plan: Plan, arrays: Slots, index: Index) -> Array:
     return total(plan, forward(joined(plan), arrays, Way(index, sum_rule)))
 
 
-def forward(plan: Plan, arrays: Slots, way: Way) -> dict[int, Any]:
+def forward(plan: Plan, arrays: Slots, way: Way) -> dict[int, Array]:
     """All slots."""
     slots = dict(arrays)
     for step in plan.steps:

@@ -61,7 +61,7 @@ class WayBack(Way):
     """
 
     pick: Callable[[Array, Any], Array]
-    numbers: Callable[..., Sequence[Any]]
+    numbers: Callable[..., Sequence[Array]]
 
     def inside(self, place: Any) -> WayBack:
         """The way along what is inside of a place, whose places begin with it."""

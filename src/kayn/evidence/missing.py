@@ -29,7 +29,8 @@ TRIES = 3
 
 
 def warn_if_nothing_observed(program: Program, fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
-    """Warn where a model has no data, so that its posterior is its prior: no observed site, none with a row, or all of them masked."""
+    """Warn where a model has no data, so that its posterior is its prior: no observed site, none with a row,
+    or all of them masked."""
     if any(is_observed(program, n) for n, s in program.sites.items() if s.kind == "sample" and s.observed):
         return
     empty = [n for n, value in arguments(fn, args, kwargs) if value is None]
@@ -37,8 +38,8 @@ def warn_if_nothing_observed(program: Program, fn: Callable, args: tuple, kwargs
         f"argument {', '.join(map(repr, empty))} is None" if empty else "obs= is given nowhere, or all of it is masked"
     )
     warnings.warn(
-        f"the model has no observed site under these arguments, so its posterior is its prior ({hint}). Pass the data, e.g. args=(x, y), if "
-        "that is not meant",
+        f"the model has no observed site under these arguments, so its posterior is its prior ({hint}). Pass the "
+        "data, e.g. args=(x, y), if that is not meant",
         DataWarning,
         stacklevel=3,
     )
@@ -49,8 +50,8 @@ def refuse_missing(
 ) -> None:
     """Refuse arrays with NaN or infinite values, where they make a density no number.
 
-    Values that a mask hides, or that no density reads, may be anything. Each suspect is replaced by zeros in its missing places: if that mends a density
-    that was broken at every one of a few draws from the prior, it is named.
+    Values that a mask hides, or that no density reads, may be anything. Each suspect is replaced by zeros in its
+    missing places: if that mends a density that was broken at every one of a few draws from the prior, it is named.
 
     Raises:
         DataError: there is such an array.
@@ -70,19 +71,22 @@ def refuse_missing(
 
 
 def refuse_missing_groups(wrapped: Sequence[Wrapped], fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
-    """Refuse negative indices that a model was given: they are how tables write a missing group, and would be read from the end.
+    """Refuse negative indices that a model was given: they are how tables write a missing group,
+    and would be read from the end.
 
     Raises:
-        DataError: an argument of the model has some. Those that the model makes itself, or has from elsewhere, get a warning.
+        DataError: an argument of the model has some. Those that the model makes itself, or has from elsewhere,
+            get a warning.
     """
     for index in wrapped:
         rows = np.argwhere(index.values < 0)
         name = _argument_of(index.values, fn, args, kwargs)
         who = f"argument {name!r}" if name else "an index array that the model uses"
         text = (
-            f"{who} reads latent {index.latent!r} at index {int(index.values[tuple(rows[0])])} along plate {index.plate!r}, in {len(rows)} of "
-            f"{index.values.size} rows, {_listed(rows)}. Tables write -1 for a missing group, but indexing counts from the end. Drop these "
-            f"rows or give them a group; if the end is meant, pass jnp.where(i < 0, i + {index.size}, i)"
+            f"{who} reads latent {index.latent!r} at index {int(index.values[tuple(rows[0])])} along plate "
+            f"{index.plate!r}, in {len(rows)} of {index.values.size} rows, {_listed(rows)}. Tables write -1 for a "
+            "missing group, but indexing counts from the end. Drop these rows or give them a group; if the end is "
+            f"meant, pass jnp.where(i < 0, i + {index.size}, i)"
         )
         if name:
             raise DataError(text)
@@ -159,8 +163,9 @@ def _complaint(const: np.ndarray, site: str, fn: Callable, args: tuple, kwargs: 
     name = _argument_of(const, fn, args, kwargs)
     who = f"argument {name!r} of the model" if name else f"an array of shape {const.shape} that the model uses"
     return (
-        f"{who} has {len(rows)} NaN or infinite values of {const.size}, {_listed(rows)}, which make the density of site {site!r} no number. "
-        "Drop these rows, fill the gaps or make them latents, or mask the rows with numpyro.handlers.mask"
+        f"{who} has {len(rows)} NaN or infinite values of {const.size}, {_listed(rows)}, which make the density of "
+        f"site {site!r} no number. Drop these rows, fill the gaps or make them latents, or mask the rows with "
+        "numpyro.handlers.mask"
     )
 
 

@@ -32,6 +32,7 @@ from kayn.particles.shared_noise import evenly
 from kayn.particles.unreached import refuse_values_never_drawn
 from kayn.programs.sites import Site, inspect_sites, share_fixed
 from kayn.programs.trace import Program, trace_program
+from kayn.support.arrays import Array, PyTree
 from kayn.support.keys import as_key
 from kayn.support.names import refuse_reserved
 from kayn.support.validate import parameter_values
@@ -65,7 +66,8 @@ class Problem:
         return max((a.size for a in self.layout.axes if not a.enumerated), default=1)
 
     def coordinates(self, latent: str) -> int:
-        """How many numbers of a latent share a particle: those in one element of the plates over which its axis has an index of its own."""
+        """How many numbers of a latent share a particle: those in one element of the plates over which its axis has an
+        index of its own."""
         elements = math.prod(self.layout.plan.size[p] for p in self.layout.axis_of(latent).scope)
         return math.prod(self.graph.latent(latent).shape) // elements
 
@@ -77,7 +79,7 @@ class Problem:
         return weights + 2 * sum(math.prod(z.shape) * self.layout.axis_of(z.name).size for z in self.graph.latents)
 
     @property
-    def numbers(self) -> dict[str, Any]:
+    def numbers(self) -> dict[str, PyTree]:
         """The arrays that the traced programs close over; pass them as arguments into compiled functions."""
         return {
             "model": self.model.consts,
@@ -91,7 +93,7 @@ def build_problem(
     guide: Callable,
     args: tuple,
     kwargs: Mapping,
-    params: Any,
+    params: PyTree,
     request: Request,
     denominator: str = "mixture",
 ) -> Problem:
@@ -129,7 +131,7 @@ def build_problem(
 
 
 def refuse_unknown_params(
-    model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, Any]
+    model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, PyTree]
 ) -> None:
     """Refuse values for parameters that neither a model nor its guide has, or that cannot be theirs.
 
@@ -141,7 +143,7 @@ def refuse_unknown_params(
         _refuse_unknown(params, [s for f in programs for s in inspect_sites(f, args, kwargs, params).values()])
 
 
-def _refuse_unknown(params: Mapping[str, Any], sites: Iterable[Site]) -> None:
+def _refuse_unknown(params: Mapping[str, PyTree], sites: Iterable[Site]) -> None:
     known = {s.name for s in sites if s.kind in ("param", "mutable")}
     unknown = [n for n in params if n not in known]
     if unknown:
@@ -152,18 +154,18 @@ def _refuse_unknown(params: Mapping[str, Any], sites: Iterable[Site]) -> None:
 
 
 def _refuse_unreachable(guide: GuideProgram, model: Program, params: Mapping) -> None:
-    def known(program: Program) -> list[Any]:
+    def known(program: Program) -> list[Array]:
         indices = {n: np.arange(program.sites[n].shape[0], dtype=np.int32) for n in program.subsamples}
         return [*program.consts, *program.leaves({}, params, indices)]
 
     @cache
-    def draw(names: frozenset[str]) -> dict[str, Any] | None:
+    def draw(names: frozenset[str]) -> dict[str, Array] | None:
         if not names:
             return {}
         indices = {n: np.arange(guide.density.sites[n].shape[0], dtype=np.int32) for n in guide.density.subsamples}
         numbers = (guide.sampler_consts, dict(params), indices)
 
-        def some(consts: Any, params: Any, indices: Any) -> dict[str, Any]:
+        def some(consts: PyTree, params: PyTree, indices: PyTree) -> dict[str, Array]:
             runs = draw_runs(guide, consts, as_key(0), DRAWS, params, indices)
             return {n: runs[n] for n in runs if n in names}
 
@@ -189,8 +191,11 @@ def read_model(
     return traced, structure
 
 
-def refuse_broken_arguments(model: Callable, args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-    """Read a model for its data alone if any argument holds NaN or infinite values: within a compiled loss they cannot be looked at.
+def refuse_broken_arguments(
+    model: Callable, args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, PyTree]
+) -> None:
+    """Read a model for its data alone if any argument holds NaN or infinite values:
+    within a compiled loss they cannot be looked at.
 
     Raises:
         DataError: they reach a density.
@@ -199,23 +204,23 @@ def refuse_broken_arguments(model: Callable, args: tuple, kwargs: Mapping[str, A
         read_model(model, args, kwargs, params, inspect_sites(model, args, kwargs, params))
 
 
-def model_inputs(problem: Problem, numbers: Mapping, params: Any, subsample: Mapping) -> list[Any]:
+def model_inputs(problem: Problem, numbers: Mapping, params: PyTree, subsample: Mapping) -> list[Array]:
     """Constants and inputs of the model's jaxpr, None in the places of latents."""
     return [*numbers["model"], *problem.model.leaves({}, dict(params or {}), subsample)]
 
 
-def guide_inputs(problem: Problem, numbers: Mapping, params: Any, subsample: Mapping) -> list[Any]:
-    """Inputs of the guide's traced density, without its latents: constants, parameters, indices of plates."""
+def guide_inputs(problem: Problem, numbers: Mapping, params: PyTree, subsample: Mapping) -> list[Array]:
+    """Constants and inputs of the jaxpr of the guide's density, None in the places of latents."""
     return [*numbers["density"], *problem.guide.density.leaves({}, dict(params or {}), subsample)]
 
 
-def link_index(problem: Problem, inputs: Sequence[Any]) -> Index:
+def link_index(problem: Problem, inputs: Sequence[Array]) -> Index:
     """Looks up index vectors of links, computing each once."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, Array] = {}
     return lambda key: problem.structure.index(key, inputs, memo)
 
 
-def set_rows(problem: Problem, numbers: Mapping, params: Any) -> dict[str, Any]:
+def set_rows(problem: Problem, numbers: Mapping, params: PyTree) -> dict[str, Array]:
     """Indices of subsampled plates that are not drawn, see `kayn.evidence.fixed_rows`."""
     guide = problem.guide.density
     return fixed_rows(

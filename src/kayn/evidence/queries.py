@@ -1,9 +1,9 @@
 """Questions to a weighted set of particles: marginals, joint marginals, draws, the best combination.
 
-All four are answered by one contraction of the log factors (Bowyer, Heap & Aitchison, Using autodiff to estimate posterior
-moments, marginals and samples, UAI 2024): the derivative of log Z with respect to a log factor is the posterior marginal
-of the particle indices on that factor's axes, and a backward walk that draws instead of differentiating gives samples.
-None of them differentiates through the model.
+All four are answered by one contraction of the log factors (Bowyer, Heap & Aitchison, Using autodiff to estimate
+posterior moments, marginals and samples, UAI 2024): the derivative of log Z with respect to a log factor is the
+posterior marginal of the particle indices on that factor's axes, and a backward walk that draws instead of
+differentiating gives samples. None of them differentiates through the model.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def latent_weights(problem: Problem, axis_weights: Mapping[str, Array], name: st
 
 
 def joint_marginals(problem: Problem, asked: Sequence[int], slots: Mapping[int, Array], index: Index) -> list[Array]:
-    """Joint marginal weights on the axes of some terms of the plan: for each [*plates, *(K of every axis)], summing to one per plate element."""
+    """Joint marginal weights on the axes of some terms of the plan: for each [*plates, *(K of every axis)],
+    summing to one per plate element."""
     plan = problem.layout.plan
 
     def log_z(terms: Sequence[Array]) -> Array:

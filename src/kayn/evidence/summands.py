@@ -32,7 +32,8 @@ class Summands:
 
 
 def outer_plate(problem: Problem) -> str | None:
-    """A plate that every drawn or enumerated latent has an index of its own over, so that log Z is a sum over its elements.
+    """A plate that every drawn or enumerated latent has an index of its own over,
+    so that log Z is a sum over its elements.
 
     Steps of a loop are none: latents of one step depend on those of another.
     """

@@ -1,9 +1,9 @@
 """QEM: fit a factorised guide by damped moment matching, without gradients.
 
-E step: particles from the current guide, weighed in all combinations, give the posterior mean of every site's sufficient
-statistics. M step: the guide's mean parameters move a little towards these (Heap, Bowyer & Aitchison, Massively parallel
-expectation maximization for approximate posteriors, 2025). The step does not depend on how model or guide are
-parameterised. Parameters of the model (`numpyro.param`) stay as they are given.
+E step: particles from the current guide, weighed in all combinations, give the posterior mean of every site's
+sufficient statistics. M step: the guide's mean parameters move a little towards these (Heap, Bowyer & Aitchison,
+Massively parallel expectation maximization for approximate posteriors, 2025). The step does not depend on how model or
+guide are parameterised. Parameters of the model (`numpyro.param`) stay as they are given.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ State = Annotated[
 
 @dataclass(frozen=True, eq=False)
 class QEMResult:
-    """A fitted guide: `guide` is a NumPyro guide, `params` its parameters, `log_evidence` [num_steps] the history in nats."""
+    """A fitted guide: `guide` is a NumPyro guide, `params` its parameters,
+    `log_evidence` [num_steps] the history in nats."""
 
     params: dict[str, PyTree]
     guide: FactorisedGuide
@@ -109,14 +110,15 @@ class QEM:
         guide: None for a Normal in unconstrained space on every latent; or a NumPyro guide with independent sites of
             supported families, whose values at the start are taken from it.
         num_particles, strategy, groups, couple, target_elements, memory: as in `kayn.Importance`.
-        rate: eta in (0, 1], a number or a function of the step. A latent whose effective sample size is below 5, in the mean over plates, takes a
-            smaller step in proportion: it knows as much less about where to go, and steps of mere noise add up.
-        overdispersion: particles are drawn with `1 + overdispersion / sqrt(D)` times the variance of a Normal guide, D the
-            number of coordinates that share a particle. Weights correct for it. A proposal that is no wider than the guide
-            hardly sees the posterior's tails, and so keeps a guide too narrow.
+        rate: eta in (0, 1], a number or a function of the step. A latent whose effective sample size is below 5, in the
+            mean over plates, takes a smaller step in proportion: it knows as much less about where to go, and steps of
+            mere noise add up.
+        overdispersion: particles are drawn with `1 + overdispersion / sqrt(D)` times the variance of a Normal guide, D
+            the number of coordinates that share a particle. Weights correct for it. A proposal that is no wider than
+            the guide hardly sees the posterior's tails, and so keeps a guide too narrow.
         min_ess: weights of a latent are tempered until their effective sample size is at least this number. This only
-            acts while the guide is far from the posterior, where otherwise one particle would take all the weight and the
-            guide's spread would collapse; the larger the number, the more steps the guide takes to get there.
+            acts while the guide is far from the posterior, where otherwise one particle would take all the weight and
+            the guide's spread would collapse; the larger the number, the more steps the guide takes to get there.
 
     Attributes:
         draws: how particles are drawn, as the request says.
@@ -202,8 +204,8 @@ class QEM:
     def update(self, state: State, *args: Any, **kwargs: Any) -> tuple[QEMState, Array]:
         """One step: the new state, and the log evidence under the old guide, a scalar in nats.
 
-        Arguments that differ from those of `init`, such as another minibatch, have the model read again; wrap the call in
-        `jax.jit` then. Without arguments those of `init` are used.
+        Arguments that differ from those of `init`, such as another minibatch, have the model read again; wrap the call
+        in `jax.jit` then. Without arguments those of `init` are used.
         """
         self._problem()
         if not (args or kwargs) or same((args, kwargs), self._arguments):
@@ -285,7 +287,8 @@ class QEM:
 
     @checked()
     def replicates(self, state: State, count: Count) -> tuple[Array, dict[str, Array], Draws] | None:
-        """`count` sets of particles from the guide as it is, weighed: log Z, axis weights, particles, each with a leading count.
+        """`count` sets of particles from the guide as it is, weighed: log Z, axis weights, particles,
+        each with a leading count.
 
         This is the compiled loop of `advance` at rate zero. None when particles are too large to be kept.
         """
@@ -320,8 +323,8 @@ def _refuse_dependence(problem: Problem) -> None:
     for name, parents in problem.guide.parents.items():
         if parents:
             raise GuideError(
-                f"guide site {name!r} depends on {', '.join(map(repr, parents))}, but QEM fits independent sites. Make the sites "
-                "independent, or fit this guide with kayn.RWS and numpyro.infer.SVI"
+                f"guide site {name!r} depends on {', '.join(map(repr, parents))}, but QEM fits independent sites. "
+                "Make the sites independent, or fit this guide with kayn.RWS and numpyro.infer.SVI"
             )
 
 

@@ -1,8 +1,9 @@
 """Whether a guide can reach wherever its model's latents may lie, with densities that can be divided by.
 
 Particles outside of the model's support have weight zero and do no harm. What a guide never draws is missing from the
-evidence without a trace, so that a guide whose support does not hold the latent's is refused. So are points: a `Delta` of the
-guide has a density only where it is an invertible function of auxiliary sites and says its Jacobian, as autoguides do.
+evidence without a trace, so that a guide whose support does not hold the latent's is refused. So are points: a `Delta`
+of the guide has a density only where it is an invertible function of auxiliary sites and says its Jacobian, as
+autoguides do.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from kayn.support.arrays import Array, PyTree
 LARGEST_JACOBIAN = 256
 """Coordinates up to which the density that points claim is compared with their Jacobian."""
 REMEDY = (
-    "What the guide never draws would be missing from the evidence. Use a distribution over the latent's whole support, "
-    "e.g. a Normal for a real latent, or guide=None"
+    "What the guide never draws would be missing from the evidence. Use a distribution over the latent's whole "
+    "support, e.g. a Normal for a real latent, or guide=None"
 )
 
 
@@ -151,8 +152,8 @@ def _compare(name: str, prefix: str, ends: Sequence[Any], drawn: Mapping[str, Ar
         where = np.argwhere(~fits)[0]
         word = "from" if prefix == LOWER else "up to"
         raise GuideError(
-            f"guide site {name!r} reaches {word} {float(guide[tuple(where)]):g} where the model's {site.family} goes {word} "
-            f"{float(model[tuple(where)]):g}. {REMEDY}"
+            f"guide site {name!r} reaches {word} {float(guide[tuple(where)]):g} where the model's {site.family} goes "
+            f"{word} {float(model[tuple(where)]):g}. {REMEDY}"
         )
 
 
@@ -166,11 +167,12 @@ def refuse_points(
 ) -> None:
     """Refuse point masses whose joint density is not known.
 
-    A point is no proposal; a `Delta` at an invertible function of auxiliary sites of the guide is one, with the density that it says.
+    A point is no proposal; a `Delta` at an invertible function of auxiliary sites of the guide is one,
+    with the density that it says.
 
     Raises:
-        GuideError: points that are no functions of auxiliary sites, more coordinates than these have, or another density
-            than the Jacobian's.
+        GuideError: points that are no functions of auxiliary sites, more coordinates than these have,
+            or another density than the Jacobian's.
     """
     drawn = {n: s for n, s in sites.items() if s.kind == "sample" and not s.observed}
     points = sorted(n for n, s in drawn.items() if s.delta and n in model_sites)
@@ -226,8 +228,9 @@ def _point_message(points: Sequence[str], size: int = 0, room: int = 0) -> str:
         else "a point has no density to weight particles with, and reaches one value only"
     )
     return (
-        f"the guide puts a point mass (Delta) on {names}: {why}. Draw it from a distribution with spread, e.g. Normal, or make it an "
-        "invertible function of an auxiliary site of its own size, with Delta(value, log_density=...)"
+        f"the guide puts a point mass (Delta) on {names}: {why}. Draw it from a distribution with spread, e.g. "
+        "Normal, or make it an invertible function of an auxiliary site of its own size, with Delta(value, "
+        "log_density=...)"
     )
 
 
@@ -237,7 +240,8 @@ def _compare_jacobian(
     forms: Mapping[str, Any],
     used: Sequence[str],
 ) -> None:
-    """Whether points say minus the log of the Jacobian of the map that places them, at some value of their auxiliary sites."""
+    """Whether points say minus the log of the Jacobian of the map that places them,
+    at some value of their auxiliary sites."""
     keys = jax.random.split(jax.random.key(0), len(forms))
     at = {n: jax.random.uniform(k, f.shape, f.dtype, 0.3, 0.7) for (n, f), k in zip(forms.items(), keys, strict=True)}
 
@@ -252,6 +256,7 @@ def _compare_jacobian(
     if math.isfinite(volume) and abs(claimed + volume) > 1e-2 * max(1.0, abs(volume)):
         names = ", ".join(map(repr, group))
         raise GuideError(
-            f"the guide places {names} by a map of auxiliary sites with log Jacobian {volume:.4g}, but its Delta says log_density {claimed:.4g}; "
-            "say minus the log of the absolute Jacobian: Delta(value, log_density=-log_jacobian)"
+            f"the guide places {names} by a map of auxiliary sites with log Jacobian {volume:.4g}, but its Delta "
+            f"says log_density {claimed:.4g}; say minus the log of the absolute Jacobian: Delta(value, "
+            "log_density=-log_jacobian)"
         )

@@ -1,5 +1,5 @@
-"""Discrete values that a guide never draws although they carry weight in the model: they would be missing from the evidence, as those
-outside of a guide's support are (`kayn.particles.reach`)."""
+"""Discrete values that a guide never draws although they carry weight in the model: they would be missing from the
+evidence, as those outside of a guide's support are (`kayn.particles.reach`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from kayn.xla.compilation import compiled_now
 MOST = 32
 """Values up to which all of a latent's are tried."""
 ONE_DRAW = ("Bernoulli", "Categorical")
-"""Families that one uniform number decides. It tells no probability below a float's resolution from zero; counts of many such draws can be rarer."""
+"""Families that one uniform number decides. It tells no probability below a float's resolution from zero;
+counts of many such draws can be rarer."""
 LEAST = math.log(1e-3)
 """How much less than the best draws of the guide a value may weigh so that it is not missed."""
 
@@ -34,7 +35,8 @@ def refuse_values_never_drawn(
     known: tuple[Sequence[Array], Sequence[Array]],
     draw: Callable[[frozenset[str]], Mapping[str, Array] | None],
 ) -> None:
-    """Look for values with probability zero in the guide that weigh as much in the model as what it draws, unless they depend on traced values.
+    """Look for values with probability zero in the guide that weigh as much in the model as what it draws,
+    unless they depend on traced values.
 
     Args:
         known: constants and inputs of guide and model, None in the places of latents.
@@ -82,7 +84,8 @@ def _factors(model: Program) -> list[str]:
 
 @dataclass(frozen=True)
 class _Density:
-    """A sum of log densities, or one of them as it is, as a function of latents, and the names of those that it reads."""
+    """A sum of log densities, or one of them as it is, as a function of latents,
+    and the names of those that it reads."""
 
     value: Callable[[Mapping[str, Array]], Array]
     reads: frozenset[str]
@@ -118,7 +121,8 @@ def _density(program: Program, names: Sequence[str], known: Sequence[Array]) -> 
 
 
 def _zero(family: str, dtype: Any) -> float:
-    """Log probabilities below stand for zero, which NumPyro raises to the least of its parameters' type: next to zero or next to one."""
+    """Log probabilities below stand for zero, which NumPyro raises to the least of its parameters' type:
+    next to zero or next to one."""
     kind = jnp.finfo(dtype)
     return math.log(2 * float(kind.eps if family.startswith(ONE_DRAW) else kind.tiny))
 
@@ -130,7 +134,8 @@ def _refuse(
     joint: _Density,
     draw: Callable[[frozenset[str]], Mapping[str, Array] | None],
 ) -> None:
-    """In every run that gives a value probability zero, put it in place of what was drawn for the first such element."""
+    """In every run that gives a value probability zero, put it in place of what was drawn for the first such
+    element."""
     name = site.name
     zero = log_q < _zero(site.family, log_q.dtype)
     drawn = draw(joint.reads | {name}) if zero.any() else None
@@ -148,6 +153,7 @@ def _refuse(
         moved[runs, *np.unravel_index(first, never.shape[1:])] = value
         if np.any(np.asarray(weigh({**drawn, name: moved}))[runs] > best + LEAST):
             raise GuideError(
-                f"guide site {name!r} has probability zero at {value}, which the model gives weight. What the guide never draws would be "
-                "missing from the evidence; keep probabilities above zero, e.g. mix in a little of a uniform law, or use guide=None"
+                f"guide site {name!r} has probability zero at {value}, which the model gives weight. What the guide "
+                "never draws would be missing from the evidence; keep probabilities above zero, e.g. mix in a "
+                "little of a uniform law, or use guide=None"
             )

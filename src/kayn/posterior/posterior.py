@@ -10,6 +10,7 @@ import jax
 from kayn.errors import QueryError
 from kayn.posterior import checks, predict, summary
 from kayn.posterior.pool import Pool
+from kayn.support.arrays import Array
 from kayn.support.options import Coords, Key, Plates, Samples
 from kayn.support.validate import Natural, checked
 
@@ -24,7 +25,7 @@ class Posterior(Pool):
     @checked(QueryError)
     def predictive(
         self, rng_key: Key, num_samples: Samples, *args: Any, new_plates: Plates = (), **kwargs: Any
-    ) -> dict[str, Any]:
+    ) -> dict[str, Array]:
         """Draws of all sites of the model, data included, given posterior draws of the latents: [S, *shape].
 
         See `kayn.posterior.predict.predictive`.
@@ -42,7 +43,7 @@ class Posterior(Pool):
         return predict.log_predictive(self, rng_key, num_samples, args, kwargs, new_plates)
 
     @checked(QueryError)
-    def log_likelihood(self, rng_key: Key, num_samples: Samples = 1000) -> dict[str, Any]:
+    def log_likelihood(self, rng_key: Key, num_samples: Samples = 1000) -> dict[str, Array]:
         """Pointwise log likelihood of the training data: [S, *rows] for every observed site, nats."""
         return predict.log_likelihood(self, rng_key, num_samples)
 

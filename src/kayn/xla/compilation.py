@@ -1,4 +1,5 @@
-"""Compiled programs: how precise their matrix products are, when they are compiled, and where they are kept between runs."""
+"""Compiled programs: how precise their matrix products are, when they are compiled,
+and where they are kept between runs."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from kayn.xla.shared import shared_ahead
 
 CACHE_VARIABLE = "KAYN_CACHE"
 LANES = 8
-"""Numbers that a CPU computes at a time. XLA unrolls loops of known length below twice as many, and then does not vectorise them, unless they fit."""
+"""Numbers that a CPU computes at a time. XLA unrolls loops of known length below twice as many, and then does not
+vectorise them, unless they fit."""
 QUICK = {"xla_cpu_use_fusion_emitters": False}
 ONCE = QUICK | {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -67,10 +69,11 @@ def _accepted(*options: tuple[str, Any]) -> bool:
 
 
 def ahead(function: Callable, *args: Any) -> Callable[[], PyTree]:
-    """Compile in the background: traces now, and gives a function that waits for the program and runs it once on `args`.
+    """Compile in the background: traces now, and gives a function that waits for the program and runs it once on
+    `args`.
 
-    Within a transformation of the user's (`jax.jit`, `vmap`, `grad`) there is nothing to compile ahead: the function becomes a part of
-    whatever is being traced.
+    Within a transformation of the user's (`jax.jit`, `vmap`, `grad`) there is nothing to compile ahead: the function
+    becomes a part of whatever is being traced.
     """
     if is_traced(args) or within_transformation():
         return cache(lambda: function(*args))
@@ -105,8 +108,9 @@ def _alone(function: Callable, args: tuple) -> jax.stages.Traced | None:
 def apart(array: Array, witness: Array) -> Array:
     """The same array, on CPUs computed on its own in its own order.
 
-    XLA fuses what makes an array into what uses it, in the order in which that uses it. Where the last dimension there is short, CPUs then
-    compute one entry at a time; on its own, over long rows, eight at a time. No fusion crosses a condition.
+    XLA fuses what makes an array into what uses it, in the order in which that uses it. Where the last dimension there
+    is short, CPUs then compute one entry at a time; on its own, over long rows, eight at a time. No fusion crosses a
+    condition.
 
     Args:
         witness: any number that only the run knows.
@@ -121,7 +125,8 @@ def apart(array: Array, witness: Array) -> Array:
 
 @checked()
 def cache_compilation(directory: Annotated[Text | os.PathLike | None, Rule("a path, or None")] = None) -> Path:
-    """Keep compiled programs on disk, so that the same model on data of the same shape compiles once and not in every session.
+    """Keep compiled programs on disk, so that the same model on data of the same shape compiles once and not in every
+    session.
 
     Args:
         directory: by default the environment's `KAYN_CACHE`, else `kayn/programs` in the user's cache directory.

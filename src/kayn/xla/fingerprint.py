@@ -1,7 +1,8 @@
 """What a traced program computes, as a digest: equal digests are equal programs, wherever and by whom they were traced.
 
-Everything that the data, options or closures of a function have made of its program stands in its equations: shapes, branches that were taken, numbers
-that were known. So two programs of one digest may share what was compiled, and nothing else has to be listed that they could depend on.
+Everything that the data, options or closures of a function have made of its program stands in its equations: shapes,
+branches that were taken, numbers that were known. So two programs of one digest may share what was compiled, and
+nothing else has to be listed that they could depend on.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ RULES = {
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprint:
-    """A digest, and the objects that it knows by their place in memory: it holds while they live, so whoever keeps the digest keeps them."""
+    """A digest, and the objects that it knows by their place in memory: it holds while they live,
+    so whoever keeps the digest keeps them."""
 
     digest: bytes
     kept: tuple[Any, ...]
 
 
 def fingerprint(closed: ClosedJaxpr, with_consts: bool = False) -> Fingerprint:
-    """The fingerprint of a program as a function of its inputs and constants, of which the types alone count; or of its inputs, `with_consts`."""
+    """The fingerprint of a program as a function of its inputs and constants, of which the types alone count;
+    or of its inputs, `with_consts`."""
     writer = _Writer()
     found = writer.jaxpr(closed.jaxpr)
     if with_consts:

@@ -1,4 +1,5 @@
-"""`jax.jit` for programs of hundreds of kernels that run for seconds, where users wait for the compiler more than for the result."""
+"""`jax.jit` for programs of hundreds of kernels that run for seconds,
+where users wait for the compiler more than for the result."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
+from kayn.support.arrays import Array
 from kayn.xla.compilation import is_traced, quick_options, within_transformation
 from kayn.xla.shared import shared
 
@@ -20,10 +22,10 @@ LONG_SCATTER = 1000
 class QuickJit:
     """A compiled function of arrays; on CPUs, XLA writes its kernels in the older of its two ways.
 
-    That takes a third to a half less time, and what it writes is as quick for the factors, contractions and gradients of a fit. It is
-    not for everything: long scatters and some loops that update an array where it is are several times slower. A program with a
-    long scatter is therefore compiled as usual, like any on other devices or within another transformation, where whoever
-    compiles the whole chooses.
+    That takes a third to a half less time, and what it writes is as quick for the factors, contractions and gradients
+    of a fit. It is not for everything: long scatters and some loops that update an array where it is are several times
+    slower. A program with a long scatter is therefore compiled as usual, like any on other devices or within another
+    transformation, where whoever compiles the whole chooses.
 
     Programs that compute the same share what is compiled, whoever made them (`kayn.xla.shared`).
 
@@ -52,7 +54,7 @@ class QuickJit:
         consts = run.args if isinstance(run, partial) else ()
         return getattr(run, "func", run).lower(*consts, *self._leaves(args))
 
-    def _leaves(self, args: tuple) -> list[Any]:
+    def _leaves(self, args: tuple) -> list[Array]:
         return jax.tree.leaves([a for i, a in enumerate(args) if i not in self._static])
 
     def _for(self, closed: ClosedJaxpr) -> Any:

@@ -1,6 +1,7 @@
 """Compiled programs that equal ones share: another fit of the same model, another question of the same form.
 
-What a program closes over is an argument of what is compiled, so that other data of the same shapes are no other program.
+What a program closes over is an argument of what is compiled,
+so that other data of the same shapes are no other program.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
+from kayn.support.arrays import Array
 from kayn.xla.fingerprint import fingerprint
 
 MOST = 64
@@ -28,7 +30,8 @@ class Kept:
         self._most, self._found, self._lock = most, OrderedDict[Any, tuple[Any, Any]](), RLock()
 
     def get(self, key: Any, make: Callable[[], Any], alive: Any = None) -> Any:
-        """What is kept under a key, made if there is nothing; with it is kept `alive`, which the key needs (`Fingerprint`)."""
+        """What is kept under a key, made if there is nothing; with it is kept `alive`,
+        which the key needs (`Fingerprint`)."""
         with self._lock:
             if key not in self._found:
                 self._found[key] = (make(), alive)
@@ -41,14 +44,15 @@ class Kept:
 _kept = Kept()
 
 
-def shared(closed: ClosedJaxpr, options: dict[str, bool] | None, open_consts: bool) -> Callable[..., list[Any]]:
-    """A compiled function from the leaves of a program's arguments to those of its results: that of an equal program if there is one.
+def shared(closed: ClosedJaxpr, options: dict[str, bool] | None, open_consts: bool) -> Callable[..., list[Array]]:
+    """A compiled function from the leaves of a program's arguments to those of its results:
+    that of an equal program if there is one.
 
     Args:
         closed: the program; its constants are known numbers.
         options: for the compiler.
-        open_consts: whether programs are equal that have other constants of the same types. These are then arguments of what is compiled; as a part of
-            it they would be folded into its other numbers.
+        open_consts: whether programs are equal that have other constants of the same types. These are then arguments of
+            what is compiled; as a part of it they would be folded into its other numbers.
     """
     open_consts = open_consts and not any(map(is_placed, closed.consts))  # which need not meet the arguments
     known = fingerprint(closed, not open_consts)
@@ -60,8 +64,8 @@ def shared(closed: ClosedJaxpr, options: dict[str, bool] | None, open_consts: bo
 
 
 def shared_ahead(
-    closed: ClosedJaxpr, options: dict[str, bool] | None, leaves: Sequence[Any]
-) -> Callable[[], list[Any]]:
+    closed: ClosedJaxpr, options: dict[str, bool] | None, leaves: Sequence[Array]
+) -> Callable[[], list[Array]]:
     """As `shared`, compiled in the background: waits for the program and runs it on `leaves`."""
     consts, known = _arrays(closed), fingerprint(closed)
 
@@ -86,14 +90,14 @@ def is_placed(value: Any) -> bool:
     return isinstance(value, jax.Array) and value.committed
 
 
-def _plainly(closed: ClosedJaxpr) -> Callable[..., list[Any]]:
+def _plainly(closed: ClosedJaxpr) -> Callable[..., list[Array]]:
     return lambda *leaves: jaxpr_as_fun(closed)(*leaves)
 
 
-def _opened(jaxpr: Jaxpr) -> Callable[..., list[Any]]:
+def _opened(jaxpr: Jaxpr) -> Callable[..., list[Array]]:
     return lambda consts, *leaves: jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))(*leaves)
 
 
-def _arrays(closed: ClosedJaxpr) -> list[Any]:
+def _arrays(closed: ClosedJaxpr) -> list[Array]:
     """The constants, put on the device once."""
     return [c if isinstance(c, jax.Array) else jax.device_put(c) for c in closed.consts]
