@@ -24,11 +24,11 @@ import numpyro
 import numpyro.distributions as dist
 
 from kayn.axes.request import make_request
-from kayn.contraction.steps.product import settled_slot
 from kayn.evidence.draws import draw_particles
 from kayn.evidence.problem import Problem, build_problem, link_index, model_inputs
 from kayn.factors.elementwise import evaluate_reduced
 from kayn.factors.evaluate import evaluate
+from kayn.factors.task import reduction
 from kayn.guides.factorised import FactorisedGuide
 
 NUM_GENRES = 18
@@ -76,16 +76,12 @@ def factor(case: Case) -> tuple[Problem, Callable, Callable]:
     guide = FactorisedGuide.from_model(case.model, (), {})
     request = make_request(case.num_particles, groups=case.groups)
     problem = build_problem(case.model, guide, (), {}, {}, request)
-    plan = problem.layout.plan
-    slot = next(i for i, term in enumerate(plan.terms) if term.name == case.factor)
-    axes = [a for name in plan.terms[slot].axes for a in problem.layout.axes if a.name == name]
-    steps, _ = settled_slot(plan, slot)
-    output = problem.graph.output(case.factor)
+    slot = next(i for i, term in enumerate(problem.layout.plan.terms) if term.name == case.factor)
+    task = reduction(problem.graph, problem.layout, slot).of(problem.model)
 
     def of(evaluate: Callable, numbers: Any, values: Any) -> Any:
         inputs = model_inputs(problem, numbers, {}, {})
-        index = link_index(problem, inputs)
-        return evaluate(problem.model, case.factor, output, axes, values, inputs, plan, steps, index)
+        return evaluate(task, task.operands(values, inputs, link_index(problem, inputs)))
 
     return problem, partial(of, evaluate), partial(of, evaluate_reduced)
 

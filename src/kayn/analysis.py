@@ -9,11 +9,11 @@ from kayn.axes.memory import step_bytes
 from kayn.axes.request import TARGET_ELEMENTS, make_request
 from kayn.axes.types import Axis, Coupling, Layout
 from kayn.contraction.plan import Plan
-from kayn.contraction.steps.product import settled_slot
 from kayn.contraction.steps.sliced import sums_in_parts
 from kayn.evidence.problem import Problem, build_problem
 from kayn.factors import by_terms
 from kayn.factors.choose_form import choose
+from kayn.factors.task import reduction
 from kayn.graph.types import Graph, Link, Output
 from kayn.guides.factorised import FactorisedGuide
 from kayn.support.memory import format_bytes
@@ -141,13 +141,11 @@ class Analysis:
 
     def _way(self, output: Output) -> str:
         """Term by term, by the terms of a predictor, or as a matrix product of statistics and naturals, each with its particle axes."""
-        plan = self.plan
-        slot = next(i for i, term in enumerate(plan.terms) if term.name == output.name)
-        axes = self.layout.axes_of(plan.terms[slot])
-        steps = settled_slot(plan, slot)[0]
-        if (groups := by_terms.choose(output, axes, plan, steps)) is not None:
+        slot = next(i for i, term in enumerate(self.plan.terms) if term.name == output.name)
+        way = reduction(self.graph, self.layout, slot)
+        if (groups := by_terms.choose(way)) is not None:
             return "predictor, " + " + ".join(f"[{', '.join('+'.join(a.latents) for a in g)}]" for g in groups)
-        split = choose(output, axes, plan, steps)
+        split = choose(way)
         return "term by term" if split is None else f"product, {split}"
 
     def _linked(self, link: Link) -> list[str]:

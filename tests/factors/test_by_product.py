@@ -19,7 +19,6 @@ from numpyro import handlers
 import kayn
 from kayn import evidence
 from kayn.axes.request import make_request
-from kayn.contraction.steps.product import settled_slot
 from kayn.evidence.draws import Draws, draw_particles
 from kayn.evidence.problem import Problem, build_problem, link_index, model_inputs
 from kayn.evidence.weights import weigh
@@ -28,6 +27,7 @@ from kayn.factors.choose_form import Split, choose
 from kayn.factors.elementwise import evaluate_reduced
 from kayn.factors.evaluate import evaluate
 from kayn.factors.forms import FORMS
+from kayn.factors.task import Task, reduction
 from tests.laws.oracle import QUICK
 from tests.laws.strategies import specs
 from tests.laws.test_exactness import build, some_draws
@@ -151,14 +151,14 @@ class Factor:
     problem: Problem
     name: str
 
+    @property
+    def task(self) -> Task:
+        slot = next(i for i, term in enumerate(self.problem.layout.plan.terms) if term.name == self.name)
+        return reduction(self.problem.graph, self.problem.layout, slot).of(self.problem.model)
+
     def _evaluate(self, evaluate: Callable, values: Mapping) -> Any:
-        plan = self.problem.layout.plan
-        slot = next(i for i, term in enumerate(plan.terms) if term.name == self.name)
-        axes = [a for name in plan.terms[slot].axes for a in self.problem.layout.axes if a.name == name]
         inputs = model_inputs(self.problem, self.problem.numbers, {}, {})
-        index = link_index(self.problem, inputs)
-        output, (steps, _) = self.problem.graph.output(self.name), settled_slot(plan, slot)
-        return evaluate(self.problem.model, self.name, output, axes, values, inputs, plan, steps, index)
+        return evaluate(self.task, self.task.operands(values, inputs, link_index(self.problem, inputs)))
 
     def product(self, values: Mapping) -> Any:
         return self._evaluate(evaluate, values)
@@ -167,17 +167,14 @@ class Factor:
         return self._evaluate(evaluate_reduced, values)
 
     def split(self) -> Split | None:
-        plan = self.problem.layout.plan
-        slot = next(i for i, term in enumerate(plan.terms) if term.name == self.name)
-        axes = [a for name in plan.terms[slot].axes for a in self.problem.layout.axes if a.name == name]
-        return choose(self.problem.graph.output(self.name), axes, plan, settled_slot(plan, slot)[0])
+        return choose(self.task)
 
     def is_safe(self, values: Mapping, monkeypatch: pytest.MonkeyPatch) -> bool:
         """Whether the product was kept: the path in reserve gives NaN here."""
         shape = jax.eval_shape(self.plain, values).shape
         nothing = jnp.full(shape, jnp.nan)
         with monkeypatch.context() as patch:
-            patch.setattr(elementwise, "evaluate_reduced", lambda *args: nothing)
+            patch.setattr("kayn.factors.evaluate.evaluate_reduced", lambda *_: nothing)
             return not bool(jnp.isnan(run(self.product, values)).any())
 
 

@@ -23,6 +23,7 @@ from kayn.evidence.problem import Problem, link_index, model_inputs
 from kayn.evidence.queries import joint_marginals
 from kayn.evidence.weights import weigh
 from kayn.factors.elementwise import evaluate
+from kayn.factors.task import Operands, Task
 from kayn.graph.discover import Structure, discover_output
 from kayn.graph.types import MIXED, Kind, Output
 from kayn.programs.trace import VALUE, Program
@@ -81,7 +82,9 @@ class Expectation:
         """Mean and variance under joint weights of one set of particles."""
         program = asked.program
         own = inputs if program is self.problem.model else [*program.consts, *([None] * len(program.inputs))]
-        value = evaluate(program, asked.traced_name, asked.output, asked.axes, draws.values, own)
+        output = replace(asked.output, name=asked.traced_name)
+        task = Task(output, asked.axes, self.problem.layout.plan, (), program)
+        value = evaluate(task, Operands(draws.values, own))
         over = tuple(range(weights.ndim - len(asked.axes), weights.ndim))
         mean = jnp.sum(jnp.where(weights > 0, weights * value, 0), over)
         # once more about itself, as in `Posterior.mean`

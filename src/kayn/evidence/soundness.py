@@ -22,6 +22,7 @@ from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, model_inputs
 from kayn.evidence.weights import model_slots_noticing, unsound_in_parts
 from kayn.factors.elementwise import evaluate, of_one_particle, sound
+from kayn.factors.task import Operands, Task
 from kayn.programs.trace import DATA
 from kayn.support.arrays import Array, PyTree
 
@@ -111,9 +112,10 @@ def _example(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws, 
     axes = problem.layout.axes_of(term)
     rows = math.prod(program.jaxpr.outvars[program.outputs.index(name)].aval.shape)
     most = max(1, int((LOOKED_AT / max(rows, 1)) ** (1 / max(len(axes), 1))))
-    small = [replace(a, size=min(a.size, most)) for a in axes]
+    small = tuple(replace(a, size=min(a.size, most)) for a in axes)
     cut = {n: v[: min(v.shape[0], most)] for n, v in draws.values.items()}
-    array = np.asarray(jax.jit(lambda v: evaluate(program, name, output, small, v, inputs))(cut))
+    task = Task(output, small, problem.layout.plan, (), program)
+    array = np.asarray(jax.jit(lambda v: evaluate(task, Operands(v, inputs)))(cut))
     found = np.argwhere(array == np.inf)
     if not found.size:
         return ""

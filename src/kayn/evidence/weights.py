@@ -6,7 +6,7 @@ pure in (numbers, key, parameters) and may be jitted, differentiated and vmapped
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,16 +14,16 @@ import jax
 import jax.numpy as jnp
 
 from kayn.axes.types import Axis, proposal_name
-from kayn.contraction.execute import log_contract, look_up
+from kayn.contraction.execute import log_contract
 from kayn.contraction.steps.product import settled_slot
 from kayn.contraction.steps.sliced import Sliced, made_in_parts
-from kayn.contraction.ways import Index, LinkKey
 from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, guide_inputs, link_index, model_inputs
 from kayn.factors.elementwise import is_unsound, sound
 from kayn.factors.evaluate import evaluate
+from kayn.factors.task import Operands, Task, reduction
 from kayn.graph.absent import absences
-from kayn.graph.types import Kind, Output
+from kayn.graph.types import Kind
 from kayn.particles.density import log_density
 from kayn.support.arrays import Array, PyTree
 
@@ -96,44 +96,35 @@ def _model_slots(
     slots = {}
     for slot, term in enumerate(plan.terms):
         if term.name in problem.model.outputs:
-            output, axes = problem.graph.output(term.name), layout.axes_of(term)
+            task = reduction(problem.graph, layout, slot, keep).of(problem.model)
             if slot in parts:
-                slots[slot] = _made_by_part(problem, parts[slot], slot, output, axes, draws.values, inputs, index)
+                part = _part_of(task, parts[slot], slot)
+                slots[slot] = _made_by_part(part, parts[slot], part.operands(draws.values, inputs, index))
             else:
-                steps, settled = settled_slot(plan, slot, keep)
-                slots[settled] = evaluate(
-                    problem.model, term.name, output, axes, draws.values, inputs, plan, steps, index
-                )
+                _, settled = settled_slot(plan, slot, keep)
+                slots[settled] = evaluate(task, task.operands(draws.values, inputs, index))
         elif term.name in queries:
             slots[slot] = jnp.zeros([plan.size[a] for a in term.axes], _float_dtype())
     return slots
 
 
-def _made_by_part(
-    problem: Problem,
-    step: Sliced,
-    slot: int,
-    output: Output,
-    axes: Sequence[Axis],
-    values: Mapping[str, Array],
-    inputs: Sequence[Array],
-    index: Index,
-    settle: Callable[[Array], Array] = sound,
-) -> Array:
+def _part_of(task: Task, step: Sliced, slot: int) -> Task:
+    """The factor of one slot for a part of the axis that a step cuts, with the products of the step's own plan."""
+    steps, _ = settled_slot(step.body, step.sources.index(slot))
+    axes = tuple(replace(a, size=step.size) if a.name == step.axis else a for a in task.axes)
+    return replace(task, axes=axes, plan=step.body, steps=steps)
+
+
+def _made_by_part(task: Task, step: Sliced, operands: Operands, settle: Callable[[Array], Array] = sound) -> Array:
     """A factor as a function of the number of the first particle of a part."""
-    body = step.body
-    steps, _ = settled_slot(body, step.sources.index(slot))
-    small = [replace(a, size=step.size) if a.name == step.axis else a for a in axes]
-    cut = {n for a in axes if a.name == step.axis for n in a.latents}
+    cut = {n for a in task.axes if a.name == step.axis for n in a.latents}
 
-    def make(
-        values: Mapping[str, Array], inputs: Sequence[Array], links: Mapping[LinkKey, Array], first: Array
-    ) -> Array:
-        mine = {n: jax.lax.dynamic_slice_in_dim(v, first, step.size) if n in cut else v for n, v in values.items()}
-        return settle(evaluate(problem.model, output.name, output, small, mine, inputs, body, steps, links.__getitem__))
+    def make(operands: Operands, first: Array) -> Array:
+        values = operands.particles.items()
+        mine = {n: jax.lax.dynamic_slice_in_dim(v, first, step.size) if n in cut else v for n, v in values}
+        return settle(evaluate(task, replace(operands, particles=mine)))
 
-    links = look_up((link for product in steps for link in product.links), index)
-    return jax.tree_util.Partial(make, values, inputs, links)
+    return jax.tree_util.Partial(make, operands)
 
 
 def unsound_in_parts(problem: Problem, numbers: Mapping, draws: Draws, params: PyTree) -> dict[str, Array]:
@@ -145,12 +136,13 @@ def unsound_in_parts(problem: Problem, numbers: Mapping, draws: Draws, params: P
     index, layout = link_index(problem, inputs), problem.layout
     found = {}
     for slot, step in made_in_parts(layout.plan).items():
-        term = layout.plan.terms[slot]
-        if term.name in problem.model.outputs:
-            output, axes = problem.graph.output(term.name), layout.axes_of(term)
-            make = _made_by_part(problem, step, slot, output, axes, draws.values, inputs, index, lambda array: array)
+        name = layout.plan.terms[slot].name
+        if name in problem.model.outputs:
+            part = _part_of(reduction(problem.graph, layout, slot).of(problem.model), step, slot)
+            operands = part.operands(draws.values, inputs, index)
+            make = _made_by_part(part, step, operands, lambda array: array)
             firsts = step.size * jnp.arange(step.parts)
-            found[term.name] = jnp.any(jax.lax.map(lambda first, make=make: is_unsound(make(first)), firsts))
+            found[name] = jnp.any(jax.lax.map(lambda first, make=make: is_unsound(make(first)), firsts))
     return found
 
 

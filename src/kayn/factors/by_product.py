@@ -16,68 +16,59 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from kayn.axes.types import Axis
-from kayn.contraction.ways import LinkKey
 from kayn.factors.choose_form import Shape, Split, work
-from kayn.factors.elementwise import Particles, Reduction, in_parts, of_one_particle, on_axes
+from kayn.factors.elementwise import in_parts, of_one_particle, on_axes
 from kayn.factors.forms import COUNTS, LOST_BITS, SMALL_ERROR, WEIGHTS, Pieces, weighted
-from kayn.graph.types import Output
+from kayn.factors.task import Operands, Task
 from kayn.programs.density_arguments import ARGUMENT
-from kayn.programs.trace import Program
 from kayn.support.arrays import Array, PyTree
 from kayn.xla.compilation import matmul_precision
 
 
 @dataclass(frozen=True, eq=False)
-class Factorisation(Reduction):
-    """A split factor, from latent values to statistics and naturals, and from these to the factor."""
+class Factorisation:
+    """A split factor, from latent values to statistics and naturals, and from these to the factor.
 
+    The plates that the task's products sum over are summed in the statistics.
+    """
+
+    task: Task
     split: Split
-
-    @property
-    def rows(self) -> frozenset[str]:
-        """Plates that are summed in the statistics."""
-        return frozenset(s.plate for s in self.steps)
 
     @property
     def left_names(self) -> list[str]:
         """Axes of the statistics, in the factor's order: plates, and the particle axes of the value's side."""
         mine = {a.name for a in self.split.left}
-        return [a for a in self.order if a not in self.plan.scope or a in mine]
+        return [a for a in self.task.order if a not in self.task.plan.scope or a in mine]
 
     @property
     def right_names(self) -> list[str]:
         """Axes of the naturals: plates that are not reduced, then the particle axes of the parameters' side."""
-        return [d for d in self.output.dims if d and d not in self.rows] + [a.name for a in self.split.right]
+        dims = self.task.output.dims
+        return [d for d in dims if d and d not in self.task.rows] + [a.name for a in self.split.right]
 
-    def prepare(
-        self, particles: Particles, inputs: Sequence[Array], links: Mapping[LinkKey, Array]
-    ) -> tuple[PyTree, Array]:
+    def prepare(self, operands: Operands) -> tuple[PyTree, Array]:
         """Statistics [*left_names, rows, F] and naturals [*right_names, rows, F], and whether they can be trusted."""
-        split, dims = self.split, self.output.dims
-        reference = jax.lax.stop_gradient(_reference(self.program, self.output, split, self.axes, particles, inputs))
+        task, split, dims = self.task, self.split, self.task.output.dims
+        reference = jax.lax.stop_gradient(_reference(task, operands, split))
         absent = tuple(d for d, plate in enumerate(dims) if not plate)
-        summed = tuple(d for d, plate in enumerate(dims) if plate in self.rows)
-        names = (*split.form.left, *WEIGHTS, "inside")
-        left_arguments = _arguments(self.program, self.output, names, particles, inputs)
-        right_arguments = _arguments(self.program, self.output, split.form.right, particles, inputs)
+        summed = tuple(d for d, plate in enumerate(dims) if plate in task.rows)
+        left_arguments = _arguments(task, operands, (*split.form.left, *WEIGHTS, "inside"))
+        right_arguments = _arguments(task, operands, split.form.right)
 
         def left(values: Mapping[str, Array]) -> Array:
             pieces = weighted(split.form, _supported(left_arguments(values)), reference)
             joined = _joined(pieces, split.right_shapes, split, split.events)
-            full = [self.plan.size[p] if d in summed else joined.shape[d] for d, p in enumerate(dims)]
+            full = [task.plan.size[p] if d in summed else joined.shape[d] for d, p in enumerate(dims)]
             return jnp.squeeze(jnp.broadcast_to(joined, (*full, *joined.shape[-2:])), absent)
 
         def right(values: Mapping[str, Array]) -> Array:
             joined = _joined(split.form.naturals(right_arguments(values), reference), split.left_shapes, split, None)
             return jnp.squeeze(joined, (*absent, *summed))
 
-        elements = work(split.left, split.left_shapes) if self.steps else 0
-        index = links.__getitem__
-        statistics = in_parts(
-            left, split.left, particles, self.plan, self.steps, index, self.order, elements, trailing=2
-        )
-        naturals = on_axes(right, split.right, particles, (), trailing=2)
+        elements = work(split.left, split.left_shapes) if task.steps else 0
+        statistics = in_parts(task, operands, left, split.left, task.steps, elements, trailing=2)
+        naturals = on_axes(right, split.right, operands.particles, (), trailing=2)
         return (statistics, naturals), self._safe(*jax.lax.stop_gradient((statistics, naturals)))
 
     def finish(self, prepared: PyTree) -> Array:
@@ -103,7 +94,7 @@ class Factorisation(Reduction):
 
         def bounded() -> Array:
             # particles apart: the largest terms of all particles on the left against the normaliser's
-            axes = tuple(i for i, a in enumerate(self.left_names) if a in self.plan.scope)
+            axes = tuple(i for i, a in enumerate(self.left_names) if a in self.task.plan.scope)
             expanded, plain = bits(
                 jnp.concatenate(
                     [
@@ -127,11 +118,13 @@ class Factorisation(Reduction):
         the plain density forms none."""
         factorials = jnp.sum(jnp.abs(statistics[..., 0, -self.split.features[-1] :]))
         particles = math.prod(a.size for a in self.split.left)
-        rows = math.prod(self.plan.size[d] for d in self.output.dims if d) * math.prod(self.split.events)
+        dims = [d for d in self.task.output.dims if d]
+        rows = math.prod(self.task.plan.size[d] for d in dims) * math.prod(self.split.events)
         return factorials < rows * particles * SMALL_ERROR / jnp.finfo(statistics.dtype).eps
 
     def _contract(self, left: Array, right: Array) -> Array:
-        return _contract(left, self.left_names, right, self.right_names, {a: self.plan.size[a] for a in self.order})
+        sizes = {a: self.task.plan.size[a] for a in self.task.order}
+        return _contract(left, self.left_names, right, self.right_names, sizes)
 
 
 def _length(array: Array) -> Array:
@@ -147,13 +140,12 @@ def _supported(arguments: dict[str, Array]) -> dict[str, Array]:
     return {**arguments, "value": jnp.where(inside, value, jnp.nan)}
 
 
-def _arguments(
-    program: Program, output: Output, names: Sequence[str], particles: Particles, inputs: Sequence[Array]
-) -> Callable[[Mapping], dict[str, Array]]:
+def _arguments(task: Task, operands: Operands, names: Sequence[str]) -> Callable[[Mapping], dict[str, Array]]:
     """Some arguments of a density for one particle, numbers as floats."""
-    assert output.density is not None
-    present = [a.name for a in output.density.arguments if a.name in names]
-    run = of_one_particle(program, [f"{ARGUMENT}{n}:{output.name}" for n in present], particles, inputs)
+    assert task.output.density is not None
+    present = [a.name for a in task.output.density.arguments if a.name in names]
+    outputs = [f"{ARGUMENT}{n}:{task.name}" for n in present]
+    run = of_one_particle(task.program, outputs, operands.particles, operands.inputs)
 
     def single(values: Mapping[str, Array]) -> dict[str, Array]:
         found = dict(zip(present, run(values), strict=True))
@@ -162,21 +154,14 @@ def _arguments(
     return single
 
 
-def _reference(
-    program: Program,
-    output: Output,
-    split: Split,
-    axes: Sequence[Axis],
-    particles: Particles,
-    inputs: Sequence[Array],
-) -> Mapping[str, Array]:
+def _reference(task: Task, operands: Operands, split: Split) -> Mapping[str, Array]:
     """Where statistics and naturals are measured from: means over the particles of every referenced argument."""
     found: dict[str, Array] = {}
     for argument in split.density.arguments:
         if argument.name in split.form.referenced:
-            own = [a for a in axes if any(z in a.latents for z in argument.latents)]
-            single = _arguments(program, output, (argument.name,), particles, inputs)
-            found |= on_axes(single, own, particles, ())
+            own = [a for a in task.axes if any(z in a.latents for z in argument.latents)]
+            single = _arguments(task, operands, (argument.name,))
+            found |= on_axes(single, own, operands.particles, ())
             found[argument.name] = found[argument.name].reshape((*argument.shape, -1))
     return split.form.reference(found)
 

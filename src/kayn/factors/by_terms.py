@@ -11,7 +11,7 @@ the range of floats, or would lose too many digits to cancellation, the factor i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations_with_replacement
@@ -23,13 +23,11 @@ from jax.scipy.special import gammaln
 
 from kayn.axes.types import Axis
 from kayn.contraction.logsum import expand
-from kayn.contraction.plan import Plan
-from kayn.contraction.steps.product import Product
-from kayn.contraction.ways import LinkKey
 from kayn.factors.choose_form import MATMUL_SPEED, MIN_WORK, num_terms
-from kayn.factors.elementwise import Particles, Reduction, in_front, in_parts, of_one_particle, on_axes
+from kayn.factors.elementwise import in_front, in_parts, of_one_particle, on_axes
 from kayn.factors.forms import LOG_ROOT_2PI, LOST_BITS, SMALL_ERROR, WEIGHTS
-from kayn.graph.types import Density, Output
+from kayn.factors.task import Operands, Particles, Reduction, Task
+from kayn.graph.types import Density
 from kayn.programs.density_arguments import ARGUMENT, PREDICTORS
 from kayn.support.arrays import Array, PyTree
 from kayn.xla.compilation import matmul_precision
@@ -45,29 +43,30 @@ Term = Callable[[Particles], Any]
 """What one particle adds to the predictor: latent values to [*outer]."""
 
 
-def choose(output: Output, axes: Sequence[Axis], plan: Plan, steps: Sequence[Product]) -> Groups | None:
+def choose(way: Reduction) -> Groups | None:
     """The terms that a factor is evaluated by, None where evaluating it as a whole is about as cheap by counted operations."""
-    density = output.density
-    if density is None or len(density.terms) < 2 or not (steps or density.event_ndim):
+    density = way.output.density
+    if density is None or len(density.terms) < 2 or not (way.steps or density.event_ndim):
         return None
-    if not _rest_is_data(density, output, steps):
+    if not _rest_is_data(density, way):
         return None
-    groups = _groups(density, axes)
-    if len(groups) < 2 or math.prod(a.size for a in axes) * num_terms(density) < MIN_WORK:
+    groups = _groups(density, way.axes)
+    if len(groups) < 2 or way.entries * num_terms(density) < MIN_WORK:
         return None
-    speed = 1 if any(s.links for s in steps) else MATMUL_SPEED
+    speed = 1 if any(s.links for s in way.steps) else MATMUL_SPEED
     sizes = [math.prod(a.size for a in g) for g in groups]
     pairs = sum(m * n for m, n in combinations_with_replacement(sizes, 2))
     cost = math.prod(sizes) if density.family == "Poisson" else pairs
     return groups if cost * MIN_GAIN < speed * math.prod(sizes) else None
 
 
-def _rest_is_data(density: Density, output: Output, steps: Sequence[Product]) -> bool:
+def _rest_is_data(density: Density, way: Reduction) -> bool:
     """Whether latents enter through the predictor only, or a Normal's scale that all summed rows share."""
-    summed = [d for d, plate in enumerate(output.dims) if plate in {s.plate for s in steps}]
+    dims = way.output.dims
+    summed = [d for d, plate in enumerate(dims) if plate in way.rows]
     for argument in density.arguments:
         if argument.latents and argument.name != PREDICTORS[density.family]:
-            events = range(len(output.dims), len(argument.shape))
+            events = range(len(dims), len(argument.shape))
             if argument.name != "scale" or any(argument.shape[d] > 1 for d in (*summed, *events)):
                 return False
     return True
@@ -83,22 +82,21 @@ def _groups(density: Density, axes: Sequence[Axis]) -> Groups:
 
 
 @dataclass(frozen=True, eq=False)
-class Additive(Reduction):
+class Additive:
     """A factor by the terms of its predictor, from latent values to log densities."""
 
+    task: Task
     groups: Groups
 
     @cached_property
     def density(self) -> Density:
         """The factor's family and its arguments, the terms of the predictor among them."""
-        assert self.output.density is not None
-        return self.output.density
+        assert self.task.output.density is not None
+        return self.task.output.density
 
-    def prepare(
-        self, particles: Particles, inputs: Sequence[Array], links: Mapping[LinkKey, Array]
-    ) -> tuple[PyTree, Array]:
+    def prepare(self, operands: Operands) -> tuple[PyTree, Array]:
         """What `finish` needs, and whether it can be trusted."""
-        rows = _Rows(self, particles, inputs, links)
+        rows = _Rows(self, self.task, operands)
         return rows.rates() if self.density.family == "Poisson" else rows.squares()
 
     def finish(self, prepared: PyTree) -> Array:
@@ -108,23 +106,26 @@ class Additive(Reduction):
             return linear - rates
         constant, squares, count, scale = prepared
         total = constant - 0.5 * squares / scale**2 - count * jnp.log(scale)
-        return jnp.broadcast_to(total, [self.plan.size[a] for a in self.order])
+        return jnp.broadcast_to(total, [self.task.plan.size[a] for a in self.task.order])
 
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Sums over the rows of a factor. Arrays of single entries are [*outer], results are over `way.order`, with dimensions of size one where they do not vary."""
+    """Sums over the rows of a factor.
+
+    Arrays of single entries are [*outer], results are over `task.order`, with dimensions of size one where they do not vary.
+    """
 
     way: Additive
-    particles: Particles
-    inputs: Sequence[Array]
-    links: Mapping[LinkKey, Array]
+    task: Task
+    operands: Operands
 
     def rates(self) -> tuple[Array, Array]:
         """The part of the log density that is linear in the terms, and the sum of all rates."""
         data, (base, terms) = self.data, self.predictor(jnp.log)
         reach = jnp.max(jnp.abs(base)) + sum(
-            jnp.max(jnp.abs(in_front(t, g, self.particles))) for t, g in zip(terms, self.way.groups, strict=True)
+            jnp.max(jnp.abs(in_front(t, g, self.operands.particles)))
+            for t, g in zip(terms, self.way.groups, strict=True)
         )
 
         def product(values: Particles) -> Array:
@@ -133,7 +134,7 @@ class _Rows:
         counts = data["weight"] * data["value"]
         linear = self.over((), lambda _: counts * base - data["weight"] * gammaln(data["value"] + 1.0))
         linear = linear + sum(self.over(g, lambda _: counts, t) for t, g in zip(terms, self.way.groups, strict=True))
-        rates = self.over(self.way.axes, product, lambda values: jnp.exp(terms[-1](values)))
+        rates = self.over(self.task.axes, product, lambda values: jnp.exp(terms[-1](values)))
         holds = jnp.mean(gammaln(data["value"] + 1.0)) < SMALL_ERROR / jnp.finfo(linear.dtype).eps
         return (linear, rates), (reach < FAR) & holds & jnp.all(jnp.isfinite(jax.lax.stop_gradient(linear)))
 
@@ -154,7 +155,7 @@ class _Rows:
         pieces += [(g, minus(t)) for t, g in zip(terms, self.way.groups, strict=True)]
         squares, lengths = 0.0, 0.0
         for (mine, one), (theirs, other) in combinations_with_replacement(pieces, 2):
-            axes = tuple(a for a in self.way.axes if a in (*mine, *theirs))
+            axes = tuple(a for a in self.task.axes if a in (*mine, *theirs))
             found = self.over(axes, weighted(one), other)
             squares = squares + (found if one is other else 2 * found)
             if one is other:
@@ -182,7 +183,7 @@ class _Rows:
         """The predictor at the reference point, and what every group of axes adds to it."""
         run = self.one_particle([PREDICTORS[self.way.density.family]])
         latents = {n for names in self.way.density.terms for n in names}
-        reference = {n: _centre(self.particles[n]) for n in latents}
+        reference = {n: _centre(self.operands.particles[n]) for n in latents}
         base = transform(run(reference)[0])
 
         def term(group: Sequence[Axis]) -> Term:
@@ -193,43 +194,44 @@ class _Rows:
 
     @cached_property
     def scale(self) -> Array:
-        """A scale that depends on latents, over `way.order`."""
-        way, argument = self.way, self.way.density.argument("scale")
+        """A scale that depends on latents, over `task.order`."""
+        task, argument = self.task, self.way.density.argument("scale")
         assert argument is not None
-        axes = [a for a in way.axes if any(n in a.latents for n in argument.latents)]
-        dims, gone = way.output.dims, {s.plate for s in way.steps}
+        axes = [a for a in task.axes if any(n in a.latents for n in argument.latents)]
+        dims, gone = task.output.dims, task.rows
         constant = [d for d in range(len(argument.shape)) if d >= len(dims) or not dims[d] or dims[d] in gone]
         run = self.one_particle(["scale"])
-        found = on_axes(lambda values: jnp.squeeze(run(values)[0], constant), axes, self.particles, ())
-        return expand(found, [*(d for d in dims if d and d not in gone), *(a.name for a in axes)], way.order)
+        found = on_axes(lambda values: jnp.squeeze(run(values)[0], constant), axes, self.operands.particles, ())
+        return expand(found, [*(d for d in dims if d and d not in gone), *(a.name for a in axes)], task.order)
 
     def one_particle(self, arguments: Sequence[str]) -> Callable[[Particles], list[Array]]:
-        names = [f"{ARGUMENT}{n}:{self.way.output.name}" for n in arguments]
-        return of_one_particle(self.way.program, names, self.particles, self.inputs)
+        names = [f"{ARGUMENT}{n}:{self.task.name}" for n in arguments]
+        return of_one_particle(self.task.program, names, self.operands.particles, self.operands.inputs)
 
     def over(self, axes: Sequence[Axis], one: Term, other: Term = lambda _: jnp.ones(())) -> Array:
         """The sum over rows of a product, over some particle axes."""
-        way = self.way
-        rows = num_terms(way.density) if way.left else 1
+        task = self.task
+        rows = num_terms(self.way.density) if task.left else 1
         found = in_parts(
+            task,
+            self.operands,
             lambda values: self.inner(one(values), other(values)),
             axes,
-            self.particles,
-            way.plan,
-            way.left,
-            self.links.__getitem__,
-            way.order,
+            task.left,
             rows * math.prod(a.size for a in axes),
-            alone=not way.first and len(axes) > 1,
+            alone=not task.first and len(axes) > 1,
         )
         mine = [a.name for a in axes]
-        return expand(found, [a for a in way.order if a not in way.plan.scope or a in mine], way.order)
+        return expand(found, [a for a in task.order if a not in task.plan.scope or a in mine], task.order)
 
     def inner(self, one: Array, other: Array) -> Array:
-        """The sum of a product over event dimensions and the plates that are summed as a whole: [*other plates]. A matrix product under `vmap`."""
-        way, value = self.way, self.way.density.argument("value")
+        """The sum of a product over event dimensions and the plates that are summed as a whole: [*other plates].
+
+        A matrix product under `vmap`.
+        """
+        task, value = self.task, self.way.density.argument("value")
         assert value is not None
-        dims, plates = way.output.dims, {s.plate for s in way.first}
+        dims, plates = task.output.dims, {s.plate for s in task.first}
         rank = len(value.shape)
         summed = [d for d in range(rank) if d >= len(dims) or dims[d] in plates]
         letters = [chr(ord("a") + d) for d in range(rank)]
@@ -238,7 +240,7 @@ class _Rows:
         one, other = (jnp.broadcast_to(x, value.shape) for x in (one, other))
         found = jnp.einsum(f"{each},{each}->{''.join(kept)}", one, other, precision=matmul_precision())
         absent = [i for i, x in enumerate(kept) if not dims[letters.index(x)]]
-        return math.prod(s.scale for s in way.first) * jnp.squeeze(found, absent)
+        return math.prod(s.scale for s in task.first) * jnp.squeeze(found, absent)
 
 
 def _centre(particles: Array) -> Array:

@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from kayn.axes.types import Axis
-from kayn.contraction.plan import Plan
-from kayn.contraction.steps.product import Product
 from kayn.factors.forms import FORMS, WEIGHTS, Form, weighted
-from kayn.graph.types import Density, Output
+from kayn.factors.task import Reduction
+from kayn.graph.types import Density
 
 MIN_WORK = 2**19
 """Factors with fewer terms are not worth a second program."""
@@ -87,25 +86,23 @@ class Split:
         return sum(self.features[: self.form.cancels])
 
 
-def choose(output: Output, axes: Sequence[Axis], plan: Plan, steps: Sequence[Product]) -> Split | None:
+def choose(way: Reduction) -> Split | None:
     """The cheapest form of a factor by counted operations, None where evaluating it term by term is about as cheap."""
-    density = output.density
+    density, size = way.output.density, way.plan.size
     if density is None:
         return None
-    entries = math.prod(a.size for a in axes)
-    terms = entries * num_terms(density)
+    terms = way.entries * num_terms(density)
     if terms < MIN_WORK:
         return None
     best, least = None, terms / MIN_GAIN
     for form in FORMS[density.family]:
-        split = _split(form, density, axes)
-        if not _rows_are_free(split, output, steps):
+        split = _split(form, density, way.axes)
+        if not _rows_are_free(split, way):
             continue
-        summed = {s.plate for s in steps}
-        kept = [plan.size[d] for d in output.dims if d and d not in summed]
-        kept += [plan.size[link.target] for s in steps for link in s.links]
+        kept = [size[d] for d in way.output.dims if d and d not in way.rows]
+        kept += [size[link.target] for s in way.steps for link in s.links]
         features = split.num_features + split.num_cancelling
-        cost = entries * math.prod(kept) * features / MATMUL_SPEED
+        cost = way.entries * math.prod(kept) * features / MATMUL_SPEED
         cost += work(split.left, split.left_shapes) + work(split.right, split.right_shapes)
         if cost < least:
             best, least = split, cost
@@ -146,7 +143,7 @@ def _split(form: Form, density: Density, axes: Sequence[Axis]) -> Split:
     )
 
 
-def _rows_are_free(split: Split, output: Output, steps: Sequence[Product]) -> bool:
+def _rows_are_free(split: Split, way: Reduction) -> bool:
     """Whether the naturals do not depend on the rows that are summed, so that these can be summed in the statistics."""
-    rows = [d for d, plate in enumerate(output.dims) if plate in {s.plate for s in steps}]
+    rows = [d for d, plate in enumerate(way.output.dims) if plate in way.rows]
     return all(shape[d] == 1 for shape in split.right_shapes for d in rows)

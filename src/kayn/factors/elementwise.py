@@ -7,140 +7,54 @@ part: a factor over thousands of rows is never held on all its particle axes at 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import takewhile
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kayn.axes.memory import CHUNK_ELEMENTS
 from kayn.axes.types import Axis
-from kayn.contraction.plan import Plan
 from kayn.contraction.steps.product import Product, apply_products
-from kayn.contraction.ways import Index
 from kayn.factors.cost import is_dear
-from kayn.graph.types import Kind, Output
+from kayn.factors.task import Operands, Particles, Shared, Task
 from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import Program
 from kayn.support.arrays import Array
 from kayn.xla.compilation import LANES, apart
 
-Particles = Mapping[str, Any]
-"""[K, *shape] for every latent, K that of the latent's axis; `Shared` for what was computed of several."""
+
+def evaluate(task: Task, operands: Operands) -> Array:
+    """An output on its particle axes: `[*dims, *(K of every axis)]`, dims of size one that are no plate removed."""
+    array = on_axes(_single(task, operands), task.axes, operands.particles, ())
+    return finite(array) if task.is_log_factor else array
 
 
-@dataclass(frozen=True)
-class Shared:
-    """What several computations need of a program, computed once: an input of theirs like a latent's particles.
-
-    Attributes:
-        array: [*(K of every axis), *shape].
-        axes: names of the particle axes in front.
-    """
-
-    array: Array
-    axes: tuple[str, ...]
-
-    def of_any(self) -> Array:
-        """The value for the first particles."""
-        return self.array[(0,) * len(self.axes)]
-
-    def moved(self, order: Sequence[str]) -> Array:
-        """The array with its particle axes in this order."""
-        places = [self.axes.index(a) for a in order if a in self.axes]
-        return jnp.transpose(self.array, (*places, *range(len(places), self.array.ndim)))
-
-
-jax.tree_util.register_dataclass(Shared, ["array"], ["axes"])
-
-
-@dataclass(frozen=True, eq=False)
-class Reduction:
-    """A factor on its particle axes, with the plate products that follow at once."""
-
-    program: Program
-    output: Output
-    axes: tuple[Axis, ...]
-    plan: Plan
-    steps: tuple[Product, ...]
-
-    @cached_property
-    def order(self) -> tuple[str, ...]:
-        """Plates and axes of the result."""
-        if self.steps:
-            return self.plan.axes[self.steps[-1].out]
-        return (*(d for d in self.output.dims if d), *(a.name for a in self.axes))
-
-    @cached_property
-    def first(self) -> tuple[Product, ...]:
-        """The plates that are summed as a whole, before any others."""
-        return tuple(takewhile(lambda s: not s.links, self.steps))
-
-    @property
-    def left(self) -> tuple[Product, ...]:
-        """The steps that come after those."""
-        return self.steps[len(self.first) :]
-
-
-def evaluate(
-    program: Program, name: str, output: Output, axes: Sequence[Axis], particles: Particles, inputs: Sequence[Array]
-) -> Array:
-    """An output on its particle axes: `[*dims, *(K of every axis)]`, dims of size one that are no plate removed.
-
-    Args:
-        program: the traced model.
-        name: the output's name in the program.
-        axes: its particle axes, in order.
-        inputs: the jaxpr's constants and inputs, anything in the places of latents.
-    """
-    array = on_axes(_single(program, name, output, particles, inputs), axes, particles, ())
-    return finite(array) if _is_log_factor(program, name, output) else array
-
-
-def evaluate_reduced(
-    program: Program,
-    name: str,
-    output: Output,
-    axes: Sequence[Axis],
-    particles: Particles,
-    inputs: Sequence[Array],
-    plan: Plan,
-    steps: Sequence[Product],
-    index: Index,
-    terms: int = 0,
-) -> Array:
-    """As `evaluate`, followed by the plate products `steps`, in parts that fit `CHUNK_ELEMENTS`: [*plates, *(K of axes)].
+def evaluate_reduced(task: Task, operands: Operands, terms: int = 0) -> Array:
+    """As `evaluate`, followed by the task's plate products, in parts that fit `CHUNK_ELEMENTS`: [*plates, *(K of axes)].
 
     Args:
         terms: entries of the largest array formed on the way, where that is not the factor itself.
     """
-    single = _single(program, name, output, particles, inputs)
-    elements = math.prod(plan.size[a] for a in plan.axes[steps[0].source]) if steps else 0
-    way = Reduction(program, output, tuple(axes), plan, tuple(steps))
+    single, index = _single(task, operands), operands.links.__getitem__
 
     def summed(values: Mapping[str, Array]) -> Array:
         # for one particle, before its axes are moved behind: XLA would transpose the rows on the way back
-        return apply_products(plan, way.first, single(values), index, tuple(plan.scope))
+        return apply_products(task.plan, task.first, single(values), index, tuple(task.plan.scope))
 
     # what is summed over its rows at once is computed along them anyway
-    alone = not way.first and is_dear(program, name, {n: a.name for a in axes for n in a.latents})
-    reduced = in_parts(summed, axes, particles, plan, way.left, index, way.order, max(elements, terms), alone=alone)
+    alone = not task.first and is_dear(task.program, task.name, {n: a.name for a in task.axes for n in a.latents})
+    elements = max(task.elements, terms)
+    reduced = in_parts(task, operands, summed, task.axes, task.left, elements, alone=alone)
     # after the products: a selection inside a chain of arithmetic keeps XLA from vectorising it
-    return finite(reduced) if _is_log_factor(program, name, output) else reduced
+    return finite(reduced) if task.is_log_factor else reduced
 
 
 def in_parts(
+    task: Task,
+    operands: Operands,
     single: Callable[[Mapping], Array],
     axes: Sequence[Axis],
-    particles: Particles,
-    plan: Plan,
     steps: Sequence[Product],
-    index: Index,
-    order: Sequence[str],
     elements: int,
     trailing: int = 0,
     alone: bool = False,
@@ -149,15 +63,16 @@ def in_parts(
 
     Args:
         single: latent values to [*plates, *trailing].
-        steps: plate products; particle axes that are not among `axes` are left out of them.
-        order: names of the result's plates and axes; again less the axes that are not among `axes`.
+        axes: some of the task's particle axes; the others are left out of everything.
+        steps: the last of the task's products.
         elements: entries of the whole before the steps.
         trailing: number of dimensions behind the plates that stay the last ones.
         alone: the function is dear, see `along_plates`; no trailing dimensions then.
 
     Returns:
-        [*order, *trailing].
+        [*the task's order, *trailing].
     """
+    plan, particles, index = task.plan, operands.particles, operands.links.__getitem__
     loops = _loop_axes(axes, elements)
     looped, mine = [a.name for a in loops], [a.name for a in axes]
     inner = [a for a in axes if a not in loops]
@@ -175,7 +90,7 @@ def in_parts(
 
     result = _looped(part, loops, particles, {})
     # loop axes come out in front; plates and inner axes follow in the order of the plan
-    present = [a for a in order if a not in without or a in looped]
+    present = [a for a in task.order if a not in without or a in looped]
     have = [*looped, *(a for a in present if a not in looped)]
     last = range(len(have), len(have) + trailing)
     return jnp.transpose(result, [*(have.index(a) for a in present), *last])
@@ -203,19 +118,12 @@ def of_one_particle(
     return single
 
 
-def _single(
-    program: Program, name: str, output: Output, particles: Particles, inputs: Sequence[Array]
-) -> Callable[[Mapping], Array]:
-    aval = program.jaxpr.outvars[program.outputs.index(name)].aval
-    squeezed = tuple(d for d, plate in enumerate(output.dims) if not plate)
-    assert len(aval.shape) == len(output.dims), (name, aval.shape, output.dims)
-    run = of_one_particle(program, [name], particles, inputs)
+def _single(task: Task, operands: Operands) -> Callable[[Mapping], Array]:
+    dims = task.output.dims
+    squeezed = tuple(d for d, plate in enumerate(dims) if not plate)
+    assert len(task.aval.shape) == len(dims), (task.name, task.aval.shape, dims)
+    run = of_one_particle(task.program, [task.name], operands.particles, operands.inputs)
     return lambda values: jnp.squeeze(run(values)[0], squeezed)
-
-
-def _is_log_factor(program: Program, name: str, output: Output) -> bool:
-    dtype = program.jaxpr.outvars[program.outputs.index(name)].aval.dtype
-    return jnp.issubdtype(dtype, jnp.floating) and output.kind is not Kind.VALUE
 
 
 @jax.custom_jvp

@@ -17,7 +17,8 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from kayn.axes.memory import CHUNK_ELEMENTS
 from kayn.axes.types import Axis
-from kayn.factors.elementwise import Particles, Shared, of_one_particle, on_axes
+from kayn.factors.elementwise import of_one_particle, on_axes
+from kayn.factors.task import Operands, Shared, Task
 from kayn.programs.calls import called
 from kayn.programs.slices import needed_equations
 from kayn.programs.trace import Program
@@ -28,29 +29,26 @@ LONGEST_CALL = 20
 """Equations of a called program up to which it is little more than the factorisation in it."""
 
 
-def factorised_once(
-    program: Program, names: Sequence[str], axes: Sequence[Axis], particles: Particles, inputs: Sequence[Array]
-) -> tuple[Program, Particles, list[Array]]:
-    """A program without the factorisations that some outputs need, with their results among its particles.
+def factorised_once(task: Task, operands: Operands, names: Sequence[str]) -> tuple[Task, Operands]:
+    """A task whose program is without the factorisations that some outputs need, with their results among its particles.
 
     Args:
         names: the outputs; no others are to be taken from the program.
-        axes: their particle axes.
-        inputs: the jaxpr's constants and inputs, anything in the places of latents.
 
     Returns:
-        The program, the particles and the inputs: those that were given, where there is nothing to factorise or the
-        results would not fit in memory.
+        The task and its operands: those that were given, where there is nothing to factorise or the results would not fit
+        in memory.
     """
+    program, axes, particles = task.program, task.axes, operands.particles
     eqns, needed = needed_equations(program.jaxpr, [program.outputs.index(n) for n in names])
     sources = _sources(program, eqns, axes)
     cut = [e for e in eqns if _factorises(e)]
     results = [v for e in cut for v in e.outvars if v in needed]
     own = {v: [a for a in axes if a.name in sources[v]] for v in results}
     if sum(math.prod((*v.aval.shape, *(a.size for a in own[v]))) for v in results) > CHUNK_ELEMENTS:
-        return program, particles, list(inputs)
+        return task, operands
     start = len(program.consts) + len(program.inputs)
-    given = list(inputs)
+    given: list[Any] = list(operands.inputs)
     for eqn in cut:
         # one after the other: a factorisation may need an earlier one
         for variable in eqn.outvars:
@@ -64,7 +62,7 @@ def factorised_once(
             program = _with_input(program, variable, name)
             given.insert(start, None)
             start += 1
-    return program, particles, given
+    return replace(task, program=program), replace(operands, particles=particles, inputs=given)
 
 
 RESULT = "factorised:"

@@ -22,6 +22,7 @@ from kayn.evidence.problem import Problem, guide_inputs, link_index, model_input
 from kayn.evidence.soundness import telling_slots
 from kayn.evidence.weights import proposal_slots, proposal_terms
 from kayn.factors.evaluate import evaluate
+from kayn.factors.task import Operands, Task
 from kayn.graph.discover import discover_output
 from kayn.graph.types import MIXED, Kind, Output
 from kayn.objectives.base import Call, MassivelyParallelELBO, only_gradient, sampled_axes
@@ -176,12 +177,11 @@ def _with_conditionals(
     extended = replace(problem, structure=structure, layout=replace(problem.layout, plan=plan))
     names = [t.name for t in plan.terms]
     arrays = {}
-    index = link_index(extended, model_inputs(extended, numbers, params, draws.subsample))
     for output in outputs:
         slot = names.index(output.name)
-        own = problem.layout.axes_of(plan.terms[slot])
+        own = tuple(problem.layout.axes_of(plan.terms[slot]))
         site = replace(output, name=output.name.removeprefix(PREFIX))
-        log_q = evaluate(guide.density, site.name, site, own, draws.values, inputs, plan, (), index)
+        log_q = evaluate(Task(site, own, plan, (), guide.density), Operands(draws.values, inputs))
         arrays[slot] = weight * only_gradient(jnp.where(jnp.isfinite(log_q), log_q, 0.0))
     return extended, arrays
 
