@@ -69,22 +69,28 @@ def resident():
         return 0
 
 
-@pytest.fixture(autouse=True, scope="session")
-def limit():
-    """From how many bytes on compiled programs are forgotten."""
-    return [MOST]
+@pytest.fixture(scope="session")
+def forget():
+    """What makes JAX forget its compiled programs where these have become too many."""
+    limit = MOST
+
+    def forget():
+        nonlocal limit
+        if resident() > limit:
+            jax.clear_caches()
+            gc.collect()
+            if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+                libc.malloc_trim(0)
+            # what cannot be freed must not be tried after every test
+            limit = max(MOST, resident() + MOST / 4)
+
+    return forget
 
 
 @pytest.fixture(autouse=True)
-def _within_memory(limit):
+def _within_memory(forget):
     yield
-    if resident() > limit[0]:
-        jax.clear_caches()
-        gc.collect()
-        if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-            libc.malloc_trim(0)
-        # what cannot be freed must not be tried after every test
-        limit[0] = max(MOST, resident() + MOST / 4)
+    forget()
 
 
 @pytest.fixture
