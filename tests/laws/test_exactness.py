@@ -153,7 +153,7 @@ def one_structure_matches(spec):
     with jax.enable_x64(True):
         problem, oracle = build(spec)
         draws, params = some_draws(spec, problem), spec.params()
-        if spec.seed % 3:
+        if spec.seed % 3 != 1:
             close(evidence_alone(problem, draws, params), evidence_by_enumeration(oracle, draws, free(spec)), 1e-9)
             return
         value, again, weights, gradient = estimates(problem, draws, params)
@@ -171,7 +171,7 @@ def one_structure_matches(spec):
             close(weights[name], found, 1e-9)
         for name, found in gradient.items():
             close(found, slope[name], 1e-9)
-    if spec.seed % 9:
+    if spec.seed % 9 != 1:
         return
     single, _ = build(spec)
     assert single.layout.axes == problem.layout.axes
