@@ -4,7 +4,7 @@ Each factor is evaluated on random particles, alone and with its gradient in the
 MovieLens-sized prior (18 tastes of 300 or 943 users, mean and log scale on particle axes of their own or on one), and
 the likelihood of 100 rows in each of 50 groups.
 
-Run: python benchmarks/expfam.py [--json FILE]
+Run: python -m benchmarks.expfam [--json FILE]
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from kayn.factors.elementwise import evaluate_reduced
 from kayn.factors.evaluate import evaluate
 from kayn.factors.task import reduction
 from kayn.guides.factorised import FactorisedGuide
+from models.simulated import two_level
 
 NUM_GENRES = 18
 
@@ -52,22 +53,14 @@ def tastes(num_users: int) -> None:
         numpyro.sample("z", dist.Normal(mu, jnp.exp(psi)).to_event(1))
 
 
-def two_level(rows: int) -> None:
-    data = np.random.default_rng(0).normal(size=(50, rows)).astype(np.float32)
-    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
-    with numpyro.plate("groups", 50, dim=-2):
-        theta = numpyro.sample("theta", dist.Normal(mu, 1.0))
-        with numpyro.plate("rows", rows, dim=-1):
-            numpyro.sample("y", dist.Normal(theta, 1.0), obs=data)
-
-
 def cases() -> list[Case]:
     out = []
     for users, K in ((300, 10), (300, 30), (943, 10), (943, 30)):
         model = partial(tastes, users)
         out.append(Case(f"{users} users, mu and psi apart", model, "z", K))
         out.append(Case(f"{users} users, mu and psi on one axis", model, "z", K, (("mu", "psi"),)))
-    out += [Case("50 groups of 100 rows", partial(two_level, 100), "y", K) for K in (10, 30)]
+    model, data = two_level(50, 100)
+    out += [Case("50 groups of 100 rows", partial(model, *data), "y", K) for K in (10, 30)]
     return out
 
 

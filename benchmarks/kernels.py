@@ -1,7 +1,7 @@
 """What the pieces of a contraction cost on this device: log-matmul beside a plain product,
 chains step by step or in rounds, precision of products.
 
-Run: python benchmarks/kernels.py [--json FILE]
+Run: python -m benchmarks.kernels [--json FILE]
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from unittest import mock
 import click
 import jax
 import jax.numpy as jnp
-from _machine import described, limit_seconds, save, seconds
-from models import MODELS
-from scaling import chain, point
-from steps import fitted, qem_step
 
 import kayn
+from benchmarks._machine import described, limit_seconds, save, seconds
+from benchmarks.scaling import chain, point
+from benchmarks.steps import fitted, qem_step
 from kayn.contraction import chain_rounds
 from kayn.contraction.logmatmul import log_matmul
+from models import MODELS
 
 PRODUCTS = ((1, 1024, 1024), (300, 100, 100), (1000, 30, 30), (4000, 10, 10))
 """Products at a time, terms summed, and rows and columns of the result."""

@@ -1,7 +1,7 @@
 """A gradient step of `kayn.VI` against one of NumPyro's `RenyiELBO` with the same K,
 and of Pyro's `TraceTMC_ELBO` where Pyro is installed.
 
-Run: python benchmarks/peers.py [--particles K ...] [--json FILE]
+Run: python -m benchmarks.peers [--particles K ...] [--json FILE]
 
 All optimise AutoNormal guides of the two- and three-level Gaussian models with Adam, in one run, alternating.
 `RenyiELBO(alpha=0)` weighs K joint draws; kayn weighs all combinations of K draws of 51 and 111 latents. Pyro's model
@@ -19,11 +19,11 @@ import click
 import jax
 import numpy as np
 import numpyro
-from models import MODELS
 from numpyro.infer import SVI, RenyiELBO
 from numpyro.infer.autoguide import AutoNormal
 
 import kayn
+from models import MODELS
 
 STEPS = 20
 ROUNDS = 15

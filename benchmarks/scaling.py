@@ -1,6 +1,6 @@
 """How the cost of a QEM step grows: in K, in rows, in groups, in steps of a chain; and a million-row model.
 
-Run: python benchmarks/scaling.py [--json FILE] [--plot FILE]
+Run: python -m benchmarks.scaling [--json FILE] [--plot FILE]
 
 For every curve an exponent is fitted to the last half of the points of log time against log size, and printed beside
 that of the planner's own count of operations (contraction and largest factor).
@@ -21,13 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from _machine import seconds
-from models import Case, three_level, two_level
 from numpyro.contrib.control_flow import scan
-from steps import operations
 
 import kayn
+from benchmarks._machine import seconds
+from benchmarks.steps import operations
 from kayn import QEM
+from models.case import Case
+from models.simulated import three_level, two_level
 
 STEPS = 4
 MILLION = 10**6

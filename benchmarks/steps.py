@@ -1,7 +1,7 @@
 """Time and memory of one step of every task: compile time, time of a compiled step, temporary memory,
 share of the limit.
 
-Run: python benchmarks/steps.py [--tasks NAME ...] [--particles K ...] [--models NAME ...] [--json FILE] [--plot FILE]
+Run: python -m benchmarks.steps [--tasks NAME ...] [--particles K ...] [--models NAME ...] [--json FILE] [--plot FILE]
 
 Tasks: `qem`, `vi` and `rws` are one step of a fit (draws, weights, contraction and what follows from them); `moments`
 weighs one set of particles and gives the means of all latents; `draws` draws 1,000 combinations from one set. Beside a
@@ -20,11 +20,10 @@ from typing import Any
 import click
 import jax
 import numpyro
-from _machine import counted, described, limit_seconds, save, seconds
-from models import HELD_BACK, MODELS
 from numpyro.infer import SVI
 
 import kayn
+from benchmarks._machine import counted, described, limit_seconds, save, seconds
 from kayn import QEM
 from kayn.analysis import Analysis
 from kayn.axes.request import make_request
@@ -34,6 +33,7 @@ from kayn.evidence.queries import draw_indices, latent_weights, weighted_draws
 from kayn.evidence.weights import weigh
 from kayn.guides.factorised import FactorisedGuide
 from kayn.xla.jit import QuickJit
+from models import HELD_BACK, MODELS
 
 STEPS = 8
 WARM = 64

@@ -4,7 +4,7 @@ Two-level: mu ~ N(0,1); 50 theta_m ~ N(mu,1); 100 observations each ~ N(theta_m,
 10 x 10 b_ij ~ N(a_i,1); 20 observations each. The proposal is the best mean field with every scale doubled. Printed is
 the mean gap between the exact log evidence and log Z, in nats, over independent keys, with its standard error.
 
-Run: python benchmarks/tightness.py [--json FILE]
+Run: python -m benchmarks.tightness [--json FILE]
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpyro.distributions as dist
 from kayn.axes.request import make_request
 from kayn.evidence.problem import build_problem
 from kayn.evidence.queries import weighted_draws
+from models import simulated
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,7 @@ def two_level(seed: int = 0, groups: int = 50, rows: int = 100) -> Case:
     rng = np.random.default_rng(seed)
     data = rng.normal(rng.normal(rng.normal(), 1, groups)[:, None], 1, (groups, rows))
 
-    def model(y: np.ndarray) -> None:
-        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
-        with numpyro.plate("groups", groups, dim=-2):
-            theta = numpyro.sample("theta", dist.Normal(mu, 1.0))
-            with numpyro.plate("rows", rows, dim=-1):
-                numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
-
+    model, _ = simulated.two_level(groups, rows)
     parent = np.full(groups, 0)
     return _case("two-level", model, data, {"mu": (1,), "theta": (groups, 1)}, [None, *parent], slice(1, None), rows)
 
@@ -60,15 +55,7 @@ def three_level(seed: int = 0, outer: int = 10, inner: int = 10, rows: int = 20)
     b = rng.normal(a[:, None], 1, (outer, inner))
     data = rng.normal(b[..., None], 1, (outer, inner, rows))
 
-    def model(y: np.ndarray) -> None:
-        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
-        with numpyro.plate("outer", outer, dim=-3):
-            a = numpyro.sample("a", dist.Normal(mu, 1.0))
-            with numpyro.plate("inner", inner, dim=-2):
-                b = numpyro.sample("b", dist.Normal(a, 1.0))
-                with numpyro.plate("rows", rows, dim=-1):
-                    numpyro.sample("y", dist.Normal(b, 1.0), obs=y)
-
+    model, _ = simulated.three_level(outer, inner, rows)
     parents = [None, *[0] * outer, *(1 + i for i in range(outer) for _ in range(inner))]
     shapes = {"mu": (1,), "a": (outer, 1, 1), "b": (outer, inner, 1)}
     return _case("three-level", model, data, shapes, parents, slice(1 + outer, None), rows)

@@ -1,4 +1,4 @@
-"""Prosocial choice in chimpanzees, actors crossed with blocks: `python examples/chimpanzees.py`."""
+"""Prosocial choice in chimpanzees, actors crossed with blocks: `python -m examples.chimpanzees`."""
 
 import click
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-from _compare import Settings, compare, options
+from examples._compare import Settings, compare, options
 from kayn import datasets
 
 

@@ -1,10 +1,10 @@
-"""Eight schools (Rubin, 1981), non-centred as NUTS needs it: `python examples/eight_schools.py`."""
+"""Eight schools (Rubin, 1981), non-centred as NUTS needs it: `python -m examples.eight_schools`."""
 
 import click
 import numpyro
 import numpyro.distributions as dist
 
-from _compare import Settings, compare, options
+from examples._compare import Settings, compare, options
 from kayn import datasets
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-from _compare import Settings, compare, options
+from examples._compare import Settings, compare, options
 from kayn import datasets
 
 WEST = 3  # region of the two states without respondents (Alaska and Hawaii)

@@ -1,4 +1,4 @@
-"""Which genres of film does a user like? MovieLens 100K, all 943 users: `python examples/movielens.py`."""
+"""Which genres of film does a user like? MovieLens 100K, all 943 users: `python -m examples.movielens`."""
 
 import click
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-from _compare import Settings, compare, options
+from examples._compare import Settings, compare, options
 from kayn import datasets
 
 NUM_GENRES = 18

@@ -1,11 +1,11 @@
-"""Radon in 12,573 houses of 386 counties, from 1 to 765 houses a county: `python examples/radon.py [--slopes]`."""
+"""Radon in 12,573 houses of 386 counties, from 1 to 765 houses a county: `python -m examples.radon [--slopes]`."""
 
 import click
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-from _compare import Settings, compare, options
+from examples._compare import Settings, compare, options
 from kayn import datasets
 
 

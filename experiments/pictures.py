@@ -1,14 +1,15 @@
 """Draw all pictures and tables of the experiments again, from their JSON:
-`python experiments/pictures.py [NAME ...]`."""
+`python -m experiments.pictures [NAME ...]`."""
 
 from __future__ import annotations
 
+import importlib
 import json
-import runpy
 from pathlib import Path
 
 import click
-from _common import present
+
+from experiments._common import present
 
 HERE = Path(__file__).parent
 SOURCES = sorted(HERE.glob("*/results/**/results.json"))
@@ -25,9 +26,9 @@ def main(names: tuple[str, ...]) -> None:
     for source in SOURCES:
         if names and experiment(source) not in names:
             continue
-        run = runpy.run_path(str(HERE / experiment(source) / "run.py"))
+        run = importlib.import_module(f"experiments.{experiment(source)}.run")
         results = json.loads(source.read_text(encoding="utf-8"))["results"]
-        present(source.parent, results, run["table"], run.get("draw"))
+        present(source.parent, results, run.table, getattr(run, "draw", None))
         click.echo(f"drawn from {source.relative_to(HERE)}")
 
 

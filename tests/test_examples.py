@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(*command: str, cwd: Path = ROOT / "examples") -> str:
+def run(*command: str, cwd: Path = ROOT) -> str:
     done = subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -22,15 +22,15 @@ def needs_data() -> None:
 
 
 def test_eight_schools_agrees_with_nuts():
-    out = run("eight_schools.py", "--quick")
+    out = run("-m", "examples.eight_schools", "--quick")
     assert "worst deviation" in out and "log evidence" in out
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["radon.py", "chimpanzees.py", "movielens.py"])
+@pytest.mark.parametrize("script", ["radon", "chimpanzees", "movielens"])
 def test_real_data_examples_run(script):
     needs_data()
-    out = run(script, "--quick", "--no-nuts")
+    out = run("-m", f"examples.{script}", "--quick", "--no-nuts")
     assert "log evidence" in out and "nan" not in out
 
 

@@ -1,11 +1,8 @@
 """The experiments run, on cuts of their problems, and the covid model agrees with enumeration."""
 
-import importlib.util
 import itertools
 import json
 import os
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,6 +12,14 @@ from click.testing import CliRunner
 from numpyro.infer import SVI
 from scipy import stats
 
+from experiments.air import run as air
+from experiments.gmm import run as gmm
+from experiments.gradients import run as gradients
+from experiments.hierarchical import run as hierarchical
+from experiments.pcfg import run as pcfg
+from experiments.sbn import layers
+from experiments.sbn import run as sbn
+from experiments.vae import run as vae
 from kayn.axes.request import make_request
 from kayn.evidence.draws import draw_particles
 from kayn.evidence.problem import build_problem
@@ -23,32 +28,21 @@ from kayn.meters import log_evidence
 from tests.laws.oracle import BruteForce, everything
 from tests.laws.test_exactness import close, estimates
 
-ROOT = Path(__file__).parents[1]
 needs_data = pytest.mark.skipif("KAYN_DATA" not in os.environ, reason="set KAYN_DATA to a directory with the data sets")
 
 pytestmark = pytest.mark.slow
 
 
-def load(path):
-    name = path.replace("/", "_").removesuffix(".py")
-    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @needs_data
 def test_a_cut_of_the_covid_model_matches_enumeration(x64):
     """Three regions and five days: 2^15 paths and the global latents."""
-    module = load("hierarchical/run.py")
-    data = module.datasets.load("covid")
+    data = hierarchical.datasets.load("covid")
     names = ("ActiveCMs_NPIs_daily_all", "ActiveCMs_wearing_daily_all", "ActiveCMs_mobility_daily_all", "obs_daily_all")
     args = tuple(np.moveaxis(data[n][:3, 40:45], 0, 1).astype(np.float64) for n in names)
-    guide = FactorisedGuide.from_model(module.covid_model, args)
-    request = make_request(2, groups=[(*module.GLOBALS, "log_r0")])
-    problem = build_problem(module.covid_model, guide, args, {}, guide.start, request)
-    oracle = BruteForce(problem, module.covid_model, guide, args)
+    guide = FactorisedGuide.from_model(hierarchical.covid_model, args)
+    request = make_request(2, groups=[(*hierarchical.GLOBALS, "log_r0")])
+    problem = build_problem(hierarchical.covid_model, guide, args, {}, guide.start, request)
+    oracle = BruteForce(problem, hierarchical.covid_model, guide, args)
     assert oracle.combinations == 2**16
     draws = draw_particles(problem, problem.numbers, jax.random.key(1), guide.start)
     log_weights, expected, _ = everything(oracle, draws, guide.start)
@@ -61,19 +55,17 @@ def test_a_cut_of_the_covid_model_matches_enumeration(x64):
 
 @pytest.mark.parametrize("method", ["ws", "delta-ww", "vimco", "relax", "concrete"])
 def test_the_mixture_experiment_trains(method):
-    module = load("gmm/run.py")
-    result = module.run(method, 2, "near", 60, 2)
+    result = gmm.run(method, 2, "near", 60, 2)
     history = result["history"]
     assert [h["step"] for h in history][-1] == 60
     assert all(np.isfinite(h[n]).all() for h in history for n in ("p", "q", "gradient_sd"))
-    assert method in module.table([result])
+    assert method in gmm.table([result])
 
 
 def test_the_gradient_experiment_tells_bias_from_chance(tmp_path, monkeypatch):
-    module = load("gradients/run.py")
-    monkeypatch.setattr(module, "ESTIMATORS", {n: module.ESTIMATORS[n] for n in ("ww", "ws", "vimco", "relax")})
+    monkeypatch.setattr(gradients, "ESTIMATORS", {n: gradients.ESTIMATORS[n] for n in ("ww", "ws", "vimco", "relax")})
     command = ["--particles", "2", "--draws", "3000", "--out", str(tmp_path)]
-    result = CliRunner().invoke(module.main, command, catch_exceptions=False)
+    result = CliRunner().invoke(gradients.main, command, catch_exceptions=False)
     rows = {r["estimator"]: r for r in json.loads((tmp_path / "results.json").read_text())["results"]}
     assert set(rows) == {"ww", "ws", "vimco", "relax"}
     for name in ("ws", "vimco", "relax"):
@@ -84,18 +76,18 @@ def test_the_gradient_experiment_tells_bias_from_chance(tmp_path, monkeypatch):
 
 
 def test_the_chain_experiment_knows_its_evidence(tmp_path, monkeypatch):
-    module = load("hierarchical/run.py")
-    monkeypatch.setattr(module, "OUT", tmp_path)
-    result = CliRunner().invoke(module.main, ["chain", "--replicates", "50"], catch_exceptions=False)
+    monkeypatch.setattr(hierarchical, "OUT", tmp_path)
+    result = CliRunner().invoke(hierarchical.main, ["chain", "--replicates", "50"], catch_exceptions=False)
     assert "exact log evidence -5.2655" in result.output
     assert (tmp_path / "chain.json").exists()
 
 
 @needs_data
 def test_the_prior_experiment_runs(tmp_path, monkeypatch):
-    module = load("hierarchical/run.py")
-    model, args = module.MODELS["bus"]()
-    few = module._one_run(module.kayn.Importance(model, module.prior_of(model), num_particles=3), args, {})
+    model, args = hierarchical.MODELS["bus"]()
+    few = hierarchical._one_run(
+        hierarchical.kayn.Importance(model, hierarchical.prior_of(model), num_particles=3), args, {}
+    )
     log_z, means = few(jax.random.key(0))
     assert np.isfinite(log_z)
     assert means["phi"].shape == args[0].shape[-1:]
@@ -105,8 +97,6 @@ def test_the_prior_experiment_runs(tmp_path, monkeypatch):
 def test_autoregressive_layers_are_distributions(kind):
     """Probabilities of all states sum to one, and 20,000 draws have them
     (chi-square of 16 states, false-alarm rate 1e-4)."""
-    load("sbn/run.py")
-    layers = importlib.import_module("layers")
     rng = np.random.default_rng(0)
     size, hidden = 4, 3
     if kind == "darn":
@@ -124,10 +114,9 @@ def test_autoregressive_layers_are_distributions(kind):
 
 def test_the_entropy_of_bars_is_that_of_its_images():
     """Plug-in entropy of 200,000 images: bias and noise below 0.02 nats."""
-    module = load("sbn/run.py")
-    _, counts = np.unique(module.bars(200_000, 3), axis=0, return_counts=True)
+    _, counts = np.unique(sbn.bars(200_000, 3), axis=0, return_counts=True)
     p = counts / counts.sum()
-    np.testing.assert_allclose(module.entropy_of_bars(), -(p * np.log(p)).sum(), atol=0.02)
+    np.testing.assert_allclose(sbn.entropy_of_bars(), -(p * np.log(p)).sum(), atol=0.02)
 
 
 @pytest.mark.parametrize(
@@ -135,47 +124,43 @@ def test_the_entropy_of_bars_is_that_of_its_images():
     [("ww+s", "parallel", "sbn", "sbn"), ("ww", "local", "dsbn", "nade"), ("ws", "local", "darn", "sbn")],
 )
 def test_belief_networks_learn_bars(method, strategy, p, q):
-    module = load("sbn/run.py")
-    result = module.run(module.Case("bars", (6, 3), method, 4, strategy, p, q), 150, 0, 40, rate=1e-2)
+    result = sbn.run(sbn.Case("bars", (6, 3), method, 4, strategy, p, q), 150, 0, 40, rate=1e-2)
     held_out = [value for _, value in result["held_out"]]
     assert held_out[-1] > held_out[0] + 0.3
     assert sorted(result["curve"]) == [40]
-    assert method in module.table([result])
+    assert method in sbn.table([result])
 
 
 def test_the_grammar_experiment_agrees_with_the_inside_algorithm():
     """Log evidence of short sentences by 40,000 particles of an untrained guide, whose derivations are few."""
-    module = load("pcfg/run.py")
-    data, counts = module.sentences(60, 0)
+    data, counts = pcfg.sentences(60, 0)
     assert counts[0] == 60
-    words = data[(data < module.END).sum(1) == 3][:4]
-    svi = SVI(module.model, module.guide, optax.adam(1e-3), module.METHODS["ww"](5))
+    words = data[(data < pcfg.END).sum(1) == 3][:4]
+    svi = SVI(pcfg.model, pcfg.guide, optax.adam(1e-3), pcfg.METHODS["ww"](5))
     params = svi.get_params(svi.init(jax.random.key(0), words))
-    params["weights"] = np.log(module.TRUE).astype(np.float32)
-    found = log_evidence(module.model, module.guide, params, words, num_particles=40_000, chunk=4000)
-    exact = [module.inside(w, module.TRUE) for w in words]
+    params["weights"] = np.log(pcfg.TRUE).astype(np.float32)
+    found = log_evidence(pcfg.model, pcfg.guide, params, words, num_particles=40_000, chunk=4000)
+    exact = [pcfg.inside(w, pcfg.TRUE) for w in words]
     np.testing.assert_allclose(found.by_element, exact, atol=0.15)
-    np.testing.assert_allclose(module.probabilities(params["weights"]), module.TRUE, rtol=1e-5)
+    np.testing.assert_allclose(pcfg.probabilities(params["weights"]), pcfg.TRUE, rtol=1e-5)
 
 
 def test_pictures_are_pasted_where_they_are_cut():
-    module = load("air/run.py")
     where = np.array([np.log(0.5), 0.2, -0.3], np.float32)
-    x, y = np.meshgrid(np.linspace(-1, 1, module.GLIMPSE), np.linspace(-1, 1, module.GLIMPSE))
+    x, y = np.meshgrid(np.linspace(-1, 1, air.GLIMPSE), np.linspace(-1, 1, air.GLIMPSE))
     smooth = np.exp(-2 * ((x - 0.3) ** 2 + (y + 0.2) ** 2)).ravel().astype(np.float32)
-    canvas = module.paste(smooth, where)
-    np.testing.assert_allclose(module.cut(canvas.reshape(-1), where), smooth, atol=0.06)
+    canvas = air.paste(smooth, where)
+    np.testing.assert_allclose(air.cut(canvas.reshape(-1), where), smooth, atol=0.06)
     # the brightest pixel is at where + scale * (0.3, -0.2)
     row, column = np.unravel_index(np.argmax(canvas), canvas.shape)
-    grid = np.linspace(-1, 1, module.CANVAS)
+    grid = np.linspace(-1, 1, air.CANVAS)
     np.testing.assert_allclose([grid[column], grid[row]], [0.35, -0.4], atol=0.05)
 
 
 @pytest.mark.parametrize("name", ["ww", "wsw", "vimco"])
 def test_gradients_of_the_scene_model_are_finite(name):
-    module = load("air/run.py")
-    x = (np.random.default_rng(0).random((3, module.CANVAS**2)) < 0.1).astype(np.int32)
-    svi = SVI(module.model, module.guide, optax.adam(1e-4), module.LOSSES[name](3))
+    x = (np.random.default_rng(0).random((3, air.CANVAS**2)) < 0.1).astype(np.int32)
+    svi = SVI(air.model, air.guide, optax.adam(1e-4), air.LOSSES[name](3))
     state = svi.init(jax.random.key(0), x)
     before = svi.get_params(state)
     after, loss = svi.update(state, x)
@@ -191,8 +176,7 @@ def test_gradients_of_the_scene_model_are_finite(name):
 
 @needs_data
 def test_the_autoencoder_experiment_trains():
-    module = load("vae/run.py")
-    result = module.run("ww", 3, 20, 20, 1e-3, 10)
+    result = vae.run("ww", 3, 20, 20, 1e-3, 10)
     assert result["held_out"][-1][1] > result["held_out"][0][1]
     assert np.asarray(result["reconstructions"]).shape == (10, 784)
-    assert "ww" in module.table([result])
+    assert "ww" in vae.table([result])

@@ -1,7 +1,7 @@
 """Attend, infer, repeat: how many digits are in the picture, where and what? (Eslami et al., 2016; WW against VIMCO as
 in Le et al., UAI 2019, section 5.3.)
 
-Run: python experiments/air/run.py [--losses NAME ...] [--particles K ...] [--steps N] [--seeds N] [--full]
+Run: python -m experiments.air.run [--losses NAME ...] [--particles K ...] [--steps N] [--seeds N] [--full]
 
 Pictures of 50 x 50 with none, one or two digits; up to three steps, each with a bit for whether there is another
 object, its place and its code, decoded to 20 x 20 and pasted. Discrete and continuous latents in one model, whose
@@ -11,7 +11,6 @@ number depends on the discrete ones. Writes `results.json`, a table, curves and 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,18 @@ import numpyro.distributions as dist
 import optax
 from numpyro import handlers
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from _common import binarise, by_case, draw_rows, evidence_by_datum, keep, newest, plot_looks, reconstruct, save_json
-
 import kayn
+from experiments._common import (
+    binarise,
+    by_case,
+    draw_rows,
+    evidence_by_datum,
+    keep,
+    newest,
+    plot_looks,
+    reconstruct,
+    save_json,
+)
 from kayn import meters
 from kayn.datasets import load
 from kayn.inference.training import HELD_OUT, Phase, train

@@ -1,7 +1,7 @@
 """A mixture with 20 clusters whose encoder must branch: wake-sleep methods and their rivals (Le et al., Revisiting
 reweighted wake-sleep, UAI 2019, section 5.1).
 
-Run: python experiments/gmm/run.py [--full] [--particles K ...] [--init near|far ...] [--methods NAME ...]
+Run: python -m experiments.gmm.run [--full] [--particles K ...] [--init near|far ...] [--methods NAME ...]
 
 Writes `results.json`, a table and a picture into `experiments/gmm/results`. The quick setting takes minutes; `--full`
 is 100,000 iterations, K = 2, 5, 10, 20, ten seeds. The model: z ~ Categorical(softmax(theta / 2)), x | z ~ N(10 z,
@@ -12,7 +12,6 @@ data a step.
 
 from __future__ import annotations
 
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,8 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import SVI
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from _common import keep, newest, train_seeds
-
 import kayn
+from experiments._common import keep, newest, train_seeds
 
 CLUSTERS, SPREAD, SD, BATCH = 20, 10.0, 5.0, 100
 CENTRES = SPREAD * jnp.arange(CLUSTERS)

@@ -1,6 +1,6 @@
 """Bias and noise of every estimator's gradient, on a model small enough to know the gradient that each one stands for.
 
-Run: python experiments/gradients/run.py [--particles K ...] [--draws N] [--full]
+Run: python -m experiments.gradients.run [--particles K ...] [--draws N] [--full]
 
 A categorical latent and a categorical observation for every datum, four and five values: sums over all sets of K
 particles are sums over how often each value was drawn. Every estimator's mean over many draws, at the same parameters
@@ -11,7 +11,6 @@ table and a picture into `experiments/gradients/results`.
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,8 @@ import numpyro.distributions as dist
 import optax
 from numpyro.infer import SVI
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from _common import keep, newest
-
 import kayn
+from experiments._common import keep, newest
 from kayn import meters
 from kayn.inference.training import by_parameter
 

@@ -1,7 +1,7 @@
 """Error of posterior means against K and against time: fits with all combinations of few particles and with many joint
 ones, importance sampling, NUTS.
 
-Run: python experiments/hierarchical/curves.py [--models NAME ...] [--simulated] [--full]
+Run: python -m experiments.hierarchical.curves [--models NAME ...] [--simulated] [--full]
 
 Truth are the means of a long NUTS run; errors are in its standard deviations, root mean square over all coordinates of
 all latents. With `--simulated` the data are drawn from the model, and truth are the latents that they were drawn with:
@@ -13,7 +13,6 @@ and 1 to 3 of Heap, Bowyer & Aitchison (QEM, 2025).
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -29,19 +28,15 @@ import numpyro
 from numpyro import handlers
 from numpyro.infer import MCMC, NUTS, SVI
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-sys.path.insert(0, str(Path(__file__).parent))
-from _common import rows_of_others, save_json
-from models import MODELS
-from run import OUT, test_arguments
-
 import kayn
+from experiments._common import rows_of_others, save_json
+from experiments.hierarchical.run import OUT, test_arguments
 from kayn import QEM
 from kayn.evidence.problem import build_problem
 from kayn.guides.factorised import FactorisedGuide
 from kayn.inference.importance import Weigher
 from kayn.posterior.pool import Call
+from models import MODELS
 
 CHUNK = 8
 LOOKS = (1, 3, 8, 16, 32)

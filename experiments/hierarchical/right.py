@@ -1,7 +1,7 @@
 """The published models in their right form on the right data: ragged MovieLens with its labels,
 houses in counties, actors crossed with blocks.
 
-Run: python experiments/hierarchical/right.py [--models NAME ...] [--particles K ...] [--nuts]
+Run: python -m experiments.hierarchical.right [--models NAME ...] [--particles K ...] [--nuts]
 
 Every method gets the same training rows and is tested on the same held-out rows: MovieLens on the published `ua` split,
 radon on every tenth house, chimpanzees on every tenth trial. With `--nuts` also the distance of posterior means from
@@ -11,11 +11,9 @@ those of a long NUTS run, in its standard deviations, and score, distance and se
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import click
@@ -26,16 +24,10 @@ from numpyro.handlers import reparam
 from numpyro.infer import MCMC, NUTS, log_likelihood
 from numpyro.infer.reparam import LocScaleReparam
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-sys.path.insert(0, str(Path(__file__).parent))
-from _common import rows_of_others, save_json
-from run import LAST, OUT
-
-import chimpanzees
 import kayn
-import movielens
-import radon
+from examples import chimpanzees, movielens, radon
+from experiments._common import rows_of_others, save_json
+from experiments.hierarchical.run import LAST, OUT
 
 Case = tuple[Callable, tuple, tuple, tuple[str, ...]]
 """Model, training arguments, arguments with the held-out rows, and population-level latents."""

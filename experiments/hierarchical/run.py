@@ -1,5 +1,5 @@
 """Hierarchical models and chains of the literature, in their published shapes:
-`python experiments/hierarchical/run.py COMMAND [--help]`.
+`python -m experiments.hierarchical.run COMMAND [--help]`.
 
 Every command prints a table and writes JSON and a picture into `experiments/hierarchical/results`. Quick settings take
 minutes; `--full`, where there is one, is the published protocol. Sources: Heap, Leech & Aitchison (UAI 2023), Bowyer,
@@ -8,7 +8,6 @@ Heap & Aitchison (UAI 2024), Heap, Bowyer & Aitchison (QEM, 2025).
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -26,14 +25,12 @@ from numpyro.contrib.control_flow import scan
 from numpyro.infer import SVI
 from numpyro.infer.reparam import Reparam
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from _common import rows_of_others, save_json
-from models import MODELS, movielens, ratings_of, tastes
-
 import kayn
+from experiments._common import rows_of_others, save_json
 from kayn import QEM, datasets
 from kayn.guides.factorised import FactorisedGuide
+from models import MODELS
+from models.published import movielens, ratings_of, tastes
 
 OUT = Path(__file__).parent / "results"
 PUBLIC = {

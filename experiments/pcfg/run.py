@@ -1,7 +1,7 @@
 """A probabilistic context-free grammar: a model whose control flow is drawn at random (as in Le et al., UAI 2019,
 section 5; grammar of Manning & Schuetze, 1999).
 
-Run: python experiments/pcfg/run.py [--methods NAME ...] [--particles K ...] [--steps N]
+Run: python -m experiments.pcfg.run [--methods NAME ...] [--particles K ...] [--steps N]
 
 A sentence is derived from the left: a stack holds what is still to be expanded, and every step draws a rule for the
 symbol on top, which pushes symbols or emits a word. Which latents exist, and what they mean, depends on those drawn
@@ -13,7 +13,6 @@ some weight.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,8 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from _common import evidence_by_datum, keep, newest, save_json
-
 import kayn
+from experiments._common import evidence_by_datum, keep, newest, save_json
 from kayn.inference.training import HELD_OUT, Phase, train
 
 SYMBOLS = ("S", "NP", "VP", "PP", "P", "V")

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from cases import Exact, case, compare, fitted, nodes, nuts, states
 from numpyro import handlers
 from numpyro.infer.reparam import LocScaleReparam
 from numpyro.ops.indexing import Vindex
 from scipy import stats
 from scipy.special import gammaln, logsumexp
+
+from experiments.peers.cases import Exact, case, compare, fitted, nodes, nuts, states
 
 LABELS = np.array([[0, 0, 0], [1, 1, 0], [1, 1, 1], [0, 0, 1], [1, 1, 1]])
 """Five items, each labelled by three annotators."""

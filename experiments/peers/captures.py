@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from cases import Exact, case, compare, fitted, nodes, stack
 from numpyro.contrib.control_flow import scan
 from numpyro.handlers import mask, reparam
 from numpyro.infer.reparam import LocScaleReparam
 from scipy import stats
 from scipy.special import expit
+
+from experiments.peers.cases import Exact, case, compare, fitted, nodes, stack
 
 CAPTURES = np.array([[1, 0, 1, 0], [1, 1, 0, 0], [0, 1, 1, 1], [0, 1, 0, 0], [1, 0, 0, 1]])
 SEX = np.array([0, 1, 0, 1, 1])

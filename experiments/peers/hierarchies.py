@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from cases import Exact, case, compare, figure, fitted, nodes, nuts, stack
 from numpyro import handlers
 from numpyro.infer.reparam import LocScaleReparam, TransformReparam
 from scipy import stats
 from scipy.special import logsumexp
+
+from experiments.peers.cases import Exact, case, compare, figure, fitted, nodes, nuts, stack
 
 TRIALS = np.array([45, 45, 45, 30, 60, 45])
 HITS = np.array([18, 12, 15, 7, 14, 11])

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from cases import Exact, case, compare, fitted, nodes
 from numpyro import handlers
-from regressions import Y
 from scipy import stats
+
+from experiments.peers.cases import Exact, case, compare, fitted, nodes
+from experiments.peers.regressions import Y
 
 TIMES, ENDED = np.array([0.5, 1.2, 2.0, 0.7, 2.0]), np.array([1, 1, 0, 1, 0])
 

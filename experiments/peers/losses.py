@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from cases import case, gradient, states
 from numpyro import handlers
 from numpyro.ops.indexing import Vindex
 from scipy import stats
 from scipy.special import log_softmax, logsumexp
 
 import kayn
+from experiments.peers.cases import case, gradient, states
 
 MARK = {"enumerate": "parallel"}
 

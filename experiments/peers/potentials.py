@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from cases import Exact, case, compare, figure, fitted, nodes, stack, states, weighed
 from numpyro.contrib.control_flow import scan
 from scipy import stats
 from scipy.special import logsumexp
+
+from experiments.peers.cases import Exact, case, compare, figure, fitted, nodes, stack, states, weighed
 
 MARK = {"enumerate": "parallel"}
 

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from cases import Exact, case, compare, fitted, nodes, stack
 from jax.experimental.ode import odeint
 from numpyro.contrib.hsgp.approximation import hsgp_squared_exponential
 from scipy import stats
+
+from experiments.peers.cases import Exact, case, compare, fitted, nodes, stack
 
 X = np.array([-1.5, -0.8, -0.1, 0.4, 1.1, 1.7])
 Y = np.array([-0.9, -1.1, 0.2, 0.3, 1.4, 0.8])

@@ -1,6 +1,6 @@
 """NumPyro's examples and tests, rewritten, through kayn: right, refused with a remedy, or wrong.
 
-Run: python experiments/peers/run.py [--only TEXT ...] [--out DIRECTORY]
+Run: python -m experiments.peers.run [--only TEXT ...] [--out DIRECTORY]
 
 Every model has an oracle: a closed form, an enumeration, quadrature, or the forward algorithm, in plain NumPy
 (NumPyro's sampler where there is none). Writes `results.json` and `table.md` into `experiments/peers/results`, the rows
@@ -16,19 +16,19 @@ from typing import Any
 
 import click
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parent))
-import annotators  # noqa: F401
-import captures  # noqa: F401
-import hierarchies  # noqa: F401
-import incomplete  # noqa: F401
-import losses  # noqa: F401
-import potentials  # noqa: F401
-import regressions  # noqa: F401
-import scores  # noqa: F401
-import series  # noqa: F401
-from _common import rows_of_others, save_json
-from cases import CASES, judge, plain
+from experiments._common import rows_of_others, save_json
+from experiments.peers import (  # noqa: F401
+    annotators,
+    captures,
+    hierarchies,
+    incomplete,
+    losses,
+    potentials,
+    regressions,
+    scores,
+    series,
+)
+from experiments.peers.cases import CASES, judge, plain
 
 OUT = Path(__file__).parent / "results"
 

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from cases import Exact, case, gradient, nodes
-from losses import INNER, MARK, OUTER, bernoulli, bound, bound_of_two, no_guide
 from scipy import stats
 from scipy.special import expit, log_softmax, logsumexp
 
 import kayn
+from experiments.peers.cases import Exact, case, gradient, nodes
+from experiments.peers.losses import INNER, MARK, OUTER, bernoulli, bound, bound_of_two, no_guide
 
 
 def network() -> None:

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from annotators import by_classes, dirichlet, tables
-from cases import case, compare, fitted, states
 from numpyro.contrib.control_flow import scan
 from numpyro.handlers import mask
 from numpyro.ops.indexing import Vindex
 from scipy import stats
+
+from experiments.peers.annotators import by_classes, dirichlet, tables
+from experiments.peers.cases import case, compare, fitted, states
 
 LENGTHS = np.array([3, 2])
 TONES = np.array([[[1, 0], [1, 1], [0, 1]], [[0, 0], [0, 1], [0, 0]]])

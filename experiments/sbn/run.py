@@ -1,7 +1,7 @@
 """Sigmoid belief networks on bars and on binarised MNIST: wake-sleep methods, layer types, particles (Bornschein &
 Bengio, Reweighted wake-sleep, ICLR 2015).
 
-Run: python experiments/sbn/run.py [--data bars|mnist] [--methods NAME ...] [--particles K ...] [--layers KIND ...]
+Run: python -m experiments.sbn.run [--data bars|mnist] [--methods NAME ...] [--particles K ...] [--layers KIND ...]
 [--full]
 
 Bars are 4 x 4 images in which each of eight bars is on with probability 1/4; their entropy is known, so that a perfect
@@ -12,7 +12,6 @@ model's log evidence is too. MNIST is binarised afresh at every step (training) 
 from __future__ import annotations
 
 import itertools
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,12 +23,9 @@ import numpy as np
 import numpyro
 import optax
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parent))
-from _common import binarise, by_case, digits, evidence_by_datum, keep, plot_looks, save_json
-from layers import LAYERS, top
-
 import kayn
+from experiments._common import binarise, by_case, digits, evidence_by_datum, keep, plot_looks, save_json
+from experiments.sbn.layers import LAYERS, top
 from kayn.inference.training import HELD_OUT, Phase, train
 
 BARS = 4

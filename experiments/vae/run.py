@@ -1,7 +1,7 @@
 """Importance weighted autoencoder against wake-wake on binarised MNIST: does a tighter bound teach the guide less? (Le
 et al., UAI 2019; Burda, Grosse & Salakhutdinov, 2016.)
 
-Run: python experiments/vae/run.py [--particles K ...] [--losses NAME ...] [--steps N] [--full]
+Run: python -m experiments.vae.run [--particles K ...] [--losses NAME ...] [--steps N] [--full]
 
 One stochastic layer of 50 units, two tanh layers of 200 each way. 8,000 images train, binarised afresh at every step,
 2,000 test. Writes `results.json`, a table, a picture of the curves and one of reconstructions into
@@ -10,7 +10,6 @@ One stochastic layer of 50 units, two tanh layers of 200 each way. 8,000 images 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,18 @@ import numpyro.distributions as dist
 import optax
 from numpyro import handlers
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from _common import binarise, digits, draw_rows, evidence_by_datum, keep, newest, plot_looks, reconstruct, save_json
-
 import kayn
+from experiments._common import (
+    binarise,
+    digits,
+    draw_rows,
+    evidence_by_datum,
+    keep,
+    newest,
+    plot_looks,
+    reconstruct,
+    save_json,
+)
 from kayn import meters
 from kayn.inference.training import HELD_OUT, Phase, train
 

@@ -1,0 +1,1 @@
+"""Models after NumPyro's examples and tests."""
