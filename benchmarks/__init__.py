@@ -1,1 +1,1 @@
-"""Time, memory and tightness of estimates: run each as a module from the repository's root, `python -m benchmarks.steps`."""
+"""Time, memory and tightness of estimates: run from the repository's root, `python -m benchmarks.steps`."""

@@ -1,1 +1,1 @@
-"""Published experiments and further ones, a folder each: run from the repository's root, `python -m experiments.gmm.run`."""
+"""Published experiments and others, a folder each: run from the repository's root, `python -m experiments.gmm.run`."""

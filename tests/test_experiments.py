@@ -25,8 +25,8 @@ from kayn.evidence.draws import draw_particles
 from kayn.evidence.problem import build_problem
 from kayn.guides.factorised import FactorisedGuide
 from kayn.meters import log_evidence
+from tests.laws.estimates import close, estimates
 from tests.laws.oracle import BruteForce, everything
-from tests.laws.test_exactness import close, estimates
 
 needs_data = pytest.mark.skipif("KAYN_DATA" not in os.environ, reason="set KAYN_DATA to a directory with the data sets")
 

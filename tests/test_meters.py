@@ -7,7 +7,7 @@ import pytest
 
 import kayn
 from kayn import meters
-from tests.objectives.test_estimators import (
+from tests.objectives.models import (
     X,
     gaussian,
     gaussian_guide,

@@ -46,6 +46,20 @@ def test_long_lines_are_seen():
     assert list(long_lines(f"| {line} |", False)) == [1]
 
 
+def test_programs_import_each_other_by_their_packages():
+    """Experiments, examples and benchmarks are modules of the repository's root, and what tests share is no test."""
+    folders = ("benchmarks", "examples", "experiments", "models", "tests")
+    programs = {p: p.read_text(encoding="utf-8") for folder in folders for p in (ROOT / folder).rglob("*.py")}
+    assert len(programs) > 100
+    imported = re.compile(r"^\s*(?:from (\S+) )?import (.*)", re.M)
+    wrong = [
+        str(path.relative_to(ROOT))
+        for path, text in programs.items()
+        if "sys.path" + ".insert" in text or any(".test_" in f"{a}.{b}" for a, b in imported.findall(text))
+    ]
+    assert not wrong, wrong
+
+
 DECISIONS = {p.name: p.read_text(encoding="utf-8") for p in sorted((ROOT / "docs" / "decisions").glob("*.md"))}
 LABELS = ("Decision", "Because", "Tried and dropped", "Measured", "Code", "Test")
 

@@ -29,8 +29,8 @@ from kayn.factors.evaluate import evaluate
 from kayn.factors.forms import FORMS
 from kayn.factors.task import Task, reduction
 from tests.laws.oracle import QUICK
+from tests.laws.problems import build, some_draws
 from tests.laws.strategies import specs
-from tests.laws.test_exactness import build, some_draws
 
 K, N, D = 4, 3, 2
 RNG = np.random.default_rng(0)

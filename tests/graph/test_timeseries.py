@@ -21,8 +21,8 @@ from kayn.errors import ModelError, StructureWarning
 from kayn.evidence.draws import draw_particles
 from kayn.evidence.problem import build_problem
 from kayn.guides.factorised import FactorisedGuide
+from tests.laws.estimates import FALSE_ALARM, chi_square, chosen, close, estimates
 from tests.laws.oracle import BruteForce, everything
-from tests.laws.test_exactness import FALSE_ALARM, _chosen, chi_square, close, estimates
 
 RNG = np.random.default_rng(0)
 Y = {n: RNG.normal(size=n).astype(np.float32) for n in (3, 4, 5, (3, 2), (4, 3), (4, 2))}
@@ -235,10 +235,10 @@ def test_everything_matches_enumeration_of_paths(model, count, options, x64):
         close(weights[name], marginal, 1e-9)
     for name, found in gradient.items():
         close(found, expected_gradient[name], 1e-9)
-    chosen, (_, best) = _chosen(problem, draws, guide.start, jax.random.split(jax.random.key(2), 10_000))
+    drawn, (_, best) = chosen(problem, draws, guide.start, jax.random.split(jax.random.key(2), 10_000))
     mine = {a.name for a in oracle.axes}
-    chosen, best = ({n: v for n, v in found.items() if n in mine} for found in (chosen, best))
-    assert chi_square(oracle.position(chosen), probabilities) > FALSE_ALARM
+    drawn, best = ({n: v for n, v in found.items() if n in mine} for found in (drawn, best))
+    assert chi_square(oracle.position(drawn), probabilities) > FALSE_ALARM
     position = oracle.position({n: np.asarray(v)[None] for n, v in best.items()})
     close(log_weights[position[0]], log_weights.max(), 1e-12)
 

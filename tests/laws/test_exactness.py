@@ -1,131 +1,33 @@
-"""kayn against brute-force enumeration on random models: evidence, marginals, gradients, expectations, draws, best combination."""
+"""kayn against brute-force enumeration on random models: evidence, marginals, gradients, expectations, draws, mode."""
 
 from __future__ import annotations
 
 from collections import Counter
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume, given, seed, settings
-from scipy import stats
 
-from kayn.axes.request import make_request
-from kayn.errors import StructureError
-from kayn.evidence import queries
-from kayn.evidence.draws import Draws, draws_from_runs
 from kayn.evidence.expectation import of_function, traced_function
-from kayn.evidence.problem import Problem, build_problem, link_index, model_inputs
-from kayn.evidence.queries import best_indices, draw_indices
-from kayn.evidence.weights import log_evidence, weigh
-from tests.laws.oracle import QUICK, BruteForce, elements_read, everything
+from tests.laws.estimates import (
+    FALSE_ALARM,
+    chi_square,
+    chosen,
+    close,
+    estimates,
+    evidence_alone,
+    evidence_by_enumeration,
+    slope_by_enumeration,
+)
+from tests.laws.oracle import QUICK, everything
+from tests.laws.problems import build, some_draws
 from tests.laws.programs import Spec
-from tests.laws.strategies import EVENTS, MAX_COMBINATIONS, examples, specs
-from tests.laws.structures import DISCRETE, INTEGERS, ROWS, SiteSpec
+from tests.laws.strategies import EVENTS, examples, specs
+from tests.laws.structures import DISCRETE, ROWS
 
 pytestmark = pytest.mark.slow
-
-FALSE_ALARM = 1e-4
-"""Probability that a correct sampler fails one chi-square test; seeds are fixed, so a test that passes keeps passing."""
-
-
-def build(spec: Spec) -> tuple[Problem, BruteForce]:
-    request = make_request(dict(counts(spec)), spec.strategy, named_groups(spec))
-    try:
-        problem = build_problem(spec.model, spec.guide, (), {}, spec.params(), request, spec.denominator)
-    except StructureError as error:
-        # an enumerated latent cannot be coupled; whatever else is refused is a fault
-        assert "is enumerated" in str(error)
-        assume(False)
-    oracle = BruteForce(problem, spec.clean_model, spec.guide, masks=used(spec), subsample=spec.subsample())
-    assume(oracle.combinations <= MAX_COMBINATIONS)
-    return problem, oracle
-
-
-def counts(spec: Spec) -> list[tuple[str, int]]:
-    return [(spec.latent(spec.site(z)) if z else "", k) for z, k in spec.num_particles]
-
-
-def named_groups(spec: Spec) -> list[tuple[str, ...]]:
-    return [tuple(spec.latent(spec.site(z)) for z in group) for group in spec.groups]
-
-
-def used(spec: Spec) -> dict[str, np.ndarray]:
-    """Which elements of masked latents are in the model: those that count themselves, and those that others read."""
-    masked = [s for s in spec.latents if s.wrap == "mask" and not s.fixed]
-    counted = {spec.latent(s): spec.counted(s) for s in masked}
-    if all(mask.all() for mask in counted.values()):
-        return counted
-    rng = np.random.default_rng([spec.seed, 80])
-    values = {}
-    for site in spec.latents:
-        if not site.fixed:
-            shape = spec.chain_shape(site) if site.steps else seen_shape(spec, site)
-            values[spec.latent(site)] = numbers_of(rng, site.family, (5, *shape))
-    read = elements_read(spec.clean_model, {**spec.params(), **spec.subsample()}, counted, values)
-    return {name: counted[name] | read[name] for name in counted}
-
-
-def seen_shape(spec: Spec, site: SiteSpec) -> tuple[int, ...]:
-    """The shape of a latent's value, of the elements that a subsample has."""
-    dims = {spec.plate(p).dim: spec.plate(p).size for p in site.home}
-    shape = tuple(dims.get(d, 1) for d in range(min(dims, default=0), 0))
-    return (*shape, 2) if site.family in EVENTS else shape
-
-
-def numbers_of(rng: np.random.Generator, family: str, shape: tuple[int, ...]) -> np.ndarray:
-    if family in DISCRETE:
-        return rng.integers(0, INTEGERS[family], shape)
-    return (rng.gamma(2.0, size=shape) if family == "gamma" else rng.normal(size=shape)).astype(np.float32)
-
-
-def some_draws(spec: Spec, problem: Problem) -> Draws:
-    """Particles of any law do for these tests; NumPy's cost no compilation."""
-    rng = np.random.default_rng(spec.seed)
-    families = {spec.latent(s): s.family for s in spec.latents}
-    runs = {}
-    for name in problem.guide.names:
-        site = problem.guide.density.sites[name]
-        values = numbers_of(rng, families.get(name, "normal"), (problem.num_runs, *site.shape))
-        runs[name] = jnp.asarray(values, site.dtype)
-    return draws_from_runs(problem, problem.numbers, spec.params(), runs, spec.subsample())
-
-
-@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
-def estimates(problem: Problem, draws: Draws, params):
-    """log Z, marginal weights of every axis, gradient in the parameters."""
-    numbers = problem.numbers
-
-    def log_z(params):
-        slots = weigh(problem, numbers, draws, params)
-        return log_evidence(problem, numbers, slots, params, draws.subsample), slots
-
-    (value, slots), gradient = jax.value_and_grad(log_z, has_aux=True)(params)
-    index = link_index(problem, model_inputs(problem, numbers, params, draws.subsample))
-    again, weights = queries.marginals(problem, slots, index)
-    return value, again, weights, gradient
-
-
-def close(found, expected, tolerance):
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
-
-
-@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
-def evidence_alone(problem: Problem, draws: Draws, params):
-    slots = weigh(problem, problem.numbers, draws, params)
-    return log_evidence(problem, problem.numbers, slots, params, draws.subsample)
-
-
-@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
-def evidence_by_enumeration(oracle: BruteForce, draws: Draws, params):
-    return oracle.log_evidence(draws, params)
-
-
-@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
-def slope_by_enumeration(oracle: BruteForce, draws: Draws, params):
-    return jax.value_and_grad(lambda p: oracle.log_evidence(draws, p))(params)
 
 
 def free(spec: Spec) -> dict:
@@ -231,38 +133,12 @@ def test_draws_and_best_combination_match_enumeration(spec):
         draws, params = some_draws(spec, problem), free(spec)
         log_weights = np.asarray(everything(oracle, draws, params)[0])
         params = spec.params()
-        chosen, (largest, best) = _chosen(problem, draws, params, jax.random.split(jax.random.key(spec.seed), 10_000))
+        drawn, (largest, best) = chosen(problem, draws, params, jax.random.split(jax.random.key(spec.seed), 10_000))
         probabilities = np.exp(log_weights - np.logaddexp.reduce(log_weights))
-        assert chi_square(oracle.position(chosen), probabilities) > FALSE_ALARM
+        assert chi_square(oracle.position(drawn), probabilities) > FALSE_ALARM
         position = oracle.position({n: np.asarray(v)[None] for n, v in best.items()})
         close(log_weights[position[0]], log_weights.max(), 1e-12)
         close(largest, log_weights.max(), 1e-9)
-
-
-@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
-def _chosen(problem, draws, params, keys):
-    slots = weigh(problem, problem.numbers, draws, params)
-    index = link_index(problem, model_inputs(problem, problem.numbers, params, draws.subsample))
-    return draw_indices(problem.layout.plan, slots, index, keys), best_indices(problem.layout.plan, slots, index)
-
-
-def chi_square(drawn: np.ndarray, probabilities: np.ndarray) -> float:
-    """p-value of draws against probabilities; bins with fewer than five expected draws are pooled."""
-    counts = np.bincount(drawn, minlength=len(probabilities)).astype(float)
-    expected = probabilities * len(drawn)
-    assert counts[probabilities == 0].sum() == 0
-    large = expected >= 5
-    observed = np.append(counts[large], counts[~large].sum())
-    expected = np.append(expected[large], expected[~large].sum())
-    if expected[-1] < 5:
-        # too little is left over for a bin of its own: add it to the smallest one
-        smallest = np.argmin(expected[:-1])
-        observed[smallest] += observed[-1]
-        expected[smallest] += expected[-1]
-        observed, expected = observed[:-1], expected[:-1]
-    if len(expected) == 1:
-        return 1.0
-    return stats.chi2.sf(np.sum((observed - expected) ** 2 / expected), len(expected) - 1)
 
 
 def test_random_models_cover_the_structures():
