@@ -8,6 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 from numpyro.distributions import constraints
 from numpyro.infer import SVI
 from scipy.special import logsumexp
@@ -97,6 +98,14 @@ FORMS = {
     "custom_linear_solve": lambda x: jax.lax.custom_linear_solve(
         lambda v: 2 * v, x, lambda m, b: b / 2, symmetric=True
     ),
+    "log2": lambda x: jnp.log2(1 + x**2),
+    "one_minus_square": lambda x: jnp.arcsin(jnp.tanh(x)) + jnp.sqrt(1 - jnp.tanh(x) ** 2),
+    "complex": lambda x: jnp.abs(jax.lax.complex(x, x - 1)),
+    "name": lambda x: checkpoint_name(jnp.sin(x), "kept"),
+    "device_put": lambda x: jnp.add(*jax.device_put((2 * x, x + 1), jax.devices()[0])),
+    "sharding_constraint": lambda x: jax.lax.with_sharding_constraint(
+        jnp.cos(x), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    ),
     "pure_callback": lambda x: jax.pure_callback(np.sin, x, x, vmap_method="expand_dims"),
     "flat and back": lambda x: jnp.stack([x, X], -1).ravel().reshape(3, 4, 2),
     "transposed between": lambda x: jnp.stack([x, X]).T.ravel().reshape(4, 3, 2).transpose(1, 0, 2),
@@ -158,6 +167,12 @@ FOLLOWED = {
     "custom vjp": (0, 1),
     "checkpoint": (0, 1),
     "nested jit": (0, 1),
+    "log2": (0, 1),
+    "one_minus_square": (0, 1),
+    "complex": (0, 1),
+    "name": (0, 1),
+    "device_put": (0, 1),
+    "sharding_constraint": (0, 1),
     "top_k": (0, None),
     "top_k of the first axis": (None, 1),
     "reduce_prod": (0, None),

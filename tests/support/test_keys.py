@@ -10,7 +10,7 @@ from numpyro.contrib.control_flow import scan
 
 import kayn
 from kayn.programs.seeding import draw
-from kayn.support.keys import as_key, default_key, generator
+from kayn.support.keys import DEFAULT, as_key, default_key, generator
 
 
 def numbers(key):
@@ -29,6 +29,12 @@ def test_forms_of_one_key_are_one_key():
 def test_keys_of_other_generators_count(impl):
     first, second = (numbers(jax.random.key(seed, impl=impl)) for seed in (0, 1))
     assert (first != second).any()
+
+
+def test_several_devices_have_the_default_generator(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert generator() == DEFAULT
+    assert str(jax.random.key_impl(as_key(0))) == DEFAULT
 
 
 def test_the_users_generator_is_kept():

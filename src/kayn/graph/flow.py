@@ -8,6 +8,7 @@ from typing import Any
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from kayn.programs.calls import called
+from kayn.programs.primitives import IDENTITY
 
 Sources = frozenset[str]
 
@@ -67,5 +68,5 @@ def _while(eqn: JaxprEqn, inputs: Sequence[Sources]) -> list[Sources]:
         carry = grown
 
 
-SPECIAL = {"optimization_barrier": _barrier, "cond": _cond, "scan": _scan, "while": _while}
+SPECIAL = {**dict.fromkeys(IDENTITY, _barrier), "cond": _cond, "scan": _scan, "while": _while}
 """Equations whose results do not all depend on all operands."""

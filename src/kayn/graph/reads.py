@@ -16,7 +16,7 @@ from jax.extend.core import JaxprEqn
 
 from kayn.graph.bodies import Body, Influence
 from kayn.graph.picks import picked_anywhere
-from kayn.programs.primitives import ELEMENTWISE, INDEXED, LINEAR, PARTIAL, REDUCTIONS
+from kayn.programs.primitives import ELEMENTWISE, IDENTITY, INDEXED, LINEAR, PARTIAL, REDUCTIONS
 from kayn.support.arrays import Array
 
 
@@ -223,9 +223,8 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(["cumlogsumexp", "cumprod", "cummax", "cummin"], _cumulative),
     **dict.fromkeys(["cholesky", "lu", "eigh", "qr", "svd", "triangular_solve"], _along(2)),
     "dot_general": _dot,
-    **dict.fromkeys(["stack", "unstack"], _linear),
     **dict.fromkeys(["dynamic_update_slice", "scatter", "scatter-add", "scatter-sub", "scatter_add"], _placed),
     **dict.fromkeys(["scatter-mul", "scatter_mul", "scatter-min", "scatter-max"], _placed),
     "sort": _sort,
-    "optimization_barrier": _barrier,
+    **dict.fromkeys(IDENTITY, _barrier),
 }

@@ -18,7 +18,7 @@ from kayn.errors import DataError
 from kayn.graph.aligned import Aligned, Key, Operands, merge, mixed, move, reshape, through
 from kayn.graph.expressions import Node, Nodes, Wrapped, take
 from kayn.graph.types import MIXED
-from kayn.programs.primitives import ELEMENTWISE
+from kayn.programs.primitives import ELEMENTWISE, IDENTITY
 
 
 def elementwise(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
@@ -313,7 +313,7 @@ RULES: dict[str, Callable[[Operands, Mapping[str, Any]], dict[Key, Any]]] = {
     "triangular_solve": triangular_solve,
     "stack": stack,
     "unstack": unstack,
-    "optimization_barrier": barrier,
+    **dict.fromkeys(IDENTITY, barrier),
     "broadcast_in_dim": broadcast_in_dim,
     "transpose": transpose,
     "squeeze": squeeze,

@@ -20,6 +20,8 @@ ELEMENTWISE = frozenset(
         "cbrt",
         "ceil",
         "clamp",
+        "clz",
+        "complex",
         "conj",
         "convert_element_type",
         "copy",
@@ -29,6 +31,7 @@ ELEMENTWISE = frozenset(
         "digamma",
         "div",
         "eq",
+        "eq_to",
         "erf",
         "erf_inv",
         "erfc",
@@ -45,20 +48,28 @@ ELEMENTWISE = frozenset(
         "integer_pow",
         "is_finite",
         "le",
+        "le_to",
         "lgamma",
         "log",
         "log1p",
+        "log2",
         "logistic",
         "lt",
+        "lt_to",
         "max",
         "min",
         "mul",
+        "mul_no_nan",
+        "mulhi",
+        "name",
         "ne",
         "neg",
         "nextafter",
         "not",
+        "one_minus_square",
         "or",
         "polygamma",
+        "polynomial",
         "population_count",
         "pow",
         "real",
@@ -76,17 +87,18 @@ ELEMENTWISE = frozenset(
         "sinh",
         "sqrt",
         "square",
+        "square_p",
         "stop_gradient",
         "sub",
         "tan",
         "tanh",
         "xor",
         "zeta",
-        "mul_no_nan",
-        "square_p",
     ]
 )
-SAME = frozenset(
+IDENTITY = frozenset(("device_put", "layout_constraint", "optimization_barrier", "reshard", "sharding_constraint"))
+"""Every result is the operand in the same place, wherever it is kept."""
+SAME = IDENTITY | frozenset(
     (
         "broadcast_in_dim",
         "concatenate",
@@ -95,7 +107,7 @@ SAME = frozenset(
         "dynamic_slice",
         "expand_dims",
         "gather",
-        "optimization_barrier",
+        "name",
         "pad",
         "reshape",
         "rev",
@@ -109,7 +121,10 @@ SAME = frozenset(
         "unstack",
     )
 )
-"""Every entry of the result is an entry of an operand; which one does not depend on latents, or else all is one part."""
+"""Every entry of the result is an entry of an operand.
+
+Which one does not depend on latents, or else all is one part.
+"""
 
 TRANSCENDENTAL = frozenset(
     (
@@ -118,6 +133,7 @@ TRANSCENDENTAL = frozenset(
         "expm1",
         "log",
         "log1p",
+        "log2",
         "logistic",
         "tanh",
         "erf",
@@ -149,10 +165,54 @@ LINEAR = frozenset(
         "slice",
         "split",
         "squeeze",
+        "stack",
+        "tile",
         "transpose",
+        "unstack",
     ]
 )
 PARTIAL = frozenset(["pad", "slice"])
 """Those that may leave out elements of what they are given, so that all of their result is not all of it."""
 REDUCTIONS = frozenset(f"reduce_{kind}" for kind in ("and", "max", "min", "or", "prod", "xor")) | {"argmax", "argmin"}
 INDEXED = frozenset(["dynamic_slice", "gather"])
+WITHOUT_RULE = frozenset(
+    (  # noqa: SIM905 - a name a line would be two hundred lines
+        # of whole arrays: transforms, windows, updates of places, solvers, sparse matrices
+        "approx_top_k bcoo_dot_general bcoo_dot_general_sampled bcoo_extract bcoo_fromdense bcoo_sort_indices "
+        "bcoo_spdot_general bcoo_sum_duplicates bcoo_todense bcoo_transpose bcsr_dot_general bcsr_extract "
+        "bcsr_fromdense bcsr_todense bitcast_convert_type broadcast_to cholesky_update conv_general_dilated "
+        "coo_fromdense coo_matmat coo_matvec coo_spmm coo_spmv coo_todense csr_fromdense csr_matmat csr_matvec "
+        "csr_spmm csr_spmv csr_todense cudnn_fusion custom_linear_solve dot_product_attention_bwd "
+        "dot_product_attention_bwd_wrapper dot_product_attention_fp8_bwd dot_product_attention_fp8_bwd_wrapper "
+        "dot_product_attention_fp8_fwd dot_product_attention_fp8_fwd_wrapper dot_product_attention_fwd "
+        "dot_product_attention_fwd_wrapper eig empty empty2 fft geqp3 geqrf hessenberg iota "
+        "iota_2x32_shape lu_pivots_to_permutation ormqr ragged_dot_general reduce reduce_window reduce_window_max "
+        "reduce_window_min reduce_window_sum scaled_dot scaled_matmul scaled_matmul_wrapper "
+        "schur select_and_gather_add select_and_scatter "
+        "select_and_scatter_add spsolve todense tridiagonal tridiagonal_solve zeros_like "
+        # of random numbers and their keys
+        "from_edtype philox2x32 philox4x32 random_bits random_clone random_fold_in random_gamma random_seed "
+        "random_split random_unwrap random_wrap rng_bit_generator rng_uniform threefry2x32 threefry4x32 to_edtype "
+        # that leave the program, or call others that kayn does not look into
+        "call_exported call_hi_primitive call_hi_primitive_linearized check core_map custom_lin "
+        "custom_partitioning custom_vmap_call debug_callback debug_print eval_jaxpr ffi_call inspect_sharding "
+        "io_callback linear_call platform_index pure_callback remat_opt run_state shape_assertion shard_map "
+        # between devices
+        "all_gather all_gather_done all_gather_invariant all_gather_reduced all_gather_reduced_start "
+        "all_gather_start all_to_all all_to_all_done all_to_all_start axis_index pbroadcast pbroadcast_done "
+        "pbroadcast_dynamic pbroadcast_start pin pmax pmin ppermute ppermute_done ppermute_start precv preduced "
+        "psend psum psum_done psum_invariant psum_invariant_start psum_start pvary ragged_all_to_all "
+        "reduce_scatter reduce_scatter_done reduce_scatter_start reduced_vary_cast reduced_vary_cast_p relayout "
+        "unreduced_pmax unreduced_pmin unreduced_psum unreduced_psum_start unreduced_reduce_scatter "
+        "unreduced_reduce_scatter_start vary_unreduced_cast vary_unreduced_cast_p with_memory_space_constraint "
+        # of references, logs and JAX's own bookkeeping
+        "accum_grad_in_ref addupdate after_all box_get box_set create_linear create_token dce_sink dim_as_value "
+        "dimension_size empty_ref free_ref freeze get log_extend log_read new_box new_log new_ref stage swap tie "
+        "unpin unreachable "
+    ).split()
+)
+"""Those that no reader of programs has a rule for.
+
+All of their results is read as made of all of their operands, which is always right, but may cost particle axes. A
+primitive that is in no list is new: see whether it wants a rule, and else add it here.
+"""
