@@ -6,6 +6,8 @@
     python3 dev.py lint                       run ruff, mypy and the import checker
     python3 dev.py lane oldest [arguments]    run the quick tests with the oldest releases that kayn supports
     python3 dev.py lane newest [arguments]    the same with the newest releases, on the newest Python of this machine
+    python3 dev.py lane float64 [arguments]   ask ordinary models everything in double precision; lane leaks: looking for
+                                              leaked tracers; lane nans: up to the first NaN; lane devices: with two devices
 
 The virtual environments are made on first use and brought up to date only when pyproject.toml has changed, so that
 later runs need no network. Set KAYN_VENV to keep them elsewhere.
@@ -24,6 +26,13 @@ ROOT = Path(__file__).resolve().parent
 MINIMUM = (3, 11)
 NEWEST = (3, 12)
 """The newest releases of JAX need at least this Python."""
+SETTINGS = {
+    "float64": ("JAX_ENABLE_X64", "1"),
+    "leaks": ("JAX_CHECK_TRACER_LEAKS", "1"),
+    "nans": ("JAX_DEBUG_NANS", "1"),
+    "devices": ("XLA_FLAGS", "--xla_force_host_platform_device_count=2"),
+}
+"""What a lane sets in the environment."""
 OLDEST_RELEASES = ("jax==0.10.0", "jaxlib==0.10.0", "numpyro==0.21.0", "arviz==0.23.*")
 
 
@@ -107,10 +116,16 @@ def test(arguments: list[str]) -> int:
 
 
 def lane(arguments: list[str]) -> int:
-    """Run the quick tests with the oldest or the newest releases."""
+    """Run the quick tests with the oldest or the newest releases, or those of ordinary models under some setting of JAX."""
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name in SETTINGS:
+        install("dev")
+        variable, value = SETTINGS[name]
+        print(f"+ export {variable}={value}")
+        os.environ[variable] = value
+        return run_tests("tests/test_settings.py", *rest)
     if name not in ("oldest", "newest"):
-        sys.exit("dev.py: lane takes one of oldest, newest, and then arguments for pytest.")
+        sys.exit(f"dev.py: lane takes one of oldest, newest, {', '.join(SETTINGS)}, and then arguments for pytest.")
     python = sys.executable if name == "oldest" else newest_python()
     if python is None:
         print(
