@@ -58,7 +58,8 @@ def posterior():
 
 
 def test_a_fit(posterior):
-    """Within 5 standard errors and a hundredth of the exact evidence: less than 1e-6 for one key, if the weights are no worse than they look."""
+    """Within 5 standard errors and a hundredth of the exact evidence: less than 1e-6 for one key,
+    if the weights are no worse than they look."""
     error = float(posterior.log_evidence_error)
     assert abs(float(posterior.log_evidence) - exact_log_evidence(GROUP, Y)) < 5 * error + 0.01
     sound([posterior.log_evidences, posterior.weights("alpha"), posterior.ess("alpha")])
@@ -189,9 +190,9 @@ two_devices = pytest.mark.skipif(len(jax.devices()) < 2, reason="one device: see
 @two_devices
 def test_data_on_another_device():
     """Data that a user has put on the second device stay there, and so does what is computed from them."""
-    second, args = jax.devices()[1], (GROUP, 3, jnp.asarray(Y, float))
-    here = kayn.Importance(groups, num_particles=4).run(0, {}, *args)
-    there = kayn.Importance(groups, num_particles=4).run(0, {}, *jax.device_put(args, second))
+    second, y = jax.devices()[1], jnp.asarray(Y, float)
+    here = kayn.Importance(groups, num_particles=4).run(0, {}, GROUP, 3, y)
+    there = kayn.Importance(groups, num_particles=4).run(0, {}, GROUP, 3, jax.device_put(y, second))
     assert there.log_evidences.devices() == {second}
     np.testing.assert_allclose(there.log_evidences, here.log_evidences, rtol=1e-5)
     np.testing.assert_allclose(there.mean("above"), here.mean("above"), rtol=1e-4, atol=1e-5)

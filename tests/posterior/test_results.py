@@ -75,6 +75,23 @@ def test_khat_of_ties_is_no_number_or_that_of_arviz(size, values):
     np.testing.assert_allclose(khat[1], array_stats.psislw(-np.log(weights[:, 1]))[1], rtol=1e-9)
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_handful_of_uneven_weights_is_looked_at(count):
+    """So few have no tail; and they are good and even enough not to be warned of."""
+
+    def model():
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(mu, 1.5), obs=0.3)
+
+    def prior():
+        numpyro.sample("mu", dist.Normal(0.0, 1.0))
+
+    found = importance(model, prior, count)
+    assert 0.25 < (float(found.ess("mu")) - 1) / (count - 1) < 0.95
+    assert found.check() == []
+    assert np.isnan(found.khat("mu"))
+
+
 def test_weighting_a_discrete_latent_whose_largest_weights_are_equal():
     def guide():
         numpyro.sample("z", dist.Categorical(jnp.full(8, 1 / 8)))

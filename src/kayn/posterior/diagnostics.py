@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from kayn.support.arrays import Array
@@ -46,8 +48,10 @@ def endless_khat(count: int) -> float:
     """k-hat of so many weights from which their very mean cannot exist: one, and two of its standard errors there.
 
     However even most weights are, such a tail says that the guide misses some of the posterior.
+    Of too few weights to have a tail no k-hat says so.
     """
-    return 1 + 2 * 2 / tail_length(count) ** 0.5
+    tail = tail_length(count)
+    return 1 + 2 * 2 / tail**0.5 if tail else math.inf
 
 
 def pareto_khat(weights: Array) -> np.ndarray:
