@@ -186,6 +186,12 @@ def ask(seed):
     run("its deviation", lambda: posterior[0].std("at"))
     product = run("expectation", lambda: posterior[0].expectation(lambda mu, alpha: mu * alpha))
     run("again", lambda: posterior[0].expectation(lambda mu, alpha: mu * alpha))
+    held_out = some_data(seed + 2)
+    for number in (20, 30):
+        run(f"{number} draws", lambda n=number: posterior[0].sample(0, n))
+        run(f"{number} predictions", lambda n=number: posterior[0].predictive(0, n))
+        run(f"{number} predictive densities", lambda n=number: posterior[0].log_predictive(0, n, *held_out).pointwise)
+        run(f"{number} likelihoods", lambda n=number: posterior[0].log_likelihood(0, n))
     particles, weights = posterior[0].particles, posterior[0].weights("alpha")
     alpha = np.sum(particles["alpha"] * weights, 0)
     group, covariate, _ = some_data(seed)
@@ -203,6 +209,7 @@ def test_another_fit_of_the_same_form_compiles_nothing():
     assert first["a deterministic site"] == 1
     assert first["expectation"] == 1
     assert not any(first[name] for name in ("another", "its deviation", "again"))
+    assert not any(count for name, count in first.items() if name.startswith("30"))
     assert not any(second.values())
 
 

@@ -60,7 +60,11 @@ class Expectation:
     asked: tuple[Asked, ...]
 
     def moments(self, numbers: Mapping, params: Mapping, draws: Draws, shares: Array) -> list[tuple[Array, Array]]:
-        """Mean and standard deviation over replicates' particles, weighed by `shares` [R]: by function, in the shape of its result."""
+        """Mean and standard deviation over replicates' particles, weighed by `shares` [R].
+
+        Returns:
+            Of every function, in the shape of its result.
+        """
         names = [t.name for t in self.problem.layout.plan.terms]
         slots_asked = [names.index(a.output.name) for a in self.asked]
 
@@ -95,7 +99,7 @@ class Expectation:
 
 
 def of_deterministic(problem: Problem) -> dict[str, Expectation]:
-    """Plans for the moments of deterministic sites, by site; several share one where a contraction for all is no dearer than one for each.
+    """Plans for the moments of deterministic sites, by site; several share one where that is no dearer than one for each.
 
     Left out are sites that mix elements that are indexed separately.
     """
@@ -140,7 +144,11 @@ def traced_function(problem: Problem, function: Callable, names: Sequence[str]) 
 
 
 def of_function(problem: Problem, program: Program) -> Expectation | None:
-    """Plan the expectation of a function of latents, see `traced_function`; None if it mixes elements that are indexed separately."""
+    """Plan the expectation of a function of latents (see `traced_function`).
+
+    Returns:
+        None if it mixes elements that are indexed separately.
+    """
     constants = [*program.consts, *([None] * len(program.inputs))]
     structure, output = discover_output(problem.structure, program, QUERY, Kind.VALUE, constants, constants)
     asked = _asked(problem, structure, program, QUERY, output)

@@ -25,6 +25,7 @@ from kayn.factors.elementwise import evaluate, of_one_particle, sound
 from kayn.factors.task import Operands, Task
 from kayn.programs.trace import DATA
 from kayn.support.arrays import Array, PyTree
+from kayn.xla.compilation import is_traced
 
 LOOKED_AT = 2**20
 """Entries of a factor that are looked at for an example."""
@@ -84,8 +85,15 @@ def warn_of_steps(steps: Sequence[Mapping[str, Array]], sites: Container[str]) -
 
 def settled(scores: Mapping[str, Array]) -> dict[str, Array]:
     """Pointwise log densities by site [S, *rows], nats, -inf where they are none; warns of these."""
-    warn_of_factors({n: jnp.isposinf(found) for n, found in scores.items()})
-    return {n: sound(found) for n, found in scores.items()}
+    if is_traced(scores):
+        return {n: sound(found) for n, found in scores.items()}
+    # on the host, where another number of draws is nothing to compile
+    known = {n: np.asarray(found) for n, found in scores.items()}
+    warn_of_factors({n: np.isposinf(found) for n, found in known.items()})
+    return {
+        n: jax.device_put(np.where(np.isposinf(found), -np.inf, found).astype(found.dtype))
+        for n, found in known.items()
+    }
 
 
 def _sentence(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws, name: str, flags: np.ndarray) -> str:

@@ -45,9 +45,7 @@ def to_datatree(posterior: Pool, rng_key: KeyArray, num_samples: int, coords: Ma
     draws = posterior._joint(key, num_samples)
     for name in draws.values:
         posterior._refuse_mixed_rows(name)
-    scores, seen, data, known = jax.tree.map(
-        np.asarray, scored_data(posterior, (jax.random.split(key, num_samples), draws))
-    )
+    scores, seen, data, known = jax.tree.map(np.asarray, scored_data(posterior, key, draws))
     names = _Names(posterior, [*draws.values, *scores], {d: np.asarray(v) for d, v in (coords or {}).items()})
     groups: dict[str, list[xr.DataArray]] = {"posterior": [], "log_likelihood": [], "observed_data": []}
     for name, values in draws.values.items():

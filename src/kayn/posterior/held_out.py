@@ -26,6 +26,7 @@ from kayn.programs.given import Given
 from kayn.programs.sites import inspect_sites
 from kayn.support.arrays import Array, PyTree
 from kayn.support.names import RESERVED
+from kayn.xla.jit import QuickJit
 
 PREFIX = f"{RESERVED}held out:"
 
@@ -45,9 +46,8 @@ def contracted_joint(posterior: Pool, args: tuple, kwargs: Mapping) -> Array | N
         slots, unsound = weigh_noticing(problem, numbers, draws, posterior.params)
         return log_evidence(problem, numbers, slots, posterior.params, draws.subsample), unsound
 
-    found, unsound = jax.jit(lambda numbers, draws: jax.lax.map(lambda d: log_z(numbers, d), draws))(
-        problem.numbers, posterior.draws
-    )
+    run = QuickJit(lambda numbers, draws: jax.lax.map(lambda d: log_z(numbers, d), draws), open_consts=True)
+    found, unsound = run(problem.numbers, posterior.draws)
     warn_of_factors({n.removeprefix(PREFIX): f for n, f in unsound.items() if n.startswith(PREFIX)})
     # replicates count equally, as everywhere in a posterior; impossible ones do not
     possible = jnp.isfinite(posterior.log_evidences)

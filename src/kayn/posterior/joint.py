@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +16,14 @@ from kayn.evidence.draws import Draws, deterministic_values
 from kayn.evidence.problem import Problem, link_index, model_inputs
 from kayn.evidence.queries import best_indices, draw_indices
 from kayn.evidence.weights import weigh
+from kayn.posterior.blocks import block_size, joined, keys_of, on_device, shuffled, starts
 from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import VALUE
 from kayn.support.arrays import Array, KeyArray
 from kayn.xla.compilation import is_traced
+
+BLOCK = 1000
+"""Draws that are taken at a time."""
 
 
 @dataclass(frozen=True)
@@ -67,29 +73,57 @@ def sample(
     draws: Draws,
     log_evidences: Array,
     key: KeyArray,
+    compiled: Callable[[int], Callable] | None = None,
 ) -> JointDraws:
-    """Exact joint draws, equally many from every possible replicate."""
+    """Exact joint draws, equally many from every possible replicate.
+
+    Args:
+        compiled: gives `sample_block` of a problem, by the number of draws of every replicate.
+    """
+    replicates = log_evidences.shape[0]
+    per = -(-num_samples // replicates)
+    size = -(-block_size(num_samples, BLOCK, entries(problem)) // replicates)
+    run = partial(sample_block, problem, size) if compiled is None else compiled(size)
+    pick, split = jax.random.split(key)
+    found = joined([run(numbers, params, draws, log_evidences, split, s) for s in starts(per, size)], per, 1)
+    # every replicate gives the same number of draws; which ones are left over is random
+    order = shuffled(pick, per * replicates)[:num_samples]
+    return on_device(jax.tree.map(lambda v: v.reshape((-1, *v.shape[2:]))[order], found))
+
+
+def sample_block(
+    problem: Problem,
+    size: int,
+    numbers: Mapping,
+    params: Mapping,
+    draws: Draws,
+    log_evidences: Array,
+    key: KeyArray,
+    start: Array,
+) -> JointDraws:
+    """As `sample`, draws `start` to `start + size` of every replicate: [R, size, *shape]."""
     replicates = log_evidences.shape[0]
     # the possible ones again in the places of those whose particles are all impossible
     possible = jnp.isfinite(log_evidences)
     chosen = jnp.argsort(~possible)[jnp.arange(replicates) % jnp.maximum(possible.sum(), 1)]
     draws = jax.tree.map(lambda x: x[chosen], draws)
-    per = -(-num_samples // replicates)
 
     def one(item: tuple[Draws, KeyArray]) -> JointDraws:
         mine, key = item
         slots, index = _replicate_slots(problem, numbers, params, mine)
-        chosen = draw_indices(problem.layout.plan, slots, index, jax.random.split(key, per))
+        chosen = draw_indices(problem.layout.plan, slots, index, keys_of(key, start, size))
         latents = jax.vmap(lambda c: take_particles(problem, mine.values, c))(chosen)
         inputs = model_inputs(problem, numbers, params, mine.subsample)
-        rows = {n: jnp.broadcast_to(v, (per, *v.shape)) for n, v in mine.subsample.items()}
+        rows = {n: jnp.broadcast_to(v, (size, *v.shape)) for n, v in mine.subsample.items()}
         return JointDraws(latents | deterministic_values(problem, latents, inputs), rows)
 
-    pick, split = jax.random.split(key)
-    out = jax.lax.map(one, (draws, jax.random.split(split, replicates)))
-    # every replicate gives the same number of draws; which ones are left over is random
-    order = jax.random.permutation(pick, per * replicates)[:num_samples]
-    return jax.tree.map(lambda v: v.reshape((-1, *v.shape[2:]))[order], out)
+    return jax.lax.map(one, (draws, jax.random.split(key, replicates)))
+
+
+def entries(problem: Problem) -> int:
+    """Numbers in one draw of all sites, data included."""
+    sites = [s for s in problem.model.sites.values() if s.kind in ("sample", "deterministic")]
+    return sum(math.prod(s.shape) for s in sites)
 
 
 def mode(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws) -> dict[str, Array]:

@@ -216,10 +216,20 @@ class Pool:
     # -- internals
 
     def _joint(self, rng_key: Any, num_samples: int) -> JointDraws:
-        sites = [s for s in self.problem.model.sites.values() if s.kind in ("sample", "deterministic")]
-        refuse_too_many("num_samples", num_samples, sum(math.prod(s.shape) for s in sites), QueryError)
-        return self._jit(("sample", num_samples), lambda: partial(joint.sample, self.problem, num_samples))(
-            self.numbers, self.params, self.draws, self.log_evidences, as_key(rng_key)
+        refuse_too_many("num_samples", num_samples, joint.entries(self.problem), QueryError)
+
+        def compiled(size: int) -> QuickJit:
+            return self._jit(("sample", size), lambda: partial(joint.sample_block, self.problem, size))
+
+        return joint.sample(
+            self.problem,
+            num_samples,
+            self.numbers,
+            self.params,
+            self.draws,
+            self.log_evidences,
+            as_key(rng_key),
+            compiled,
         )
 
     def _refuse_mixed_rows(self, name: str) -> None:

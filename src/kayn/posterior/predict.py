@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 
 from kayn.errors import PoorFitWarning, QueryError
 from kayn.evidence.soundness import settled, warn_of_factors
 from kayn.factors.elementwise import sound
+from kayn.posterior.blocks import block_size, keys_of, on_device, starts
 from kayn.posterior.held_out import contracted_joint
-from kayn.posterior.joint import JointDraws
+from kayn.posterior.joint import JointDraws, entries
 from kayn.posterior.pool import Pool
-from kayn.posterior.replay import BATCH, Setting, checked, over_draws, own_data, run_model, scorer
+from kayn.posterior.replay import BATCH, Setting, block_of, checked, over_draws, own_data, run_model, scorer
 from kayn.programs.trace import innermost
-from kayn.support.arrays import Array, KeyArray, PyTree
+from kayn.support.arrays import Array, KeyArray
 from kayn.support.keys import as_key
+from kayn.xla.compilation import is_traced
+from kayn.xla.jit import QuickJit
 
 FEW = 10
 """Draws that a joint density has to rest on at least."""
@@ -81,7 +87,7 @@ def predictive(
             if s["type"] == "deterministic" or (s["type"] == "sample" and not isinstance(innermost(s["fn"]), dist.Unit))
         }
 
-    return over_draws(_draws(posterior, rng_key, num_samples), one)
+    return over_draws(posterior, *_draws(posterior, rng_key, num_samples), one)
 
 
 def log_predictive(
@@ -106,33 +112,8 @@ def log_predictive(
         )
     new_plates = _known_plates(posterior, new_plates)
     setting = checked(posterior, Setting(args, kwargs, True, new_plates))
-    items, score = _draws(posterior, rng_key, num_samples), scorer(posterior, setting)
-
-    def batch(items: tuple[KeyArray, JointDraws]) -> tuple[Array, Array, Array, Array]:
-        raw = jax.vmap(lambda item: score(*item)[0])(items)
-        # as a logarithm, which adds up like the rest
-        lies = {n: jnp.log(jnp.sum(jnp.isposinf(v)).astype(float)) for n, v in raw.items()}
-        scores = {n: sound(v) for n, v in raw.items()}
-        joint = sum(v.reshape((v.shape[0], -1)).sum(1) for v in scores.values())
-        pointwise = {n: jax.nn.logsumexp(v, axis=0) for n, v in scores.items()}
-        return jax.nn.logsumexp(joint), jax.nn.logsumexp(2 * joint), pointwise, lies
-
-    @jax.jit
-    def total(items: tuple[KeyArray, JointDraws]) -> tuple[Array, Array, Array, Array]:
-        # batch by batch: the scores of all draws at once would be as large as draws times rows
-        whole, rest = num_samples // BATCH * BATCH, num_samples % BATCH
-        parts = [batch(jax.tree.map(lambda v: v[whole:], items))] if rest else []
-        if whole:
-            batches = jax.tree.map(lambda v: v[:whole].reshape(-1, BATCH, *v.shape[1:]), items)
-            first, others = jax.tree.map(lambda v: v[0], batches), jax.tree.map(lambda v: v[1:], batches)
-
-            def add(sums: PyTree, items: tuple[KeyArray, JointDraws]) -> tuple[PyTree, None]:
-                return jax.tree.map(jnp.logaddexp, sums, batch(items)), None
-
-            parts.append(jax.lax.scan(add, batch(first), others)[0])
-        return jax.tree.map(lambda *v: jax.nn.logsumexp(jnp.stack(v), 0), *parts)
-
-    joint, squares, pointwise, lies = total(items)
+    key, draws = _draws(posterior, rng_key, num_samples)
+    joint, squares, pointwise, lies = _summed(posterior, key, draws, scorer(posterior, setting))
     warn_of_factors({n: count > -jnp.inf for n, count in lies.items()})
     count = jnp.log(float(num_samples))
     pointwise = {n: v - count for n, v in pointwise.items()}
@@ -150,6 +131,41 @@ def log_predictive(
     return LogPredictive(joint - count, pointwise, ess)
 
 
+def _summed(
+    posterior: Pool,
+    key: KeyArray,
+    draws: JointDraws,
+    score: Callable[[KeyArray, JointDraws], tuple[dict[str, Array], dict[str, Array]]],
+) -> tuple[Array, Array, dict[str, Array], dict[str, Array]]:
+    """Logarithms of sums over draws: of the density of all data, its square, every datum's, and how many are none.
+
+    Block by block: the scores of all draws at once would be as large as draws times rows.
+    """
+    count = len(next(iter(draws.values.values())))
+    size = block_size(count, BATCH, entries(posterior.problem))
+
+    def block(
+        key: KeyArray, start: Array, num: Array, draws: JointDraws
+    ) -> tuple[Array, Array, dict[str, Array], dict[str, Array]]:
+        asked = start + jnp.arange(size) < num
+
+        def of_asked(v: Array, other: float) -> Array:
+            return jnp.where(asked.reshape((-1, *(1,) * (v.ndim - 1))), v, other)
+
+        raw = {n: of_asked(v, -jnp.inf) for n, v in jax.vmap(score)(keys_of(key, start, size), draws)[0].items()}
+        # as a logarithm, which adds up like the rest
+        lies = {n: jnp.log(jnp.sum(jnp.isposinf(v)).astype(float)) for n, v in raw.items()}
+        scores = {n: sound(v) for n, v in raw.items()}
+        joint = sum(v.reshape((v.shape[0], -1)).sum(1) for v in scores.values())
+        pointwise = {n: jax.nn.logsumexp(v, axis=0) for n, v in scores.items()}
+        return jax.nn.logsumexp(joint), jax.nn.logsumexp(2 * joint), pointwise, lies
+
+    run = QuickJit(block, open_consts=True)
+    parts = [run(key, s, np.int32(count), block_of(draws, s, size)) for s in starts(count, size)]
+    xp: Any = jnp if is_traced(parts) else np
+    return on_device(jax.tree.map(lambda *v: reduce(xp.logaddexp, map(xp.asarray, v)), *parts))
+
+
 def log_likelihood(posterior: Pool, rng_key: KeyArray, num_samples: int) -> dict[str, Array]:
     """Pointwise log likelihood of the training data: [num_samples, *rows] for every observed site;
     0 in rows that a mask hides.
@@ -158,8 +174,8 @@ def log_likelihood(posterior: Pool, rng_key: KeyArray, num_samples: int) -> dict
     with latents, the rows of a draw are those that its replicate holds (`draws.subsample`); along one without, all rows
     are scored.
     """
-    items = _draws(posterior, rng_key, num_samples)
-    return settled(over_draws(items, scorer(posterior, own_data(posterior, observe=True)))[0])
+    key, draws = _draws(posterior, rng_key, num_samples)
+    return settled(over_draws(posterior, key, draws, scorer(posterior, own_data(posterior, observe=True)))[0])
 
 
 def _known_plates(posterior: Pool, new_plates: str | Sequence[str]) -> tuple[str, ...]:
@@ -172,7 +188,7 @@ def _known_plates(posterior: Pool, new_plates: str | Sequence[str]) -> tuple[str
 
 
 def _draws(posterior: Pool, rng_key: KeyArray, num_samples: int) -> tuple[KeyArray, JointDraws]:
-    """Keys and posterior draws, one each a sample."""
+    """A key for what is drawn given them, and posterior draws."""
     draw_key, run_key = jax.random.split(as_key(rng_key))
     draws = posterior._joint(draw_key, num_samples)  # first, as it refuses numbers that no memory holds
-    return jax.random.split(run_key, num_samples), draws
+    return run_key, draws

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.primitives import Messenger
@@ -17,7 +18,8 @@ from kayn.axes.minibatches import read_plates
 from kayn.errors import QueryError
 from kayn.evidence.problem import read_model
 from kayn.evidence.soundness import settled
-from kayn.posterior.joint import JointDraws
+from kayn.posterior.blocks import block_size, joined, keys_of, on_device, starts
+from kayn.posterior.joint import JointDraws, entries
 from kayn.posterior.pool import Pool
 from kayn.posterior.scores import observed_scores, seen_rows
 from kayn.posterior.states import owned_states, summed_out
@@ -28,6 +30,8 @@ from kayn.programs.sites import Site, inspect_sites
 from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import DATA, Program, innermost
 from kayn.support.arrays import Array, KeyArray, PyTree
+from kayn.xla.compilation import is_traced
+from kayn.xla.jit import QuickJit
 
 BATCH = 100
 """Draws handled at a time."""
@@ -236,15 +240,15 @@ def scorer(
     return one
 
 
-def scored_data(posterior: Pool, items: tuple[KeyArray, JointDraws]) -> tuple[dict[str, Array], ...]:
-    """What the posterior was conditioned on, by observed site, for keys and draws of it.
+def scored_data(posterior: Pool, key: KeyArray, draws: JointDraws) -> tuple[dict[str, Array], ...]:
+    """What the posterior was conditioned on, by observed site, for draws of it.
 
     Returns:
         Log likelihood and whether any of a row is hidden by no mask: [S, *rows]; the data, and whether they are data in
         all draws and not latents: [*shape].
     """
     setting, program = own_data(posterior, observe=True), posterior.problem.model
-    scores, seen = over_draws(items, scorer(posterior, setting))
+    scores, seen = over_draws(posterior, key, draws, scorer(posterior, setting))
     scores = settled(scores)
 
     def values(key: KeyArray, draw: JointDraws) -> dict[str, Array]:
@@ -253,7 +257,7 @@ def scored_data(posterior: Pool, items: tuple[KeyArray, JointDraws]) -> tuple[di
 
     latents = range(len(program.consts), len(program.consts) + len(program.inputs))
     fixed = not set(slice_outputs(program.jaxpr, [program.outputs.index(DATA + n) for n in scores])[1]) & set(latents)
-    found = over_draws(jax.tree.map(lambda v: v[:1], items) if fixed else items, values)
+    found = over_draws(posterior, key, jax.tree.map(lambda v: v[:1], draws) if fixed else draws, values)
     return (
         scores,
         seen,
@@ -262,7 +266,23 @@ def scored_data(posterior: Pool, items: tuple[KeyArray, JointDraws]) -> tuple[di
     )
 
 
-def over_draws(items: tuple[KeyArray, JointDraws], one: Callable[[KeyArray, JointDraws], PyTree]) -> PyTree:
-    """`one` of every (key, draw), in batches of at most `BATCH`: arrays with a leading dimension of draws."""
-    size = min(BATCH, items[0].shape[0])
-    return jax.jit(lambda items: jax.lax.map(lambda item: one(*item), items, batch_size=size))(items)
+def over_draws(
+    posterior: Pool, key: KeyArray, draws: JointDraws, one: Callable[[KeyArray, JointDraws], PyTree]
+) -> PyTree:
+    """What `one` gives for every draw [S], with keys from `key`; results are stacked along a leading S."""
+    num = len(next(iter(draws.values.values())))
+
+    def block(key: KeyArray, start: Array, draws: JointDraws) -> PyTree:
+        return jax.vmap(one)(keys_of(key, start, size), draws)
+
+    size = block_size(num, BATCH, entries(posterior.problem))
+    run = QuickJit(block, open_consts=True)
+    parts = [run(key, start, block_of(draws, start, size)) for start in starts(num, size)]
+    return on_device(joined(parts, num))
+
+
+def block_of(draws: JointDraws, start: Any, size: int) -> JointDraws:
+    """[size] draws from `start` on; behind the last, the last again."""
+    last = len(next(iter(draws.values.values()))) - 1
+    rows = np.minimum(np.arange(start, start + size), last)
+    return jax.tree.map(lambda v: v[rows] if is_traced(v) else np.asarray(v)[rows], draws)
