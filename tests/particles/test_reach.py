@@ -182,6 +182,32 @@ def test_categories_too_rare_for_float32_are_drawn_in_float64(x64):
     read_categories(lambda other: jnp.array([0.5, 0.5 - 1e-9, 1e-9]))
 
 
+def read_vectors(probs):
+    """Trace vectors of 40 bits, all of which go with the data, under a guide of given probabilities of ones."""
+
+    def model():
+        with numpyro.plate("rows", 2):
+            bits = numpyro.sample("bits", dist.Bernoulli(0.5).expand([40]).to_event(1))
+            numpyro.sample("y", dist.Normal(0.0, 9.0), obs=0.0 * bits[..., 0])
+
+    def guide():
+        with numpyro.plate("rows", 2):
+            numpyro.sample("bits", dist.Bernoulli(probs).to_event(1))
+
+    build_problem(model, guide, (), {}, {}, Importance(model).request)
+
+
+def test_vectors_that_are_merely_rare_are_taken():
+    """All zeros have probability 0.5^40, as any other vector has."""
+    read_vectors(jnp.full((2, 40), 0.5))
+
+
+@pytest.mark.parametrize(("probability", "value"), [(0.0, 1), (1.0, 0)])
+def test_one_element_of_a_vector_that_is_never_drawn_is_refused(probability, value):
+    with pytest.raises(GuideError, match=f"guide site 'bits' has probability zero at {value}"):
+        read_vectors(jnp.full((2, 40), 0.5).at[1, 7].set(probability))
+
+
 def read_counts(logits_of_guide):
     """Trace how many of 9 trials succeed, under a guide that draws them with a share of its own."""
 

@@ -25,6 +25,9 @@ MOST = 32
 ONE_DRAW = ("Bernoulli", "Categorical")
 """Families that one uniform number decides. It tells no probability below a float's resolution from zero;
 counts of many such draws can be rarer."""
+MOST_WORK = 3e7
+"""Entries that log densities at all values, element by element, may be made of for one run; events of more are not
+looked at."""
 LEAST = math.log(1e-3)
 """How much less than the best draws of the guide a value may weigh so that it is not missed."""
 
@@ -47,10 +50,11 @@ def refuse_values_never_drawn(
     """
     values = {n: found for n in guide.latents if (found := _values(guide, model, n))}
     densities = {n: d for n in values if (d := _density(guide, [n], known[0])) is not None}
+    densities = {n: d for n, d in densities.items() if d.work(guide.sites[n], values[n]) <= MOST_WORK}
     joint = _density(model, _factors(model), known[1]) if densities else None
     if joint is None:
         return
-    read = frozenset().union(*(d.reads - {n} for n, d in densities.items()))
+    read = frozenset().union(*(d.read_for(guide.sites[n]) for n, d in densities.items()))
     drawn = draw(read)
     if drawn is None:
         return
@@ -90,15 +94,41 @@ class _Density:
     value: Callable[[Mapping[str, Array]], Array]
     reads: frozenset[str]
 
+    def work(self, site: Site, values: range) -> int:
+        """Entries of the densities that `of_values` takes of one run."""
+        return len(values) * math.prod(site.shape) * math.prod(site.shape[len(site.batch_shape) :])
+
+    def read_for(self, site: Site) -> frozenset[str]:
+        """What `of_values` needs to be drawn."""
+        return self.reads if site.event_dim else self.reads - {site.name}
+
     def of_values(self, site: Site, values: range, drawn: Mapping[str, Array]) -> Array:
-        """At every value of a latent, in the runs of what it reads (one if it reads nothing): [values, runs, ...]."""
-        given = {n: v for n, v in drawn.items() if n in self.reads - {site.name}}
+        """Of every value of every element, in the runs of what it reads (one if it reads nothing):
+        [values, runs, *shape].
+
+        The density of an event is that of all its elements. They are independent, so that one of them at all of its
+        values, where the others are as they were drawn, tells its probabilities; together these are one.
+        """
+        given = {n: v for n, v in drawn.items() if n in self.read_for(site)}
         runs = next((len(v) for v in given.values()), 1)
 
         def at(value: Array) -> Array:
             return jax.vmap(self.value)({**given, site.name: jnp.full((runs, *site.shape), value)})
 
-        return jax.vmap(at)(jnp.asarray(values, site.dtype))
+        if not site.event_dim:
+            return jax.vmap(at)(jnp.asarray(values, site.dtype))
+        event = site.shape[len(site.batch_shape) :]
+        others = given[site.name].reshape(runs, *site.batch_shape, -1)
+
+        def of_element(position: Array) -> Array:
+            def instead(value: Array) -> Array:
+                whole = others.at[..., position].set(value).reshape(runs, *site.shape)
+                return jax.vmap(self.value)({**given, site.name: whole})
+
+            return jax.nn.log_softmax(jax.vmap(instead)(jnp.asarray(values, site.dtype)), 0)
+
+        found = jnp.moveaxis(jax.lax.map(of_element, jnp.arange(math.prod(event))), 0, -1)
+        return found.reshape(*found.shape[:-1], *event)
 
 
 def _density(program: Program, names: Sequence[str], known: Sequence[Array]) -> _Density | None:
