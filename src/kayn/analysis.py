@@ -106,7 +106,8 @@ class Analysis:
 
     @checked()
     def render(self, filename: PathOption = None) -> Any:
-        """A `graphviz.Digraph` of latents, factors and plates; written to `filename` (its suffix gives the format) if given.
+        """A `graphviz.Digraph` of latents, factors and plates; written to `filename`
+        (its suffix gives the format) if given.
 
         Needs the extra `kayn[graph]`.
         """
@@ -140,7 +141,8 @@ class Analysis:
         )
 
     def _way(self, output: Output) -> str:
-        """Term by term, by the terms of a predictor, or as a matrix product of statistics and naturals, each with its particle axes."""
+        """Term by term, by the terms of a predictor, or as a matrix product of statistics and naturals,
+        each with its particle axes."""
         slot = next(i for i, term in enumerate(self.plan.terms) if term.name == output.name)
         way = reduction(self.graph, self.layout, slot)
         if (groups := by_terms.choose(way)) is not None:
@@ -168,7 +170,8 @@ def analyze(
     params: Params = None,
     **kwargs: Any,
 ) -> Analysis:
-    """Read the structure of a model with its arguments, choose particle axes and plan the contraction. Nothing is sampled.
+    """Read the structure of a model with its arguments, choose particle axes and plan the contraction.
+    Nothing is sampled.
 
     Args:
         model: an ordinary NumPyro model; `args` and `kwargs` are its arguments.

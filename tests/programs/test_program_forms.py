@@ -1,4 +1,5 @@
-"""Programs in whatever form they are written: primitives, calls, reshapes, transformations around kayn, and what is computed once."""
+"""Programs in whatever form they are written: primitives, calls, reshapes, transformations around kayn,
+and what is computed once."""
 
 from functools import partial
 

@@ -1,11 +1,13 @@
 """Likelihoods whose predictor is a sum of terms, with every term evaluated on particle axes of its own.
 
-In a regression every row depends on all latents at once, but only through the sum of functions of a few of them each, `alpha[g] + x @ beta`. Squared
-residuals then sum to inner products over the rows of pairs of terms, and the rates of counts, products of a factor for each term, to one
-inner product: what is formed for every row has one or two particle axes, or none if rows are summed as a whole.
+In a regression every row depends on all latents at once, but only through the sum of functions of a few of them each,
+`alpha[g] + x @ beta`. Squared residuals then sum to inner products over the rows of pairs of terms, and the rates of
+counts, products of a factor for each term, to one inner product: what is formed for every row has one or two particle
+axes, or none if rows are summed as a whole.
 
-Terms are measured from a reference point among the particles, so that they are small where the guide is narrow. Where numbers are not finite, would leave
-the range of floats, or would lose too many digits to cancellation, the factor is evaluated as by `kayn.factors.elementwise.evaluate_reduced`.
+Terms are measured from a reference point among the particles, so that they are small where the guide is narrow. Where
+numbers are not finite, would leave the range of floats, or would lose too many digits to cancellation, the factor is
+evaluated as by `kayn.factors.elementwise.evaluate_reduced`.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ Term = Callable[[Particles], Any]
 
 
 def choose(way: Reduction) -> Groups | None:
-    """The terms that a factor is evaluated by, None where evaluating it as a whole is about as cheap by counted operations."""
+    """The terms that a factor is evaluated by, None where evaluating it as a whole is about as cheap by counted
+    operations."""
     density = way.output.density
     if density is None or len(density.terms) < 2 or not (way.steps or density.event_ndim):
         return None
@@ -113,7 +116,8 @@ class Additive:
 class _Rows:
     """Sums over the rows of a factor.
 
-    Arrays of single entries are [*outer], results are over `task.order`, with dimensions of size one where they do not vary.
+    Arrays of single entries are [*outer], results are over `task.order`,
+    with dimensions of size one where they do not vary.
     """
 
     way: Additive

@@ -68,7 +68,8 @@ class Split:
 
     @property
     def features(self) -> Shape:
-        """Terms of the product for one entry of the factor, by pair of pieces: those of dimensions in which both vary."""
+        """Terms of the product for one entry of the factor, by pair of pieces:
+        those of dimensions in which both vary."""
         dims = range(self.batch_ndim, self.outer_ndim)
         return tuple(
             math.prod(a[d] for d in dims if a[d] > 1 and b[d] > 1) * max(a[-1], b[-1])

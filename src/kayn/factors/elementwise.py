@@ -30,7 +30,8 @@ def evaluate(task: Task, operands: Operands) -> Array:
 
 
 def evaluate_reduced(task: Task, operands: Operands, terms: int = 0) -> Array:
-    """As `evaluate`, followed by the task's plate products, in parts that fit `CHUNK_ELEMENTS`: [*plates, *(K of axes)].
+    """As `evaluate`, followed by the task's plate products, in parts that fit `CHUNK_ELEMENTS`:
+    [*plates, *(K of axes)].
 
     Args:
         terms: entries of the largest array formed on the way, where that is not the factor itself.
@@ -130,8 +131,8 @@ def _single(task: Task, operands: Operands) -> Callable[[Mapping], Array]:
 def finite(log_factor: Array) -> Array:
     """Impossible instead of undefined: NaN log densities (overflow at a wild particle) get no weight.
 
-    Densities below any that floats could tell from zero, the result of a clipped argument, are zero. What is +inf no density
-    can be; it stays as it is, for `sound` to notice.
+    Densities below any that floats could tell from zero, the result of a clipped argument, are zero. What is +inf no
+    density can be; it stays as it is, for `sound` to notice.
     """
     top = _top(log_factor)
     kept = jnp.where(log_factor >= -top, jnp.minimum(log_factor, top), -jnp.inf)
@@ -188,7 +189,8 @@ def in_front(single: Callable[[Mapping], Array], axes: Sequence[Axis], particles
 def along_plates(
     single: Callable[[Mapping], Array], axes: Sequence[Axis], particles: Particles, fixed: Sequence[str]
 ) -> Array:
-    """As `on_axes`, but computed along the plates and transposed then, where it would otherwise be computed one entry at a time."""
+    """As `on_axes`, but computed along the plates and transposed then,
+    where it would otherwise be computed one entry at a time."""
     array = _mapped(single, axes[::-1], particles, fixed, 0)
     last = axes[-1].size if axes else 1
     if 1 < last < 2 * LANES and last != LANES and array.size >= LONG:

@@ -30,14 +30,15 @@ LONGEST_CALL = 20
 
 
 def factorised_once(task: Task, operands: Operands, names: Sequence[str]) -> tuple[Task, Operands]:
-    """A task whose program is without the factorisations that some outputs need, with their results among its particles.
+    """A task whose program is without the factorisations that some outputs need,
+    with their results among its particles.
 
     Args:
         names: the outputs; no others are to be taken from the program.
 
     Returns:
-        The task and its operands: those that were given, where there is nothing to factorise or the results would not fit
-        in memory.
+        The task and its operands: those that were given, where there is nothing to factorise or the results would not
+        fit in memory.
     """
     program, axes, particles = task.program, task.axes, operands.particles
     eqns, needed = needed_equations(program.jaxpr, [program.outputs.index(n) for n in names])

@@ -1,8 +1,9 @@
-"""Which elements of a program's inputs can change some of its outputs at all: a boolean pass backwards through the jaxpr.
+"""Which elements of a program's inputs can change some of its outputs at all:
+a boolean pass backwards through the jaxpr.
 
-Where the program itself picks by a predicate (`jnp.where`) or multiplies by what may be exactly zero, the answer depends
-on numbers, and is computed with the program. It may say yes where the truth is no; it must never say no where an element
-counts. Operations without a rule say that every element counts if any of their result does.
+Where the program itself picks by a predicate (`jnp.where`) or multiplies by what may be exactly zero, the answer
+depends on numbers, and is computed with the program. It may say yes where the truth is no; it must never say no where
+an element counts. Operations without a rule say that every element counts if any of their result does.
 """
 
 from __future__ import annotations

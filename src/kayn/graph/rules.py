@@ -1,7 +1,7 @@
 """How each JAX primitive moves plate dimensions: one rule a primitive, and a default that is always right.
 
-A rule may always answer MIXED; it must never claim an alignment that does not hold (`kayn.graph.aligned`). Primitives without a
-rule are MIXED.
+A rule may always answer MIXED; it must never claim an alignment that does not hold (`kayn.graph.aligned`).
+Primitives without a rule are MIXED.
 """
 
 from __future__ import annotations
@@ -275,7 +275,8 @@ def _check_range(nodes: Nodes, index: Node, column: int, size: int, key: Key) ->
 
 
 def _before_wrapping(index: Node, column: int) -> Node | None:
-    """The array that an index was made of, if nothing was done to it but what indexing does: `i < 0 ? i + size : i`, and changes of form."""
+    """The array that an index was made of, if nothing was done to it but what indexing does: `i < 0 ? i + size : i`,
+    and changes of form."""
     node = index
     if node.operation.startswith("concatenate") and len(node.inputs) > column:
         node = node.inputs[column]

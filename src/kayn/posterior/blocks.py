@@ -47,7 +47,8 @@ def keys_of(key: KeyArray, start: Array, size: int) -> KeyArray:
 
 
 def joined(parts: Sequence[PyTree], num: int, axis: int = 0) -> PyTree:
-    """The first `num` draws of blocks, along an axis: NumPy arrays where they are known, so that nothing is compiled."""
+    """The first `num` draws of blocks, along an axis: NumPy arrays where they are known,
+    so that nothing is compiled."""
     xp: Any = jnp if is_traced(parts) else np
     cut = (slice(None),) * axis + (slice(num),)
     return jax.tree.map(lambda *v: xp.concatenate([xp.asarray(x) for x in v], axis)[cut], *parts)

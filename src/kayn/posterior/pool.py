@@ -23,6 +23,7 @@ from kayn.evidence.queries import latent_weights
 from kayn.posterior import joint
 from kayn.posterior.diagnostics import effective_sample_size, pareto_khat
 from kayn.posterior.joint import JointDraws, mixed_plate
+from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
 from kayn.support.options import Key, Name, Samples
@@ -63,11 +64,11 @@ class Pool:
 
     problem: Problem
     call: Call
-    numbers: dict[str, Any]
-    params: dict[str, Any]
+    numbers: dict[str, PyTree]
+    params: dict[str, PyTree]
     draws: Draws
-    log_evidences: Any
-    axis_weights: dict[str, Any]
+    log_evidences: Array
+    axis_weights: dict[str, Array]
     _found: dict[Any, Any] = field(default_factory=dict, repr=False)
     """Moments of deterministic sites that have been asked for."""
 
@@ -79,7 +80,7 @@ class Pool:
         return self.log_evidences.shape[0]
 
     @property
-    def log_evidence(self) -> Any:
+    def log_evidence(self) -> Array:
         """Estimate of log p(data), in nats: log of the mean of Z over replicates (Z is unbiased, so log Z errs low)."""
         xp = _namespace(self.log_evidences)
         top = xp.max(self.log_evidences)
@@ -88,7 +89,7 @@ class Pool:
             return top + xp.log(xp.mean(xp.exp(self.log_evidences - top)))
 
     @property
-    def log_evidence_error(self) -> Any:
+    def log_evidence_error(self) -> Array:
         """Monte Carlo standard error of `log_evidence` (delta method over replicates); NaN with one replicate."""
         if self.num_replicates < 2:
             return np.nan
@@ -109,12 +110,12 @@ class Pool:
         return tuple(n for n, s in self.problem.model.sites.items() if s.kind == "deterministic")
 
     @property
-    def particles(self) -> dict[str, Any]:
+    def particles(self) -> dict[str, Array]:
         """Pooled particles of every latent: [P, *shape], to be read with `weights`."""
         return {n: _local(v).reshape((-1, *v.shape[2:])) for n, v in self.draws.values.items()}
 
     @checked(QueryError)
-    def weights(self, name: Name) -> Any:
+    def weights(self, name: Name) -> Array:
         """Marginal posterior weights of a latent's particles: [P, *batch shape], summing to one over P.
 
         A latent that was coupled over a plate has equal weights along it. Source: Bowyer et al. (UAI 2024).
@@ -124,38 +125,40 @@ class Pool:
         return pooled.reshape((-1, *pooled.shape[2:]))
 
     @checked(QueryError)
-    def ess(self, name: Name) -> Any:
+    def ess(self, name: Name) -> Array:
         """Effective sample size of a latent's pooled particles: [*batch shape], between 0 and P."""
         return jnp.asarray(effective_sample_size(np.asarray(self.weights(name))))
 
     @checked(QueryError)
     def khat(self, name: Name) -> np.ndarray:
-        """Pareto k-hat of a latent's weights: [*batch shape]; above 0.7 is unreliable, NaN with fewer than 25 particles."""
+        """Pareto k-hat of a latent's weights: [*batch shape]; above 0.7 is unreliable,
+        NaN with fewer than 25 particles."""
         return pareto_khat(self.weights(name))
 
     # -- moments
 
     @checked(QueryError)
-    def mean(self, name: Name) -> Any:
+    def mean(self, name: Name) -> Array:
         """Posterior mean of a latent or deterministic site: the site's shape."""
         return self._moments(name)[0]
 
     @checked(QueryError)
-    def std(self, name: Name) -> Any:
+    def std(self, name: Name) -> Array:
         """Posterior standard deviation of a latent or deterministic site: the site's shape."""
         return self._moments(name)[1]
 
     @checked(QueryError)
-    def expectation(self, function: Callable, *names: Name) -> Any:
+    def expectation(self, function: Callable, *names: Name) -> Array:
         """Posterior expectation of `function(latent_1, latent_2, ...)` under the joint of these latents.
 
-        `function` is written for one posterior sample. It is evaluated on exactly the particle axes it depends on, jointly:
-        with `lambda mu, alpha: mu * alpha` for a scalar `mu` and `alpha: [J]` the result is E[mu * alpha_j] for every j.
-        A function that mixes plate elements (`alpha.max()`) has no small contraction; it is estimated from
+        `function` is written for one posterior sample. It is evaluated on exactly the particle axes it depends on,
+        jointly: with `lambda mu, alpha: mu * alpha` for a scalar `mu` and `alpha: [J]` the result is E[mu * alpha_j]
+        for every j. A function that mixes plate elements (`alpha.max()`) has no small contraction; it is estimated from
         joint draws instead, with a warning.
 
         Args:
-            names: latents or deterministic sites, one for every argument of `function`; by default those that its arguments are called after.
+            names: latents or deterministic sites, one for every argument of `function`;
+                by default those that its arguments are called after.
 
         Returns:
             The expectation, in the shape of the function's result.
@@ -176,14 +179,15 @@ class Pool:
         )
 
     @checked(QueryError)
-    def covariance(self, first: Name, second: Name) -> Any:
+    def covariance(self, first: Name, second: Name) -> Array:
         """Posterior covariance of two latents, elementwise after broadcasting."""
         a, b = self.mean(first), self.mean(second)
         return self.expectation(lambda x, y: (x - a) * (y - b), first, second)
 
     @checked(QueryError)
-    def probabilities(self, name: Name) -> dict[Any, Any]:
-        """Posterior probability of every value that a discrete latent takes among its particles: value -> [*batch shape].
+    def probabilities(self, name: Name) -> dict[Any, Array]:
+        """Posterior probability of every value that a discrete latent takes among its particles:
+        value -> [*batch shape].
 
         Raises:
             QueryError: the latent is unknown or continuous, or its elements differ between replicates.
@@ -200,22 +204,24 @@ class Pool:
     # -- draws
 
     @checked(QueryError)
-    def sample(self, rng_key: Key, num_samples: Samples = 1000) -> dict[str, Any]:
-        """Exact joint draws from the weighted combinations of particles: [S, *shape] for every latent and deterministic site.
+    def sample(self, rng_key: Key, num_samples: Samples = 1000) -> dict[str, Array]:
+        """Exact joint draws from the weighted combinations of particles:
+        [S, *shape] for every latent and deterministic site.
 
         Along a subsampled plate, the elements of a draw are those that its replicate holds (`draws.subsample`).
         """
         return self._joint(rng_key, num_samples).values
 
-    def mode(self) -> dict[str, Any]:
-        """The combination of particles with the largest weight, over all replicates: the site's shape for every latent."""
+    def mode(self) -> dict[str, Array]:
+        """The combination of particles with the largest weight, over all replicates:
+        the site's shape for every latent."""
         for name in self.latent_names:
             self._refuse_mixed_rows(name)
         return self._jit("mode", lambda: partial(joint.mode, self.problem))(self.numbers, self.params, self.draws)
 
     # -- internals
 
-    def _joint(self, rng_key: Any, num_samples: int) -> JointDraws:
+    def _joint(self, rng_key: KeyArray, num_samples: int) -> JointDraws:
         refuse_too_many("num_samples", num_samples, joint.entries(self.problem), QueryError)
 
         def compiled(size: int) -> QuickJit:
@@ -236,33 +242,37 @@ class Pool:
         plate = mixed_plate(self.problem, self.draws, name)
         if plate is not None:
             raise QueryError(
-                f"{name!r} runs over plate {plate!r}, which is subsampled, and each of the {self.num_replicates} replicates holds other "
-                "elements of it, so there is no one answer; take num_replicates=1, whose elements are draws.subsample, or the whole plate"
+                f"{name!r} runs over plate {plate!r}, which is subsampled, and each of the {self.num_replicates} "
+                "replicates holds other elements of it, so there is no one answer; take num_replicates=1, whose "
+                "elements are draws.subsample, or the whole plate"
             )
 
     def _known(self, name: str) -> None:
         if name not in self.latent_names and name not in self.deterministic_names:
             what = "an observed site" if name in self.problem.model.sites else "no site of the model"
             raise QueryError(
-                f"{name!r} is {what}; latents: {list(self.latent_names)}, deterministic sites: {list(self.deterministic_names)}"
+                f"{name!r} is {what}; latents: {list(self.latent_names)}, deterministic sites: "
+                f"{list(self.deterministic_names)}"
             )
 
     def _latent(self, name: str) -> str:
         self._known(name)
         if name not in self.latent_names:
             raise QueryError(
-                f"{name!r} is a deterministic site and has no particles of its own; use mean, std, sample or expectation"
+                f"{name!r} is a deterministic site and has no particles of its own; use mean, std, sample or "
+                "expectation"
             )
         return name
 
     @property
-    def _shares(self) -> Any:
-        """[R], summing to one: equal shares in pooled estimates, but none for replicates whose particles are all impossible."""
+    def _shares(self) -> Array:
+        """[R], summing to one: equal shares in pooled estimates,
+        but none for replicates whose particles are all impossible."""
         xp = _namespace(self.log_evidences)
         possible = xp.isfinite(self.log_evidences)
         return (possible / xp.maximum(possible.sum(), 1)).astype(self.log_evidences.dtype)
 
-    def _weights(self, name: str) -> Any:
+    def _weights(self, name: str) -> Array:
         """[R, K, *batch shape]"""
         axis = self.problem.layout.axis_of(name).name
         weights = _local(self.axis_weights[axis])
@@ -270,7 +280,7 @@ class Pool:
             return np.stack([latent_weights(self.problem, {axis: w}, name) for w in weights])
         return jax.vmap(lambda w: latent_weights(self.problem, {axis: w}, name))(weights)
 
-    def _moments(self, name: str) -> tuple[Any, Any]:
+    def _moments(self, name: str) -> tuple[Array, Array]:
         self._known(name)
         self._refuse_mixed_rows(name)
         if name in self.latent_names:
@@ -290,7 +300,7 @@ class Pool:
         square = self._from_draws(lambda values: (values[name] - mean) ** 2, name)
         return mean, jnp.sqrt(square)
 
-    def _of_deterministic(self, name: str) -> tuple[Any, Any] | None:
+    def _of_deterministic(self, name: str) -> tuple[Array, Array] | None:
         """Mean and standard deviation of a deterministic site; None if it has no small contraction."""
         plan = self.problem.programs.get("deterministic", lambda: of_deterministic(self.problem)).get(name)
         if plan is None:
@@ -304,7 +314,7 @@ class Pool:
             self._found[names] = found
         return self._found[names][names.index(name)]
 
-    def _of_function(self, function: Callable, names: tuple[str, ...]) -> Any | None:
+    def _of_function(self, function: Callable, names: tuple[str, ...]) -> Array | None:
         """Mean of a function of latents; None if it has no small contraction."""
         program = traced_function(self.problem, function, names)
         if is_traced(program.consts):
@@ -319,7 +329,7 @@ class Pool:
             run = None if plan is None else self._jit(("moments", plan), lambda: plan.moments)
         return None if run is None else run(self.numbers, self.params, self.draws, self._shares)[0][0]
 
-    def _from_draws(self, function: Callable[[Mapping], Any], what: str) -> Any:
+    def _from_draws(self, function: Callable[[Mapping], Array], what: str) -> Array:
         warnings.warn(
             f"{what}: it mixes plate elements whose particles are indexed separately, so it is estimated from "
             f"{FALLBACK_DRAWS} joint draws instead of an exact contraction",
@@ -334,12 +344,12 @@ class Pool:
         return self.problem.programs.get(("compiled", key), lambda: QuickJit(function(), open_consts=True))
 
 
-def _local(array: Any) -> Any:
+def _local(array: Array) -> Array:
     """As a NumPy array where the numbers are known: small eager operations need not be compiled one by one."""
     return array if isinstance(array, jax.core.Tracer) else np.asarray(array)
 
 
-def _namespace(array: Any) -> Any:
+def _namespace(array: Array) -> Any:
     """NumPy for arrays on the host, where small sums need no compilation."""
     return np if isinstance(array, np.ndarray) else jnp
 
@@ -362,7 +372,8 @@ def _arguments(function: Callable, names: tuple[str, ...]) -> tuple[str, ...]:
             names = ()
     if not names:
         raise QueryError(
-            "expectation() needs the name of a latent for every argument of its function, e.g. posterior.expectation(lambda m, a: m * a, "
-            "'mu', 'alpha'); without names, arguments are taken for the latents that they are called after"
+            "expectation() needs the name of a latent for every argument of its function, e.g. "
+            "posterior.expectation(lambda m, a: m * a, 'mu', 'alpha'); without names, arguments are taken for the "
+            "latents that they are called after"
         )
     return names

@@ -33,7 +33,8 @@ def generator() -> str:
     """The generator of all random numbers: the one that the user has chosen by `jax_default_prng_impl`,
     if that is not JAX's default.
 
-    Where there are several devices it is JAX's default: programs with philox that are cut between devices do not compile.
+    Where there are several devices it is JAX's default: programs with philox that are cut between devices do not
+    compile.
     """
     chosen = jax.config.jax_default_prng_impl
     return QUICK if chosen == DEFAULT and jax.device_count() == 1 and _has_quick() else chosen
