@@ -25,7 +25,8 @@ import numpyro.distributions as dist
 
 from kayn.axes.request import make_request
 from kayn.evidence.draws import draw_particles
-from kayn.evidence.problem import Problem, build_problem, link_index, model_inputs
+from kayn.evidence.problem import Problem, build_problem, model_inputs
+from kayn.evidence.weighed import links_of
 from kayn.factors.elementwise import evaluate_reduced
 from kayn.factors.evaluate import evaluate
 from kayn.factors.task import reduction
@@ -74,7 +75,7 @@ def factor(case: Case) -> tuple[Problem, Callable, Callable]:
 
     def of(evaluate: Callable, numbers: Any, values: Any) -> Any:
         inputs = model_inputs(problem, numbers, {}, {})
-        return evaluate(task, task.operands(values, inputs, link_index(problem, inputs)))
+        return evaluate(task, task.operands(values, inputs, links_of(problem, numbers, {}, {}).__getitem__))
 
     return problem, partial(of, evaluate), partial(of, evaluate_reduced)
 

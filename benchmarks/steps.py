@@ -28,7 +28,7 @@ from kayn import QEM
 from kayn.analysis import Analysis
 from kayn.axes.request import make_request
 from kayn.evidence.draws import draw_particles
-from kayn.evidence.problem import build_problem, link_index, model_inputs
+from kayn.evidence.problem import build_problem
 from kayn.evidence.queries import draw_indices, latent_weights, weighted_draws
 from kayn.evidence.weights import weigh
 from kayn.guides.factorised import FactorisedGuide
@@ -105,9 +105,8 @@ def posterior_step(what: str, model: Callable, args: tuple, particles: int) -> t
 
     def sample(numbers: Any, params: Any, key: Any) -> Any:
         draws = draw_particles(problem, numbers, key, params)
-        slots = weigh(problem, numbers, draws, params)
-        index = link_index(problem, model_inputs(problem, numbers, params, draws.subsample))
-        return draw_indices(problem.layout.plan, slots, index, jax.random.split(key, DRAWS))
+        weighed = weigh(problem, numbers, draws, params)
+        return draw_indices(weighed, jax.random.split(key, DRAWS))
 
     key = jax.random.key(1)
     compiled = QuickJit(moments if what == "moments" else sample).lower(problem.numbers, guide.start, key).compile()

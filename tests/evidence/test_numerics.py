@@ -19,7 +19,7 @@ from kayn.contraction.steps.sliced import made_in_parts
 from kayn.errors import NumericsWarning
 from kayn.evidence import queries
 from kayn.evidence.draws import draw_particles, draws_from_runs
-from kayn.evidence.problem import build_problem, link_index, model_inputs
+from kayn.evidence.problem import build_problem
 from kayn.evidence.weights import log_evidence, weigh
 from kayn.factors import elementwise
 from kayn.factors.cost import is_dear
@@ -67,12 +67,11 @@ def estimates(problem, key, params):
 
     def log_z(params):
         draws = draw_particles(problem, problem.numbers, key, params)
-        slots = weigh(problem, problem.numbers, draws, params)
-        return log_evidence(problem, problem.numbers, slots, params, draws.subsample), (draws, slots)
+        weighed = weigh(problem, problem.numbers, draws, params)
+        return log_evidence(problem, problem.numbers, weighed, params, draws.subsample), (draws, weighed)
 
-    (value, (draws, slots)), gradient = jax.value_and_grad(log_z, has_aux=True)(params)
-    index = link_index(problem, model_inputs(problem, problem.numbers, params, draws.subsample))
-    return value, gradient, queries.marginals(problem, slots, index)[1], draws
+    (value, (draws, weighed)), gradient = jax.value_and_grad(log_z, has_aux=True)(params)
+    return value, gradient, queries.marginals(weighed)[1], draws
 
 
 def finite(tree):
@@ -214,8 +213,8 @@ def test_plate_of_one(strategy):
     for problem, shape in ((plated, (3, 1, 1)), (scalar, (3,))):
         mine = runs | {"a": runs["a"].reshape(shape)}
         draws = draws_from_runs(problem, problem.numbers, {}, mine, {})
-        slots = weigh(problem, problem.numbers, draws, {})
-        values.append(log_evidence(problem, problem.numbers, slots, {}, {}))
+        weighed = weigh(problem, problem.numbers, draws, {})
+        values.append(log_evidence(problem, problem.numbers, weighed, {}, {}))
     np.testing.assert_allclose(*values, rtol=1e-6)
 
 
@@ -287,8 +286,8 @@ def test_debug_nans_finds_nothing():
     with jax.debug_nans(True):
         assert finite(estimates(problem, jax.random.key(0), PARAMS))
         draws = draw_particles(problem, problem.numbers, jax.random.key(0), PARAMS)
-        slots = weigh(problem, problem.numbers, draws, PARAMS)
-        assert np.isfinite(log_evidence(problem, problem.numbers, slots, PARAMS, {}))
+        weighed = weigh(problem, problem.numbers, draws, PARAMS)
+        assert np.isfinite(log_evidence(problem, problem.numbers, weighed, PARAMS, {}))
 
 
 def test_many_keys_at_once():

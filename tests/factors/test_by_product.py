@@ -20,7 +20,8 @@ import kayn
 from kayn import evidence
 from kayn.axes.request import make_request
 from kayn.evidence.draws import Draws, draw_particles
-from kayn.evidence.problem import Problem, build_problem, link_index, model_inputs
+from kayn.evidence.problem import Problem, build_problem, model_inputs
+from kayn.evidence.weighed import links_of
 from kayn.evidence.weights import weigh
 from kayn.factors import by_product, choose_form, elementwise
 from kayn.factors.choose_form import Split, choose
@@ -158,7 +159,8 @@ class Factor:
 
     def _evaluate(self, evaluate: Callable, values: Mapping) -> Any:
         inputs = model_inputs(self.problem, self.problem.numbers, {}, {})
-        return evaluate(self.task, self.task.operands(values, inputs, link_index(self.problem, inputs)))
+        links = links_of(self.problem, self.problem.numbers, {}, {})
+        return evaluate(self.task, self.task.operands(values, inputs, links.__getitem__))
 
     def product(self, values: Mapping) -> Any:
         return self._evaluate(evaluate, values)

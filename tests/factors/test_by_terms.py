@@ -15,7 +15,7 @@ import kayn
 from kayn.axes.request import make_request
 from kayn.evidence.draws import Draws, draw_particles
 from kayn.evidence.problem import build_problem
-from kayn.evidence.weights import log_evidence, model_slots, weigh
+from kayn.evidence.weights import log_evidence, weigh, weigh_against
 from kayn.factors import by_terms
 from kayn.factors.by_terms import choose
 from kayn.graph.predictor_terms import read_parts
@@ -236,10 +236,10 @@ def test_subsampled_rows_count_as_often(x64, always, monkeypatch):
     guide = FactorisedGuide.from_model(model, (X[:, 0], Y))
     problem = build_problem(model, guide, (X[:, 0], Y), {}, guide.start, make_request(K))
     draws = draw_particles(problem, problem.numbers, jax.random.key(0), guide.start)
-    found = model_slots(problem, problem.numbers, draws, guide.start)
+    found = weigh_against(problem, problem.numbers, draws, guide.start, {})
     with monkeypatch.context() as patch:
         patch.setattr(by_terms, "choose", lambda *_: None)
-        plain = model_slots(problem, problem.numbers, draws, guide.start)
+        plain = weigh_against(problem, problem.numbers, draws, guide.start, {})
     for slot, array in found.items():
         np.testing.assert_allclose(array, plain[slot], rtol=1e-9)
 
@@ -277,7 +277,7 @@ def test_large_offsets_keep_their_digits(always, monkeypatch):
         problem = build_problem(model, guide, args, {}, guide.start, make_request(K))
         values = {"a": np.array([1e4, 9999.5, 10001.0], dtype), "b": np.array([-1.0, 0.0, 0.5], dtype)}
         draws = Draws(values, values, {})
-        slots = model_slots(problem, problem.numbers, draws, guide.start)
+        slots = weigh_against(problem, problem.numbers, draws, guide.start, {})
         return np.asarray(max(slots.values(), key=np.size), np.float64)
 
     single = factor(np.float32)
@@ -321,9 +321,9 @@ def test_random_regressions(data):
         guide = FactorisedGuide.from_model(model, args)
         problem = build_problem(model, guide, args, {}, guide.start, make_request(2))
         draws = draw_particles(problem, problem.numbers, jax.random.key(1), guide.start)
-        found = model_slots(problem, problem.numbers, draws, guide.start)
+        found = weigh_against(problem, problem.numbers, draws, guide.start, {})
         patch.setattr(by_terms, "choose", lambda *_: None)
-        plain = model_slots(problem, problem.numbers, draws, guide.start)
+        plain = weigh_against(problem, problem.numbers, draws, guide.start, {})
     for slot, array in found.items():
         np.testing.assert_allclose(array, plain[slot], rtol=1e-8, atol=1e-8)
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from kayn.evidence import queries
 from kayn.evidence.draws import Draws
-from kayn.evidence.problem import Problem, link_index, model_inputs
+from kayn.evidence.problem import Problem
 from kayn.evidence.queries import best_indices, draw_indices
 from kayn.evidence.weights import log_evidence, weigh
 from tests.laws.oracle import QUICK, BruteForce
@@ -25,12 +25,11 @@ def estimates(problem: Problem, draws: Draws, params):
     numbers = problem.numbers
 
     def log_z(params):
-        slots = weigh(problem, numbers, draws, params)
-        return log_evidence(problem, numbers, slots, params, draws.subsample), slots
+        weighed = weigh(problem, numbers, draws, params)
+        return log_evidence(problem, numbers, weighed, params, draws.subsample), weighed
 
-    (value, slots), gradient = jax.value_and_grad(log_z, has_aux=True)(params)
-    index = link_index(problem, model_inputs(problem, numbers, params, draws.subsample))
-    again, weights = queries.marginals(problem, slots, index)
+    (value, weighed), gradient = jax.value_and_grad(log_z, has_aux=True)(params)
+    again, weights = queries.marginals(weighed)
     return value, again, weights, gradient
 
 
@@ -40,8 +39,8 @@ def close(found, expected, tolerance):
 
 @partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def evidence_alone(problem: Problem, draws: Draws, params):
-    slots = weigh(problem, problem.numbers, draws, params)
-    return log_evidence(problem, problem.numbers, slots, params, draws.subsample)
+    weighed = weigh(problem, problem.numbers, draws, params)
+    return log_evidence(problem, problem.numbers, weighed, params, draws.subsample)
 
 
 @partial(jax.jit, static_argnums=0, compiler_options=QUICK)
@@ -56,9 +55,8 @@ def slope_by_enumeration(oracle: BruteForce, draws: Draws, params):
 
 @partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def chosen(problem, draws, params, keys):
-    slots = weigh(problem, problem.numbers, draws, params)
-    index = link_index(problem, model_inputs(problem, problem.numbers, params, draws.subsample))
-    return draw_indices(problem.layout.plan, slots, index, keys), best_indices(problem.layout.plan, slots, index)
+    weighed = weigh(problem, problem.numbers, draws, params)
+    return draw_indices(weighed, keys), best_indices(weighed)
 
 
 def chi_square(drawn: np.ndarray, probabilities: np.ndarray) -> float:

@@ -22,7 +22,7 @@ from numpyro.contrib.control_flow import scan
 
 from kayn.axes.request import make_request
 from kayn.evidence.draws import draws_from_runs
-from kayn.evidence.problem import build_problem, link_index, model_inputs
+from kayn.evidence.problem import build_problem
 from kayn.evidence.queries import marginals
 from kayn.evidence.weights import weigh
 from kayn.posterior import joint
@@ -283,9 +283,8 @@ def case(kind: str, minibatch: bool = False) -> Case:
 @partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def _weighed(problem: Any, draws: Any) -> Any:
     """Everything that has to be compiled, at once: log Z, weights, draws and the mode, for one replicate."""
-    slots = weigh(problem, problem.numbers, draws, {})
-    index = link_index(problem, model_inputs(problem, problem.numbers, {}, draws.subsample))
-    log_z, weights = marginals(problem, slots, index)
+    weighed = weigh(problem, problem.numbers, draws, {})
+    log_z, weights = marginals(weighed)
     draws, log_z, weights = jax.tree.map(lambda x: x[None], (draws, log_z, weights))
     drawn = joint.sample(problem, 5, problem.numbers, {}, draws, log_z, jax.random.key(1)).values
     return draws, log_z, weights, drawn, joint.mode(problem, problem.numbers, {}, draws)

@@ -2,6 +2,7 @@
 
 from kayn.evidence.draws import Draws, draw_particles
 from kayn.evidence.problem import Problem
+from kayn.evidence.weighed import Weighed
 from kayn.evidence.weights import log_evidence, proposal_terms, weigh
 
-__all__ = ["Draws", "Problem", "draw_particles", "log_evidence", "proposal_terms", "weigh"]
+__all__ = ["Draws", "Problem", "Weighed", "draw_particles", "log_evidence", "proposal_terms", "weigh"]

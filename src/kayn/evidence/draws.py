@@ -25,7 +25,7 @@ class Draws:
         values: [K, *shape] for every latent of the model.
         runs: [runs, *shape] for every guide site, auxiliary ones included.
         subsample: indices of subsampled plates.
-        unsound: by factor, whether any of its log densities was none (see `weigh_noticing`);
+        unsound: by factor, whether any of its log densities was none (see `weigh`);
             empty until they are weighed.
     """
 

@@ -19,7 +19,7 @@ from kayn.axes.types import Axis
 from kayn.contraction.plan import Stuck
 from kayn.errors import QueryError
 from kayn.evidence.draws import Draws
-from kayn.evidence.problem import Problem, link_index, model_inputs
+from kayn.evidence.problem import Problem, model_inputs
 from kayn.evidence.queries import joint_marginals
 from kayn.evidence.weights import weigh
 from kayn.factors.elementwise import evaluate
@@ -70,8 +70,7 @@ class Expectation:
 
         def one(mine: Draws) -> list[tuple[Array, Array]]:
             inputs = model_inputs(self.problem, numbers, params, mine.subsample)
-            slots = weigh(self.problem, numbers, mine, params)
-            found = joint_marginals(self.problem, slots_asked, slots, link_index(self.problem, inputs))
+            found = joint_marginals(weigh(self.problem, numbers, mine, params), slots_asked)
             return [self._of_one(a, w, mine, inputs) for a, w in zip(self.asked, found, strict=True)]
 
         def pooled(asked: Asked, means: Array, variances: Array) -> tuple[Array, Array]:

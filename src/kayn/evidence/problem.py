@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -17,7 +17,6 @@ from kayn.axes.choose import choose_layout
 from kayn.axes.minibatches import warn_of_strangers
 from kayn.axes.request import Request
 from kayn.axes.types import Layout
-from kayn.contraction.ways import Index
 from kayn.errors import GuideError, KaynError, StructureWarning
 from kayn.evidence.fixed_rows import fixed_rows
 from kayn.evidence.missing import is_broken, refuse_missing, refuse_missing_groups, warn_if_nothing_observed
@@ -212,12 +211,6 @@ def model_inputs(problem: Problem, numbers: Mapping, params: PyTree, subsample: 
 def guide_inputs(problem: Problem, numbers: Mapping, params: PyTree, subsample: Mapping) -> list[Array]:
     """Constants and inputs of the jaxpr of the guide's density, None in the places of latents."""
     return [*numbers["density"], *problem.guide.density.leaves({}, dict(params or {}), subsample)]
-
-
-def link_index(problem: Problem, inputs: Sequence[Array]) -> Index:
-    """Looks up index vectors of links, computing each once."""
-    memo: dict[int, Array] = {}
-    return lambda key: problem.structure.index(key, inputs, memo)
 
 
 def set_rows(problem: Problem, numbers: Mapping, params: PyTree) -> dict[str, Array]:

@@ -18,32 +18,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from kayn.axes.types import proposal_name
-from kayn.contraction import execute
 from kayn.contraction.backward import best, draw
-from kayn.contraction.plan import Plan
-from kayn.contraction.ways import Index
 from kayn.evidence.draws import Draws, draw_particles
-from kayn.evidence.problem import Problem, link_index, model_inputs
-from kayn.evidence.weights import weigh_noticing
+from kayn.evidence.problem import Problem
+from kayn.evidence.weighed import Weighed
+from kayn.evidence.weights import weigh
 from kayn.support.arrays import Array, KeyArray
 
 
-def marginals(problem: Problem, slots: Mapping[int, Array], index: Index) -> tuple[Array, dict[str, Array]]:
+def marginals(weighed: Weighed) -> tuple[Array, dict[str, Array]]:
     """The log evidence, and the marginal weights of every particle axis.
 
     Returns:
         log Z (a scalar), and for every axis name w [*scope, K], nonnegative, summing to one over K (to zero when no
         combination of particles is possible).
     """
-    plan = problem.layout.plan
-    names = [t.name for t in plan.terms]
-    own = {names.index(proposal_name(a)): a for a in problem.layout.axes}
-
-    def log_z(proposals: Mapping[int, Array]) -> Array:
-        return execute.log_contract(plan, {**slots, **proposals}, index)
-
-    value, gradient = jax.value_and_grad(log_z)({slot: slots[slot] for slot in own})
-    return value, {a.name: gradient[slot] / _scale(problem, a.scope) for slot, a in own.items()}
+    names = [t.name for t in weighed.plan.terms]
+    own = {names.index(proposal_name(a)): a for a in weighed.problem.layout.axes}
+    value, gradient = jax.value_and_grad(weighed.log_evidence)({slot: weighed[slot] for slot in own})
+    return value, {a.name: gradient[slot] / _scale(weighed.problem, a.scope) for slot, a in own.items()}
 
 
 def weighted_draws(
@@ -51,10 +44,9 @@ def weighted_draws(
 ) -> tuple[Array, dict[str, Array], Draws]:
     """One set of particles: log Z, a scalar in nats, marginal weights of every axis [*scope, K], and the particles."""
     draws = draw_particles(problem, numbers, key, params)
-    slots, unsound = weigh_noticing(problem, numbers, draws, params)
-    index = link_index(problem, model_inputs(problem, numbers, params, draws.subsample))
-    log_z, weights = marginals(problem, slots, index)
-    return log_z, weights, replace(draws, unsound=unsound)
+    weighed = weigh(problem, numbers, draws, params)
+    log_z, weights = marginals(weighed)
+    return log_z, weights, replace(draws, unsound=weighed.unsound)
 
 
 def latent_weights(problem: Problem, axis_weights: Mapping[str, Array], name: str) -> Array:
@@ -71,27 +63,23 @@ def latent_weights(problem: Problem, axis_weights: Mapping[str, Array], name: st
     return xp.broadcast_to(weights.reshape((axis.size, *shape)), (axis.size, *latent.shape[: latent.batch_ndim]))
 
 
-def joint_marginals(problem: Problem, asked: Sequence[int], slots: Mapping[int, Array], index: Index) -> list[Array]:
+def joint_marginals(weighed: Weighed, asked: Sequence[int]) -> list[Array]:
     """Joint marginal weights on the axes of some terms of the plan: for each [*plates, *(K of every axis)],
     summing to one per plate element."""
-    plan = problem.layout.plan
-
-    def log_z(terms: Sequence[Array]) -> Array:
-        return execute.log_contract(plan, {**slots, **dict(zip(asked, terms, strict=True))}, index)
-
-    found = jax.grad(log_z)([slots[slot] for slot in asked])
-    plates = [[a for a in plan.axes[slot] if a not in plan.scope] for slot in asked]
-    return [weights / _scale(problem, own) for weights, own in zip(found, plates, strict=True)]
+    plan = weighed.plan
+    found = jax.grad(weighed.log_evidence)({slot: weighed[slot] for slot in asked})
+    plates = {slot: [a for a in plan.axes[slot] if a not in plan.scope] for slot in asked}
+    return [found[slot] / _scale(weighed.problem, plates[slot]) for slot in asked]
 
 
-def draw_indices(plan: Plan, slots: Mapping[int, Array], index: Index, keys: KeyArray) -> dict[str, Array]:
+def draw_indices(weighed: Weighed, keys: KeyArray) -> dict[str, Array]:
     """Exact joint draws of particle indices: int [num draws, *scope] for every axis."""
-    return draw(plan, slots, index, keys)
+    return draw(weighed.plan, weighed.slots, weighed.index, keys)
 
 
-def best_indices(plan: Plan, slots: Mapping[int, Array], index: Index) -> tuple[Array, dict[str, Array]]:
+def best_indices(weighed: Weighed) -> tuple[Array, dict[str, Array]]:
     """The largest log weight, and its combination of particles: int [*scope] for every axis."""
-    return best(plan, slots, index)
+    return best(weighed.plan, weighed.slots, weighed.index)
 
 
 def _scale(problem: Problem, plates: Any) -> float:

@@ -20,11 +20,12 @@ from kayn.contraction.steps.sliced import made_in_parts
 from kayn.errors import NumericsWarning
 from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, model_inputs
-from kayn.evidence.weights import model_slots_noticing, unsound_in_parts
+from kayn.evidence.weighed import Weighed
+from kayn.evidence.weights import unsound_in_parts
 from kayn.factors.elementwise import evaluate, of_one_particle, sound
 from kayn.factors.task import Operands, Task
 from kayn.programs.trace import DATA
-from kayn.support.arrays import Array, PyTree
+from kayn.support.arrays import Array
 from kayn.xla.compilation import is_traced
 
 LOOKED_AT = 2**20
@@ -67,14 +68,14 @@ def warn_of_factors(found: Mapping[str, Array], where: str = "the posterior's dr
             )
 
 
-def telling_slots(problem: Problem, numbers: Mapping, draws: Draws, params: PyTree) -> dict[int, Array]:
-    """As `model_slots`, for losses: warns of factors that are no log densities, unless numbers are being traced.
+def telling(weighed: Weighed) -> Weighed:
+    """The same, for losses: warns of the model's factors that are no log densities, unless numbers are being traced.
 
     Compiled losses say nothing; the posterior that their guide gives does.
     """
-    slots, found = model_slots_noticing(problem, numbers, draws, params)
-    warn_of_factors({n: f for n, f in found.items() if n in problem.model.sites}, "the loss's particles")
-    return slots
+    sites = weighed.problem.model.sites
+    warn_of_factors({n: f for n, f in weighed.unsound.items() if n in sites}, "the loss's particles")
+    return weighed
 
 
 def warn_of_steps(steps: Sequence[Mapping[str, Array]], sites: Container[str]) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from kayn.contraction.by_element import by_element
 from kayn.evidence.draws import Draws
-from kayn.evidence.problem import Problem, link_index, model_inputs
-from kayn.evidence.weights import log_evidence, model_slots_noticing, proposal_slots
+from kayn.evidence.problem import Problem
+from kayn.evidence.weights import weigh_against
 from kayn.support.arrays import Array, PyTree
 
 
@@ -51,11 +51,9 @@ def log_evidence_summands(
         terms: minus the log density of the particles, by `proposal_name`, as `evidence.proposal_terms` gives them.
     """
     plate = outer_plate(problem)
-    slots, unsound = model_slots_noticing(problem, numbers, draws, params, plate)
-    slots |= proposal_slots(problem, terms)
-    total = log_evidence(problem, numbers, slots, params, draws.subsample)
+    weighed = weigh_against(problem, numbers, draws, params, terms, plate)
+    total = weighed.log_evidence()
     if plate is None:
-        return Summands(total, total, 1.0, 0.0, unsound)
-    index = link_index(problem, model_inputs(problem, numbers, params, draws.subsample))
-    parts, rest = by_element(problem.layout.plan, slots, index, plate)
-    return Summands(total, parts, problem.graph.plate(plate).scale, rest, unsound)
+        return Summands(total, total, 1.0, 0.0, weighed.unsound)
+    parts, rest = by_element(weighed.plan, weighed.slots, weighed.index, plate)
+    return Summands(total, parts, problem.graph.plate(plate).scale, rest, weighed.unsound)

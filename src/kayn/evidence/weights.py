@@ -6,7 +6,7 @@ pure in (numbers, key, parameters) and may be jitted, differentiated and vmapped
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from kayn.axes.types import Axis, proposal_name
-from kayn.contraction.execute import log_contract
 from kayn.contraction.steps.product import settled_slot
 from kayn.contraction.steps.sliced import Sliced, made_in_parts
+from kayn.contraction.ways import LinkKey
 from kayn.evidence.draws import Draws
-from kayn.evidence.problem import Problem, guide_inputs, link_index, model_inputs
+from kayn.evidence.problem import Problem, guide_inputs, model_inputs
+from kayn.evidence.weighed import Weighed, links_of
 from kayn.factors.elementwise import is_unsound, sound
 from kayn.factors.evaluate import evaluate
 from kayn.factors.task import Operands, Task, reduction
@@ -59,41 +60,53 @@ def _averaged(problem: Problem, axis: Axis, absent: Mapping[str, Array]) -> Arra
     return jnp.where(out[..., None], -jnp.log(float(axis.size)), 0.0).astype(_float_dtype())
 
 
-def model_slots(
-    problem: Problem, numbers: Mapping, draws: Draws, params: PyTree, keep: str | None = None
-) -> dict[int, Array]:
-    """Log factors of the model by slot of the plan, rows already multiplied out, but for a plate to keep; queries are zero.
+def weigh(problem: Problem, numbers: Mapping, draws: Draws, params: PyTree) -> Weighed:
+    """Weigh a set of particles by model and guide.
 
-    Factors with the axis of a sliced variable are made part by part, when the contraction asks for them. Entries that are no log
-    densities have no weight.
+    What is unsound of a proposal is a particle of its own with an infinite log density.
     """
-    return model_slots_noticing(problem, numbers, draws, params, keep)[0]
+    terms = proposal_terms(problem, numbers, draws, params)
+    weighed = weigh_against(problem, numbers, draws, params, {n: sound(array) for n, array in terms.items()})
+    own = {name: jnp.any(jnp.isinf(array)) for name, array in terms.items()}
+    return replace(weighed, unsound={**own, **weighed.unsound})
 
 
-def model_slots_noticing(
-    problem: Problem, numbers: Mapping, draws: Draws, params: PyTree, keep: str | None = None
-) -> tuple[dict[int, Array], dict[str, Array]]:
-    """As `model_slots`, and by factor whether any of its entries was +inf.
+def weigh_against(
+    problem: Problem,
+    numbers: Mapping,
+    draws: Draws,
+    params: PyTree,
+    terms: Mapping[str, Array],
+    keep: str | None = None,
+) -> Weighed:
+    """Weigh a set of particles by the model and given densities of the particles; queries of values are zero.
 
-    Factors that are made part by part are left out, since nothing is known of them yet.
+    Factors with the axis of a sliced variable are made part by part, when the contraction asks for them, and nothing is
+    known yet of how sound they are (see `unsound_in_parts`).
+
+    Args:
+        terms: minus the log densities of the particles, by `proposal_name`.
+        keep: a plate of which the model's factors keep the rows.
     """
-    slots = _model_slots(problem, numbers, draws, params, keep)
+    links = links_of(problem, numbers, params, draws.subsample)
+    factors = _model_slots(problem, model_inputs(problem, numbers, params, draws.subsample), draws, links, keep)
     plan, unsound = problem.layout.plan, {}
     parts = made_in_parts(plan)
     for slot, term in enumerate(plan.terms):
         if term.name in problem.model.outputs and slot not in parts:
-            unsound[term.name] = is_unsound(slots[settled_slot(plan, slot, keep)[1]])
-    return {s: a if isinstance(a, jax.tree_util.Partial) else sound(a) for s, a in slots.items()}, unsound
+            unsound[term.name] = is_unsound(factors[settled_slot(plan, slot, keep)[1]])
+    slots = {s: a if isinstance(a, jax.tree_util.Partial) else sound(a) for s, a in factors.items()}
+    names = [t.name for t in plan.terms]
+    return Weighed(problem, slots | {names.index(name): array for name, array in terms.items()}, links, unsound)
 
 
 def _model_slots(
-    problem: Problem, numbers: Mapping, draws: Draws, params: PyTree, keep: str | None = None
-) -> dict[int, Array]:
-    inputs = model_inputs(problem, numbers, params, draws.subsample)
-    index = link_index(problem, inputs)
-    plan, layout = problem.layout.plan, problem.layout
+    problem: Problem, inputs: Sequence[Array], draws: Draws, links: Mapping[LinkKey, Array], keep: str | None
+) -> dict[int, Any]:
+    """Log factors of the model by slot, rows already multiplied out, but for a plate to keep."""
+    plan, layout, index = problem.layout.plan, problem.layout, links.__getitem__
     parts, queries = made_in_parts(plan), {o.name for o in problem.graph.outputs if o.kind is Kind.VALUE}
-    slots = {}
+    slots: dict[int, Any] = {}
     for slot, term in enumerate(plan.terms):
         if term.name in problem.model.outputs:
             task = reduction(problem.graph, layout, slot, keep).of(problem.model)
@@ -130,10 +143,10 @@ def _made_by_part(task: Task, step: Sliced, operands: Operands, settle: Callable
 def unsound_in_parts(problem: Problem, numbers: Mapping, draws: Draws, params: PyTree) -> dict[str, Array]:
     """By factor that is made part by part, whether any of its entries is +inf: boolean scalars.
 
-    All parts are made for it, which `weigh_noticing` would have to do twice.
+    All parts are made for it, which `weigh` would have to do twice.
     """
     inputs = model_inputs(problem, numbers, params, draws.subsample)
-    index, layout = link_index(problem, inputs), problem.layout
+    index, layout = links_of(problem, numbers, params, draws.subsample).__getitem__, problem.layout
     found = {}
     for slot, step in made_in_parts(layout.plan).items():
         name = layout.plan.terms[slot].name
@@ -146,36 +159,11 @@ def unsound_in_parts(problem: Problem, numbers: Mapping, draws: Draws, params: P
     return found
 
 
-def weigh(problem: Problem, numbers: Mapping, draws: Draws, params: PyTree) -> dict[int, Array]:
-    """All log factors by slot of the plan: the model's, and minus the proposal's. Entries that are no log densities have no weight."""
-    return weigh_noticing(problem, numbers, draws, params)[0]
-
-
-def weigh_noticing(
-    problem: Problem, numbers: Mapping, draws: Draws, params: PyTree
-) -> tuple[dict[int, Array], dict[str, Array]]:
-    """As `weigh`, and by factor whether any of its entries was no log density: +inf, or for a proposal, at a particle of its own, infinite.
-
-    Factors that are made part by part are left out, since nothing is known of them yet (see `unsound_in_parts`).
-    """
-    terms = proposal_terms(problem, numbers, draws, params)
-    slots, unsound = model_slots_noticing(problem, numbers, draws, params)
-    own = {name: jnp.any(jnp.isinf(array)) for name, array in terms.items()}
-    return slots | {s: sound(a) for s, a in proposal_slots(problem, terms).items()}, {**own, **unsound}
-
-
-def proposal_slots(problem: Problem, terms: Mapping[str, Array]) -> dict[int, Array]:
-    """Terms by slot of the plan, whose first slots are its terms in order."""
-    names = [t.name for t in problem.layout.plan.terms]
-    return {names.index(name): array for name, array in terms.items()}
-
-
 def log_evidence(
     problem: Problem, numbers: Mapping, slots: Mapping[int, Array], params: PyTree, subsample: Mapping
 ) -> Array:
     """log Z: the log of the average weight over all particle combinations. A scalar, in nats."""
-    index = link_index(problem, model_inputs(problem, numbers, params, subsample))
-    return log_contract(problem.layout.plan, slots, index)
+    return Weighed(problem, slots, links_of(problem, numbers, params, subsample)).log_evidence()
 
 
 def _float_dtype() -> Any:

@@ -16,8 +16,8 @@ from kayn.axes.types import Axis
 from kayn.errors import GuideError
 from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, build_problem
-from kayn.evidence.soundness import telling_slots
-from kayn.evidence.weights import log_evidence, proposal_slots
+from kayn.evidence.soundness import telling
+from kayn.evidence.weights import weigh_against
 from kayn.objectives.state import Watched, next_state
 from kayn.particles.density import own_path
 from kayn.support.arrays import Array, KeyArray, PyTree
@@ -110,9 +110,7 @@ def only_gradient(surrogate: Array) -> Array:
 def log_evidence_of(problem: Problem, draws: Draws, params: Mapping[str, PyTree], terms: Mapping[str, Array]) -> Array:
     """log Z, a scalar in nats, for given particles and (minus) log proposal densities;
     differentiable in the parameters."""
-    numbers = problem.numbers
-    slots = telling_slots(problem, numbers, draws, params) | proposal_slots(problem, terms)
-    return log_evidence(problem, numbers, slots, params, draws.subsample)
+    return telling(weigh_against(problem, problem.numbers, draws, params, terms)).log_evidence()
 
 
 def sampled_axes(problem: Problem) -> list[Axis]:

@@ -14,13 +14,12 @@ import numpy as np
 from kayn.axes.minibatches import warn_of_averages
 from kayn.axes.plan import plan_within
 from kayn.axes.types import Axis, proposal_name
-from kayn.contraction.execute import log_contract
 from kayn.contraction.plan import Stuck
 from kayn.errors import GuideError, KaynError, StructureWarning
 from kayn.evidence.draws import Draws, draw_particles
-from kayn.evidence.problem import Problem, guide_inputs, link_index, model_inputs
-from kayn.evidence.soundness import telling_slots
-from kayn.evidence.weights import proposal_slots, proposal_terms
+from kayn.evidence.problem import Problem, guide_inputs
+from kayn.evidence.soundness import telling
+from kayn.evidence.weights import proposal_terms, weigh_against
 from kayn.factors.evaluate import evaluate
 from kayn.factors.task import Operands, Task
 from kayn.graph.discover import discover_output
@@ -134,10 +133,7 @@ class RWS(MassivelyParallelELBO):
             name: jax.lax.stop_gradient(drawn[name]) - (0.0 if name in done else self.wake_phi * only_gradient(t))
             for name, t in terms.items()
         }
-        slots = telling_slots(extended, numbers, draws, params) | (added or {})
-        slots |= proposal_slots(extended, flipped)
-        index = link_index(extended, model_inputs(extended, numbers, params, draws.subsample))
-        return -log_contract(extended.layout.plan, slots, index)
+        return -telling(weigh_against(extended, numbers, draws, params, flipped)).log_evidence(added)
 
 
 def _are_probabilities(values: Array) -> bool:

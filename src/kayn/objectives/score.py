@@ -15,11 +15,11 @@ from kayn.axes.minibatches import refuse_powers
 from kayn.axes.types import Axis, proposal_name
 from kayn.errors import KaynError
 from kayn.evidence.draws import Draws, draw_particles, draws_from_runs
-from kayn.evidence.problem import Problem, guide_inputs, link_index, model_inputs
+from kayn.evidence.problem import Problem, guide_inputs, model_inputs
 from kayn.evidence.queries import marginals
-from kayn.evidence.soundness import telling_slots
+from kayn.evidence.soundness import telling
 from kayn.evidence.summands import log_evidence_summands, outer_plate
-from kayn.evidence.weights import log_evidence, proposal_slots, proposal_terms
+from kayn.evidence.weights import proposal_terms, weigh_against
 from kayn.graph.absent import absences
 from kayn.objectives.base import (
     Call,
@@ -130,17 +130,15 @@ class VIMCO(MassivelyParallelELBO):
         numbers = problem.numbers
         draws = _pathwise(problem, numbers, rng_key, params, {n for _, names in scored for n in names})
         terms = proposal_terms(problem, numbers, draws, params)
-        slots = telling_slots(problem, numbers, draws, params) | proposal_slots(problem, terms)
-        index = link_index(problem, model_inputs(problem, numbers, params, draws.subsample))
-        _, weights = marginals(problem, jax.lax.stop_gradient(slots), index)
+        weighed = telling(weigh_against(problem, numbers, draws, params, terms))
+        _, weights = marginals(jax.lax.stop_gradient(weighed))
         surrogate = 0.0
         for axis, names in scored:
             gain = jax.lax.stop_gradient(_gain(weights[axis.name], self.baseline))
             scale = math.prod(problem.graph.plate(p).scale for p in axis.scope)
             score = _score(problem, numbers, replace(axis, latents=names), draws, params, terms)
             surrogate = surrogate + scale * jnp.sum(gain * score)
-        log_z = log_evidence(problem, numbers, slots, params, draws.subsample)
-        return -log_z - only_gradient(surrogate)
+        return -weighed.log_evidence() - only_gradient(surrogate)
 
 
 def _without_path(problem: Problem, axis: Axis) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from kayn.axes.minibatches import refuse_powers
 from kayn.errors import GuideError
 from kayn.evidence.draws import Draws, draw_particles, draws_from_runs
-from kayn.evidence.problem import Problem, link_index, model_inputs
+from kayn.evidence.problem import Problem
 from kayn.evidence.queries import latent_weights, marginals
 from kayn.evidence.weights import proposal_terms, weigh
 from kayn.objectives.base import (
@@ -94,9 +94,7 @@ class DReG(VI):
         numbers, fixed = problem.numbers, jax.lax.stop_gradient(params)
         draws = draw_particles(problem, numbers, rng_key, params)
         still = jax.lax.stop_gradient(draws)
-        slots = jax.lax.stop_gradient(weigh(problem, numbers, still, fixed))
-        index = link_index(problem, model_inputs(problem, numbers, fixed, draws.subsample))
-        _, weights = marginals(problem, slots, index)
+        _, weights = marginals(jax.lax.stop_gradient(weigh(problem, numbers, still, fixed)))
         draws = _scaled(problem, numbers, draws, params, weights)
         return -log_evidence_of(problem, draws, params, proposal_terms(problem, numbers, draws, fixed))
 

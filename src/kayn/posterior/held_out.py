@@ -19,7 +19,7 @@ from numpyro import handlers
 from kayn.axes.choose import kept_layout
 from kayn.evidence.problem import Problem, read_model
 from kayn.evidence.soundness import warn_of_factors
-from kayn.evidence.weights import log_evidence, weigh_noticing
+from kayn.evidence.weights import weigh
 from kayn.posterior.pool import Pool
 from kayn.posterior.scores import observed_scores
 from kayn.programs.given import Given
@@ -43,8 +43,8 @@ def contracted_joint(posterior: Pool, args: tuple, kwargs: Mapping) -> Array | N
         return None
 
     def log_z(numbers: PyTree, draws: Any) -> Array:
-        slots, unsound = weigh_noticing(problem, numbers, draws, posterior.params)
-        return log_evidence(problem, numbers, slots, posterior.params, draws.subsample), unsound
+        weighed = weigh(problem, numbers, draws, posterior.params)
+        return weighed.log_evidence(), weighed.unsound
 
     run = QuickJit(lambda numbers, draws: jax.lax.map(lambda d: log_z(numbers, d), draws), open_consts=True)
     found, unsound = run(problem.numbers, posterior.draws)

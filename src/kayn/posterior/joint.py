@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kayn.contraction.ways import Index
 from kayn.evidence.draws import Draws, deterministic_values
-from kayn.evidence.problem import Problem, link_index, model_inputs
+from kayn.evidence.problem import Problem, model_inputs
 from kayn.evidence.queries import best_indices, draw_indices
 from kayn.evidence.weights import weigh
 from kayn.posterior.blocks import block_size, joined, keys_of, on_device, shuffled, starts
@@ -110,8 +109,7 @@ def sample_block(
 
     def one(item: tuple[Draws, KeyArray]) -> JointDraws:
         mine, key = item
-        slots, index = _replicate_slots(problem, numbers, params, mine)
-        chosen = draw_indices(problem.layout.plan, slots, index, keys_of(key, start, size))
+        chosen = draw_indices(weigh(problem, numbers, mine, params), keys_of(key, start, size))
         latents = jax.vmap(lambda c: take_particles(problem, mine.values, c))(chosen)
         inputs = model_inputs(problem, numbers, params, mine.subsample)
         rows = {n: jnp.broadcast_to(v, (size, *v.shape)) for n, v in mine.subsample.items()}
@@ -130,8 +128,7 @@ def mode(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws) -> d
     """The combination of particles with the largest weight in any replicate: the site's shape for every latent."""
 
     def one(mine: Draws) -> tuple[Array, dict[str, Array]]:
-        slots, index = _replicate_slots(problem, numbers, params, mine)
-        log_weight, chosen = best_indices(problem.layout.plan, slots, index)
+        log_weight, chosen = best_indices(weigh(problem, numbers, mine, params))
         return log_weight, take_particles(problem, mine.values, chosen)
 
     log_weights, found = jax.lax.map(one, draws)
@@ -153,10 +150,3 @@ def take_particles(problem: Problem, values: Mapping[str, Array], chosen: Mappin
             picked = jnp.take_along_axis(values[name], aligned.reshape((1, *shape)), axis=0, mode="clip")
             out[name] = jnp.broadcast_to(picked[0], latent.shape)
     return out
-
-
-def _replicate_slots(
-    problem: Problem, numbers: Mapping, params: Mapping, draws: Draws
-) -> tuple[dict[int, Array], Index]:
-    inputs = model_inputs(problem, numbers, params, draws.subsample)
-    return weigh(problem, numbers, draws, params), link_index(problem, inputs)
