@@ -1,0 +1,112 @@
+"""What work and memory demand: two axes on one, where arrays would be too large.
+
+For the sake of speed only axes without plates are merged, which costs little accuracy; to fit into memory, any.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from kayn.axes.memory import step_bytes
+from kayn.axes.state import Change, State, TooLarge
+from kayn.axes.types import Axis
+from kayn.graph.types import Link, Output
+from kayn.support.memory import format_bytes
+
+MAX_MERGED_COORDINATES = 8
+"""Latents without plates are merged for the sake of speed only up to so many scalars on one axis."""
+
+
+def much_work(state: State, output: Output) -> State | None:
+    """Two axes without plates of a factor that would be too much work."""
+    work = _combinations(state, output) * math.prod(state.case.sizes[d] for d in output.dims if d)
+    pair = cheapest_pair(state, _axes(state, output), plates=False)
+    if work <= state.case.request.target_elements or pair is None:
+        return None
+    return state.merged(*pair, f"{output.name} would have {work:.2g} entries")
+
+
+def large_factor(state: State, output: Output) -> Change:
+    """Two axes of a factor that would be too large to hold."""
+    mine = _axes(state, output)
+    held = _combinations(state, output) * math.prod(state.case.sizes[d] for d in _kept_dims(output, mine))
+    # the particles of one axis without plates can be gone through one by one
+    alone = max((a.size for a in _read_axes(state, output) if not (a.scope or a.alias_of)), default=1)
+    size = held * jnp.result_type(float).itemsize // alone
+    if 4 * size <= state.case.request.memory:
+        return None
+    pair = cheapest_pair(state, mine, plates=True)
+    if pair is None:
+        return TooLarge(f"factor {output.name!r} would have {held:.3g} entries ({format_bytes(size)})")
+    return state.merged(*pair, f"{output.name} would have {held:.2g} entries")
+
+
+def large_contraction(state: State) -> State | None:
+    """Two axes without plates of the largest array that the contraction forms, if it is too large for speed."""
+    plan = state.plan
+    pair = cheapest_pair(state, [a for a in state.axes if a.name in plan.peak_axes], plates=False)
+    if plan.peak_elements <= state.case.request.target_elements or pair is None:
+        return None
+    return state.merged(*pair, f"the contraction would form {plan.peak_elements:.2g} entries")
+
+
+def large_particles(state: State) -> TooLarge | None:
+    """Nothing helps where particles and guide alone take too much memory."""
+    if state.beside <= state.case.request.memory:
+        return None
+    return TooLarge(f"particles and guide alone would take about {format_bytes(state.beside)}")
+
+
+def large_step(state: State) -> Change:
+    """Two axes, if a step would take too much memory, in parts where that helps: those of its largest array first."""
+    total = step_bytes(state.cut) + state.beside
+    if total <= state.case.request.memory:
+        return None
+    mine = [a for a in state.axes if a.name in state.plan.peak_axes]
+    attempts = ((mine, False), (mine, True), (state.axes, True))
+    pairs = (cheapest_pair(state, axes, plates) for axes, plates in attempts)
+    pair = next((p for p in pairs if p is not None), None)
+    what = f"a step would take about {format_bytes(total)}"
+    return TooLarge(what) if pair is None else state.merged(*pair, what)
+
+
+def cheapest_pair(state: State, axes: Sequence[Axis], plates: bool) -> tuple[Axis, Axis] | None:
+    """The two axes that lose least when merged: equal and small scopes, few latents.
+
+    Args:
+        plates: also consider axes with an index of their own over plates, which loses far more combinations.
+    """
+    free = [a for a in axes if not a.enumerated and a.size > 1 and (plates or not a.scope)]
+    pairs = [(a, b) for i, a in enumerate(free) for b in free[i + 1 :] if a.size == b.size]
+    if not plates:
+        # the particles of a long vector are poor enough without a second one
+        pairs = [p for p in pairs if sum(_coordinates(state, a) for a in p) <= MAX_MERGED_COORDINATES]
+    if not pairs:
+        return None
+    return min(pairs, key=lambda p: (p[0].scope != p[1].scope, len(p[0].scope), len(p[0].latents) + len(p[1].latents)))
+
+
+def _coordinates(state: State, axis: Axis) -> int:
+    return sum(math.prod(state.case.graph.latent(n).shape) for n in axis.latents)
+
+
+def _read_axes(state: State, output: Output) -> list[Axis]:
+    return list(dict.fromkeys(state.as_read(n) for n in output.latents))
+
+
+def _axes(state: State, output: Output) -> list[Axis]:
+    return list(dict.fromkeys(state.real(a) for a in _read_axes(state, output)))
+
+
+def _combinations(state: State, output: Output) -> int:
+    return math.prod(a.size for a in _read_axes(state, output))
+
+
+def _kept_dims(output: Output, axes: Sequence[Axis]) -> list[str]:
+    """Plates left after rows that no axis needs have been multiplied out (rows are never all held at once)."""
+    scopes = {p for a in axes for p in a.scope}
+    links = {how.source: how.target for r in output.reads for _, how in r.through if isinstance(how, Link)}
+    return [d if d in scopes else links[d] for d in output.dims if d and (d in scopes or links.get(d) in scopes)]
