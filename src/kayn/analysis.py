@@ -15,7 +15,8 @@ from kayn.factors import by_terms
 from kayn.factors.choose_form import choose
 from kayn.factors.task import reduction
 from kayn.graph.types import Graph, Link, Output
-from kayn.guides.factorised import FactorisedGuide
+from kayn.guides.factorised import FactorisedGuide, Unstarted
+from kayn.programs.sites import Inspected
 from kayn.support.memory import format_bytes
 from kayn.support.options import Couple, Elements, Groups, Guide, Memory, Model, Params, Particles, PathOption, Strategy
 from kayn.support.table import format_table
@@ -179,11 +180,12 @@ def analyze(
         num_particles, strategy, groups, couple, target_elements, memory: as in `kayn.Importance`.
         params: values of `numpyro.param` sites.
     """
-    guide = FactorisedGuide.from_model(model, args, kwargs, params) if guide is None else guide
+    inspected = Inspected.of(model, args, kwargs, dict(params or {}))
+    guide = Unstarted.of(inspected).started() if guide is None else guide
     if isinstance(guide, FactorisedGuide):
         params = {**guide.start, **(params or {})}
     request = make_request(num_particles, strategy, groups, couple, target_elements, memory)
-    return analysis_of(build_problem(model, guide, args, kwargs, params, request))
+    return analysis_of(build_problem(model, guide, args, kwargs, params, request, inspected=inspected))
 
 
 def analysis_of(problem: Problem) -> Analysis:

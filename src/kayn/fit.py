@@ -14,7 +14,8 @@ import optax
 from numpyro.infer import SVI
 
 from kayn.axes.request import TARGET_ELEMENTS, make_request
-from kayn.evidence.problem import build_problem, refuse_broken_arguments, refuse_unknown_params
+from kayn.evidence.problem import build_problem, refuse_unknown_params
+from kayn.evidence.read import refuse_broken_arguments
 from kayn.guides.factorised import FactorisedGuide
 from kayn.inference.importance import Importance, Weigher
 from kayn.inference.qem import CHUNK, QEM

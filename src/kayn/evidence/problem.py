@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -17,11 +16,11 @@ from kayn.axes.choose import choose_layout
 from kayn.axes.minibatches import warn_of_strangers
 from kayn.axes.request import Request
 from kayn.axes.types import Layout
-from kayn.errors import GuideError, KaynError, StructureWarning
+from kayn.errors import GuideError, KaynError
 from kayn.evidence.fixed_rows import fixed_rows
-from kayn.evidence.missing import is_broken, refuse_missing, refuse_missing_groups, warn_if_nothing_observed
-from kayn.graph.absent import with_absences
-from kayn.graph.discover import Structure, discover
+from kayn.evidence.missing import warn_if_nothing_observed
+from kayn.evidence.read import read_model
+from kayn.graph.discover import Structure
 from kayn.graph.types import Graph
 from kayn.particles.density import DENOMINATORS
 from kayn.particles.draw import draw_runs
@@ -29,8 +28,8 @@ from kayn.particles.guide_program import GuideProgram, parent_plates, trace_guid
 from kayn.particles.reach import refuse_smaller_ends
 from kayn.particles.shared_noise import evenly
 from kayn.particles.unreached import refuse_values_never_drawn
-from kayn.programs.sites import Site, inspect_sites, share_fixed
-from kayn.programs.trace import Program, trace_program
+from kayn.programs.sites import Inspected, Site, inspect_sites, share_fixed
+from kayn.programs.trace import Program
 from kayn.support.arrays import Array, PyTree
 from kayn.support.keys import as_key
 from kayn.support.names import refuse_reserved
@@ -95,11 +94,13 @@ def build_problem(
     params: PyTree,
     request: Request,
     denominator: str = "mixture",
+    inspected: Inspected | None = None,
 ) -> Problem:
     """Trace model and guide, find the structure, choose axes and plan.
 
     Args:
         params: values (or tracers) of `numpyro.param` sites in model and guide.
+        inspected: what is known of the model already.
 
     Raises:
         KaynError: a name in `params` belongs to no param site, or its value cannot be that site's.
@@ -107,7 +108,8 @@ def build_problem(
     if denominator not in DENOMINATORS:
         raise GuideError(f"denominator {denominator!r} is unknown; use one of {', '.join(map(repr, DENOMINATORS))}")
     params = parameter_values(params)
-    sites = inspect_sites(model, args, kwargs, params)
+    inspected = Inspected.of(model, args, kwargs, params) if inspected is None else inspected
+    sites = inspected.sites
     refuse_reserved(sites)
     traced_guide = trace_guide(guide, args, kwargs, params, sites)
     _refuse_unknown(params, [*sites.values(), *traced_guide.density.sites.values()])
@@ -115,7 +117,8 @@ def build_problem(
     drawn = set(traced_guide.names)
     sites = {n: replace(s, enumerate=False, support_size=None) if n in drawn else s for n, s in sites.items()}
     sites = share_fixed(sites, traced_guide.density.sites)
-    traced, structure = read_model(model, args, kwargs, params, sites)
+    read = read_model(replace(inspected, params=params, sites=sites))
+    traced, structure = read.program, read.structure
     warn_if_nothing_observed(traced, model, args, kwargs)
     _refuse_unreachable(traced_guide, traced, params)
     mixed = parent_plates(traced_guide, structure.graph) if denominator == "mixture" else None
@@ -174,33 +177,6 @@ def _refuse_unreachable(guide: GuideProgram, model: Program, params: Mapping) ->
     inputs = (known(guide.density), known(model))
     refuse_smaller_ends(guide.density, model, inputs, draw)
     refuse_values_never_drawn(guide.density, model, inputs, draw)
-
-
-def read_model(
-    model: Callable, args: tuple, kwargs: Mapping, params: Mapping, sites: Mapping[str, Site]
-) -> tuple[Program, Structure]:
-    """Trace a model and find its structure, which refuses data and indices that are out of range."""
-    traced = with_absences(trace_program(model, args, kwargs, params, sites))
-    for why in traced.not_markov:
-        warnings.warn(f"{why}; its particles are whole paths", StructureWarning, stacklevel=2)
-    latents, subsamples = [None] * len(traced.inputs), [None] * len(traced.subsamples)
-    structure = discover(traced, [*traced.consts, *latents, *jax.tree.leaves(params), *subsamples])
-    refuse_missing_groups(structure.nodes.wrapped, model, args, kwargs)
-    refuse_missing(traced, model, args, kwargs, params)
-    return traced, structure
-
-
-def refuse_broken_arguments(
-    model: Callable, args: tuple, kwargs: Mapping[str, Any], params: Mapping[str, PyTree]
-) -> None:
-    """Read a model for its data alone if any argument holds NaN or infinite values:
-    within a compiled loss they cannot be looked at.
-
-    Raises:
-        DataError: they reach a density.
-    """
-    if any(map(is_broken, jax.tree.leaves((args, kwargs)))):
-        read_model(model, args, kwargs, params, inspect_sites(model, args, kwargs, params))
 
 
 def model_inputs(problem: Problem, numbers: Mapping, params: PyTree, subsample: Mapping) -> list[Array]:

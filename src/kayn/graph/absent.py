@@ -63,7 +63,8 @@ def with_absences(program: Program) -> Program:
 
     shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in program.jaxpr.invars]
     closed, found = jax.make_jaxpr(run, return_shape=True)(*shapes)
-    traced = replace(program, jaxpr=closed.jaxpr, consts=tuple(closed.consts), outputs=tuple(sorted(found)))
+    outputs = tuple(sorted(found))
+    traced = replace(program, jaxpr=closed.jaxpr, consts=tuple(closed.consts), outputs=outputs, plain=program)
     for name, look in looks.items():
         _warn_if_unsure(program, name, look)
     return traced

@@ -27,7 +27,7 @@ from kayn.guides.start import Conditional, Prior, prior
 from kayn.particles.lattice import even_normal
 from kayn.programs.given import FIXED, Given
 from kayn.programs.seeding import draw
-from kayn.programs.sites import Site, inspect_sites
+from kayn.programs.sites import Inspected, Site, inspect_sites
 from kayn.programs.trace import innermost
 from kayn.support.arrays import Array
 from kayn.support.keys import as_key
@@ -244,7 +244,12 @@ class Unstarted:
         Raises:
             GuideError: as there.
         """
-        sites = inspect_sites(model, args, kwargs, params)
+        return Unstarted.of(Inspected.of(model, args, kwargs, params), key)
+
+    @staticmethod
+    def of(model: Inspected, key: Any = None) -> Unstarted:
+        """As `from_model`, of a model whose sites are known."""
+        sites = model.sites
         refuse_reserved(sites)
         latents = [s for s in sites.values() if s.kind == "sample" and not s.observed and not s.enumerate]
         for site in latents:
@@ -253,7 +258,7 @@ class Unstarted:
                     f"latent {site.name!r} is discrete, so a Normal guide cannot stand for it; sum it out exactly with "
                     "infer={'enumerate': 'parallel'} in the model, or write a guide with a discrete site for it"
                 )
-        found = prior(model, args, kwargs, params, sites, as_key(0 if key is None else key))
+        found = prior(model.fn, model.args, model.kwargs, model.params, sites, as_key(0 if key is None else key))
         chosen = []
         for site in latents:
             event_dim = len(site.shape) - len(site.batch_shape)

@@ -12,10 +12,11 @@ from kayn.axes.request import TARGET_ELEMENTS, make_request
 from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, build_problem
 from kayn.evidence.queries import weighted_draws
-from kayn.guides.factorised import FactorisedGuide, best_start
+from kayn.guides.factorised import Unstarted, best_start
 from kayn.posterior.checks import warn_if_poor
 from kayn.posterior.pool import Call
 from kayn.posterior.posterior import Posterior
+from kayn.programs.sites import Inspected
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.memory import refuse_too_many
 from kayn.support.options import (
@@ -91,12 +92,13 @@ class Importance:
             params: values of `numpyro.param` sites in model and guide, as `SVI.get_params` gives them.
         """
         params = dict(params or {})
-        guide = self._guide(params, args, kwargs)
+        inspected = Inspected.of(self.model, args, kwargs, params)
+        guide = self._guide(inspected)
         starts = guide.starts if self.guide is None else [{}]
         if len(starts) == 1:
-            problem = self._problem(guide, params, args, kwargs)
+            problem = self._problem(guide, params, inspected)
             return Weigher(problem, Call(self.model, args, kwargs)).run(rng_key, params, self.num_replicates)
-        problem = self._problem(guide, {**starts[0], **params}, args, kwargs)
+        problem = self._problem(guide, {**starts[0], **params}, inspected)
         weigher = Weigher(problem, Call(self.model, args, kwargs))
         # with a key of its own, so that the evidence stays unbiased
         look = jax.random.fold_in(rng_key, 2**32 - 2)
@@ -107,15 +109,15 @@ class Importance:
     def problem(self, params: Params, *args: Any, **kwargs: Any) -> Problem:
         """Structure, particle axes and plan for the model's arguments, the guide's Normal sites drawn evenly."""
         params = dict(params or {})
-        return self._problem(self._guide(params, args, kwargs), params, args, kwargs)
+        inspected = Inspected.of(self.model, args, kwargs, params)
+        return self._problem(self._guide(inspected), params, inspected)
 
-    def _guide(self, params: Mapping[str, PyTree], args: tuple, kwargs: Mapping[str, Any]) -> Any:
-        return FactorisedGuide.from_model(self.model, args, kwargs, params) if self.guide is None else self.guide
+    def _guide(self, inspected: Inspected) -> Any:
+        return Unstarted.of(inspected).started() if self.guide is None else self.guide
 
-    def _problem(
-        self, guide: Callable, params: Mapping[str, PyTree], args: tuple, kwargs: Mapping[str, Any]
-    ) -> Problem:
-        return build_problem(self.model, guide, args, kwargs, params, self.request, self.denominator)
+    def _problem(self, guide: Callable, params: Mapping[str, PyTree], inspected: Inspected) -> Problem:
+        args, kwargs = inspected.args, inspected.kwargs
+        return build_problem(self.model, guide, args, kwargs, params, self.request, self.denominator, inspected)
 
 
 class Weigher:

@@ -30,7 +30,8 @@ from kayn.guides.factorised import FactorisedGuide, Unstarted, best_start
 from kayn.inference import mstep
 from kayn.inference.arguments import same
 from kayn.inference.mstep import Block, Weights, blocks
-from kayn.programs.sites import inspect_sites
+from kayn.particles.guide_program import GuideProgram, trace_guide
+from kayn.programs.sites import Inspected
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
@@ -161,22 +162,22 @@ class QEM:
             GuideError: a guide site is in no supported family, or guide sites depend on each other.
         """
         key, params = as_key(rng_key), dict(params or {})
+        inspected = Inspected.of(self.model, args, kwargs, params)
         if isinstance(self.user_guide, FactorisedGuide):
             begun = Unstarted(self.user_guide)
         elif self.user_guide is None:
-            begun = Unstarted.from_model(self.model, args, kwargs, params, key)
+            begun = Unstarted.of(inspected, key)
         else:
-            sites = inspect_sites(self.model, args, kwargs, params)
-            begun = Unstarted(FactorisedGuide.from_guide(self.user_guide, args, kwargs, params, sites))
+            begun = Unstarted(FactorisedGuide.from_guide(self.user_guide, args, kwargs, params, inspected.sites))
         self.guide = begun.guide
         everything = {**self.guide.start, **params}
         self.model_params = {n: v for n, v in params.items() if n not in self.guide.start}
-        self.problem = self._read(self.guide, args, kwargs, everything)
+        self.problem = self._read(self.guide, everything, inspected)
         if self.user_guide is not None and not isinstance(self.user_guide, FactorisedGuide):
-            _refuse_dependence(build_problem(self.model, self.user_guide, args, kwargs, params, self.request))
+            _refuse_dependence(trace_guide(self.user_guide, args, kwargs, params, inspected.sites))
         if self.user_guide is None:
             self.problem, self.guide = keep_priors(
-                self.problem, self.guide, self.model, lambda g: self._read(g, args, kwargs, {**g.start, **params})
+                self.problem, self.guide, self.model, lambda g: self._read(g, {**g.start, **params}, inspected)
             )
             begun = replace(begun, guide=self.guide)
         warn_of_averages(self.problem.graph, self.problem.model, "QEM")
@@ -192,8 +193,9 @@ class QEM:
         self.guide = self.guide.started_at(chosen)
         return jax.device_put(self._first(params, key))
 
-    def _read(self, guide: Any, args: tuple, kwargs: Mapping, params: Mapping) -> Problem:
-        return build_problem(self.model, guide, args, kwargs, params, self.request)
+    def _read(self, guide: Any, params: Mapping, inspected: Inspected) -> Problem:
+        args, kwargs = inspected.args, inspected.kwargs
+        return build_problem(self.model, guide, args, kwargs, params, self.request, inspected=inspected)
 
     def _look(self, params: Mapping[str, PyTree], key: KeyArray) -> Any:
         """log Z after the first steps from some parameters, [CHUNK // 2]."""
@@ -212,7 +214,7 @@ class QEM:
             state, log_z = self.advance(state, 1)
             return state, log_z[0]
         params = self.get_params(state)
-        problem = self._read(self._guide(), args, kwargs, params)
+        problem = self._read(self._guide(), params, Inspected.of(self.model, args, kwargs, params))
         state, (log_z, *_) = _step(self, problem, problem.numbers, state)
         return state, log_z
 
@@ -319,8 +321,8 @@ class QEM:
         return self.guide
 
 
-def _refuse_dependence(problem: Problem) -> None:
-    for name, parents in problem.guide.parents.items():
+def _refuse_dependence(guide: GuideProgram) -> None:
+    for name, parents in guide.parents.items():
         if parents:
             raise GuideError(
                 f"guide site {name!r} depends on {', '.join(map(repr, parents))}, but QEM fits independent sites. "

@@ -18,7 +18,8 @@ from numpyro.infer import SVI
 
 from kayn import checkpoints
 from kayn.errors import DataError, KaynError
-from kayn.evidence.problem import refuse_broken_arguments, refuse_unknown_params
+from kayn.evidence.problem import refuse_unknown_params
+from kayn.evidence.read import refuse_broken_arguments
 from kayn.inference.records import PROGRAM, Record, equations
 from kayn.inference.rows import data_behind
 from kayn.meters import evidence_meter

@@ -7,23 +7,22 @@ all combinations of particles instead, held-out rows of one group judge that gro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpyro
-from numpyro import handlers
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from kayn.axes.choose import kept_layout
-from kayn.evidence.problem import Problem, read_model
+from kayn.evidence.problem import Problem
+from kayn.evidence.read import Read, structured
 from kayn.evidence.soundness import warn_of_factors
 from kayn.evidence.weights import weigh
 from kayn.posterior.pool import Pool
-from kayn.posterior.scores import observed_scores
-from kayn.programs.given import Given
-from kayn.programs.sites import inspect_sites
+from kayn.programs.sites import Inspected, Site
+from kayn.programs.trace import Program
 from kayn.support.arrays import Array, PyTree
 from kayn.support.names import RESERVED
 from kayn.xla.jit import QuickJit
@@ -31,14 +30,17 @@ from kayn.xla.jit import QuickJit
 PREFIX = f"{RESERVED}held out:"
 
 
-def contracted_joint(posterior: Pool, args: tuple, kwargs: Mapping) -> Array | None:
+def contracted_joint(posterior: Pool, read: Read) -> Array | None:
     """`log p(held-out data | training data)`, a scalar, or None where it is no small contraction of the posterior's
     particles.
 
     So it is where a latent has another shape under the new arguments, in scans and subsampled plates, and where the
     held-out rows tie latents together that the training rows do not.
+
+    Args:
+        read: the model under the held-out data, which count as one each.
     """
-    problem = _extended(posterior, args, kwargs)
+    problem = _extended(posterior, read)
     if problem is None:
         return None
 
@@ -55,41 +57,53 @@ def contracted_joint(posterior: Pool, args: tuple, kwargs: Mapping) -> Array | N
     return jax.nn.logsumexp(ratios) - jnp.log(jnp.sum(possible))
 
 
-def _extended(posterior: Pool, args: tuple, kwargs: Mapping) -> Problem | None:
+def _extended(posterior: Pool, read: Read) -> Problem | None:
     """The posterior's problem with the held-out data as further factors, and the same particle axes."""
-    problem, call = posterior.problem, posterior.call
-    sites = problem.model.sites
-    latents = posterior.latent_names
-    if any(sites[n].steps is not None for n in latents) or posterior.draws.subsample:
+    problem, new = posterior.problem, read.sites
+    program, latents = problem.model, posterior.latent_names
+    sites = program.sites
+    if any(sites[n].steps is not None for n in latents) or program.subsamples or read.program.subsamples:
         return None
-    new = inspect_sites(call.model, args, kwargs, posterior.params)
-    if any(n not in new or new[n].shape != sites[n].shape or new[n].observed for n in latents):
+    if any(n not in new or new[n].observed or not _alike(new[n], sites[n]) for n in latents):
         return None
     if any(s.kind == "sample" and not s.observed and n not in latents for n, s in new.items()):
         return None
-    both = _both(call.model, latents, (call.args, call.kwargs), (args, kwargs))
-    found = inspect_sites(both, (), {}, posterior.params)
-    found = {
-        n: replace(s, enumerate=sites[n].enumerate, support_size=sites[n].support_size) if n in latents else s
-        for n, s in found.items()
+    both = _both(program.plain or program, read.program.plain or read.program, posterior.params)
+    call = posterior.call
+    extended = structured(Inspected(call.model, call.args, call.kwargs, posterior.params, both.sites), both)
+    layout = kept_layout(extended.structure, problem.layout)
+    if layout is None:
+        return None
+    return replace(problem, model=extended.program, structure=extended.structure, layout=layout)
+
+
+def _alike(first: Site, second: Site) -> bool:
+    return (first.shape, first.dtype) == (second.shape, second.dtype)
+
+
+def _both(first: Program, second: Program, params: Mapping[str, PyTree]) -> Program:
+    """A program of training and held-out data: the latter's log likelihoods as factors."""
+    held_out = {
+        n: replace(
+            s, name=PREFIX + n, batch_shape=_rows(second, n), shape=(*_rows(second, n), 0), frames=(), family="Unit"
+        )
+        for n, s in second.sites.items()
+        if s.kind == "sample" and s.observed and s.family != "Unit"
     }
-    traced, structure = read_model(both, (), {}, posterior.params, found)
-    layout = kept_layout(structure, problem.layout)
-    return None if layout is None else replace(problem, model=traced, structure=structure, layout=layout)
+
+    def run(values: Mapping[str, Array], params: PyTree) -> dict[str, Array]:
+        def of(program: Program) -> dict[str, Array]:
+            outputs = jaxpr_as_fun(ClosedJaxpr(program.jaxpr, program.consts))(*program.leaves(values, params, {}))
+            return dict(zip(program.outputs, outputs, strict=True))
+
+        scores = of(second)
+        return {**of(first), **{s.name: scores[n] for n, s in held_out.items()}}
+
+    values = {n: jax.ShapeDtypeStruct(first.sites[n].shape, first.sites[n].dtype) for n in first.inputs}
+    closed, found = jax.make_jaxpr(run, return_shape=True)(values, params)
+    sites = {**first.sites, **{s.name: s for s in held_out.values()}}
+    return replace(first, jaxpr=closed.jaxpr, consts=tuple(closed.consts), outputs=tuple(sorted(found)), sites=sites)
 
 
-def _both(model: Callable, latents: tuple[str, ...], train: tuple, test: tuple) -> Callable:
-    """A model of training and held-out data: the latter's log likelihoods as factors."""
-
-    def run() -> None:
-        with handlers.trace() as first:
-            model(*train[0], **train[1])
-        known = {n: first[n]["value"] for n in latents}
-        params = {n: s["value"] for n, s in first.items() if s["type"] == "param"}
-        with handlers.block():
-            again = handlers.seed(Given(model, params=params, latents=known), jax.random.key(0))
-            second = handlers.trace(again).get_trace(*test[0], **test[1])
-        for name, scores in observed_scores(second).items():
-            numpyro.factor(PREFIX + name, scores)
-
-    return run
+def _rows(program: Program, name: str) -> tuple[int, ...]:
+    return program.jaxpr.outvars[program.outputs.index(name)].aval.shape

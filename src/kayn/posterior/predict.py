@@ -75,7 +75,7 @@ def predictive(
     """
     new_plates = _known_plates(posterior, new_plates)
     if args or kwargs:
-        setting = checked(posterior, Setting(args, kwargs, False, new_plates))
+        setting, _ = checked(posterior, Setting(args, kwargs, False, new_plates))
     else:
         setting = replace(own_data(posterior, observe=False), new_plates=new_plates)
 
@@ -111,13 +111,13 @@ def log_predictive(
             "log_likelihood"
         )
     new_plates = _known_plates(posterior, new_plates)
-    setting = checked(posterior, Setting(args, kwargs, True, new_plates))
+    setting, read = checked(posterior, Setting(args, kwargs, True, new_plates))
     key, draws = _draws(posterior, rng_key, num_samples)
     joint, squares, pointwise, lies = _summed(posterior, key, draws, scorer(posterior, setting))
     warn_of_factors({n: count > -jnp.inf for n, count in lies.items()})
     count = jnp.log(float(num_samples))
     pointwise = {n: v - count for n, v in pointwise.items()}
-    contracted = None if new_plates else contracted_joint(posterior, args, kwargs)
+    contracted = None if new_plates else contracted_joint(posterior, read)
     if contracted is not None:
         return LogPredictive(contracted, pointwise, None)
     ess = jnp.exp(2 * joint - squares)

@@ -16,7 +16,7 @@ from numpyro.primitives import Messenger
 
 from kayn.axes.minibatches import read_plates
 from kayn.errors import QueryError
-from kayn.evidence.problem import read_model
+from kayn.evidence.read import Read, read_model
 from kayn.evidence.soundness import settled
 from kayn.posterior.blocks import block_size, joined, keys_of, on_device, starts
 from kayn.posterior.joint import JointDraws, entries
@@ -26,7 +26,7 @@ from kayn.posterior.states import owned_states, summed_out
 from kayn.programs.given import Given
 from kayn.programs.roles import Fixed
 from kayn.programs.seeding import seeded
-from kayn.programs.sites import Site, inspect_sites
+from kayn.programs.sites import Inspected, Site
 from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import DATA, Program, innermost
 from kayn.support.arrays import Array, KeyArray, PyTree
@@ -74,6 +74,8 @@ class _Condition(Messenger):
         if msg["type"] == "sample" and isinstance(innermost(msg["fn"]), dist.ImproperUniform) and msg["value"] is None:
             self._place_improper(msg)
         if self.observe:
+            if msg["type"] == "sample" and msg["is_observed"]:
+                msg["scale"] = None  # a datum is scored as one
             return
         if msg["type"] == "control_flow":
             # a loop tells of its sites only when it is over
@@ -133,8 +135,8 @@ def _carried_on(fresh: Array, drawn: Array) -> Array:
     return jnp.concatenate([drawn, moved], -1)
 
 
-def checked(posterior: Pool, setting: Setting) -> Setting:
-    """The setting with its whole plates, if its arguments can be used.
+def checked(posterior: Pool, setting: Setting) -> tuple[Setting, Read]:
+    """The setting with its whole plates, if its arguments can be used, and the model under these.
 
     Raises:
         KaynError: indices are out of range, data that are scored are NaN or impossible, time series get shorter, or
@@ -142,8 +144,8 @@ def checked(posterior: Pool, setting: Setting) -> Setting:
     """
     args, kwargs, new_plates = setting.args, setting.kwargs, setting.new_plates
     model = _Condition(posterior.call.model, {}, (), setting.observe)
-    sites = inspect_sites(model, args, kwargs, posterior.params)
-    program, _ = read_model(model, args, kwargs, posterior.params, sites)
+    read = read_model(Inspected.of(model, args, kwargs, posterior.params))
+    sites = read.sites
     for name, old in _chains(posterior).items():
         if name not in sites or {f[0] for f in old.frames} & set(new_plates):
             continue
@@ -154,7 +156,7 @@ def checked(posterior: Pool, setting: Setting) -> Setting:
                 "arguments; it may get more steps, after those of the training data, but no new elements of other "
                 "plates, unless all are new (new_plates=)"
             )
-    return replace(setting, whole=_whole_plates(posterior, program, setting))
+    return replace(setting, whole=_whole_plates(posterior, read.program, setting)), read
 
 
 def own_data(posterior: Pool, observe: bool) -> Setting:

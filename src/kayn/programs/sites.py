@@ -133,6 +133,22 @@ def inspect_sites(fn: Callable, args: tuple, kwargs: Mapping, params: PyTree, gu
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class Inspected:
+    """A program under its arguments, with its sites: found once, and handed to whatever needs to know of them."""
+
+    fn: Callable
+    args: tuple
+    kwargs: Mapping[str, Any]
+    params: Mapping[str, PyTree]
+    sites: Mapping[str, Site]
+
+    @staticmethod
+    def of(fn: Callable, args: tuple, kwargs: Mapping, params: Any, guide: bool = False) -> Inspected:
+        """See `inspect_sites`."""
+        return Inspected(fn, args, kwargs, params, inspect_sites(fn, args, kwargs, params, guide))
+
+
 def share_fixed(sites: Mapping[str, Site], partner: Mapping[str, Site]) -> dict[str, Site]:
     """Sites of which those plates count as fixed that are so in a partner program."""
     fixed = {n for n, s in partner.items() if s.fixed}

@@ -67,6 +67,8 @@ class Program:
     """Inputs that are a chain's latents at other steps."""
     not_markov: tuple[str, ...] = ()
     """Why loops were left as they are."""
+    plain: Program | None = None
+    """The program as it was traced, if absences have been looked up in it: further factors may read what is absent."""
 
     @property
     def latents(self) -> tuple[str, ...]:
