@@ -30,6 +30,7 @@ QUICK = {
     "particles/test_lattice.py",
     "programs/test_handlers.py",
     "support/test_keys.py",
+    "support/test_numpyro_internals.py",
     "particles/test_reach.py",
     "posterior/test_results.py",
     "programs/test_random_walks.py",

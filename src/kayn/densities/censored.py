@@ -19,6 +19,7 @@ from kayn.densities.incomplete import log_beta_mass, log_gamma_mass, log_lower_g
 from kayn.densities.special import floats, log_minus_expm1
 from kayn.densities.tails import MASSES, log_mass, log_normal_mass
 from kayn.support.arrays import Array
+from kayn.support.numpyro_internals import as_asymmetric_laplace
 
 Mass = Callable[[dist.Distribution, Array, Array], Array]
 """Log probability of an interval: (distribution, lower end, upper end), ends anywhere, infinite ones among them."""
@@ -156,7 +157,7 @@ FAMILIES: Mapping[type, Mass] = {
     dist.Poisson: _poisson,
     dist.Levy: _levy,
     dist.AsymmetricLaplace: _asymmetric_laplace,
-    dist.AsymmetricLaplaceQuantile: lambda fn, low, high: _asymmetric_laplace(fn._ald, low, high),
+    dist.AsymmetricLaplaceQuantile: lambda fn, low, high: _asymmetric_laplace(as_asymmetric_laplace(fn), low, high),
     dist.Exponential: _by_hazard(lambda fn, x: fn.rate * x),
     dist.Weibull: _by_hazard(lambda fn, x: (x / fn.scale) ** fn.concentration),
     dist.Gompertz: _by_hazard(lambda fn, x: fn.concentration * jnp.expm1(fn.rate * x)),

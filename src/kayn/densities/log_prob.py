@@ -50,6 +50,7 @@ from kayn.densities.counts import (
 from kayn.densities.tails import MASSES, left_truncated, right_truncated, truncated
 from kayn.densities.vectors import CONCENTRATED, dirichlet, lkj_cholesky, multivariate_student
 from kayn.support.arrays import Array
+from kayn.support.numpyro_internals import changed_parts, checks_values, is_numpyros_own, lies_within, without_checks
 
 Form = Callable[[dist.Distribution, Array], Array]
 """Log density from a distribution and a value."""
@@ -161,8 +162,7 @@ MADE_OF = (
     dist.MixtureGeneral,
     dist.TransformedDistribution,
 )
-"""Distributions that are made of others, which they keep in one of the attributes `PARTS`."""
-PARTS = ("base_dist", "_component_distribution", "_component_distributions")
+"""Distributions that are made of others (`changed_parts`)."""
 
 
 def log_density(fn: dist.Distribution, value: Array) -> Array:
@@ -188,12 +188,11 @@ def dependable(fn: dist.Distribution, value: Array) -> dist.Distribution:
         # and a hurdle's for its probability of zero too
         given = 0.5 if isinstance(fn, dist.TransformedDistribution) else value
         given = ANYWHERE if isinstance(fn, HURDLES) else given
-        fn = _of_dependable_parts(fn, given)
-    if fn._validate_args and fn.support in (constraints.real, constraints.real_vector):
+        fn = changed_parts(fn, lambda part: dependable(part, given))
+    if checks_values(fn) and fn.support in (constraints.real, constraints.real_vector):
         # NumPyro replaces log densities outside of the support; here that is at infinity and NaN,
         # which have none anyway
-        fn = copy.copy(fn)
-        fn._validate_args = False
+        fn = without_checks(fn)
     return fn
 
 
@@ -202,7 +201,7 @@ def _kept_apart(fn: dist.Distribution) -> dist.Distribution:
 
     For c = 1e-20 that is NaN at x = 0, and for c = 1e20 at x = c: the square of the constant is no float.
     """
-    if not type(fn).__module__.startswith("numpyro."):
+    if not is_numpyros_own(fn):
         return fn
     leaves, form = jax.tree.flatten(fn)
     if not any(map(_is_extreme, leaves)):
@@ -217,17 +216,6 @@ def _is_extreme(leaf: Array) -> bool:
         return False
     size = np.abs(np.asarray(leaf, np.float64))
     return bool(np.any((size > EXTREME) & np.isfinite(size) | (size < 1 / EXTREME) & (size > 0)))
-
-
-def _of_dependable_parts(fn: dist.Distribution, value: Array) -> dist.Distribution:
-    name = next(n for n in PARTS if hasattr(fn, n))
-    old = getattr(fn, name)
-    new = [dependable(d, value) for d in old] if isinstance(old, list | tuple) else dependable(old, value)
-    if new is old:
-        return fn
-    outer = copy.copy(fn)
-    setattr(outer, name, new)
-    return outer
 
 
 def _form(fn: dist.Distribution, value: Array) -> Form | None:
@@ -284,9 +272,9 @@ class _Rewritten(dist.Distribution):
     def log_prob(self, value: Array) -> Array:
         fn = self.base_dist
         found = self.form(fn, value)
-        if not fn._validate_args or fn.support is constraints.real or self.form is _own:
+        if not checks_values(fn) or fn.support is constraints.real or self.form is _own:
             return found
-        return jnp.where(fn._validate_sample(value), found, -jnp.inf)
+        return jnp.where(lies_within(fn, value), found, -jnp.inf)
 
 
 @jax.custom_jvp

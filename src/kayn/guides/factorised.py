@@ -264,7 +264,9 @@ class Unstarted:
             event_dim = len(site.shape) - len(site.batch_shape)
             transform = biject_to(found.supports[site.name])
             transform = IdentityTransform() if _identity(transform) else transform
-            shape = jax.eval_shape(transform._inverse, jax.ShapeDtypeStruct(site.shape, site.dtype)).shape
+            shape = jax.eval_shape(
+                lambda value, t=transform: t.inv(value), jax.ShapeDtypeStruct(site.shape, site.dtype)
+            ).shape
             family = _normal(event_dim, transform, shape)
             start = family.standard(full_shape(site, shape, subsampled_plates(sites))[0], site.dtype)
             chosen.append(GuideSite(site.name, family, start, _plates(site, sites)))

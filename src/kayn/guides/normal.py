@@ -62,7 +62,7 @@ class Gaussian(Family):
             far = float(jnp.finfo(jnp.result_type(values, float)).max) ** 0.5 / 10
             return jnp.clip(values, -far, far)
         # a particle at the edge of a constrained support may map to infinity
-        return jnp.clip(self.transform._inverse(values), -1e6, 1e6)
+        return jnp.clip(self.transform.inv(values), -1e6, 1e6)
 
     @property
     def unit(self) -> float:

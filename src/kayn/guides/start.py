@@ -86,7 +86,7 @@ def prior(
         computed, unconstrained = {}, {}
         for name in names:
             support = trace[name]["fn"].support
-            unconstrained[name] = biject_to(support)._inverse(trace[name]["value"])
+            unconstrained[name] = biject_to(support).inv(trace[name]["value"])
             bounds, forms[name] = jax.tree.flatten(support)
             if any(isinstance(b, jax.Array) for b in bounds):
                 computed[name] = bounds

@@ -13,6 +13,7 @@ from numpyro.distributions import discrete
 
 from kayn.programs.inside import Inside
 from kayn.support.arrays import Array
+from kayn.support.numpyro_internals import mask_of
 
 
 class Defensive(Inside):
@@ -45,7 +46,7 @@ def _mixed(fn: dist.Distribution, delta: float, base: Array | None) -> dist.Dist
         return None if inner is None else inner.expand(fn.batch_shape)
     if isinstance(fn, dist.MaskedDistribution):
         inner = _mixed(fn.base_dist, delta, base)
-        return None if inner is None else inner.mask(fn._mask)
+        return None if inner is None else inner.mask(mask_of(fn))
     for family, make in FAMILIES.items():
         if isinstance(fn, family):
             probs = _probabilities(fn)

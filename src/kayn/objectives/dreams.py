@@ -20,6 +20,7 @@ from kayn.programs.roles import Fixed
 from kayn.programs.seeding import seeded
 from kayn.programs.trace import innermost
 from kayn.support.arrays import Array, KeyArray, PyTree
+from kayn.support.numpyro_internals import mask_of
 
 
 class Dreaming(Messenger):
@@ -62,7 +63,7 @@ def scored_values(fn: dist.Distribution) -> Array | None:
         return scored_values(fn.base_dist)
     if not isinstance(fn, dist.MaskedDistribution):
         return None
-    mask, inner = jnp.asarray(fn._mask, bool), scored_values(fn.base_dist)
+    mask, inner = jnp.asarray(mask_of(fn), bool), scored_values(fn.base_dist)
     mask = mask.reshape(mask.shape + (1,) * fn.event_dim)
     return mask if inner is None else mask & inner
 

@@ -16,6 +16,7 @@ from kayn.evidence.fixed_rows import fixed_rows_of
 from kayn.programs.given import Given
 from kayn.programs.seeding import seeded
 from kayn.support.arrays import KeyArray, PyTree
+from kayn.support.numpyro_internals import mispaired
 
 
 def first_state(
@@ -30,13 +31,11 @@ def first_state(
     try:
         return svi.init(rng_key, *args, init_params=dict(params) or None, **kwargs)
     except RuntimeError as error:
-        told, kind = str(error), {"must be a plate in trace": "a plate", "must be sampled in trace": "a latent"}
-        wanted = next((kind[words] for words in kind if words in told), None)
-        if wanted is None:
+        if (found := mispaired(error)) is None:
             raise
-        name = told.split()[1]
+        name, kind = found
         raise GuideError(
-            f"{name!r} is {wanted} of the model and a site of another kind in the guide, and NumPyro's SVI pairs the "
+            f"{name!r} is a {kind} of the model and a site of another kind in the guide, and NumPyro's SVI pairs the "
             "two by name; rename the guide's"
         ) from error
 

@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 from kayn.densities.log_prob import log_density
 from kayn.programs.trace import innermost
 from kayn.support.arrays import Array
+from kayn.support.numpyro_internals import mask_of
 
 
 def observed_scores(trace: Mapping[str, Any]) -> dict[str, Array]:
@@ -35,7 +36,7 @@ def _observed(trace: Mapping[str, Any]) -> dict[str, Array]:
 def _seen(fn: dist.Distribution) -> Array:
     """bool [*batch shape]; an event is seen if any part of it is."""
     if isinstance(fn, dist.MaskedDistribution):
-        return jnp.broadcast_to(jnp.logical_and(fn._mask, _seen(fn.base_dist)), fn.batch_shape)
+        return jnp.broadcast_to(jnp.logical_and(mask_of(fn), _seen(fn.base_dist)), fn.batch_shape)
     if isinstance(fn, dist.ExpandedDistribution):
         return jnp.broadcast_to(_seen(fn.base_dist), fn.batch_shape)
     if isinstance(fn, dist.Independent):

@@ -16,6 +16,7 @@ from numpyro.distributions.util import clamp_probs
 
 from kayn.support.arrays import Array
 from kayn.support.names import RESERVED
+from kayn.support.numpyro_internals import mask_of
 
 ARGUMENT = f"{RESERVED}argument:"
 """Prefix of traced outputs that are arguments of a site's density: `<prefix><argument>:<site>`."""
@@ -106,8 +107,8 @@ def density_arguments(fn: dist.Distribution, value: Array, scale: Array | None) 
     """
     masks, base = [], fn
     while isinstance(base, dist.MaskedDistribution | dist.ExpandedDistribution | dist.Independent):
-        if isinstance(base, dist.MaskedDistribution) and base._mask is not True:
-            masks.append((base._mask, base.event_dim))
+        if isinstance(base, dist.MaskedDistribution) and mask_of(base) is not True:
+            masks.append((mask_of(base), base.event_dim))
         base = base.base_dist
     element, family = base, family_of(base)
     if family is None or isinstance(value, list | tuple) or jnp.shape(value) != fn.shape():

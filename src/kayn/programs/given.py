@@ -19,6 +19,7 @@ from numpyro.primitives import Messenger
 from kayn.errors import KaynError, ModelError
 from kayn.programs.data import as_data
 from kayn.support.arrays import Array, PyTree
+from kayn.support.numpyro_internals import is_told_afterwards, substitutions
 from kayn.xla.compilation import is_traced
 
 FIXED = "_kayn_fixed"
@@ -73,10 +74,10 @@ class Given(Messenger):
             msg["value"] = dict(state) if isinstance(state, dict) else state
         elif msg["type"] == "control_flow":
             if self.latents:
-                msg["kwargs"]["substitute_stack"].append(("substitute", self.latents))
+                substitutions(msg).append(("substitute", self.latents))
         elif msg["type"] == "sample" and msg.get("is_observed"):
             msg["value"] = as_data(msg["name"], msg["value"])
-        elif msg["type"] == "plate" and not msg.get("_control_flow_done", False):
+        elif msg["type"] == "plate" and not is_told_afterwards(msg):
             self._choose_rows(msg)
         elif self._takes(msg) and msg["name"] in (values := self.values[msg["type"]]):
             msg["value"] = values[msg["name"]]

@@ -12,6 +12,8 @@ from typing import Any
 
 from numpyro.primitives import Messenger
 
+from kayn.support.numpyro_internals import is_in_scan
+
 
 class Inside(Messenger):
     """Calls `change` once for every sample site without data: in loops, when a step is taken."""
@@ -20,7 +22,7 @@ class Inside(Messenger):
         """Call `change` for sites that will be drawn, and wrap the bodies of loops so that theirs are seen too."""
         if msg["type"] == "control_flow":
             msg["args"] = tuple(self._around(a) if callable(a) else a for a in msg["args"])
-        elif msg["type"] == "sample" and not msg["is_observed"] and "_scan_current_index" not in msg["infer"]:
+        elif msg["type"] == "sample" and not msg["is_observed"] and not is_in_scan(msg):
             self.change(msg)
 
     def change(self, msg: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from numpyro.primitives import Messenger
 
 from kayn.programs.scans import Alias
 from kayn.support.arrays import Array
+from kayn.support.numpyro_internals import is_in_scan
 
 WALK = "_kayn_walk"
 """Marks the sites that were put in the place of walks, in `infer`."""
@@ -41,7 +42,7 @@ class Walks(Messenger):
             return
         fn: dist.GaussianRandomWalk = msg["fn"]
         steps = fn.event_shape[0]
-        if fn.batch_shape or msg["cond_indep_stack"] or "_scan_current_index" in msg["infer"] or steps < 2:
+        if fn.batch_shape or msg["cond_indep_stack"] or is_in_scan(msg) or steps < 2:
             return
         self.orders[msg["name"]] = 1
         before = self.values.get(Alias(msg["name"], 1, False).name, jnp.zeros(steps))

@@ -21,6 +21,7 @@ from kayn.errors import GuideError, ModelError, StructureWarning
 from kayn.programs.wrappers import innermost
 from kayn.support.arrays import Array
 from kayn.support.names import RESERVED
+from kayn.support.numpyro_internals import is_told_afterwards, substitutions
 
 ADDED = "_kayn_added"
 """Marks factors, in `infer`, that stand for the log densities of point masses."""
@@ -37,10 +38,10 @@ class Fixed(Messenger):
     def process_message(self, msg: dict[str, Any]) -> None:
         """Mark a site as observed where a handler has set its value; give a `Unit` its empty one."""
         if msg["type"] == "control_flow":
-            stack = msg["kwargs"]["substitute_stack"]
+            stack = substitutions(msg)
             # conditions act on sample sites only, so what else is substituted stays as it is
             stack += [("condition", table) for kind, table in list(stack) if kind == "substitute"]
-        elif msg["type"] != "sample" or msg["is_observed"] or msg.get("_control_flow_done", False):
+        elif msg["type"] != "sample" or msg["is_observed"] or is_told_afterwards(msg):
             return
         elif msg["value"] is not None:
             msg["is_observed"] = True
@@ -72,7 +73,7 @@ class Untransformed(Messenger):
         """
         if msg["type"] not in ("sample", "deterministic", "prng_key", "control_flow"):
             return
-        if msg.get("_control_flow_done", False) or get_opaque_trace_state(convention="flax") == self.outside:
+        if is_told_afterwards(msg) or get_opaque_trace_state(convention="flax") == self.outside:
             return
         if msg["type"] == "prng_key" and msg["kwargs"]["rng_key"] is not None:
             return  # within a loop of NumPyro's, which has keys of its own

@@ -19,15 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from numpyro import handlers
-from numpyro.contrib.control_flow.scan import _promote_scanned_value_shapes, _subs_wrapper
-from numpyro.distributions.batch_util import promote_batch_shape
-from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
 from kayn.errors import ModelError
 from kayn.programs.slices import slice_outputs
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.names import RESERVED
+from kayn.support.numpyro_internals import align_steps, as_pytree, at_step, is_scan, value_at_step
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class Chains(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Take over a `scan`, to be run at all steps at once where it is a Markov chain."""
-        if msg["type"] == "control_flow" and msg["fn"].__name__ == "scan_wrapper":
+        if is_scan(msg):
             msg["fn"] = partial(self._scan, msg["fn"])
 
     def _scan(
@@ -120,10 +118,7 @@ class Chains(Messenger):
             stack = list(substitute_stack)
             return original(f, init, xs, length, reverse, rng_key=rng_key, substitute_stack=stack, **options)
         last, (trace, ys) = body.run(self.values)
-        for site in trace.trace.values():
-            if site["type"] == "sample":
-                site["fn"] = promote_batch_shape(site["fn"])
-                site["value"] = _promote_scanned_value_shapes(site["value"], site["fn"])
+        align_steps(trace.trace)
         return (steps, rng_key, last), (trace, ys)
 
 
@@ -163,7 +158,7 @@ class _Body:
 
         def run(carry: PyTree, x: PyTree, step: Array, latents: Mapping[str, Array]) -> list[Array]:
             nonlocal tree
-            fn = handlers.infer_config(f, config_fn=lambda msg: {"_scan_current_index": step})
+            fn = at_step(f, step)
             fn = handlers.seed(fn, rng_key) if rng_key is not None else fn
             with handlers.block():
                 for kind, table in substitute_stack:
@@ -172,7 +167,7 @@ class _Body:
                 with handlers.trace() as trace:
                     carry, y = fn(carry, x)
             _refuse_inside(trace)
-            flat, tree = jax.tree.flatten((PytreeTrace(trace), y))
+            flat, tree = jax.tree.flatten((as_pytree(trace), y))
             return [*map(jnp.asarray, jax.tree.leaves(carry)), *flat]
 
         first = jax.tree.map(lambda a: jnp.asarray(a)[0], (xs, jnp.arange(steps), self.given))
@@ -193,7 +188,7 @@ class _Body:
         ):
             self.seen.add(site["name"])
             return latents[site["name"]]
-        return _subs_wrapper(table, step, self.steps, site)
+        return value_at_step(table, step, self.steps, site)
 
     def _dependences(self) -> list[set[tuple[str, int]]]:
         """For every leaf of the carry, the carry leaves and latents that its next value depends on."""

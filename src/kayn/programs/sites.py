@@ -28,6 +28,7 @@ from kayn.programs.supports import Support, support_of
 from kayn.programs.wrappers import element_mask, innermost
 from kayn.support.arrays import Array, PyTree
 from kayn.support.names import fresh
+from kayn.support.numpyro_internals import is_duplicate_name, is_in_scan, is_loop_in_plate
 from kayn.xla.compilation import within_transformation
 
 CHECKED_SUPPORTS = (
@@ -106,13 +107,13 @@ def inspect_sites(fn: Callable, args: tuple, kwargs: Mapping, params: PyTree, gu
             with Walks({}):
                 trace = handlers.trace(program).get_trace(*args, **kwargs)
         except AssertionError as error:
-            if "unique names" in str(error):
+            if is_duplicate_name(error):
                 raise ModelError(
                     f"{error}. Every site of a model needs its own name; rename one of the two."
                 ) from error
             raise
         except NotImplementedError as error:
-            if "control flow" in str(error):
+            if is_loop_in_plate(error):
                 raise ModelError(f"NumPyro does not run this program: {error}") from error
             raise
         except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
@@ -222,7 +223,7 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         refuse_shape(name, shape, fn.shape(), innermost(fn).event_dim, plates)
     infer = site["infer"]
     walk = WALK in infer
-    steps = shape[0] if walk or ("_scan_current_index" in infer and shape) else None
+    steps = shape[0] if walk or (is_in_scan(site) and shape) else None
     base = innermost(fn)
     discrete = bool(getattr(fn.support, "is_discrete", False)) if not isinstance(base, dist.Unit) else False
     enumerate_ = infer.get("enumerate") == "parallel"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from kayn.support.arrays import Array
+from kayn.support.numpyro_internals import mask_of
 
 WRAPPERS = dist.MaskedDistribution | dist.ExpandedDistribution | dist.Independent
 
@@ -38,7 +39,7 @@ def element_mask(fn: dist.Distribution) -> Array | None:
         return jnp.broadcast_to(inner, (*fn.batch_shape, *events))
     if not isinstance(fn, dist.MaskedDistribution):
         return None
-    own, inner = jnp.broadcast_to(jnp.asarray(fn._mask), fn.batch_shape), element_mask(fn.base_dist)
+    own, inner = jnp.broadcast_to(jnp.asarray(mask_of(fn)), fn.batch_shape), element_mask(fn.base_dist)
     return own if inner is None else own.reshape(own.shape + (1,) * (inner.ndim - own.ndim)) & inner
 
 
