@@ -1,8 +1,11 @@
 """The cache of compiled programs, how they are compiled, and the precision of matrix products."""
 
+import dataclasses
+import gc
 import subprocess
 import sys
 import warnings
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -186,6 +189,7 @@ def ask(seed):
     run("its deviation", lambda: posterior[0].std("at"))
     product = run("expectation", lambda: posterior[0].expectation(lambda mu, alpha: mu * alpha))
     run("again", lambda: posterior[0].expectation(lambda mu, alpha: mu * alpha))
+    run("covariance", lambda: posterior[0].covariance("mu", "alpha"))
     held_out = some_data(seed + 2)
     for number in (20, 30):
         run(f"{number} draws", lambda n=number: posterior[0].sample(0, n))
@@ -211,6 +215,26 @@ def test_another_fit_of_the_same_form_compiles_nothing():
     assert not any(first[name] for name in ("another", "its deviation", "again"))
     assert not any(count for name, count in first.items() if name.startswith("30"))
     assert not any(second.values())
+
+
+def test_what_is_compiled_keeps_no_problem_alive():
+    """Programs stay for others to use; particles, data and plans go with the posterior."""
+    posterior = kayn.Importance(groups, num_particles=30).run(0, None, *some_data(0))
+    posterior.mean("at")
+    posterior.expectation(lambda mu: mu**2)
+    posterior.sample(0, 20)
+    problem, data = weakref.ref(posterior.problem), weakref.ref(posterior.draws)
+    del posterior
+    gc.collect()
+    assert problem() is None
+    assert data() is None
+
+
+def test_moments_are_those_of_a_changed_posterior():
+    posterior = kayn.Importance(groups, num_particles=3, num_replicates=2).run(0, None, *some_data(0))
+    before = posterior.mean("off")
+    after = dataclasses.replace(posterior, log_evidences=np.array([0.0, -np.inf], np.float32)).mean("off")
+    assert np.abs(before - after).max() > 1e-3
 
 
 def test_an_expectation_sees_what_its_function_closes_over():

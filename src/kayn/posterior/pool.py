@@ -69,7 +69,7 @@ class Pool:
     draws: Draws
     log_evidences: Array
     axis_weights: dict[str, Array]
-    _found: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
     """Moments of deterministic sites that have been asked for."""
 
     # -- evidence
@@ -181,8 +181,9 @@ class Pool:
     @checked(QueryError)
     def covariance(self, first: Name, second: Name) -> Array:
         """Posterior covariance of two latents, elementwise after broadcasting."""
-        a, b = self.mean(first), self.mean(second)
-        return self.expectation(lambda x, y: (x - a) * (y - b), first, second)
+        # as arrays, since JAX writes numbers into programs, which would be another one for every posterior
+        a, b = (jnp.expand_dims(self.mean(name), 0) for name in (first, second))
+        return self.expectation(lambda x, y: (x - a[0]) * (y - b[0]), first, second)
 
     @checked(QueryError)
     def probabilities(self, name: Name) -> dict[Any, Array]:

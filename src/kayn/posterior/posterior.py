@@ -71,5 +71,4 @@ jax.tree_util.register_dataclass(
     Posterior,
     ["numbers", "params", "draws", "log_evidences", "axis_weights"],
     ["problem", "call"],
-    drop_fields=["_found"],
 )

@@ -13,10 +13,12 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from kayn.support.arrays import Array
 from kayn.xla.compilation import is_traced, quick_options, within_transformation
-from kayn.xla.shared import shared
+from kayn.xla.shared import Kept, shared
 
 LONG_SCATTER = 1000
 """Updates of one scatter from which XLA's older way, which writes a loop over them, is slower than its newer."""
+MOST = 16
+"""Programs that one function knows, for arguments of so many types; others are found again by what they compute."""
 
 
 class QuickJit:
@@ -38,7 +40,7 @@ class QuickJit:
         self._static = frozenset(static_argnums)
         self._usual = jax.jit(function, static_argnums=tuple(static_argnums))
         self._open = open_consts
-        self._found: dict[int, tuple[ClosedJaxpr, Callable]] = {}
+        self._found = Kept(MOST)
 
     def __call__(self, *args: Any) -> Any:
         """Run the function, compiled for the shapes and types of these arguments."""
@@ -58,11 +60,12 @@ class QuickJit:
         return jax.tree.leaves([a for i, a in enumerate(args) if i not in self._static])
 
     def _for(self, closed: ClosedJaxpr) -> Any:
-        # JAX gives the same object again for arguments of the same types
-        if id(closed) not in self._found:
+        def make() -> Callable:
             short = longest_scatter(closed.jaxpr) < LONG_SCATTER
-            self._found[id(closed)] = (closed, shared(closed, quick_options() if short else None, self._open))
-        return self._found[id(closed)][1]
+            return shared(closed, quick_options() if short else None, self._open)
+
+        # JAX gives the same object again for arguments of the same types
+        return self._found.get(id(closed), make, closed)
 
 
 def longest_scatter(jaxpr: Jaxpr) -> int:
