@@ -26,6 +26,7 @@ from kayn.contraction.steps.product import Product
 from kayn.contraction.steps.sliced import Sliced
 from kayn.contraction.ways import Way, sum_rule
 from kayn.errors import StructureError
+from tests.laws.estimates import FALSE_ALARM, chi_square
 from tests.laws.oracle import QUICK
 
 
@@ -450,8 +451,6 @@ def test_a_kind_of_step_is_one_class(x64):
     ],
 )
 def test_draws_and_best(problem, x64):
-    from test_exactness import FALSE_ALARM, chi_square
-
     problem = problem()
     log_weights = problem.log_weights(problem.arrays)
     slots = {i: jnp.asarray(a) for i, a in enumerate(problem.arrays)}
@@ -460,9 +459,10 @@ def test_draws_and_best(problem, x64):
         lambda keys: backward.draw(problem.plan, slots, problem.indices.__getitem__, keys), compiler_options=QUICK
     )
     assert chi_square(_numbers(problem, run(keys)), np.exp(log_weights - logsumexp(log_weights))) > FALSE_ALARM
-    _, best = backward.best(problem.plan, slots, problem.indices.__getitem__)
+    largest, best = backward.best(problem.plan, slots, problem.indices.__getitem__)
     number = _numbers(problem, {v: np.asarray(k)[None] for v, k in best.items()})[0]
     assert number == np.argmax(log_weights)
+    np.testing.assert_allclose(largest, np.max(log_weights), rtol=1e-9)
 
 
 def test_a_pick_is_never_impossible():

@@ -132,7 +132,13 @@ def _look(
 
     It is compiled once: distributions do not look at their parameters within a program. None if arguments are traced.
     """
-    names = [n for n in program.outputs if n in program.sites and program.sites[n].kind == "sample"]
+    names = [
+        n
+        for position, n in enumerate(program.outputs)
+        if n in program.sites
+        and program.sites[n].kind == "sample"
+        and set(suspects) & set(slice_outputs(program.jaxpr, [position])[1])
+    ]
     subsample = {n: np.arange(program.sites[n].shape[0], dtype=np.int32) for n in program.subsamples}
 
     def one(consts: Sequence[Array], key: KeyArray) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -30,7 +31,7 @@ class Chain(Step):
         body: one step. Its first term is alpha, the others are the sources without the plate.
         states: for every chained variable its own name, then those of its earlier states, the latest first.
         ends: variables that stand for the last states of every chained variable.
-        start: what alpha begins with, the same for all states.
+        start: what alpha begins with for a sum, the same for all states.
     """
 
     sources: tuple[int, ...]
@@ -122,7 +123,9 @@ class Chain(Step):
     def _along(self, plan: Plan, slots: Slots, way: Way) -> tuple[Array, Array]:
         """The array over states before every step, [T, ...], and after the last."""
         one_step, factors = self._one_step(way), self._by_step(plan, slots)
-        start = jnp.full(self.shape, self.start, factors[0].dtype)
+        # no state comes before the first step: a sum counts all that stand there, where a maximum takes one
+        states = 1 if way.rule is sum_rule else math.prod(self.shape[len(self.shape) - len(self.lags) :])
+        start = jnp.full(self.shape, self.start + math.log(states), factors[0].dtype)
         last, alphas = jax.lax.scan(lambda alpha, own: (one_step(alpha, own), alpha), start, factors)
         return alphas, last
 
