@@ -82,7 +82,8 @@ def test_questions_run_no_program_but_for_predictions():
 
 
 def test_a_loop_is_read_once_more():
-    """How many steps back it reads is known once it has been read. NumPyro's loops run their bodies often; the model is counted."""
+    """How many steps back it reads is known once it has been read. NumPyro's loops run their bodies often;
+    the model is counted."""
 
     def walk(y):
         RUNS["model"] += 1

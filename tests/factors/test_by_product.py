@@ -303,7 +303,8 @@ def test_float32_keeps_its_accuracy_far_from_zero(form, offset, scale, always, m
 
 @pytest.mark.parametrize("form", [f for f in FORMS["Normal"] if f.cancels], ids=lambda f: f.name)
 def test_cancellation_falls_back(form, always, monkeypatch):
-    """Particles a thousand standard deviations apart, one pair of them close: squares of 1e6 would hide a log density of 1."""
+    """Particles a thousand standard deviations apart, one pair of them close:
+    squares of 1e6 would hide a log density of 1."""
     use(monkeypatch, form)
     factor = latent_value(FAMILIES["Normal"])
     rng = np.random.default_rng(3)

@@ -1,7 +1,8 @@
 """Posterior expectations of functions of several latents, by one contraction with a source term.
 
-`E_W f = d log Z / d J` for an added log factor `J * f` on the particle axes that f reads (Bowyer, Heap & Aitchison, UAI 2024).
-Here the derivative with respect to a zero factor on those axes gives the joint marginal weights, which then multiply f.
+`E_W f = d log Z / d J` for an added log factor `J * f` on the particle axes that f reads (Bowyer, Heap & Aitchison, UAI
+2024). Here the derivative with respect to a zero factor on those axes gives the joint marginal weights, which then
+multiply f.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ class Expectation:
 
         return [pooled(a, *found) for a, found in zip(self.asked, jax.lax.map(one, draws), strict=True)]
 
-    def _of_one(self, asked: Asked, weights: Array, draws: Draws, inputs: Sequence[Any]) -> tuple[Array, Array]:
+    def _of_one(self, asked: Asked, weights: Array, draws: Draws, inputs: Sequence[Array]) -> tuple[Array, Array]:
         """Mean and variance under joint weights of one set of particles."""
         program = asked.program
         own = inputs if program is self.problem.model else [*program.consts, *([None] * len(program.inputs))]
@@ -98,7 +98,8 @@ class Expectation:
 
 
 def of_deterministic(problem: Problem) -> dict[str, Expectation]:
-    """Plans for the moments of deterministic sites, by site; several share one where that is no dearer than one for each.
+    """Plans for the moments of deterministic sites, by site;
+    several share one where that is no dearer than one for each.
 
     Left out are sites that mix elements that are indexed separately.
     """
@@ -159,7 +160,7 @@ def _asked(problem: Problem, structure: Structure, program: Program, traced_name
     axes = tuple(dict.fromkeys(layout.axis_of(n) for n in output.latents))
     sizes = {p.name: p.size for p in structure.graph.plates}
     elements = math.prod(a.size for a in axes) * math.prod(sizes[d] for d in output.dims if d)
-    seen: dict[str, Any] = {}
+    seen: dict[str, Array] = {}
     for read in output.reads:
         for plate in layout.axis_of(read.latent).scope:
             how = read.of(plate)

@@ -1,7 +1,7 @@
 """What no density can be, named: the factor, where in it, and at which values.
 
-A log density of +inf at a value that has been seen, or a probability above one, comes from a pole of a density or from digits that a
-float does not hold. One such entry would be all of the evidence; it is left out, and said here.
+A log density of +inf at a value that has been seen, or a probability above one, comes from a pole of a density or from
+digits that a float does not hold. One such entry would be all of the evidence; it is left out, and said here.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ LOOKED_AT = 2**20
 FEW = 2
 """Replicates of which factors that are made part by part, too large to be kept, are made once more to be looked at."""
 REMEDY = (
-    "Take float64 (jax.config.update('jax_enable_x64', True)), keep the prior from where the density is computed wrongly, or move data "
-    "off a pole"
+    "Take float64 (jax.config.update('jax_enable_x64', True)), keep the prior from where the density is computed "
+    "wrongly, or move data off a pole"
 )
 WHAT = "a log density of +inf, or a probability above one"
 
@@ -110,7 +110,10 @@ def _sentence(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws,
     family = f" ({site.family})" if site is not None and site.family != "Unit" else ""
     one = jax.tree.map(lambda x: x[int(flags.argmax())], replace(draws, unsound={}))
     where = _example(problem, numbers, params, one, name)
-    return f"{kind} {name!r}{family} has {WHAT}{where}, {often}; such combinations of particles count as impossible. {REMEDY}"
+    return (
+        f"{kind} {name!r}{family} has {WHAT}{where}, {often}; such combinations of particles count as impossible. "
+        f"{REMEDY}"
+    )
 
 
 def _example(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws, name: str) -> str:

@@ -46,7 +46,8 @@ def proposal_terms(problem: Problem, numbers: Mapping, draws: Draws, params: PyT
 
 
 def _averaged(problem: Problem, axis: Axis, absent: Mapping[str, Array]) -> Array:
-    """For the support of an enumerated latent, zero where it is in the model; where it is absent, its values are averaged, not summed.
+    """For the support of an enumerated latent, zero where it is in the model; where it is absent,
+    its values are averaged, not summed.
 
     So padded steps of a hidden Markov model leave the evidence as it is.
     """

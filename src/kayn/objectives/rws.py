@@ -43,27 +43,32 @@ Base = Annotated[
 
 
 class RWS(MassivelyParallelELBO):
-    """Reweighted wake-sleep over all combinations of particles (Bornschein & Bengio, 2015; Heap, Leech & Aitchison, UAI 2023).
+    """Reweighted wake-sleep over all combinations of particles
+    (Bornschein & Bengio, 2015; Heap, Leech & Aitchison, UAI 2023).
 
-    The value is minus log Z. Its gradient in model parameters is that of -log Z with the particles fixed (wake-theta). In
-    guide parameters it is a mixture of two: minus the posterior-weighted score of the guide, `- E_W sum_i grad log q_i(z_i)` (wake-phi), and minus
-    the score of the guide on dreams, latents and data drawn from the model (sleep-phi). All are right for one minimiser, so one
-    optimiser serves all parameters. Particles are never differentiated, so discrete latents need nothing special.
+    The value is minus log Z. Its gradient in model parameters is that of -log Z with the particles fixed (wake-theta).
+    In guide parameters it is a mixture of two: minus the posterior-weighted score of the guide,
+    `- E_W sum_i grad log q_i(z_i)` (wake-phi), and minus the score of the guide on dreams, latents and data drawn from
+    the model (sleep-phi). All are right for one minimiser, so one optimiser serves all parameters. Particles are never
+    differentiated, so discrete latents need nothing special.
 
-    WW is the default; WS is `wake_phi=0, sleep_phi=1`, with K = 1 the classical wake-sleep algorithm; both weights give WSW. Wake gradients are those of a
-    self-normalised estimate, with a bias of order 1/K; the sleep gradient is unbiased, for data that the model makes.
+    WW is the default; WS is `wake_phi=0, sleep_phi=1`, with K = 1 the classical wake-sleep algorithm; both weights give
+    WSW. Wake gradients are those of a self-normalised estimate, with a bias of order 1/K; the sleep gradient is
+    unbiased, for data that the model makes.
 
     Args:
         phi: how guide sites with guide parents are trained in the wake phase. "conditional" (default) weighs
-            `log q_i(z_i | parents)` with the joint weights of the latent and its parents; "mixture" trains the denominator, the mixture over all
-            parents' particles, which learns marginals well but dependence slowly. The same for factorised guides.
+            `log q_i(z_i | parents)` with the joint weights of the latent and its parents; "mixture" trains the
+            denominator, the mixture over all parents' particles, which learns marginals well but dependence slowly. The
+            same for factorised guides.
         wake_phi, sleep_phi: weights of the two phases for the guide; at least one positive.
-        defensive: delta in [0, 1): particles are drawn from `(1 - delta) q + delta base` and weighed accordingly, so that values that the guide
-            has given up still come up (Le et al., UAI 2019). For Bernoulli and categorical sites.
+        defensive: delta in [0, 1): particles are drawn from `(1 - delta) q + delta base` and weighed accordingly, so
+            that values that the guide has given up still come up (Le et al., UAI 2019). For Bernoulli and categorical
+            sites.
         base: probabilities of `base` by site; uniform for the others.
         sleep_particles: dreams per step; K by default.
-        replace: `(dream, *args, **kwargs) -> (args, kwargs)` puts dreamt data, a dictionary by observed site, in the place of the real. By default the
-            argument that an observed site was given is found and replaced.
+        replace: `(dream, *args, **kwargs) -> (args, kwargs)` puts dreamt data, a dictionary by observed site, in the
+            place of the real. By default the argument that an observed site was given is found and replaced.
     """
 
     @checked()
@@ -83,7 +88,8 @@ class RWS(MassivelyParallelELBO):
     ):
         if wake_phi + sleep_phi == 0:
             raise KaynError(
-                f"wake_phi={wake_phi} and sleep_phi={sleep_phi} are the weights of the guide's two phases; give at least one a positive weight"
+                f"wake_phi={wake_phi} and sleep_phi={sleep_phi} are the weights of the guide's two phases; give at "
+                "least one a positive weight"
             )
         super().__init__(num_particles, strategy, **options)
         self.phi, self.wake_phi, self.sleep_phi = phi, wake_phi, sleep_phi
@@ -107,11 +113,13 @@ class RWS(MassivelyParallelELBO):
             proposal = self.problem(replace(call, guide=guide), params)
             if unknown := set(self.base) - guide.mixed:
                 raise GuideError(
-                    f"base= names {sorted(unknown)}, which are no Bernoulli or categorical sites of the guide; those are {sorted(guide.mixed)}"
+                    f"base= names {sorted(unknown)}, which are no Bernoulli or categorical sites of the guide; those "
+                    f"are {sorted(guide.mixed)}"
                 )
             if not guide.mixed:
                 raise GuideError(
-                    "defensive= is given, but the guide has no Bernoulli or categorical site to mix with a base; leave it out"
+                    "defensive= is given, but the guide has no Bernoulli or categorical site to mix with a base; "
+                    "leave it out"
                 )
         loss = self._wake(problem, proposal, wake_key, params)
         if self.sleep_phi:
