@@ -145,9 +145,9 @@ def test_parts_change_nothing(loss, name, x64):
         )(params)
 
     (cut, gradient), (value, expected) = found(tight), found(None)
-    np.testing.assert_allclose(cut, value, rtol=1e-5)
+    np.testing.assert_allclose(cut, value, rtol=1e-12)
     for parameter, wanted in expected.items():
-        np.testing.assert_allclose(gradient[parameter], wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+        np.testing.assert_allclose(gradient[parameter], wanted, rtol=1e-11, atol=1e-12 * np.abs(wanted).max())
 
 
 def test_a_posterior_in_parts_is_the_same():

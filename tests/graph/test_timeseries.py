@@ -346,8 +346,23 @@ def long_prior(steps=30, x=None):
     scan(step, jnp.zeros(()), None, length=steps)
 
 
-def test_the_published_chain_has_the_published_evidence():
-    assert abs(stats.norm(0, 2**0.5).logpdf(4.0) - EXACT) < 5e-5
+def test_the_exact_posterior_of_the_published_chain_weighs_the_published_evidence(x64):
+    """All of whose paths have the same weight: z_t given z_{t-1} and x has the precisions of a step, and of all that
+    is to come."""
+
+    def posterior(steps=30, x=4.0):
+        def step(previous, left):
+            ahead = 1.0 + left / steps
+            precision = steps + 1 / ahead
+            z = numpyro.sample("z", dist.Normal((previous * steps + x / ahead) / precision, precision**-0.5))
+            return z, None
+
+        scan(step, jnp.zeros(()), jnp.arange(steps, 0, -1) - 1.0)
+
+    paths = kayn.Importance(long_chain, posterior, 3, strategy="global", num_replicates=2, denominator="paired")
+    found = paths.run(0, None)
+    np.testing.assert_allclose(found.log_evidences, stats.norm(0, 2**0.5).logpdf(4.0), rtol=1e-12)
+    np.testing.assert_allclose(found.log_evidence, EXACT, atol=5e-5)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.infer import SVI
 from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from scipy.special import logsumexp
-from scipy.stats import multivariate_normal, norm
+from scipy.stats import invgamma, multivariate_normal, norm
 
 import kayn
 from kayn import QEM, RWS, VI, FactorisedGuide, StructureWarning
@@ -785,8 +785,23 @@ def vague_schools(sigma, y):
         numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
 
+def exact_vague_schools():
+    """Log evidence and the means of mu and theta, by quadrature over the logarithm of the variance."""
+    log_variance = np.linspace(np.log(1e-6), np.log(1e6), 4001)
+    v = np.exp(log_variance)[:, None]
+    d = SCHOOLS_SIGMA**2 + v
+    precision, weighted = (1 / d).sum(1) + 1 / 900, (SCHOOLS_Y / d).sum(1)
+    mu = weighted / precision
+    fit = -0.5 * (np.log(2 * np.pi * d) + SCHOOLS_Y**2 / d).sum(1) + 0.5 * weighted * mu - 0.5 * np.log(900 * precision)
+    joint = fit + invgamma(1e-3, scale=1e-3).logpdf(v[:, 0]) + log_variance
+    weights = np.exp(joint - logsumexp(joint))
+    theta = (SCHOOLS_Y * v + mu[:, None] * SCHOOLS_SIGMA**2) / d
+    return logsumexp(joint) + np.log(log_variance[1] - log_variance[0]), weights @ mu, weights @ theta
+
+
 def test_fit_starts_sensibly_from_vague_hyperpriors():
-    """Draws of InverseGamma(1e-3, 1e-3) are 1e-300 or 1e300, beyond float32: the start must not depend on them."""
+    """Draws of InverseGamma(1e-3, 1e-3) are 1e-300 or 1e300, beyond float32: the start must not depend on them. Means
+    have standard deviations of 4 to 6; over three keys they were within 0.3, the log evidence within 0.14."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", kayn.PoorFitWarning)
         found = kayn.fit(vague_schools, (SCHOOLS_SIGMA, SCHOOLS_Y), num_particles=30, num_steps=200, progress=False)
@@ -794,10 +809,10 @@ def test_fit_starts_sensibly_from_vague_hyperpriors():
     assert np.isfinite(found.log_evidence).all()
     assert found.log_evidence[0] > -500
     assert all(np.isfinite(v).all() for v in found.params.values())
-    assert abs(posterior.mean("mu") - 8) < 5
-    theta = np.asarray(posterior.mean("theta"))
-    assert (np.abs(theta - 8) < 20).all()
-    assert theta[0] >= theta[2] - 0.5
+    log_evidence, mu, theta = exact_vague_schools()
+    np.testing.assert_allclose(posterior.log_evidence, log_evidence, atol=0.4)
+    np.testing.assert_allclose(posterior.mean("mu"), mu, atol=0.8)
+    np.testing.assert_allclose(posterior.mean("theta"), theta, atol=0.8)
 
 
 def test_is_flat():
