@@ -19,6 +19,7 @@ from numpyro import handlers
 import kayn
 from kayn import evidence
 from kayn.axes.request import make_request
+from kayn.densities.exponential.members import FAMILIES as KNOWN
 from kayn.evidence.draws import Draws, draw_particles
 from kayn.evidence.problem import Problem, build_problem, model_inputs
 from kayn.evidence.weighed import links_of
@@ -27,7 +28,6 @@ from kayn.factors import by_product, choose_form, elementwise
 from kayn.factors.choose_form import Split, choose
 from kayn.factors.elementwise import evaluate_reduced
 from kayn.factors.evaluate import evaluate
-from kayn.factors.forms import FORMS
 from kayn.factors.task import Task, reduction
 from tests.laws.oracle import QUICK
 from tests.laws.problems import build, some_draws
@@ -116,8 +116,13 @@ FAMILIES = {
         partial(dist.MultinomialLogits, total_count=7), {"logits": (real, (4,))}, (trials, (4,))
     ),
 }
+FORMS = {family.name: family.forms for family in KNOWN}
 CASES = [(name, form) for name in FAMILIES for form in FORMS[name.removesuffix("Probs").removesuffix("Logits")]]
 """Every form of every family."""
+
+
+def test_every_law_of_every_family_has_a_case():
+    assert {law.__name__ for family in KNOWN for law in family.laws} == FAMILIES.keys()
 
 
 @pytest.fixture
@@ -204,9 +209,8 @@ def particles(family: Family, problem: Problem, rows: int = N) -> dict[str, Any]
 
 
 def use(monkeypatch, form):
-    for family, known in FORMS.items():
-        if form in known:
-            monkeypatch.setitem(FORMS, family, (form,))
+    family = next(f for f in KNOWN if form in f.forms)
+    monkeypatch.setitem(vars(family), "forms", (form,))
 
 
 def run(function, values):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 
+import numpyro.distributions as dist
+
 from kayn.axes.types import Axis
 from kayn.evidence.missing import is_observed
 from kayn.evidence.problem import Problem
@@ -16,8 +18,8 @@ from kayn.guides.factorised import FactorisedGuide
 from kayn.guides.start import Conditional
 from kayn.programs.trace import MASK
 
-IMPROPER = ("ImproperUniform", "Unit", "Delta")
-"""Families whose densities do not integrate to one."""
+IMPROPER = (dist.ImproperUniform, dist.Unit, dist.Delta)
+"""Laws whose densities do not integrate to one."""
 
 
 def without_data(problem: Problem, among: Iterable[str]) -> tuple[str, ...]:
@@ -59,7 +61,7 @@ def is_prior(problem: Problem) -> bool:
 def _is_proper(problem: Problem, name: str) -> bool:
     site = problem.model.sites[name]
     masked = MASK + name in problem.model.outputs
-    return not (masked or site.scaled or site.added or site.discrete or site.family in IMPROPER)
+    return not (masked or site.scaled or site.added or site.discrete or site.follows(*IMPROPER))
 
 
 def keep_priors(

@@ -14,6 +14,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 
 from kayn.axes.types import proposal_name
 from kayn.contraction.steps.sliced import made_in_parts
@@ -107,7 +108,7 @@ def _sentence(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws,
         )
     site = problem.model.sites.get(name)
     kind = "observed site" if site is not None and site.observed else "latent"
-    family = f" ({site.family})" if site is not None and site.family != "Unit" else ""
+    family = f" ({site.family})" if site is not None and not site.follows(dist.Unit) else ""
     one = jax.tree.map(lambda x: x[int(flags.argmax())], replace(draws, unsound={}))
     where = _example(problem, numbers, params, one, name)
     return (

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from kayn.densities.exponential.contract import WEIGHTS, Pieces, weighted
 from kayn.factors.choose_form import Shape, Split, work
 from kayn.factors.elementwise import in_parts, of_one_particle, on_axes
-from kayn.factors.forms import COUNTS, LOST_BITS, SMALL_ERROR, WEIGHTS, Pieces, weighted
+from kayn.factors.precision import LOST_BITS, SMALL_ERROR
 from kayn.factors.task import Operands, Task
 from kayn.programs.density_arguments import ARGUMENT
 from kayn.support.arrays import Array, PyTree
@@ -82,7 +83,7 @@ class Factorisation:
         finite = (
             _length(statistics) * _length(naturals) < jnp.finfo(statistics.dtype).max / 1e6 / end
         )  # false for NaN too
-        if self.split.density.family in COUNTS:
+        if self.split.density.family.has_factorials:
             finite &= self._holds_counts(statistics)
         if not cut:
             return finite

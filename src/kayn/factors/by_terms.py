@@ -25,12 +25,14 @@ from jax.scipy.special import gammaln
 
 from kayn.axes.types import Axis
 from kayn.contraction.logsum import expand
+from kayn.densities.exponential.contract import WEIGHTS, Predictor
+from kayn.densities.exponential.scales import LOG_ROOT_2PI
 from kayn.factors.choose_form import MATMUL_SPEED, MIN_WORK, num_terms
 from kayn.factors.elementwise import in_front, in_parts, of_one_particle, on_axes
-from kayn.factors.forms import LOG_ROOT_2PI, LOST_BITS, SMALL_ERROR, WEIGHTS
+from kayn.factors.precision import LOST_BITS, SMALL_ERROR
 from kayn.factors.task import Operands, Particles, Reduction, Task
 from kayn.graph.types import Density
-from kayn.programs.density_arguments import ARGUMENT, PREDICTORS
+from kayn.programs.density_arguments import ARGUMENT
 from kayn.support.arrays import Array, PyTree
 from kayn.xla.compilation import matmul_precision
 
@@ -59,8 +61,13 @@ def choose(way: Reduction) -> Groups | None:
     speed = 1 if any(s.links for s in way.steps) else MATMUL_SPEED
     sizes = [math.prod(a.size for a in g) for g in groups]
     pairs = sum(m * n for m, n in combinations_with_replacement(sizes, 2))
-    cost = math.prod(sizes) if density.family == "Poisson" else pairs
+    cost = math.prod(sizes) if _predictor(density).exponential else pairs
     return groups if cost * MIN_GAIN < speed * math.prod(sizes) else None
+
+
+def _predictor(density: Density) -> Predictor:
+    assert density.family.predictor is not None, "others have no terms"
+    return density.family.predictor
 
 
 def _rest_is_data(density: Density, way: Reduction) -> bool:
@@ -68,7 +75,7 @@ def _rest_is_data(density: Density, way: Reduction) -> bool:
     dims = way.output.dims
     summed = [d for d, plate in enumerate(dims) if plate in way.rows]
     for argument in density.arguments:
-        if argument.latents and argument.name != PREDICTORS[density.family]:
+        if argument.latents and argument.name != _predictor(density).argument:
             events = range(len(dims), len(argument.shape))
             if argument.name != "scale" or any(argument.shape[d] > 1 for d in (*summed, *events)):
                 return False
@@ -100,11 +107,11 @@ class Additive:
     def prepare(self, operands: Operands) -> tuple[PyTree, Array]:
         """What `finish` needs, and whether it can be trusted."""
         rows = _Rows(self, self.task, operands)
-        return rows.rates() if self.density.family == "Poisson" else rows.squares()
+        return rows.rates() if _predictor(self.density).exponential else rows.squares()
 
     def finish(self, prepared: PyTree) -> Array:
         """The log density: [*order]."""
-        if self.density.family == "Poisson":
+        if _predictor(self.density).exponential:
             linear, rates = prepared
             return linear - rates
         constant, squares, count, scale = prepared
@@ -145,8 +152,9 @@ class _Rows:
     def squares(self) -> tuple[Array, Array]:
         """What is constant, the sum of squared residuals, the number of rows, and the scale."""
         data, (base, terms) = self.data, self.predictor(lambda loc: loc)
-        logs = jnp.log(data["value"]) if self.way.density.family == "LogNormal" else 0.0
-        value = logs if self.way.density.family == "LogNormal" else data["value"]
+        log_value = _predictor(self.way.density).log_value
+        logs = jnp.log(data["value"]) if log_value else 0.0
+        value = logs if log_value else data["value"]
         unit = data.get("scale", 1.0)
 
         def minus(term: Term) -> Term:
@@ -185,7 +193,7 @@ class _Rows:
 
     def predictor(self, transform: Callable[[Array], Array]) -> tuple[Array, list[Term]]:
         """The predictor at the reference point, and what every group of axes adds to it."""
-        run = self.one_particle([PREDICTORS[self.way.density.family]])
+        run = self.one_particle([_predictor(self.way.density).argument])
         latents = {n for names in self.way.density.terms for n in names}
         reference = {n: _centre(self.operands.particles[n]) for n in latents}
         base = transform(run(reference)[0])

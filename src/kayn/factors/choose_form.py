@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kayn.axes.types import Axis
-from kayn.factors.forms import FORMS, WEIGHTS, Form, weighted
+from kayn.densities.exponential.contract import WEIGHTS, Form, weighted
 from kayn.factors.task import Reduction
 from kayn.graph.types import Density
 
@@ -96,7 +96,7 @@ def choose(way: Reduction) -> Split | None:
     if terms < MIN_WORK:
         return None
     best, least = None, terms / MIN_GAIN
-    for form in FORMS[density.family]:
+    for form in density.family.forms:
         split = _split(form, density, way.axes)
         if not _rows_are_free(split, way):
             continue
@@ -113,7 +113,7 @@ def choose(way: Reduction) -> Split | None:
 def num_terms(density: Density) -> int:
     """Operations of a density for one combination of particles; a Mahalanobis distance takes the square of its size."""
     value = next(a for a in density.arguments if a.name == "value")
-    return math.prod(value.shape) * (value.shape[-1] if density.family == "MultivariateNormal" else 1)
+    return density.family.operations(value.shape)
 
 
 def work(axes: Sequence[Axis], shapes: Sequence[Shape]) -> int:

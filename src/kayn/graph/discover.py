@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from kayn.graph.dependence import read_program
 from kayn.graph.expressions import Node, Nodes, evaluate, nested_through
 from kayn.graph.predictor_terms import CONSTANT, read_parts
 from kayn.graph.types import MIXED, AliasOf, Argument, Density, Graph, Kind, Latent, Link, Output, Plate, Read
-from kayn.programs.density_arguments import ARGUMENT, PREDICTORS
+from kayn.programs.density_arguments import ARGUMENT
 from kayn.programs.scans import Alias
 from kayn.programs.sites import Site
 from kayn.programs.trace import ABSENT, DATA, INSIDE, LOWER, MASK, ROWS, SUPPORT, UPPER, VALUE, Program
@@ -162,9 +162,12 @@ def _densities(program: Program, found: Mapping[str, Any]) -> dict[str, Density]
     parts = read_parts(program) if arguments else {}
 
     def density(site: str, own: Sequence[Argument]) -> Density:
-        family = program.sites[site].exponential_family or ""
-        predictor = parts.get(f"{ARGUMENT}{PREDICTORS.get(family)}:{site}", CONSTANT)
-        sets = predictor.factors if family == "Poisson" else predictor.terms
+        family = program.sites[site].exponential_family
+        assert family is not None, "others have no arguments"
+        sets: Collection[frozenset[str]] = ()
+        if family.predictor is not None:
+            found = parts.get(f"{ARGUMENT}{family.predictor.argument}:{site}", CONSTANT)
+            sets = found.factors if family.predictor.exponential else found.terms
         terms = tuple(sorted(tuple(sorted(names)) for names in sets))
         return Density(family, program.sites[site].independent_ndim, tuple(own), terms)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from kayn.densities.exponential.contract import Family
+
 MIXED = "mixed"
 """A factor reads several elements of a plate at once, in a way that was not resolved."""
 
@@ -118,11 +120,11 @@ class Density:
     The last `event_ndim` outer dimensions of its arguments are summed; those before are the output's own.
 
     Attributes:
-        terms: sets of latents, if the family's predictor (`kayn.programs.density_arguments.PREDICTORS`) is a sum with a
+        terms: sets of latents, if the family's predictor (`Family.predictor`) is a sum with a
             term for each.
     """
 
-    family: str
+    family: Family
     event_ndim: int
     arguments: tuple[Argument, ...]
     terms: tuple[tuple[str, ...], ...] = ()

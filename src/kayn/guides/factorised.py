@@ -21,7 +21,7 @@ from numpyro.distributions.transforms import ComposeTransform, IdentityTransform
 
 from kayn.axes.minibatches import assembled, blocks_of_rows, full_shape, subsampled_plates
 from kayn.errors import GuideError
-from kayn.guides.families import Bernoulli, Beta, Categorical, Dirichlet, Exponential, Family, Gamma, Poisson
+from kayn.guides.families import FAMILIES, Family
 from kayn.guides.normal import Gaussian, MultivariateNormal, Normal
 from kayn.guides.start import Conditional, Prior, prior
 from kayn.particles.lattice import even_normal
@@ -38,18 +38,8 @@ from kayn.xla.compilation import is_traced
 
 LONGEST_VECTOR = 32
 """Vectors of up to this length get a full covariance."""
-SUPPORTED = (
-    "Normal",
-    "transformed Normal",
-    "MultivariateNormal",
-    "Gamma",
-    "Beta",
-    "Dirichlet",
-    "Bernoulli",
-    "Categorical",
-    "Poisson",
-    "Exponential",
-)
+KNOWN: tuple[type[Family], ...] = (MultivariateNormal, *FAMILIES)
+"""Families of guides that are read by the classes of their laws, beside the Normal and what is transformed from it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,7 +352,7 @@ def _site_start(name: str, fn: dist.Distribution, model_sites: Mapping[str, Site
     return family, {p: whole(p, v) for p, v in start.items()}
 
 
-def _family_of(name: str, fn: dist.Distribution, batch_ndim: int, site: Site) -> tuple[Family, dict[str, Array]]:
+def _family_of(name: str, fn: dist.Distribution, batch_ndim: int, site: Site) -> tuple[Family, Mapping[str, Array]]:
     event_dim = len(site.shape) - batch_ndim
     base = innermost(fn)
     if base.event_dim > event_dim:
@@ -371,14 +361,6 @@ def _family_of(name: str, fn: dist.Distribution, batch_ndim: int, site: Site) ->
             f"the model, whose latent has batch shape {site.batch_shape}; QEM fits one distribution for each of "
             "them: use e.g. Normal there, or fit this guide with kayn.RWS or kayn.VI and numpyro.infer.SVI"
         )
-    simple: dict[type, tuple[type[Family], tuple[str, ...]]] = {
-        dist.Gamma: (Gamma, ("concentration", "rate")),
-        dist.Beta: (Beta, ("concentration1", "concentration0")),
-        dist.Dirichlet: (Dirichlet, ("concentration",)),
-        dist.Poisson: (Poisson, ("rate",)),
-        dist.Exponential: (Exponential, ("rate",)),
-        dist.MultivariateNormal: (MultivariateNormal, ("loc", "scale_tril")),
-    }
     if isinstance(base, dist.Normal):
         return Normal(event_dim=event_dim), {"loc": base.loc, "scale": base.scale}
     if isinstance(base, dist.TransformedDistribution) and isinstance(innermost(base.base_dist), dist.Normal):
@@ -387,15 +369,12 @@ def _family_of(name: str, fn: dist.Distribution, batch_ndim: int, site: Site) ->
             "loc": normal.loc,
             "scale": normal.scale,
         }
-    if type(base) in simple:
-        kind, names = simple[type(base)]
-        return kind(event_dim=event_dim), {p: getattr(base, p) for p in names}
-    if type(base).__name__.startswith("Bernoulli"):
-        return Bernoulli(event_dim=event_dim), {"probs": base.probs}
-    if type(base).__name__.startswith("Categorical"):
-        return Categorical(event_dim=event_dim, num_values=base.probs.shape[-1]), {"probs": base.probs}
+    for kind in KNOWN:
+        if type(base) in kind.laws:
+            return kind.of(base, event_dim)
+    names = ("Normal", "transformed Normal", *(kind.__name__ for kind in KNOWN))
     raise GuideError(
         f"QEM cannot fit guide site {name!r}: {type(base).__name__} is in none of its families "
-        f"({', '.join(SUPPORTED)}). Use one of these, or fit this guide with kayn.RWS or kayn.VI and "
+        f"({', '.join(names)}). Use one of these, or fit this guide with kayn.RWS or kayn.VI and "
         "numpyro.infer.SVI"
     )

@@ -33,6 +33,13 @@ class Family:
 
     parameters: ClassVar[Mapping[str, constraints.Constraint]] = {}
     """Constraint of every parameter, by name."""
+    laws: ClassVar[tuple[type, ...]] = ()
+    """NumPyro's classes of its members, which have the parameters as attributes."""
+
+    @classmethod
+    def of(cls, law: dist.Distribution, event_dim: int) -> tuple[Family, Params]:
+        """The family and parameters of a distribution without wrappers, one of `laws`."""
+        return cls(event_dim=event_dim), {name: getattr(law, name) for name in cls.parameters}
 
     def distribution(self, params: Params) -> dist.Distribution:
         """The guide's distribution: batch shape B, event shape E."""
@@ -84,6 +91,7 @@ class Gamma(_Elementwise):
         "concentration": constraints.positive,
         "rate": constraints.positive,
     }
+    laws: ClassVar[tuple[type, ...]] = (dist.Gamma,)
 
     def member(self, params: Params) -> dist.Distribution:
         """The gamma law of these parameters, without event dimensions."""
@@ -151,6 +159,7 @@ class Dirichlet(Family):
     parameters: ClassVar[Mapping[str, constraints.Constraint]] = {
         "concentration": constraints.independent(constraints.positive, 1)
     }
+    laws: ClassVar[tuple[type, ...]] = (dist.Dirichlet,)
 
     def distribution(self, params: Params) -> dist.Distribution:
         """The Dirichlet law of these parameters: batch shape B, event shape E."""
@@ -178,6 +187,7 @@ class Beta(_Elementwise):
         "concentration1": constraints.positive,
         "concentration0": constraints.positive,
     }
+    laws: ClassVar[tuple[type, ...]] = (dist.Beta,)
 
     def member(self, params: Params) -> dist.Distribution:
         """The beta law of these parameters, without event dimensions."""
@@ -213,6 +223,7 @@ class Bernoulli(_Mean):
     """Mean parameter: the probability of one."""
 
     parameters: ClassVar[Mapping[str, constraints.Constraint]] = {"probs": constraints.unit_interval}
+    laws: ClassVar[tuple[type, ...]] = (dist.BernoulliProbs, dist.BernoulliLogits)
 
     def member(self, params: Params) -> dist.Distribution:
         """The Bernoulli law of these parameters, without event dimensions."""
@@ -232,6 +243,7 @@ class Poisson(_Mean):
     """Mean parameter: the rate."""
 
     parameters: ClassVar[Mapping[str, constraints.Constraint]] = {"rate": constraints.positive}
+    laws: ClassVar[tuple[type, ...]] = (dist.Poisson,)
 
     def member(self, params: Params) -> dist.Distribution:
         """The Poisson law of these parameters, without event dimensions."""
@@ -251,6 +263,7 @@ class Exponential(_Mean):
     """Mean parameter: one over the rate."""
 
     parameters: ClassVar[Mapping[str, constraints.Constraint]] = {"rate": constraints.positive}
+    laws: ClassVar[tuple[type, ...]] = (dist.Exponential,)
 
     def member(self, params: Params) -> dist.Distribution:
         """The exponential law of these parameters, without event dimensions."""
@@ -272,6 +285,12 @@ class Categorical(Family):
     num_values: int = 2
 
     parameters: ClassVar[Mapping[str, constraints.Constraint]] = {"probs": constraints.simplex}
+    laws: ClassVar[tuple[type, ...]] = (dist.CategoricalProbs, dist.CategoricalLogits)
+
+    @classmethod
+    def of(cls, law: dist.Distribution, event_dim: int) -> tuple[Family, Params]:
+        """The family of as many values as the distribution has, and their probabilities."""
+        return cls(event_dim=event_dim, num_values=law.probs.shape[-1]), {"probs": law.probs}
 
     def distribution(self, params: Params) -> dist.Distribution:
         """The categorical law of these parameters: batch shape B, event shape E."""
@@ -289,3 +308,7 @@ class Categorical(Family):
         """The probabilities, each at least a thousandth of an even share so that no value is given up for good."""
         guarded = jnp.maximum(moments["probs"], 1e-3 / self.num_values)
         return {"probs": guarded / jnp.sum(guarded, -1, keepdims=True)}
+
+
+FAMILIES: tuple[type[Family], ...] = (Gamma, Beta, Dirichlet, Bernoulli, Categorical, Poisson, Exponential)
+"""Families that are known by the classes of their laws."""

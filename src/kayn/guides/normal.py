@@ -186,6 +186,7 @@ class MultivariateNormal(Gaussian):
         "loc": constraints.real_vector,
         "scale_tril": lower_cholesky,
     }
+    laws: ClassVar[tuple[type, ...]] = (dist.MultivariateNormal,)
 
     def base(self, params: Params) -> dist.Distribution:
         """The multivariate Normal of u, with one event dimension."""

@@ -20,7 +20,7 @@ from kayn.evidence.problem import Problem
 from kayn.evidence.summands import Summands, log_evidence_summands, outer_plate
 from kayn.evidence.weights import proposal_terms
 from kayn.objectives.base import Call, MassivelyParallelELBO, along, log_evidence_of, only_gradient, sampled_axes
-from kayn.objectives.relaxed import Relaxed, discrete_logits
+from kayn.objectives.relaxed import RELAXABLE, Relaxed, discrete_logits
 from kayn.programs.given import Given
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.options import Particles, Strategy
@@ -167,7 +167,7 @@ def _check(problem: Problem, who: str) -> None:
     for name, site in problem.guide.density.sites.items():
         if site.kind != "sample" or site.observed:
             continue
-        if not site.family.startswith(("Bernoulli", "Categorical")):
+        if not site.follows(*RELAXABLE):
             raise GuideError(
                 f"kayn.{who} needs Bernoulli and categorical guide sites, but {name!r} is a {site.family}; use "
                 "kayn.VIMCO or kayn.RWS"

@@ -234,8 +234,12 @@ class Relaxed(Inside):
         return SharesOfOneHot(logits) if self.hard else RelaxedOneHot(self.temperature, logits)
 
 
+RELAXABLE = (discrete.BernoulliProbs, discrete.BernoulliLogits, discrete.CategoricalProbs, discrete.CategoricalLogits)
+"""Laws that have logits."""
+
+
 def discrete_logits(fn: dist.Distribution) -> Array | None:
-    """Logits of a Bernoulli [...] or Categorical [..., C]; None for others."""
+    """Logits of a Bernoulli [...] or Categorical [..., C]; None for what is none of `RELAXABLE`."""
     if isinstance(fn, discrete.BernoulliLogits | discrete.CategoricalLogits):
         return fn.logits
     if isinstance(fn, discrete.BernoulliProbs):

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.distributions import discrete
 
 from kayn.errors import GuideError
 from kayn.programs.sites import Site
@@ -22,8 +23,8 @@ from kayn.xla.compilation import compiled_now
 
 MOST = 32
 """Values up to which all of a latent's are tried."""
-ONE_DRAW = ("Bernoulli", "Categorical")
-"""Families that one uniform number decides. It tells no probability below a float's resolution from zero;
+ONE_DRAW = (discrete.BernoulliProbs, discrete.BernoulliLogits, discrete.CategoricalProbs, discrete.CategoricalLogits)
+"""Laws that one uniform number decides. It tells no probability below a float's resolution from zero;
 counts of many such draws can be rarer."""
 MOST_WORK = 3e7
 """Entries that log densities at all values, element by element, may be made of for one run; events of more are not
@@ -150,11 +151,11 @@ def _density(program: Program, names: Sequence[str], known: Sequence[Array]) -> 
     return _Density(value, frozenset(bases.get(n := inputs[i], n) for i in used if i in inputs))
 
 
-def _zero(family: str, dtype: Any) -> float:
+def _zero(site: Site, dtype: Any) -> float:
     """Log probabilities below stand for zero, which NumPyro raises to the least of its parameters' type:
     next to zero or next to one."""
     kind = jnp.finfo(dtype)
-    return math.log(2 * float(kind.eps if family.startswith(ONE_DRAW) else kind.tiny))
+    return math.log(2 * float(kind.eps if site.follows(*ONE_DRAW) else kind.tiny))
 
 
 def _refuse(
@@ -167,7 +168,7 @@ def _refuse(
     """In every run that gives a value probability zero, put it in place of what was drawn for the first such
     element."""
     name = site.name
-    zero = log_q < _zero(site.family, log_q.dtype)
+    zero = log_q < _zero(site, log_q.dtype)
     drawn = draw(joint.reads | {name}) if zero.any() else None
     weigh = None if drawn is None else compiled_now(jax.vmap(joint.value), drawn)
     if drawn is None or weigh is None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from kayn.axes.choose import kept_layout
@@ -85,10 +86,10 @@ def _both(first: Program, second: Program, params: Mapping[str, PyTree]) -> Prog
     """A program of training and held-out data: the latter's log likelihoods as factors."""
     held_out = {
         n: replace(
-            s, name=PREFIX + n, batch_shape=_rows(second, n), shape=(*_rows(second, n), 0), frames=(), family="Unit"
+            s, name=PREFIX + n, batch_shape=_rows(second, n), shape=(*_rows(second, n), 0), frames=(), law=dist.Unit
         )
         for n, s in second.sites.items()
-        if s.kind == "sample" and s.observed and s.family != "Unit"
+        if s.kind == "sample" and s.observed and not s.follows(dist.Unit)
     }
 
     def run(values: Mapping[str, Array], params: PyTree) -> dict[str, Array]:

@@ -16,9 +16,10 @@ from numpyro.distributions import constraints
 from numpyro.distributions.util import is_identically_one
 from numpyro.infer.autoguide import AutoGuide
 
+from kayn.densities.exponential.contract import Family
+from kayn.densities.exponential.members import family_of
 from kayn.errors import GuideError, ModelError
 from kayn.programs.data import explained, refuse_shape
-from kayn.programs.density_arguments import family_of
 from kayn.programs.given import FIXED, Given, OneKind, refuse_two_kinds
 from kayn.programs.params import CheckedParams
 from kayn.programs.random_walks import WALK, Walks
@@ -59,8 +60,9 @@ class Site:
     auxiliary: bool = False
     delta: bool = False
     reparameterised: bool = True
-    family: str = ""
-    exponential_family: str | None = None
+    law: type[dist.Distribution] | None = None
+    """The class of a sample site's distribution, without wrappers."""
+    exponential_family: Family | None = None
     independent_ndim: int = 0
     support: Support | None = None
     mask_ndim: int = 0
@@ -76,6 +78,15 @@ class Site:
     (of model and guide)."""
     scaled: bool = False
     """Whether its log density has a factor of `handlers.scale`."""
+
+    @property
+    def family(self) -> str:
+        """What its distribution is called, for texts."""
+        return "" if self.law is None else self.law.__name__
+
+    def follows(self, *laws: type[dist.Distribution]) -> bool:
+        """Whether its distribution, without wrappers, is of one of these classes."""
+        return self.law is not None and issubclass(self.law, laws)
 
     @property
     def event_dim(self) -> int:
@@ -241,7 +252,7 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         auxiliary=bool(infer.get("is_auxiliary")),
         delta=isinstance(base, dist.Delta),
         reparameterised=bool(fn.has_rsample),
-        family=type(base).__name__,
+        law=type(base),
         exponential_family=family_of(base),
         independent_ndim=fn.event_dim - base.event_dim,
         support=None if site["is_observed"] else support_of(fn),

@@ -1,0 +1,1 @@
+"""Exponential families: the contract that they share, and their members."""
