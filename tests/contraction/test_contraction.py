@@ -448,6 +448,9 @@ def test_a_kind_of_step_is_one_class(x64):
         lambda: _cut(Problem("a,abi,bcij->", "ij", {"a": 2, "b": 2, "c": 2}, spread=1.5), ("a", 2)),
         lambda: _cut(Problem("a,abi,bcij->", "ij", {"a": 2, "b": 2, "c": 2}, spread=1.5), ("i", 2)),
         lambda: _cut(Problem("a,abi,bcij->", "ij", {"a": 2, "b": 2, "c": 2}, spread=1.5), ("j", 2), ("i", 2), ("a", 2)),
+        lambda: _fused(Problem("ab,bc,ca,ac,c->", "", {"a": 3, "b": 4, "c": 2}, spread=2.0)),
+        lambda: _fused(Problem("abi,ai,bi,a,b->", "i", {"a": 3, "b": 3}, spread=1.5)),
+        lambda: _cut(_fused(Problem("abi,ai,bi,a,b,c,cj->", "ij", {"a": 2, "b": 2, "c": 2}, spread=1.5)), ("b", 2)),
     ],
 )
 def test_draws_and_best(problem, x64):
@@ -487,6 +490,13 @@ def _cut(problem, *cuts):
     for axis, parts in cuts:
         slots = {a: out for out, a in problem.slices()}
         problem.plan = sliced(problem.plan, slots[axis], axis, parts)
+    return problem
+
+
+def _fused(problem):
+    """Steps that can be done as one are, of which there are some."""
+    before, problem.plan = problem.plan, joined(problem.plan)
+    assert len(problem.plan.steps) < len(before.steps)
     return problem
 
 
