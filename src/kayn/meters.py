@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 from numpyro import handlers
 from numpyro.infer.util import compute_log_probs
 
@@ -30,6 +30,7 @@ from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
 from kayn.support.options import Guide, Key, Loss, Model, Params, Strategy
 from kayn.support.validate import Count, NonNegative, checked, parameter_values, shown
+from kayn.xla.fingerprint import fingerprint
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,8 @@ def _program(problem: Problem) -> Any:
     """What two problems have in common if the program compiled for one computes the other: equations, layout,
     shapes of arrays."""
     shapes = jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), problem.numbers)
-    # addresses of functions in the text of equations differ between traces
-    equations = [re.sub(r"0x[0-9a-f]+", "", str(p.jaxpr)) for p in (problem.model, problem.guide.density)]
+    programs = (problem.model, problem.guide.density)
+    equations = [fingerprint(ClosedJaxpr(p.jaxpr, p.consts)).digest for p in programs]
     return equations, problem.layout, shapes
 
 

@@ -6,14 +6,14 @@ an annotation (`kayn.graph.rules`). Nothing is computed, except index vectors th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from kayn.graph import loops
 from kayn.graph.aligned import Aligned, Annotation, Operands, in_one_dimension, mixed
-from kayn.graph.expressions import Node, Nodes
+from kayn.graph.expressions import Made, Node, Nodes, Operation, distinct
 from kayn.graph.lost import note_lost
 from kayn.graph.rules import RULES
 from kayn.graph.types import Latent
@@ -99,17 +99,10 @@ def _equation(eqn: JaxprEqn, inputs: list[Abstract], nodes: Nodes, jaxpr: Jaxpr)
 
 
 def _apply(eqn: JaxprEqn, inputs: Sequence[Node], nodes: Nodes, output: int, jaxpr: Jaxpr) -> Node:
-    operation = f"{eqn.primitive.name}({_describe(eqn.params)}){[v.aval.dtype for v in eqn.outvars]}"
+    key = (distinct(eqn.params), tuple(v.aval.dtype for v in eqn.outvars))
+    operation = Operation(eqn.primitive.name, key, eqn.params)
     return nodes.apply(operation, equation_as_function(eqn, jaxpr), inputs, output)
 
 
-def _describe(params: Mapping[str, Any]) -> str:
-    """Parameters as text; two equations with the same text compute the same thing
-    (jaxprs are told apart by identity)."""
-    return ",".join(
-        f"{k}={id(v) if isinstance(v, Jaxpr | ClosedJaxpr) or callable(v) else v}" for k, v in sorted(params.items())
-    )
-
-
 def _hidden(nodes: Nodes, value: Any) -> Node:
-    return nodes.apply(f"const{id(value)}", lambda: value, ())
+    return nodes.apply(Operation(Made.CONSTANT, id(value)), lambda: value, ())

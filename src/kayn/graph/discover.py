@@ -11,7 +11,7 @@ import numpy as np
 from kayn.errors import DataError, ModelError
 from kayn.graph.aligned import Aligned
 from kayn.graph.dependence import read_program
-from kayn.graph.expressions import Node, Nodes, evaluate, nested_through
+from kayn.graph.expressions import Made, Node, Nodes, Operation, evaluate, nested_through
 from kayn.graph.predictor_terms import CONSTANT, read_parts
 from kayn.graph.types import MIXED, AliasOf, Argument, Density, Graph, Kind, Latent, Link, Output, Plate, Read
 from kayn.programs.density_arguments import ARGUMENT
@@ -69,7 +69,7 @@ def adopt(
         known = [structure.nodes.concrete(n) for n in table]
         equal = [i for i, k in enumerate(known) if number is not None and k is not None and np.array_equal(k, number)]
         if not equal:
-            table.append(Node(None, (), "literal", literal=value))
+            table.append(Node(None, (), Operation(Made.LITERAL), literal=value))
         keys.append(equal[0] if equal else len(table) - 1)
     reads = tuple(
         replace(r, through=tuple((p, replace(h, key=keys[h.key]) if isinstance(h, Link) else h) for p, h in r.through))

@@ -8,15 +8,64 @@ the same index are recognised even when its numbers are unknown at trace time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from kayn.support.arrays import Array
+
+
+class Made(Enum):
+    """Operations that no program has written, with which indices are put together."""
+
+    INPUT = "input"
+    LITERAL = "literal"
+    CONSTANT = "constant"
+    TAKE = "take"
+    DERIVE = "derive"
+    COLUMN = "column"
+    STEP = "within a loop"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What an expression does to its inputs: equal operations on the same inputs are one expression.
+
+    Attributes:
+        name: the name of JAX's primitive, if it is one.
+        key: what tells its parameters apart, hashable.
+        params: the parameters of a primitive.
+    """
+
+    name: str | Made
+    key: Any = ()
+    params: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
+def distinct(value: Any) -> Any:
+    """What tells parameters of primitives apart, hashable: equal for equal ones of the same types; functions, jaxprs
+    and what has no equality are told apart by identity."""
+    if isinstance(value, Jaxpr | ClosedJaxpr) or callable(value):
+        return id(value)
+    if isinstance(value, float | complex):
+        return type(value), repr(value)  # zero is not minus zero
+    if isinstance(value, np.ndarray | np.generic):
+        return value.shape, str(value.dtype), value.tobytes()
+    if isinstance(value, Mapping):
+        return tuple(sorted((name, distinct(v)) for name, v in value.items()))
+    if type(value) in (tuple, list):
+        return type(value), tuple(distinct(v) for v in value)
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return type(value), value
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +74,7 @@ class Node:
 
     compute: Callable[..., Any] | None
     inputs: tuple[Node, ...]
-    operation: str
+    operation: Operation
     output: int = 0
     leaf: int | None = None
     literal: Array | None = None
@@ -62,7 +111,7 @@ class Nodes:
             array = np.asarray(value)
             key = ("content", array.shape, str(array.dtype), array.tobytes())
         if key not in self.table:
-            self.table[key] = Node(None, (), "input", leaf=position)
+            self.table[key] = Node(None, (), Operation(Made.INPUT), leaf=position)
         return self.table[key]
 
     def constant(self, value: Array) -> Node:
@@ -70,14 +119,14 @@ class Nodes:
         array = np.asarray(value)
         key = ("literal", array.shape, str(array.dtype), array.tobytes())
         if key not in self.table:
-            self.table[key] = Node(None, (), "literal", literal=array)
+            self.table[key] = Node(None, (), Operation(Made.LITERAL), literal=array)
         return self.table[key]
 
-    def apply(self, operation: str, compute: Callable[..., Any], inputs: Sequence[Node], output: int = 0) -> Node:
+    def apply(self, operation: Operation, compute: Callable[..., Any], inputs: Sequence[Node], output: int = 0) -> Node:
         """The node of an operation on others, the same for equal operations on the same nodes.
 
         Args:
-            operation: a name that tells operations apart, parameters included.
+            operation: what it is, parameters included.
             compute: what it does to arrays; returns one, or a list of which `output` is the place.
         """
         key = (operation, output, tuple(id(n) for n in inputs))
@@ -118,7 +167,7 @@ def evaluate(node: Node, inputs: Sequence[Array], memo: dict[int, Array] | None 
 
 def take(nodes: Nodes, link: Node, index: Node) -> Node:
     """The composed link `link[index]`."""
-    return nodes.apply("take", lambda a, i: jnp.asarray(a)[i], (link, index))
+    return nodes.apply(Operation(Made.TAKE), lambda a, i: jnp.asarray(a)[i], (link, index))
 
 
 def derive(nodes: Nodes, to_inner: Node, to_outer: Node, inner_size: int) -> Node:
@@ -130,7 +179,7 @@ def derive(nodes: Nodes, to_inner: Node, to_outer: Node, inner_size: int) -> Nod
     def compute(inner: Array, outer: Array) -> Array:
         return jnp.zeros(inner_size, jnp.int32).at[inner].set(jnp.asarray(outer, jnp.int32))
 
-    return nodes.apply(f"derive{inner_size}", compute, (to_inner, to_outer))
+    return nodes.apply(Operation(Made.DERIVE, inner_size), compute, (to_inner, to_outer))
 
 
 def nested_through(
@@ -141,7 +190,7 @@ def nested_through(
     Decided by numbers where they are known, otherwise by the form of the expression (`outer_of_inner[inner]`). A map
     among `used` that agrees on all rows is preferred, because another factor reads the outer plate through it.
     """
-    if to_outer.operation == "take" and to_outer.inputs[1] is to_inner:
+    if to_outer.operation.name is Made.TAKE and to_outer.inputs[1] is to_inner:
         return to_outer.inputs[0]
     inner, outer = nodes.concrete(to_inner), nodes.concrete(to_outer)
     if inner is None or outer is None:

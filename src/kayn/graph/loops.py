@@ -15,7 +15,7 @@ from typing import Any
 from jax.extend.core import Jaxpr, JaxprEqn
 
 from kayn.graph.aligned import Annotation, merge, mixed, move
-from kayn.graph.expressions import Node, Nodes
+from kayn.graph.expressions import Made, Node, Nodes, Operation
 from kayn.graph.types import MIXED
 
 Abstract = Annotation | Node
@@ -41,7 +41,7 @@ class _Bodies:
 
     def anew(self) -> Node:
         """A value that differs from step to step."""
-        node = Node(None, (), "within a loop")
+        node = Node(None, (), Operation(Made.STEP))
         self.kept.append(node)  # identities are compared while it lives
         self.unknown.add(id(node))
         return node

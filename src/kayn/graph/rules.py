@@ -16,7 +16,7 @@ import numpy as np
 
 from kayn.errors import DataError
 from kayn.graph.aligned import Aligned, Key, Operands, merge, mixed, move, reshape, through
-from kayn.graph.expressions import Node, Nodes, Wrapped, take
+from kayn.graph.expressions import Made, Node, Nodes, Operation, Wrapped, take
 from kayn.graph.types import MIXED
 from kayn.programs.primitives import ELEMENTWISE, IDENTITY
 
@@ -246,13 +246,13 @@ def _index_vector(nodes: Nodes, index: Node, shape: tuple[int, ...], column: int
         return None
     index, column = _joined_column(index, column, len(shape) - 1, shape[-1])
     select = (*tuple(slice(None) if d == dim else 0 for d in range(len(shape) - 1)), column)
-    vector = nodes.apply(f"column{select}", lambda i: jnp.asarray(i)[select], (index,))
+    vector = nodes.apply(Operation(Made.COLUMN, (len(shape), dim, column)), lambda i: jnp.asarray(i)[select], (index,))
     return nodes.canonical(vector), dim
 
 
 def _joined_column(index: Node, column: int, axis: int, width: int) -> tuple[Node, int]:
     """`x[i, j]` joins one index vector for each dimension; look through the join to the vector itself."""
-    joined = index.operation.startswith(f"concatenate(dimension={axis})")
+    joined = index.operation.name == "concatenate" and index.operation.params["dimension"] == axis
     return (index.inputs[column], 0) if joined and len(index.inputs) == width else (index, column)
 
 
@@ -278,12 +278,12 @@ def _before_wrapping(index: Node, column: int) -> Node | None:
     """The array that an index was made of, if nothing was done to it but what indexing does: `i < 0 ? i + size : i`,
     and changes of form."""
     node = index
-    if node.operation.startswith("concatenate") and len(node.inputs) > column:
+    if node.operation.name == "concatenate" and len(node.inputs) > column:
         node = node.inputs[column]
     while node.leaf is None and node.literal is None:
-        if node.operation.startswith("select_n"):
+        if node.operation.name == "select_n":
             node = node.inputs[1]
-        elif node.operation.startswith(FORM):
+        elif node.operation.name in FORM:
             node = node.inputs[0]
         else:
             return None
