@@ -148,6 +148,8 @@ def test_compiled_programs_are_forgotten():
     assert kept.get(4, list) == [4]
     assert kept.get(3, list) == [3]
     assert kept.get(0, list) == []
+    kept.forget(0)
+    assert kept.get(0, lambda: [0]) == [0]
 
 
 def groups(group, covariate, y):

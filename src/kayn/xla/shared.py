@@ -40,6 +40,11 @@ class Kept:
                 self._found.popitem(last=False)
             return self._found[key][0]
 
+    def forget(self, key: Any) -> None:
+        """Keep nothing under a key."""
+        with self._lock:
+            self._found.pop(key, None)
+
 
 _kept = Kept()
 
@@ -77,12 +82,17 @@ def shared_ahead(
         background.shutdown(wait=False)
         return compiled
 
-    if any(map(is_placed, (*consts, *leaves))):  # a compiled program serves its own devices only
-        compiled = compile_ahead()
-    else:
-        key = (known.digest, options is None, "ahead", str(jax.config.jax_default_device))
-        compiled = _kept.get(key, compile_ahead, known)
-    return lambda: compiled.result()(consts, *leaves)
+    key = (known.digest, options is None, "ahead", str(jax.config.jax_default_device))
+    # a compiled program serves its own devices only
+    placed = any(map(is_placed, (*consts, *leaves)))
+    compiled = compile_ahead() if placed else _kept.get(key, compile_ahead, known)
+
+    def run() -> list[Array]:
+        if compiled.exception() is not None:
+            _kept.forget(key)  # what failed once, for want of memory say, is tried again
+        return compiled.result()(consts, *leaves)
+
+    return run
 
 
 def is_placed(value: Any) -> bool:
