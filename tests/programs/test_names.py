@@ -17,6 +17,7 @@ from numpyro.infer import SVI, Predictive
 import kayn
 from kayn.axes.types import axis_name
 from kayn.errors import GuideError, ModelError
+from kayn.factors import choose_form
 from kayn.programs.given import Given
 from kayn.support.names import fresh, joined, parameter
 
@@ -336,3 +337,35 @@ def test_a_parameter_called_like_a_plate_is_refused_where_numpyro_cannot_tell_th
     assert np.isfinite(kayn.Importance(model, guide, 5).run(0, None, ROWS).log_evidence)
     with pytest.raises(GuideError, match="'rows' is a plate of the model and a site of another kind in the guide"):
         (trained if method == "train" else fitted)()
+
+
+def absent_if(name):
+    """A latent that another one decides about: absent, it keeps its prior."""
+
+    def model(y):
+        gate = numpyro.sample("gate", dist.Normal(0.0, 1.0))
+        with handlers.mask(mask=gate > 0):
+            numpyro.sample(name, dist.Normal(0.5 * gate, 1.0).expand([3]).to_event(1))
+        numpyro.sample("y", dist.Normal(gate, 1.0), obs=y)
+
+    def guide(y):
+        numpyro.sample("gate", dist.Normal(0.2, 1.1))
+        numpyro.sample(name, dist.Normal(0.3, 1.3).expand([3]).to_event(1))
+
+    return model, guide
+
+
+def test_a_colon_in_the_name_of_a_latent_that_may_be_absent(monkeypatch):
+    monkeypatch.setattr(choose_form, "MIN_WORK", 0)
+    monkeypatch.setattr(choose_form, "MIN_GAIN", 1e-9)
+    log_z = [float(kayn.Importance(*absent_if(n), 20).run(0, None, 0.3).log_evidence) for n in ("h", "h:h")]
+    assert log_z[0] == pytest.approx(log_z[1], abs=1e-5)
+
+
+def test_random_numbers_are_told_of_by_whole_names():
+    def model():
+        noise = jax.random.normal(numpyro.prng_key())
+        numpyro.sample("a:b", dist.Normal(noise, 1.0), obs=0.3)
+
+    with pytest.raises(ModelError, match="site 'a:b' of the model depends on random numbers"):
+        kayn.Importance(model, None, 5).run(0, None)

@@ -24,7 +24,7 @@ from kayn.errors import StructureWarning
 from kayn.graph.bodies import Influence, Look, Origin, Source, is_whole, run_equations
 from kayn.graph.influence import influences
 from kayn.graph.reads import either
-from kayn.programs.density_arguments import ARGUMENT
+from kayn.programs.density_arguments import argument_of
 from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import ABSENT, MASK, UNMASKED, Program
 from kayn.support.arrays import Array
@@ -38,7 +38,7 @@ def with_absences(program: Program) -> Program:
         return program
     uncertain = {n for n in masked if _reads_latents(program, MASK + n)}
     dropped = {n for n in program.outputs if n.startswith(UNMASKED)}
-    dropped |= {n for n in program.outputs if n.startswith(ARGUMENT) and n.rpartition(":")[2] in uncertain}
+    dropped |= {n for n in program.outputs if (found := argument_of(n)) is not None and found[1] in uncertain}
 
     looks: dict[str, Look] = {}
 

@@ -14,7 +14,7 @@ from kayn.graph.dependence import read_program
 from kayn.graph.expressions import Made, Node, Nodes, Operation, evaluate, nested_through
 from kayn.graph.predictor_terms import CONSTANT, read_parts
 from kayn.graph.types import MIXED, AliasOf, Argument, Density, Graph, Kind, Latent, Link, Output, Plate, Read
-from kayn.programs.density_arguments import ARGUMENT
+from kayn.programs.density_arguments import argument_of, argument_output
 from kayn.programs.scans import Alias
 from kayn.programs.sites import Site
 from kayn.programs.trace import ABSENT, DATA, INSIDE, LOWER, MASK, ROWS, SUPPORT, UPPER, VALUE, Program
@@ -154,8 +154,8 @@ def _densities(program: Program, found: Mapping[str, Any]) -> dict[str, Density]
     """The densities of sites that are exponential families, by site."""
     arguments: dict[str, list[Argument]] = {}
     for variable, name in zip(program.jaxpr.outvars, program.outputs, strict=True):
-        if name.startswith(ARGUMENT):
-            argument, _, site = name.removeprefix(ARGUMENT).partition(":")
+        if (own := argument_of(name)) is not None:
+            argument, site = own
             latents = () if isinstance(found[name], Node) else dict.fromkeys(latent for latent, _ in found[name])
             aval = variable.aval
             arguments.setdefault(site, []).append(Argument(argument, aval.shape, str(aval.dtype), tuple(latents)))
@@ -166,7 +166,7 @@ def _densities(program: Program, found: Mapping[str, Any]) -> dict[str, Density]
         assert family is not None, "others have no arguments"
         sets: Collection[frozenset[str]] = ()
         if family.predictor is not None:
-            found = parts.get(f"{ARGUMENT}{family.predictor.argument}:{site}", CONSTANT)
+            found = parts.get(argument_output(family.predictor.argument, site), CONSTANT)
             sets = found.factors if family.predictor.exponential else found.terms
         terms = tuple(sorted(tuple(sorted(names)) for names in sets))
         return Density(family, program.sites[site].independent_ndim, tuple(own), terms)
@@ -222,7 +222,8 @@ class _Builder:
         return plate
 
     def add(self, name: str, annotation: Any, program: Program, kind: Kind | None = None) -> None:
-        if name.startswith((ABSENT, ARGUMENT, DATA, INSIDE, LOWER, MASK, ROWS, SUPPORT, UPPER)):
+        others = (ABSENT, DATA, INSIDE, LOWER, MASK, ROWS, SUPPORT, UPPER)
+        if argument_of(name) is not None or name.startswith(others):
             return
         site = program.sites.get(name.removeprefix(VALUE))
         if kind is None:

@@ -19,7 +19,7 @@ from numpyro.distributions import constraints
 
 from kayn.densities.log_prob import dependable
 from kayn.errors import ModelError
-from kayn.programs.density_arguments import ARGUMENT, density_arguments
+from kayn.programs.density_arguments import argument_of, argument_output, density_arguments
 from kayn.programs.given import FIXED, Given
 from kayn.programs.random_walks import Walks
 from kayn.programs.randomness import Keys
@@ -46,6 +46,15 @@ LOWER, UPPER = f"{RESERVED}lower:", f"{RESERVED}upper:"
 latents, whether data lie in their likelihood's support, what a masked latent's density would be without its masks,
 which of its elements are in no factor at all (`kayn.graph.absent`), where point masses of guides are, indices of plates
 that a handler has set, and ends of latents' supports that are computed."""
+
+
+def site_of(output: str) -> str:
+    """The site that a traced output belongs to. Names of sites may have colons; those of users begin with none of the
+    prefixes."""
+    found = argument_of(output)
+    if found is not None:
+        return found[1]
+    return output.removeprefix(RESERVED).partition(":")[2] if output.startswith(RESERVED) else output
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +153,7 @@ def trace_program(
                 out[name] = _log_prob(site, ratios, keep)
                 if keep in (None, len(site["fn"].batch_shape)) and sites[name].exponential_family is not None:
                     arguments = _arguments(site, ratios)
-                    out.update({f"{ARGUMENT}{argument}:{name}": array for argument, array in arguments.items()})
+                    out.update({argument_output(argument, name): array for argument, array in arguments.items()})
                 mask = element_mask(site["fn"])
                 if site["is_observed"] and site["value"] is not None:
                     out[DATA + name] = jnp.asarray(site["value"])
@@ -191,9 +200,8 @@ def _refuse_unrecorded(jaxpr: Jaxpr, names: Sequence[str], consts: tuple, inputs
     keys = {len(consts) + i for i, site in enumerate(inputs) if site is not None and site.kind == "key"}
     for position, name in enumerate(names if keys else ()):
         if keys & set(slice_outputs(jaxpr, [position])[1]):
-            site = name.rpartition(":")[2] if name not in {s.name for s in inputs if s} else name
             raise ModelError(
-                f"site {site!r} of the model depends on random numbers that no sample site records "
+                f"site {site_of(name)!r} of the model depends on random numbers that no sample site records "
                 "(numpyro.prng_key, dropout, a site hidden by numpyro.handlers.block), so nothing could be inferred "
                 "about them. Draw them by numpyro.sample, switch dropout off, or fix them by "
                 "numpyro.handlers.seed(model, 0)"
