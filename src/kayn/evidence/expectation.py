@@ -7,6 +7,7 @@ multiply f.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -125,6 +126,31 @@ def _join(groups: list[Expectation], own: Expectation) -> None:
 
 def _flops(planned: Expectation) -> int:
     return planned.problem.layout.plan.flops
+
+
+def arguments(function: Callable, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The latents that a function's arguments stand for.
+
+    Raises:
+        QueryError: there are not as many names as arguments.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # built in
+        signature = None
+    if signature is not None:
+        names = names or tuple(signature.parameters)
+        try:
+            signature.bind(*names)
+        except TypeError:
+            names = ()
+    if not names:
+        raise QueryError(
+            "expectation() needs the name of a latent for every argument of its function, e.g. "
+            "posterior.expectation(lambda m, a: m * a, 'mu', 'alpha'); without names, arguments are taken for the "
+            "latents that they are called after"
+        )
+    return names
 
 
 def traced_function(problem: Problem, function: Callable, names: Sequence[str]) -> Program:

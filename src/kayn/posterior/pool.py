@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from jax.extend.core import ClosedJaxpr
 
 from kayn.errors import QueryError, StructureWarning
 from kayn.evidence.draws import Draws
-from kayn.evidence.expectation import of_deterministic, of_function, traced_function
+from kayn.evidence.expectation import arguments, of_deterministic, of_function, traced_function
 from kayn.evidence.problem import Problem
 from kayn.evidence.queries import latent_weights
 from kayn.posterior import joint
@@ -166,7 +165,7 @@ class Pool:
         Raises:
             QueryError: a name is unknown, or there are not as many names as arguments.
         """
-        names = _arguments(function, names)
+        names = arguments(function, names)
         for name in names:
             self._known(name)
             self._refuse_mixed_rows(name)
@@ -228,16 +227,8 @@ class Pool:
         def compiled(size: int) -> QuickJit:
             return self._jit(("sample", size), lambda: partial(joint.sample_block, self.problem, size))
 
-        return joint.sample(
-            self.problem,
-            num_samples,
-            self.numbers,
-            self.params,
-            self.draws,
-            self.log_evidences,
-            as_key(rng_key),
-            compiled,
-        )
+        particles = (self.numbers, self.params, self.draws, self.log_evidences)
+        return joint.sample(self.problem, num_samples, *particles, as_key(rng_key), compiled)
 
     def _refuse_mixed_rows(self, name: str) -> None:
         plate = mixed_plate(self.problem, self.draws, name)
@@ -353,28 +344,3 @@ def _local(array: Array) -> Array:
 def _namespace(array: Array) -> Any:
     """NumPy for arrays on the host, where small sums need no compilation."""
     return np if isinstance(array, np.ndarray) else jnp
-
-
-def _arguments(function: Callable, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The latents that a function's arguments stand for.
-
-    Raises:
-        QueryError: there are not as many names as arguments.
-    """
-    try:
-        signature = inspect.signature(function)
-    except ValueError:  # built in
-        signature = None
-    if signature is not None:
-        names = names or tuple(signature.parameters)
-        try:
-            signature.bind(*names)
-        except TypeError:
-            names = ()
-    if not names:
-        raise QueryError(
-            "expectation() needs the name of a latent for every argument of its function, e.g. "
-            "posterior.expectation(lambda m, a: m * a, 'mu', 'alpha'); without names, arguments are taken for the "
-            "latents that they are called after"
-        )
-    return names
