@@ -263,6 +263,35 @@ def test_two_subsampled_plates(crossed, strategy, x64):
     np.testing.assert_allclose(mean, dist.Normal(0.0, 1.0).log_prob(y).sum() + tied, rtol=1e-9)
 
 
+@pytest.mark.parametrize("strategy", ["parallel", "local", "global"])
+def test_latents_by_way_of_auxiliary_sites_count_as_their_own(strategy, x64):
+    """The same particles, drawn as they are or as a copy of a site that the model has not, of which a run is one
+    whole: rows then share an index whatever the strategy."""
+
+    def model():
+        with numpyro.plate("rows", 6, subsample_size=2):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("y", dist.Normal(z, 1.0), obs=jnp.array([0.3, -0.8]))
+
+    def guide(copied):
+        with numpyro.plate("rows", 6, subsample_size=2):
+            infer = {"is_auxiliary": copied}
+            u = numpyro.sample("u" if copied else "z", dist.Normal(0.2, 0.7), infer=infer)
+            if copied:
+                numpyro.sample("z", dist.Delta(u))
+
+    found, values = [], np.random.default_rng(0).normal(size=(3, 2))
+    for copied in (False, True):
+        problem = build_problem(
+            model, partial(guide, copied), (), {}, {}, make_request(3, strategy if copied else "global")
+        )
+        runs = {n: jnp.asarray(values) for n in problem.guide.names}
+        runs |= {n: jnp.asarray(values) for n in problem.guide.auxiliary}
+        draws = draws_from_runs(problem, problem.numbers, {}, runs, {"rows": jnp.array([1, 4], jnp.int32)})
+        found.append(weigh(problem, problem.numbers, draws, {}).log_evidence())
+    np.testing.assert_allclose(*found, rtol=1e-12)
+
+
 def test_the_whole_plate_is_no_subsample():
     def model(size):
         with numpyro.plate("rows", 3, subsample_size=size) as rows:

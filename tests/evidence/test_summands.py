@@ -10,6 +10,11 @@ import pytest
 
 import kayn
 from kayn import meters
+from kayn.axes.request import make_request
+from kayn.evidence.draws import draw_particles
+from kayn.evidence.problem import build_problem
+from kayn.evidence.summands import log_evidence_summands
+from kayn.evidence.weights import proposal_terms
 from kayn.inference.rows import data_behind
 
 X = jnp.linspace(-1.0, 1.0, 4)
@@ -56,6 +61,15 @@ def test_elements_and_the_rest_make_the_total(settings):
     np.testing.assert_allclose([found.scale, found.rest], [scale, rest], rtol=1e-6)
     np.testing.assert_allclose(found.total, scale * rows.sum() + rest, rtol=1e-5)
     np.testing.assert_allclose(list(found.curve.values()), found.total, rtol=1e-5)
+
+
+def test_summands_of_a_subsample_stand_for_all_rows():
+    problem = build_problem(model, guide, (X,), {"size": 12}, {"shift": 0.3}, make_request(2))
+    draws = draw_particles(problem, problem.numbers, jax.random.key(0), {"shift": 0.3})
+    terms = proposal_terms(problem, problem.numbers, draws, {"shift": 0.3})
+    found = log_evidence_summands(problem, problem.numbers, draws, {"shift": 0.3}, terms)
+    np.testing.assert_allclose(found.parts, log_normal(X, 0.0, 2.0) + log_normal(X, 0.3), rtol=1e-5)
+    np.testing.assert_allclose(found.scale * found.parts.sum() + found.rest, found.total, rtol=1e-5)
 
 
 def test_without_a_plate_that_all_latents_have_there_is_a_total_only():

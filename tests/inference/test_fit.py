@@ -26,8 +26,8 @@ from kayn.evidence.problem import build_problem
 from kayn.evidence.queries import latent_weights
 from kayn.guides.families import Bernoulli, Beta, Categorical, Dirichlet, Exponential, Gamma, Poisson
 from kayn.guides.normal import MultivariateNormal, Normal
-from kayn.inference.mstep import temper
-from kayn.inference.stopping import is_flat
+from kayn.inference.mstep import Weights, temper
+from kayn.inference.stopping import is_flat, until_flat
 
 # -- families: moments and back
 
@@ -830,6 +830,28 @@ def test_is_flat():
     # at a plateau the last window is better by more than twice the error in about 2 % of runs
     flat = np.mean([is_flat(rng.normal(size=96), 32) for _ in range(400)])
     assert flat > 0.93
+
+
+@pytest.mark.parametrize(
+    ("weights", "ends"),
+    [
+        (lambda step: Weights(True, False, 0.9), "converged"),
+        (lambda step: Weights(False, False, 0.01 * 1.02**step), "goes on"),
+        (lambda step: Weights(False, False, 0.1), "stalls"),
+        (lambda step: Weights(False, True, 0.1), "goes on"),
+    ],
+)
+def test_a_flat_evidence_ends_a_fit_if_weights_are_good_or_no_better(weights, ends):
+    """Poor weights that become better, or have to be tempered, are no end."""
+    rng = np.random.default_rng(0)
+
+    def advance(step, count):
+        return step + count, rng.normal(size=count), weights(step)
+
+    steps, history, converged = until_flat(advance, 0, 400, False)
+    assert converged == (ends == "converged")
+    assert steps == len(history)
+    assert (steps == 400) == (ends == "goes on")
 
 
 def test_guide_parameters_have_readable_names():

@@ -18,6 +18,7 @@ from scipy.stats import multivariate_normal, norm
 
 import kayn
 from kayn import Importance, PoorFitWarning, StructureWarning
+from kayn.posterior.diagnostics import efficiency
 
 J = 3
 COUNTY = np.array([0, 0, 0, 1, 1, 2], np.int32)
@@ -281,6 +282,33 @@ def test_impossible_replicates_are_left_out():
     np.testing.assert_allclose(rare.expectation(lambda u: u, "u"), 1.1, atol=0.05)
     assert rare.std("u") < 0.1
     assert (rare.sample(1, 200)["u"] < 1.2).all()
+
+
+def test_impossible_replicates_predict_nothing():
+    """With one particle each, the density of held-out rows is its average over the possible ones."""
+
+    def model(y):
+        u = numpyro.sample("u", dist.Uniform(0.0, 1.0))
+        numpyro.factor("rare", jnp.where(u < 0.5, 0.0, -jnp.inf))
+        numpyro.sample("y", dist.Normal(u, 1.0).expand([len(y)]).to_event(1), obs=y)
+
+    def guide(y):
+        numpyro.sample("u", dist.Uniform(0.0, 1.0))
+
+    y, other = np.array([0.2, 0.9], np.float32), np.array([0.7, -0.4, 1.5], np.float32)
+    with pytest.warns(PoorFitWarning, match="hold no possible combination"):
+        rare = Importance(model, guide, num_particles=1, num_replicates=40).run(0, None, y)
+    possible = np.isfinite(rare.log_evidences)
+    assert 5 < possible.sum() < 35
+    rows = norm(np.asarray(rare.draws.values["u"])[possible], 1.0).logpdf(other).sum(-1)
+    found = rare.log_predictive(1, 500, other).joint
+    np.testing.assert_allclose(found, logsumexp(rows) - np.log(possible.sum()), rtol=1e-5)
+
+
+def test_efficiency_is_one_for_equal_weights_and_zero_for_one_particle():
+    equal, one, half = np.full(4, 0.25), np.array([0.0, 1.0, 0.0, 0.0]), np.array([0.5, 0.5, 0.0, 0.0])
+    np.testing.assert_allclose(efficiency(np.stack([equal, one, half], 1)[None]), [1.0, 0.0, 1 / 3])
+    np.testing.assert_allclose(efficiency(np.stack([equal, one])), 0.5)
 
 
 # -- draws and the mode
