@@ -95,7 +95,16 @@ def compiled_now(function: Callable, *args: Any) -> Callable | None:
         None if the numbers are not known: some are being transformed, or the function closes over such ones.
     """
     traced = None if is_traced(args) else _alone(function, args)
-    return None if traced is None else traced.lower().compile(once_options())
+    if traced is None:
+        return None
+    if not jax.config.jax_disable_jit:
+        return traced.lower().compile(once_options())
+
+    def one_by_one(*args: Any) -> PyTree:
+        with jax.ensure_compile_time_eval():
+            return function(*args)
+
+    return one_by_one
 
 
 def _alone(function: Callable, args: tuple) -> jax.stages.Traced | None:
