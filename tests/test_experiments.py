@@ -1,5 +1,6 @@
 """The experiments run, on cuts of their problems, and the covid model agrees with enumeration."""
 
+import importlib
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from numpyro.infer import SVI
 from scipy import stats
 
+from experiments import workarounds
 from experiments.air import run as air
 from experiments.gmm import run as gmm
 from experiments.gradients import run as gradients
@@ -31,6 +33,22 @@ from tests.laws.oracle import BruteForce, everything
 needs_data = pytest.mark.skipif("KAYN_DATA" not in os.environ, reason="set KAYN_DATA to a directory with the data sets")
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", workarounds.WORK_AROUNDS)
+def test_work_arounds_stand_where_they_are_said_to(name):
+    module, what = workarounds.WORK_AROUNDS[name].place.split(":")
+    assert hasattr(importlib.import_module(module), what)
+
+
+def test_verdicts_on_work_arounds():
+    assert [workarounds.verdict(*x) for x in ((1.0, 2.0), (1.0, 1.0), (0.0, np.inf), (0.0, 0.0), (np.inf, 0.0))] == [
+        "keep",
+        "no gain",
+        "keep",
+        "no gain",
+        "does not help",
+    ]
 
 
 @needs_data
