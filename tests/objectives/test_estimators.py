@@ -129,6 +129,26 @@ def bits_guide(x):
     network_guide(x)
 
 
+def test_a_baseline_is_taken_from_the_evidence():
+    """With one particle of the exact posterior the gradient is the score times 1 + baseline - log Z: none is left where
+    the baseline is log Z - 1."""
+
+    def model(x):
+        z = numpyro.sample("z", dist.Bernoulli(0.3))
+        numpyro.factor("y", -0.7 * z)
+
+    def guide(x):
+        logit = numpyro.param("logit", jnp.array(np.log(0.3 / 0.7) - 0.7))
+        numpyro.sample("z", dist.Bernoulli(logits=logit))
+
+    log_z = np.log(0.7 + 0.3 * np.exp(-0.7))
+    params = {"logit": jnp.array(np.log(0.3 / 0.7) - 0.7)}
+    for level, none in ((log_z - 1, True), (log_z, False)):
+        loss = kayn.Reinforce(1, baseline=lambda params, x, level=level: level)
+        _, gradient = losses(loss, model, guide, 0.0, params, jax.random.split(jax.random.key(0), 8))
+        assert (np.abs(gradient["logit"]) < 1e-5).all() == none
+
+
 @pytest.mark.slow
 def test_rebar_is_unbiased_for_bernoulli_latents_and_less_noisy():
     """K particles of either latent, all pairs weighed; the noise of the guide's gradient against that of the plain

@@ -12,7 +12,11 @@ from numpyro import handlers
 from scipy.stats import norm
 
 import kayn
+from kayn.axes.request import make_request
 from kayn.errors import QueryError
+from kayn.evidence.draws import draws_from_runs
+from kayn.evidence.problem import build_problem
+from kayn.posterior import joint
 from kayn.posterior.diagnostics import pareto_khat
 from kayn.support.keys import as_key
 
@@ -429,3 +433,27 @@ def test_subsampled_rows_without_latents_are_exported_whole(event):
     right = norm(mu.reshape((4,) + (1,) * data.ndim), 1.0).logpdf(np.asarray(data))
     np.testing.assert_allclose(scores[0], right.sum(-1) if event else right, rtol=1e-4)
     np.testing.assert_allclose(tree["observed_data"]["y"], data)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_particles_are_taken_in_the_order_of_dimensions(names):
+    """Whatever plates are called: of two particles the one at the datum is taken, in each of 2 x 3 cells its own."""
+    y = np.arange(6.0, dtype=np.float32).reshape(2, 3)
+    first = np.array([[True, False, False], [True, True, False]])
+
+    def model():
+        with numpyro.plate(names[0], 2, dim=-2), numpyro.plate(names[1], 3, dim=-1):
+            z = numpyro.sample("z", dist.Normal(0.0, 10.0))
+            numpyro.sample("y", dist.Normal(z, 0.1), obs=y)
+
+    def guide():
+        with numpyro.plate(names[0], 2, dim=-2), numpyro.plate(names[1], 3, dim=-1):
+            numpyro.sample("z", dist.Normal(0.0, 10.0))
+
+    problem = build_problem(model, guide, (), {}, {}, make_request(2))
+    runs = {"z": jnp.stack([jnp.where(first, y, y + 50), jnp.where(first, y + 50, y)])}
+    draws = draws_from_runs(problem, problem.numbers, {}, runs, {})
+    replicates = jax.tree.map(lambda x: x[None], draws)
+    np.testing.assert_array_equal(joint.mode(problem, problem.numbers, {}, replicates)["z"], y)
+    drawn = joint.sample(problem, 3, problem.numbers, {}, replicates, jnp.zeros(1), jax.random.key(0)).values["z"]
+    np.testing.assert_array_equal(drawn, np.broadcast_to(y, (3, 2, 3)))
