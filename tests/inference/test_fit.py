@@ -27,6 +27,7 @@ from kayn.evidence.queries import latent_weights
 from kayn.guides.families import Bernoulli, Beta, Categorical, Dirichlet, Exponential, Gamma, Poisson
 from kayn.guides.normal import MultivariateNormal, Normal
 from kayn.inference.mstep import Weights, temper
+from kayn.inference.qem import QEMState
 from kayn.inference.stopping import is_flat, until_flat
 
 # -- families: moments and back
@@ -210,7 +211,7 @@ def test_qem_is_an_update_like_svis():
     np.testing.assert_allclose(history, result.log_evidence, rtol=1e-5)
     for name, value in qem.get_params(state).items():
         np.testing.assert_allclose(value, result.params[name], rtol=1e-4, atol=1e-5)
-    batched = jax.vmap(lambda key: qem.update(kayn.qem.QEMState(state.moments, state.step, key))[1])
+    batched = jax.vmap(lambda key: qem.update(QEMState(state.moments, state.step, key))[1])
     assert len(np.unique(batched(jax.random.split(jax.random.key(0), 3)))) == 3
 
 
@@ -358,6 +359,47 @@ FITS = {
     "Exponential": (waiting, of(dist.Exponential(1.0)), 0.5, {"rate": 1.5 / 2}, 0.15),
     "MultivariateNormal": (vector, of(dist.MultivariateNormal(jnp.zeros(2), 2 * jnp.eye(2))), ROWS, {}, 0.0),
 }  # fmt: skip
+
+
+SHARED = {
+    "scale over an event": (
+        lambda: dist.Normal(jnp.zeros(2), 1.0).to_event(1),
+        [
+            lambda: dist.Normal(jnp.zeros(2), 0.9).to_event(1),
+            lambda: dist.Normal(0.0, jnp.full(2, 0.9)).to_event(1),
+            lambda: dist.Normal(0.0, 0.9).expand([2]).to_event(1),
+        ],
+    ),
+    "rate over an event": (
+        lambda: dist.LogNormal(jnp.zeros(2), 1.0).to_event(1),
+        [lambda: dist.Gamma(jnp.ones(2), 1.0).to_event(1), lambda: dist.Gamma(1.0, 1.0).expand([2]).to_event(1)],
+    ),
+    "probabilities over an event": (
+        lambda: dist.Categorical(jnp.full((2, 3), 1 / 3)).to_event(1),
+        [
+            lambda: dist.Categorical(jnp.full((2, 3), 1 / 3)).to_event(1),
+            lambda: dist.Categorical(jnp.full(3, 1 / 3)).expand([2]).to_event(1),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_parameters_that_a_guide_shares_over_an_event_count_for_each_coordinate(case):
+    prior, guides = SHARED[case]
+
+    def model():
+        z = numpyro.sample("z", prior())
+        numpyro.sample("y", dist.Normal(1.0 * z, 0.5).to_event(1), obs=jnp.array([0.4, 1.3]))
+
+    found = []
+    for law in guides:
+        qem = QEM(model, lambda law=law: numpyro.sample("z", law()), num_particles=7)
+        state, _ = qem.update(qem.init(0))
+        found.append(qem.get_params(state))
+    for params in found:
+        assert all(value.shape[0] == 2 for value in params.values())
+        jax.tree.map(np.testing.assert_array_equal, params, found[0])
 
 
 @pytest.mark.parametrize("name", FITS)

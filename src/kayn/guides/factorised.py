@@ -310,12 +310,6 @@ def _normal(event_dim: int, transform: Any, shape: tuple[int, ...]) -> Gaussian:
     return independent
 
 
-def _batch_rank(family: Family, parameter: str, value: Array) -> int:
-    extra = family.parameters[parameter].event_dim
-    events = extra if extra else family.event_dim
-    return jnp.ndim(value) - events
-
-
 def _event_dim(site: GuideSite, parameter: str) -> int:
     """How many dimensions of a parameter are no batch dimensions of the site."""
     family = site.family
@@ -339,15 +333,17 @@ def _site_start(name: str, fn: dist.Distribution, model_sites: Mapping[str, Site
     """The family of a guide's site, and its parameters [*batch shape of the model's site, ...]."""
     if name not in model_sites:
         raise GuideError(f"guide site {name!r} is no latent of the model; QEM needs exactly one site for each latent")
-    shape = model_sites[name].batch_shape
-    family, start = _family_of(name, fn, len(shape), model_sites[name])
+    site, law = model_sites[name], innermost(fn)
+    batch = site.batch_shape
+    family, start = _family_of(name, fn, len(batch), site)
+    # dimensions of a site's event that are a batch of its law: parameters that they share count for each of them
+    elements = site.shape[len(batch) : len(site.shape) - law.event_dim]
 
     def whole(parameter: str, value: Array) -> Array:
         # written without a point, Normal(0, 1), a parameter would be a whole number and never move
         dtype = jnp.promote_types(jnp.result_type(value), jnp.result_type(float))
-        return jnp.broadcast_to(value, (*shape, *jnp.shape(value)[_batch_rank(family, parameter, value) :])).astype(
-            dtype
-        )
+        own = family.parameters[parameter].event_dim or law.event_dim
+        return jnp.broadcast_to(value, (*batch, *elements, *jnp.shape(value)[jnp.ndim(value) - own :])).astype(dtype)
 
     return family, {p: whole(p, v) for p, v in start.items()}
 
@@ -365,9 +361,10 @@ def _family_of(name: str, fn: dist.Distribution, batch_ndim: int, site: Site) ->
         return Normal(event_dim=event_dim), {"loc": base.loc, "scale": base.scale}
     if isinstance(base, dist.TransformedDistribution) and isinstance(innermost(base.base_dist), dist.Normal):
         normal = innermost(base.base_dist)
+        loc, scale = jnp.broadcast_arrays(normal.loc, normal.scale)
         return Normal(event_dim=event_dim, transform=ComposeTransform(list(base.transforms))), {
-            "loc": normal.loc,
-            "scale": normal.scale,
+            "loc": loc,
+            "scale": scale,
         }
     for kind in KNOWN:
         if type(base) in kind.laws:
