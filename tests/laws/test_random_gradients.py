@@ -6,7 +6,7 @@ Nothing here is statistical: particles are drawn by NumPyro's own run of the gui
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import Phase, assume, given, settings
-from numpyro import handlers
 from numpyro.infer.util import log_density
 
 import kayn
@@ -24,59 +23,14 @@ from kayn.evidence.draws import Draws, draw_particles, draws_from_runs
 from kayn.evidence.problem import Problem, build_problem
 from kayn.evidence.queries import latent_weights
 from kayn.evidence.summands import outer_plate
-from tests.laws.oracle import QUICK, BruteForce
+from tests.laws.oracle import QUICK
+from tests.laws.paper import LARGEST, Paper, fixed, own_runs
 from tests.laws.programs import Spec
 from tests.laws.strategies import examples, specs
 from tests.laws.structures import DISCRETE
 from tests.replacing import replace_everywhere
 
 pytestmark = pytest.mark.slow
-
-LARGEST = 3000
-"""Combinations of particles, at most: derivatives of all of them are held at once."""
-
-
-def own_runs(spec: Spec, problem: Problem, params: Mapping) -> dict[str, Any]:
-    """NumPyro's runs of the guide, as functions of its parameters where these can be differentiated through."""
-    sites = problem.guide.density.sites
-
-    def one(key: Any) -> dict[str, Any]:
-        program = handlers.seed(handlers.substitute(spec.guide, data=dict(params)), key)
-        trace = handlers.trace(program).get_trace()
-        return {n: trace[n]["value"].astype(sites[n].dtype) for n in problem.guide.names}
-
-    return jax.vmap(one)(jax.random.split(jax.random.key(spec.seed), problem.num_runs))
-
-
-class Paper:
-    """One model's estimators by their formulas, from the enumeration alone."""
-
-    def __init__(self, spec: Spec, problem: Problem):
-        self.spec, self.problem = spec, problem
-        self.oracle = BruteForce(problem, spec.clean_model, spec.guide)
-
-    def draws(self, params: Mapping) -> Draws:
-        runs = own_runs(self.spec, self.problem, params)
-        return draws_from_runs(self.problem, self.problem.numbers, params, runs, {})
-
-    def weights(self, params: Mapping) -> tuple[np.ndarray, dict[str, Any]]:
-        """Probabilities of all combinations, and those of every axis's particles: [*scope, K]."""
-        probabilities = jax.jit(self.oracle.probabilities_of, compiler_options=QUICK)(self.draws(params), params)
-        probabilities = np.asarray(probabilities)
-        return probabilities, self.oracle.marginals(probabilities)
-
-    def score(
-        self, params: Mapping, factors: Mapping[str, Any], kept: Callable[[str], bool] = lambda name: True
-    ) -> Any:
-        """Factors times the log density of drawing every particle from its own parents,
-        summed over latents that are kept."""
-        still, total = jax.lax.stop_gradient(self.draws(params)), 0.0
-        for axis in self.oracle.axes:
-            names = tuple(n for n in axis.latents if kept(n))
-            if not axis.enumerated and names:
-                log_q = self.oracle.log_proposal(replace(axis, latents=names), still, params, "paired")
-                total = total + jnp.sum(factors[axis.name] * log_q)
-        return total
 
 
 def pathwise(paper: Paper, params: Mapping, weights: Any) -> Any:
@@ -107,11 +61,6 @@ def doubly(paper: Paper, params: Mapping, weights: Any) -> Any:
 
 def _padded(few: Any, all_runs: Any) -> Any:
     return jnp.concatenate([few, jax.lax.stop_gradient(all_runs[len(few) :])])
-
-
-def fixed(paper: Paper, params: Mapping, shared: Mapping | None = None) -> Any:
-    """log Z with the particles held."""
-    return paper.oracle.log_evidence(jax.lax.stop_gradient(paper.draws(params)), params, shared)
 
 
 def wake(paper: Paper, params: Mapping, weights: Any, mixed: bool = False) -> Any:

@@ -27,9 +27,9 @@ from kayn.evidence.problem import Problem, build_problem
 from kayn.evidence.summands import outer_plate
 from kayn.objectives import relax
 from tests.laws.oracle import QUICK
+from tests.laws.paper import LARGEST, Paper, fixed
 from tests.laws.programs import Spec
 from tests.laws.strategies import examples, specs
-from tests.laws.test_random_gradients import LARGEST, Paper, fixed
 
 pytestmark = pytest.mark.slow
 
