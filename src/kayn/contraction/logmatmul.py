@@ -9,12 +9,14 @@ underflow. Where an entry still comes out too small to be trusted, its row is co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from kayn.contraction.logsum import log_sum_exp
 from kayn.support.arrays import Array, PyTree
 from kayn.xla.compilation import apart, matmul_precision
 
@@ -63,7 +65,16 @@ def _of_many(left: Array, right: Array) -> Array:
     return _forward(left, right)[0]
 
 
-def _forward(left: Array, right: Array) -> tuple[Array, Array]:
+def _joined(left: Array, right: Array) -> Array:
+    """The same with all of [b, i, j, k] formed.
+
+    Second derivatives are this one's, since squares of scaled products leave the range of floats.
+    """
+    return log_sum_exp(left[..., :, None, :], _swapped(right)[..., None, :, :], 1)
+
+
+@jax.custom_jvp
+def _forward(left: Array, right: Array) -> tuple[Array, tuple[Array, ...]]:
     # what k can reach at most on either side; half of the difference moves from one operand to the other
     most_left, most_right = jnp.max(left, -2), jnp.max(right, -1)
     possible = jnp.isfinite(most_left) & jnp.isfinite(most_right)
@@ -92,8 +103,28 @@ def _forward(left: Array, right: Array) -> tuple[Array, Array]:
     return out, (left, right, left_scaled, right_scaled, product, trusted)
 
 
+@_forward.defjvp
+def _of_forward(primals: tuple, tangents: tuple) -> tuple:
+    """What is saved has no derivatives of its own, as `_gradient` does not ask for them."""
+    out, (left, right, *scaled) = _forward(*primals)
+    still = [jnp.zeros_like(x) for x in scaled[:-1]]
+    flags = np.zeros(scaled[-1].shape, jax.dtypes.float0)
+    return (out, (left, right, *scaled)), (jax.jvp(_joined, primals, tangents)[1], (*tangents, *still, flags))
+
+
 def _backward(saved: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array]:
-    left, right, left_scaled, right_scaled, product, trusted = saved
+    left, right, *scaled = saved
+    return _gradient(left, right, cotangent, scaled)
+
+
+@jax.custom_jvp
+def _gradient(left: Array, right: Array, cotangent: Array, scaled: Sequence[Array]) -> tuple[Array, Array]:
+    """What the cotangent of the result is for both operands.
+
+    Args:
+        scaled: what `_forward` made of the operands.
+    """
+    left_scaled, right_scaled, product, trusted = scaled
 
     def fast(cotangent: Array) -> tuple[Array, Array]:
         # half of the lift leaves the operands: neither ratios nor products may leave the range of floats
@@ -107,6 +138,14 @@ def _backward(saved: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array]
         return jax.lax.cond(jnp.all(trusted), fast, lambda c: _exact_gradient(left, right, c), cotangent)
     known = fast(jnp.where(trusted, cotangent, 0.0))
     return _with_gradient_of_rows(known, left, right, trusted, cotangent)
+
+
+@_gradient.defjvp
+def _of_gradient(primals: tuple, tangents: tuple) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    def gradient(left: Array, right: Array, cotangent: Array) -> tuple[Array, Array]:
+        return jax.vjp(_joined, left, right)[1](cotangent)
+
+    return _gradient(*primals), jax.jvp(gradient, primals[:3], tangents[:3])[1]
 
 
 _of_many.defvjp(_forward, _backward)
