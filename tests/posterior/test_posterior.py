@@ -398,6 +398,25 @@ def test_probabilities_of_discrete_latents(enumerated):
     np.testing.assert_allclose(z.mean(0), one, atol=0.07)
 
 
+def test_probabilities_of_discrete_vectors():
+    y = np.array([0.2, 1.4, 0.9], np.float32)
+
+    def model():
+        z = numpyro.sample("z", dist.Bernoulli(jnp.full(3, 0.4)).to_event(1))
+        numpyro.sample("y", dist.Normal(1.0 * z, 0.7).to_event(1), obs=y)
+
+    def guide():
+        numpyro.sample("z", dist.Bernoulli(jnp.array([0.2, 0.7, 0.5])).to_event(1))
+
+    table = Importance(model, guide, num_particles=400, num_replicates=30).run(0, None).probabilities("z")
+    density = np.stack([0.6 * norm(0, 0.7).pdf(y), 0.4 * norm(1, 0.7).pdf(y)])
+    assert table[0].shape == (3,)
+    np.testing.assert_allclose(table[0] + table[1], 1, rtol=1e-5)
+    np.testing.assert_allclose(
+        table[1], density[1] / density.sum(0), atol=0.02
+    )  # five standard errors, and the seed is fixed
+
+
 # -- prediction
 
 

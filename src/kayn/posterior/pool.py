@@ -187,7 +187,7 @@ class Pool:
     @checked(QueryError)
     def probabilities(self, name: Name) -> dict[Any, Array]:
         """Posterior probability of every value that a discrete latent takes among its particles:
-        value -> [*batch shape].
+        value -> [*shape of the site], element by element.
 
         Raises:
             QueryError: the latent is unknown or continuous, or its elements differ between replicates.
@@ -199,6 +199,7 @@ class Pool:
                 f"latent {name!r} is continuous; probabilities() is for discrete latents, use mean() and std()"
             )
         values, weights = self.particles[name], self.weights(name)
+        weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
         return {v.item(): jnp.sum(jnp.where(values == v, weights, 0), 0) for v in np.unique(np.asarray(values))}
 
     # -- draws
