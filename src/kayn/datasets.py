@@ -15,10 +15,7 @@ you.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 import os
 import tempfile
 import urllib.request
@@ -31,10 +28,9 @@ from typing import Annotated, Any, cast
 import numpy as np
 
 from kayn.errors import KaynError
+from kayn.support.archives import Arrays, chimpanzees, election88, mnist_10k, movielens_100k, radon_homes
 from kayn.support.memory import refuse_too_many
 from kayn.support.validate import Count, Rule, checked
-
-Arrays = dict[str, np.ndarray]
 
 DATA_VARIABLE = "KAYN_DATA"
 _TIMEOUT_SECONDS = 60.0
@@ -46,11 +42,6 @@ class DatasetError(KaynError):
 
 
 Seed = Annotated[int, Rule("a whole number, 0 or more", lambda n: n >= 0)]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Built in
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def eight_schools() -> Arrays:
@@ -117,103 +108,6 @@ def simulate_radon(seed: Seed = 0, num_groups: Count = 85) -> SimulatedRadon:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# From published files to arrays
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _members(archive: bytes) -> dict[str, bytes]:
-    """Files of a zip archive by base name."""
-    with zipfile.ZipFile(io.BytesIO(archive)) as handle:
-        return {name.rsplit("/", 1)[-1]: handle.read(name) for name in handle.namelist() if not name.endswith("/")}
-
-
-def _posteriordb(archive: bytes, json_name: str) -> dict[str, np.ndarray]:
-    content = json.loads(_members(archive)[json_name])
-    return {key: np.asarray(value) for key, value in content.items()}
-
-
-def _radon_homes(archive: bytes) -> Arrays:
-    raw = _posteriordb(archive, "radon_all.json")
-    return {
-        "county": (raw["county_idx"] - 1).astype(np.int16),
-        "floor": raw["floor_measure"].astype(np.uint8),
-        "log_radon": raw["log_radon"].astype(np.float32),
-        "log_uppm": raw["log_uppm"].astype(np.float32),
-    }
-
-
-def _election88(archive: bytes) -> Arrays:
-    raw = _posteriordb(archive, "election88.json")
-    groups = {key: (raw[key] - 1).astype(np.uint8) for key in ("age", "age_edu", "edu", "region_full", "state")}
-    indicators = {key: raw[key].astype(np.uint8) for key in ("black", "female", "y")}
-    return {**groups, **indicators, "v_prev_full": raw["v_prev_full"].astype(np.float32)}
-
-
-def _chimpanzees(table: bytes) -> Arrays:
-    rows = list(csv.DictReader(io.StringIO(table.decode("utf-8")), delimiter=";"))
-    columns = (
-        "actor",
-        "recipient",
-        "condition",
-        "block",
-        "trial",
-        "prosoc_left",
-        "chose_prosoc",
-        "pulled_left",
-    )
-    missing = [column for column in columns if not rows or column not in rows[0]]
-    if missing:
-        raise KeyError(", ".join(missing))
-    arrays: Arrays = {}
-    for column in columns:
-        values = [-1 if row[column] == "NA" else int(row[column]) for row in rows]
-        arrays[f"table_{column}"] = np.array(values, np.int8 if column == "recipient" else np.uint8)
-    for column in ("condition", "prosoc_left", "pulled_left"):
-        # The layout of alan (Heap et al.): a plain reshape of the table, whose order is actor, condition, block.
-        cube = arrays[f"table_{column}"].reshape(7, 6, 12)
-        arrays[f"{column}_train"], arrays[f"{column}_test"] = cube[..., :10], cube[..., 10:]
-    return arrays
-
-
-def _fields(content: bytes, separator: str) -> list[list[str]]:
-    return [line.split(separator) for line in content.decode("latin-1").splitlines() if line.strip()]
-
-
-def _movielens_100k(archive: bytes) -> Arrays:
-    files = _members(archive)
-    ratings = np.array(_fields(files["u.data"], "\t"), np.int64)
-    held_out = {(int(user), int(item)) for user, item, *_ in _fields(files["ua.test"], "\t")}
-    films, people = _fields(files["u.item"], "|"), _fields(files["u.user"], "|")
-    occupations = [name for (name,) in _fields(files["u.occupation"], "|")]
-    genres = [name for name, _ in _fields(files["u.genre"], "|")]
-    release_years = [int(film[2].rsplit("-", 1)[-1]) if film[2] else 0 for film in films]
-    return {
-        "user": (ratings[:, 0] - 1).astype(np.int16),
-        "item": (ratings[:, 1] - 1).astype(np.int16),
-        "rating": ratings[:, 2].astype(np.uint8),
-        "timestamp": ratings[:, 3].astype(np.int32),
-        "test": np.array([(int(user), int(item)) in held_out for user, item in ratings[:, :2]], np.uint8),
-        "genres": np.array([film[5:] for film in films]).astype(np.uint8),
-        "release_year": np.array(release_years, np.int16),
-        "age": np.array([person[1] for person in people]).astype(np.uint8),
-        "female": np.array([person[2] == "F" for person in people], np.uint8),
-        "occupation": np.array([occupations.index(person[3]) for person in people], np.uint8),
-        "occupation_names": np.array(occupations),
-        "genre_names": np.array(genres),
-    }
-
-
-def _mnist_10k(archive: bytes) -> Arrays:
-    with np.load(io.BytesIO(archive), allow_pickle=False) as file:
-        return {"images": file["x_test"].astype(np.uint8), "labels": file["y_test"].astype(np.uint8)}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The registry
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Source:
     """A public origin: where to fetch, how to convert, and how to know that the result is right."""
@@ -239,7 +133,7 @@ DATASETS: Mapping[str, Dataset] = {
         "Gelman and Hill (2006), as in posteriordb (radon_all)",
         Source(
             f"{_POSTERIORDB}/radon_all.json.zip",
-            _radon_homes,
+            radon_homes,
             "0e0101113db3e30f008d21324acd142da1d9b54b1332b17b49bb4d0050689f45",
         ),
     ),
@@ -249,7 +143,7 @@ DATASETS: Mapping[str, Dataset] = {
         "Gelman and Hill (2006), as in posteriordb (election88)",
         Source(
             f"{_POSTERIORDB}/election88.json.zip",
-            _election88,
+            election88,
             "9dff412fe85f76d9247408326d1957b10342fd6e106c73191da73bebe72ae002",
         ),
     ),
@@ -259,7 +153,7 @@ DATASETS: Mapping[str, Dataset] = {
         "permission; cite Harper and Konstan (2015)",
         Source(
             "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
-            _movielens_100k,
+            movielens_100k,
             "b59a1e222902261a98029f779c4bce7b738db1ac4c800a134b9d5b7e7479ca2d",
             md5="0e33842e24a9c977be4e0107933c0723",
         ),
@@ -269,7 +163,7 @@ DATASETS: Mapping[str, Dataset] = {
         "Silk et al. (2005), as in the R package rethinking (McElreath)",
         Source(
             "https://raw.githubusercontent.com/rmcelreath/rethinking/master/data/chimpanzees.csv",
-            _chimpanzees,
+            chimpanzees,
             "04d4ad0d338140c4264d1cb99ca0274e8de8bc7503752fc18e45dc8104dd1f9b",
         ),
     ),
@@ -278,7 +172,7 @@ DATASETS: Mapping[str, Dataset] = {
         "LeCun, Cortes and Burges (MNIST), as distributed with Keras",
         Source(
             "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz",
-            _mnist_10k,
+            mnist_10k,
             "e66e8e4ab7dd13db1f7cc16dfcacb6990594da143aad240917ebe812f0bf766d",
         ),
     ),
@@ -318,11 +212,6 @@ def checksum(arrays: Mapping[str, np.ndarray]) -> str:
         digest.update(f"{key}|{kind}|{array.shape}|".encode())
         digest.update(payload)
     return digest.hexdigest()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Finding, fetching, loading
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def cache_directory() -> Path:

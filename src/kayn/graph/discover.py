@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from kayn.errors import DataError, ModelError
+from kayn.errors import ModelError
 from kayn.graph.aligned import Aligned
+from kayn.graph.data_checks import check_data
 from kayn.graph.dependence import read_program
 from kayn.graph.expressions import Made, Node, Nodes, Operation, evaluate, nested_through
 from kayn.graph.predictor_terms import CONSTANT, read_parts
@@ -101,7 +102,7 @@ def discover(program: Program, known: Sequence[Array]) -> Structure:
         )
     inputs = [*latents, *(a.latent for a in aliases)]
     found, nodes = read_program(program, inputs, known)
-    _check_data(program, found, nodes)
+    check_data(program, found, nodes)
 
     builder = _Builder(plates, nodes, {z.name: z for z in inputs})
     for name, annotation in found.items():
@@ -302,52 +303,3 @@ class _Builder:
         if node not in self.links:
             self.links.append(node)
         return Link(source, target, self.links.index(node))
-
-
-def _check_data(program: Program, found: Mapping[str, Any], nodes: Nodes) -> None:
-    """Refuse data that are known, not masked, and NaN, infinite or outside their likelihood's support."""
-
-    def known(name: str) -> np.ndarray | None:
-        node = found.get(name)
-        return nodes.concrete(node) if isinstance(node, Node) else None
-
-    for name in program.sites:
-        value, inside = known(DATA + name), known(INSIDE + name)
-        if value is None or (MASK + name in found and known(MASK + name) is None):
-            continue
-        finite = np.isfinite(value) if np.issubdtype(value.dtype, np.inexact) else np.ones(value.shape, bool)
-        bad = _unmasked(~finite, known(MASK + name))
-        if bad.any():
-            raise DataError(
-                f"observed site {name!r} has {int(bad.sum())} NaN or infinite values of {bad.size}, the first at "
-                f"index {_first(bad)}. Drop these rows, or mark them missing: "
-                "numpyro.handlers.mask(mask=jnp.isfinite(y)) to ignore them, or obs_mask= in numpyro.sample to "
-                "impute them"
-            )
-        density = known(name)
-        if density is not None and np.issubdtype(density.dtype, np.inexact) and np.isposinf(density).any():
-            bad = np.isposinf(density)
-            raise DataError(
-                f"observed site {name!r} has {int(bad.sum())} values of {bad.size} at which its log density is +inf, "
-                f"the first at index {_first(bad)}: a {program.sites[name].family} has a pole there, or its "
-                "parameters leave the range of floats. Move these data into the inside of the support, or choose a "
-                "likelihood without a pole"
-            )
-        if inside is None:
-            continue
-        bad = _unmasked(~inside & finite, known(MASK + name))
-        if bad.any():
-            raise DataError(
-                f"observed site {name!r} has {int(bad.sum())} values of {bad.size} outside the support of its "
-                f"{program.sites[name].family} likelihood, the first at index {_first(bad)}: "
-                f"{np.broadcast_to(value, bad.shape)[_first(bad)]}. Correct or drop these rows, or choose a "
-                "likelihood that allows them"
-            )
-
-
-def _unmasked(bad: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    return bad if mask is None else bad & mask.reshape(mask.shape + (1,) * (bad.ndim - mask.ndim)).astype(bool)
-
-
-def _first(bad: np.ndarray) -> tuple[int, ...]:
-    return tuple(int(i) for i in np.argwhere(bad)[0])

@@ -17,18 +17,18 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro import handlers
-from numpyro.distributions.transforms import ComposeTransform, IdentityTransform, biject_to
+from numpyro.distributions.transforms import IdentityTransform, biject_to
 
 from kayn.axes.minibatches import assembled, blocks_of_rows, full_shape, subsampled_plates
 from kayn.errors import GuideError
-from kayn.guides.families import FAMILIES, Family
+from kayn.guides.families import Family
 from kayn.guides.normal import Gaussian, MultivariateNormal, Normal
 from kayn.guides.start import Conditional, Prior, prior
+from kayn.guides.written import site_start
 from kayn.particles.lattice import even_normal
 from kayn.programs.given import FIXED, Given
 from kayn.programs.seeding import draw
 from kayn.programs.sites import Inspected, Site, inspect_sites
-from kayn.programs.trace import innermost
 from kayn.support.arrays import Array
 from kayn.support.keys import as_key
 from kayn.support.names import parameter, refuse_reserved
@@ -38,8 +38,6 @@ from kayn.xla.compilation import is_traced
 
 LONGEST_VECTOR = 32
 """Vectors of up to this length get a full covariance."""
-KNOWN: tuple[type[Family], ...] = (MultivariateNormal, *FAMILIES)
-"""Families of guides that are read by the classes of their laws, beside the Normal and what is transformed from it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +201,7 @@ class FactorisedGuide:
 
         def read(rows: Mapping[str, Array]) -> dict[str, tuple[Family, dict[str, Array]]]:
             trace = run(rows)
-            return {n: _site_start(n, trace[n]["fn"], model_sites) for n in drawn}
+            return {n: site_start(n, trace[n]["fn"], model_sites) for n in drawn}
 
         drawn = [n for n, s in sites.items() if s.kind == "sample" and not s.observed]
         found = read(jax.tree.map(lambda rows: rows[0], blocks))
@@ -327,51 +325,3 @@ def _identity(transform: Any) -> bool:
     while isinstance(transform, dist.transforms.IndependentTransform):
         transform = transform.base_transform
     return isinstance(transform, IdentityTransform)
-
-
-def _site_start(name: str, fn: dist.Distribution, model_sites: Mapping[str, Site]) -> tuple[Family, dict[str, Array]]:
-    """The family of a guide's site, and its parameters [*batch shape of the model's site, ...]."""
-    if name not in model_sites:
-        raise GuideError(f"guide site {name!r} is no latent of the model; QEM needs exactly one site for each latent")
-    site, law = model_sites[name], innermost(fn)
-    batch = site.batch_shape
-    family, start = _family_of(name, fn, len(batch), site)
-    # dimensions of a site's event that are a batch of its law: parameters that they share count for each of them
-    elements = site.shape[len(batch) : len(site.shape) - law.event_dim]
-
-    def whole(parameter: str, value: Array) -> Array:
-        # written without a point, Normal(0, 1), a parameter would be a whole number and never move
-        dtype = jnp.promote_types(jnp.result_type(value), jnp.result_type(float))
-        own = family.parameters[parameter].event_dim or law.event_dim
-        return jnp.broadcast_to(value, (*batch, *elements, *jnp.shape(value)[jnp.ndim(value) - own :])).astype(dtype)
-
-    return family, {p: whole(p, v) for p, v in start.items()}
-
-
-def _family_of(name: str, fn: dist.Distribution, batch_ndim: int, site: Site) -> tuple[Family, Mapping[str, Array]]:
-    event_dim = len(site.shape) - batch_ndim
-    base = innermost(fn)
-    if base.event_dim > event_dim:
-        raise GuideError(
-            f"guide site {name!r} is one {type(base).__name__} over elements that are independent or successive in "
-            f"the model, whose latent has batch shape {site.batch_shape}; QEM fits one distribution for each of "
-            "them: use e.g. Normal there, or fit this guide with kayn.RWS or kayn.VI and numpyro.infer.SVI"
-        )
-    if isinstance(base, dist.Normal):
-        return Normal(event_dim=event_dim), {"loc": base.loc, "scale": base.scale}
-    if isinstance(base, dist.TransformedDistribution) and isinstance(innermost(base.base_dist), dist.Normal):
-        normal = innermost(base.base_dist)
-        loc, scale = jnp.broadcast_arrays(normal.loc, normal.scale)
-        return Normal(event_dim=event_dim, transform=ComposeTransform(list(base.transforms))), {
-            "loc": loc,
-            "scale": scale,
-        }
-    for kind in KNOWN:
-        if type(base) in kind.laws:
-            return kind.of(base, event_dim)
-    names = ("Normal", "transformed Normal", *(kind.__name__ for kind in KNOWN))
-    raise GuideError(
-        f"QEM cannot fit guide site {name!r}: {type(base).__name__} is in none of its families "
-        f"({', '.join(names)}). Use one of these, or fit this guide with kayn.RWS or kayn.VI and "
-        "numpyro.infer.SVI"
-    )

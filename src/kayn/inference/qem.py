@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar
 
@@ -30,6 +30,7 @@ from kayn.guides.factorised import FactorisedGuide, Unstarted, best_start
 from kayn.inference import mstep
 from kayn.inference.arguments import same
 from kayn.inference.mstep import Block, Weights, blocks
+from kayn.inference.qem_state import QEMResult, QEMState
 from kayn.particles.guide_program import GuideProgram, trace_guide
 from kayn.programs.sites import Inspected
 from kayn.support.arrays import Array, KeyArray, PyTree
@@ -75,32 +76,9 @@ def default_rate(step: Array) -> Array:
     return jnp.minimum(0.5, 5.0 / (step + 1.0) ** 0.75)
 
 
-@dataclass(frozen=True)
-class QEMState:
-    """What QEM carries from step to step: the guide's mean parameters by block of sites, a step counter and a key."""
-
-    moments: dict[str, dict[str, Array]]
-    step: Array
-    rng_key: KeyArray
-
-
-jax.tree_util.register_dataclass(QEMState, ["moments", "step", "rng_key"], [])
-
-
 State = Annotated[
     QEMState, Rule("the state that QEM.init(rng_key, *args) gives; call it before update, get_params or advance")
 ]
-
-
-@dataclass(frozen=True, eq=False)
-class QEMResult:
-    """A fitted guide: `guide` is a NumPyro guide, `params` its parameters,
-    `log_evidence` [num_steps] the history in nats."""
-
-    params: dict[str, PyTree]
-    guide: FactorisedGuide
-    state: QEMState
-    log_evidence: Array
 
 
 class QEM:

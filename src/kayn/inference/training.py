@@ -20,6 +20,7 @@ from kayn import checkpoints
 from kayn.errors import DataError, KaynError
 from kayn.evidence.problem import refuse_unknown_params
 from kayn.evidence.read import refuse_broken_arguments
+from kayn.inference.epochs import Epochs
 from kayn.inference.records import PROGRAM, Record, equations
 from kayn.inference.rows import data_behind
 from kayn.meters import evidence_meter
@@ -181,7 +182,7 @@ def train(
     meter = held and evidence_meter(
         model, guide, values, *held, *args, num_particles=held_out_particles, strategy=strategy
     )
-    epochs = _Epochs(rows, batch_size, int(jax.random.bits(key)))
+    epochs = Epochs(rows, batch_size, int(jax.random.bits(key)))
 
     best = state["params"]
     losses: list[float] = []  # one a step, so that their number is the step
@@ -315,23 +316,6 @@ class _Loop:
         updates, own = phase.optimizer.update(gradient, state["optimizers"][index], state["params"])
         optimizers = [own if i == index else o for i, o in enumerate(state["optimizers"])]
         return {"params": optax.apply_updates(state["params"], updates), "optimizers": optimizers}, jnp.asarray(value)
-
-
-@dataclass(frozen=True)
-class _Epochs:
-    """Which rows make the minibatch of a step."""
-
-    total: int
-    batch: int
-    seed: int
-
-    def rows(self, step: int, count: int) -> np.ndarray:
-        """[count, batch]."""
-        length = self.total // self.batch
-        epochs = range(step // length, (step + count - 1) // length + 1)
-        orders = [np.random.default_rng([self.seed, e]).permutation(self.total)[: length * self.batch] for e in epochs]
-        start = step - epochs.start * length
-        return np.concatenate(orders).reshape(-1, self.batch)[start : start + count]
 
 
 def _arrays(name: str, data: Any) -> tuple[Array, ...]:

@@ -1,0 +1,33 @@
+"""What QEM carries from step to step, and what a run of it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+
+from kayn.guides.factorised import FactorisedGuide
+from kayn.support.arrays import Array, KeyArray, PyTree
+
+
+@dataclass(frozen=True)
+class QEMState:
+    """What QEM carries from step to step: the guide's mean parameters by block of sites, a step counter and a key."""
+
+    moments: dict[str, dict[str, Array]]
+    step: Array
+    rng_key: KeyArray
+
+
+jax.tree_util.register_dataclass(QEMState, ["moments", "step", "rng_key"], [])
+
+
+@dataclass(frozen=True, eq=False)
+class QEMResult:
+    """A fitted guide: `guide` is a NumPyro guide, `params` its parameters,
+    `log_evidence` [num_steps] the history in nats."""
+
+    params: dict[str, PyTree]
+    guide: FactorisedGuide
+    state: QEMState
+    log_evidence: Array
