@@ -48,8 +48,8 @@ FAILS = {
     "InverseWishart": 9.0,
     "InverseWishartCholesky": 10.5,
 }
-"""What kayn's float32 log density is wrong by, at most, in the sweep;
-a change by a factor of four either way is to be looked at."""
+"""What kayn's float32 log density is wrong by, at most, in the sweep, as users compile it (less optimised, cancelling
+sums round otherwise); four times more, or none that is right now, is to be looked at."""
 NO_DENSITY = {"Distribution", "Delta", "Unit", "ImproperUniform"}
 """An abstract class, and those whose log density is a number that is given."""
 OTHER_NAMES = {
@@ -92,7 +92,7 @@ def gap(name, found):
 def test_float32_is_right_or_fails_as_listed(name):
     error = gap(name, ours(name))
     if name in FAILS:
-        assert FAILS[name] / 4 < error < 4 * FAILS[name]
+        assert BOUND < error < 4 * FAILS[name]
     else:
         assert error < BOUND
 
