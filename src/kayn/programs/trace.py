@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -113,30 +114,78 @@ def trace_program(
         batch_ndims: for a guide, how many batch dimensions the log probability of each site should keep (those of the
             model's site), whatever the guide's distribution declares to be an event.
     """
-    guide = batch_ndims is not None
-    inputs = tuple(n for n, s in sites.items() if s.kind == "key" or (s.kind == "sample" and not s.observed))
-    subsamples = tuple(n for n, s in sites.items() if s.kind == "plate" and (s.fixed or s.shape != s.batch_shape))
-    ratios = {n: s.batch_shape[0] / s.shape[0] for n, s in sites.items() if s.kind == "plate"}
-    lengths = {n: s.steps for n in inputs if (s := sites[n]).steps is not None}
-    values = {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in inputs}
-    indices = {n: jax.ShapeDtypeStruct(sites[n].shape, "int32") for n in subsamples}
-
+    known = _Known(sites, batch_ndims)
+    lengths = {n: s.steps for n in known.inputs if (s := sites[n]).steps is not None}
+    values = {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in known.inputs}
+    indices = {n: jax.ShapeDtypeStruct(sites[n].shape, "int32") for n in known.subsamples}
     orders: dict[str, int] = {}
     broken: list[str] = []
-    # looked at where these are (`kayn.particles.points`)
-    points = guide and bool(subsamples)
 
     def run(values: dict, params: PyTree, indices: dict) -> dict[str, Array]:
-        own = {n: v for n, v in values.items() if n in inputs and sites[n].kind == "sample"}
-        program = Given(Fixed(fn), params=params, latents=own, subsample=indices)
-        program = Keys(
-            handlers.seed(program, jax.random.key(0)), {n: v for n, v in values.items() if n in inputs and n not in own}
-        )
         chains, walks = Chains(values, lengths), Walks(values)
         with chains, walks:
-            trace = as_read(handlers.trace(program).get_trace(*args, **kwargs), guide)
+            trace = handlers.trace(known.filled_in(fn, values, params, indices)).get_trace(*args, **kwargs)
+            trace = as_read(trace, known.guide)
         orders.update(chains.orders | walks.orders)
         broken[:] = chains.broken
+        return known.outputs(trace)
+
+    if lengths:
+        # how many steps back a loop reads is known once its body has been read
+        jax.eval_shape(run, values, params, indices)
+        values |= {a.name: _alias_shape(a, sites[a.base]) for a in aliases(orders)}
+    closed, shapes = jax.make_jaxpr(run, return_shape=True)(values, params, indices)
+    consts, names = tuple(closed.consts), tuple(jax.tree.leaves({n: n for n in shapes}))
+    # `make_jaxpr` flattens dictionaries by sorted key
+    inputs, subsamples = tuple(sorted(values)), tuple(sorted(known.subsamples))
+    if not known.guide:
+        _refuse_unrecorded(closed.jaxpr, names, consts, [sites.get(n) for n in inputs])
+    tree = jax.tree.structure(params)
+    return Program(closed.jaxpr, consts, inputs, names, sites, subsamples, tree, aliases(orders), tuple(broken))
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What is known of a program before it is traced, and what each of its sites puts out by that.
+
+    Attributes:
+        batch_ndims: None for a model; for a guide as in `trace_program`.
+    """
+
+    sites: Mapping[str, Site]
+    batch_ndims: Mapping[str, int] | None
+
+    @property
+    def guide(self) -> bool:
+        """Whether the program is a guide."""
+        return self.batch_ndims is not None
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """Latents and keys, by which the program is filled in."""
+        return tuple(n for n, s in self.sites.items() if s.kind == "key" or (s.kind == "sample" and not s.observed))
+
+    @cached_property
+    def subsamples(self) -> tuple[str, ...]:
+        """Plates whose indices are inputs."""
+        plates = {n: s for n, s in self.sites.items() if s.kind == "plate"}
+        return tuple(n for n, s in plates.items() if s.fixed or s.shape != s.batch_shape)
+
+    @cached_property
+    def ratios(self) -> dict[str, float]:
+        """Size of every plate over that of its subsample."""
+        return {n: s.batch_shape[0] / s.shape[0] for n, s in self.sites.items() if s.kind == "plate"}
+
+    def filled_in(self, fn: Callable, values: Mapping[str, Array], params: PyTree, indices: dict) -> Callable:
+        """The program with values for all that is random in it."""
+        given = {n: v for n, v in values.items() if n in self.inputs}
+        latents = {n: v for n, v in given.items() if self.sites[n].kind == "sample"}
+        program = Given(Fixed(fn), params=params, latents=latents, subsample=indices)
+        keys = {n: v for n, v in given.items() if n not in latents}
+        return Keys(handlers.seed(program, jax.random.key(0)), keys)
+
+    def outputs(self, trace: Mapping[str, dict[str, Any]]) -> dict[str, Array]:
+        """All outputs of a run, by name."""
         out: dict[str, Array] = {}
         for name, site in trace.items():
             if FIXED in site:
@@ -144,55 +193,60 @@ def trace_program(
             elif site["type"] == "deterministic":
                 out[VALUE + name] = jnp.asarray(site["value"])
             elif site["type"] == "sample":
-                keep = None if batch_ndims is None else batch_ndims.get(name)
-                if batch_ndims is not None and not site["is_observed"]:
-                    # a guide's particles are divided by what they were drawn from, masked or not
-                    site = {**site, "fn": without_masks(site["fn"])}
-                    if points and sites[name].delta:
-                        out[POINT + name] = jnp.asarray(innermost(site["fn"]).v)
-                out[name] = _log_prob(site, ratios, keep)
-                if keep in (None, len(site["fn"].batch_shape)) and sites[name].exponential_family is not None:
-                    arguments = _arguments(site, ratios)
-                    out.update({argument_output(argument, name): array for argument, array in arguments.items()})
-                mask = element_mask(site["fn"])
-                if site["is_observed"] and site["value"] is not None:
-                    out[DATA + name] = jnp.asarray(site["value"])
-                    inside = None if keep is not None else _inside(site["fn"].support, site["value"])
-                    if inside is not None:
-                        out[INSIDE + name] = inside
-                if sites[name].support_size is not None:
-                    support = site["fn"].enumerate_support(expand=False)
-                    shape = (support.shape[0], *sites[name].shape)
-                    out[SUPPORT + name] = jnp.broadcast_to(support, shape).astype(sites[name].dtype)
-                if not site["is_observed"]:
-                    out.update(_ends(name, site["fn"]))
-                if mask is not None:
-                    out[MASK + name] = mask
-                    if not site["is_observed"]:
-                        out[UNMASKED + name] = _unmasked(site["fn"], site["value"], mask.ndim)
+                out |= self._observed(name, site) if site["is_observed"] else self._latent(name, site)
         return out
 
-    if lengths:
-        # how many steps back a loop reads is known once its body has been read
-        jax.eval_shape(run, values, params, indices)
-        values |= {a.name: _alias_shape(a, sites[a.base]) for a in aliases(orders)}
-    closed, shapes = jax.make_jaxpr(run, return_shape=True)(values, params, indices)
-    names = tuple(jax.tree.leaves({n: n for n in shapes}))
-    if not guide:
-        _refuse_unrecorded(closed.jaxpr, names, tuple(closed.consts), [sites.get(n) for n in sorted(values)])
-    # `make_jaxpr` flattens dictionaries by sorted key
-    order = tuple(sorted(values))
-    return Program(
-        closed.jaxpr,
-        tuple(closed.consts),
-        order,
-        names,
-        sites,
-        tuple(sorted(subsamples)),
-        jax.tree.structure(params),
-        aliases(orders),
-        tuple(broken),
-    )
+    def _observed(self, name: str, site: dict[str, Any]) -> dict[str, Array]:
+        densities, mask = self._densities(name, site), element_mask(site["fn"])
+        return {**densities, **self._data(name, site), **self._support(name, site), **_if_any(MASK + name, mask)}
+
+    def _latent(self, name: str, site: dict[str, Any]) -> dict[str, Array]:
+        # a guide's particles are divided by what they were drawn from, masked or not
+        fn = without_masks(site["fn"]) if self.guide else site["fn"]
+        site = {**site, "fn": fn}
+        point, densities, mask = self._point(name, fn), self._densities(name, site), element_mask(fn)
+        out = {**point, **densities, **self._support(name, site), **_ends(name, fn)}
+        if mask is not None:
+            out |= {MASK + name: mask, UNMASKED + name: _unmasked(fn, site["value"], mask.ndim)}
+        return out
+
+    def _kept(self, name: str) -> int | None:
+        """How many batch dimensions a log probability keeps; None for those of the distribution."""
+        return None if self.batch_ndims is None else self.batch_ndims.get(name)
+
+    def _densities(self, name: str, site: dict[str, Any]) -> dict[str, Array]:
+        """The log probability of a site, and the arguments of it where it is an exponential family."""
+        keep = self._kept(name)
+        out = {name: _log_prob(site, self.ratios, keep)}
+        if keep in (None, len(site["fn"].batch_shape)) and self.sites[name].exponential_family is not None:
+            arguments = _arguments(site, self.ratios)
+            out |= {argument_output(argument, name): array for argument, array in arguments.items()}
+        return out
+
+    def _point(self, name: str, fn: dist.Distribution) -> dict[str, Array]:
+        """Where a guide's point mass is; looked at if there are subsamples (`kayn.particles.points`)."""
+        wanted = self.guide and self.subsamples and self.sites[name].delta
+        return {POINT + name: jnp.asarray(innermost(fn).v)} if wanted else {}
+
+    def _data(self, name: str, site: dict[str, Any]) -> dict[str, Array]:
+        """Observed data, and whether they lie in their likelihood's support."""
+        if site["value"] is None:
+            return {}
+        data = jnp.asarray(site["value"])
+        inside = _inside(site["fn"].support, site["value"]) if self._kept(name) is None else None
+        return {DATA + name: data, **_if_any(INSIDE + name, inside)}
+
+    def _support(self, name: str, site: dict[str, Any]) -> dict[str, Array]:
+        """What a latent that can be enumerated may be."""
+        known = self.sites[name]
+        if known.support_size is None:
+            return {}
+        support = site["fn"].enumerate_support(expand=False)
+        return {SUPPORT + name: jnp.broadcast_to(support, (support.shape[0], *known.shape)).astype(known.dtype)}
+
+
+def _if_any(output: str, array: Array | None) -> dict[str, Array]:
+    return {} if array is None else {output: array}
 
 
 def _refuse_unrecorded(jaxpr: Jaxpr, names: Sequence[str], consts: tuple, inputs: Sequence[Site | None]) -> None:

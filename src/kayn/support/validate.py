@@ -132,66 +132,77 @@ def fit(value: Any, hint: Any) -> Any:
     Raises:
         Unfit: it is something else.
     """
-    origin, args = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if origin is Annotated:
-        return _annotated(value, *args)
-    if origin in (Union, UnionType):
-        return _one_of(value, args, describe(hint))
-    if origin is Literal:
-        if isinstance(value, str) and value in args:
-            return value
-    elif hint in (None, NoneType):
-        if value is None:
-            return value
-    elif (convert := SCALARS.get(hint)) is not None:
-        try:
-            return convert(value)
-        except (TypeError, ValueError, OverflowError):
-            pass
-    elif origin in (Mapping, dict) or hint is Mapping:
-        if isinstance(value, Mapping):
-            key, item = args or (Any, Any)
-            return {_inside(k, key, f" key {k!r}"): _inside(v, item, f"[{k!r}]") for k, v in value.items()}
-    elif origin in (Sequence, tuple, list):
-        if isinstance(value, Sequence | Set | Iterator | Generator) and not isinstance(value, str | bytes):
-            return tuple(_inside(v, args[0] if args else Any, f"[{i}]") for i, v in enumerate(value))
-    elif origin is Callable or hint is Callable:
-        if callable(value):
-            return value
-    elif isinstance(value, origin or hint):
-        return value
-    raise Unfit(value, describe(hint))
+    origin = get_origin(hint)
+    kind = PLAIN.get(hint, _instance) if origin is None else COMPOSED.get(origin, _instance)
+    return kind(value, hint)
 
 
-def _annotated(value: Any, inner: Any, *rules: Any) -> Any:
+def _need(holds: bool, value: Any, hint: Any) -> None:
+    if not holds:
+        raise Unfit(value, describe(hint))
+
+
+def _instance(value: Any, hint: Any) -> Any:
+    _need(isinstance(value, get_origin(hint) or hint), value, hint)
+    return value
+
+
+def _nothing(value: Any, hint: Any) -> None:
+    _need(value is None, value, hint)
+
+
+def _literal(value: Any, hint: Any) -> Any:
+    _need(isinstance(value, str) and value in get_args(hint), value, hint)
+    return value
+
+
+def _scalar(value: Any, hint: Any) -> Any:
+    try:
+        return SCALARS[hint](value)
+    except (TypeError, ValueError, OverflowError):
+        raise Unfit(value, describe(hint)) from None
+
+
+def _mapping(value: Any, hint: Any) -> dict:
+    _need(isinstance(value, Mapping), value, hint)
+    key, item = get_args(hint) or (Any, Any)
+    return {_inside(k, key, f" key {k!r}"): _inside(v, item, f"[{k!r}]") for k, v in value.items()}
+
+
+def _list(value: Any, hint: Any) -> tuple:
+    listed = isinstance(value, Sequence | Set | Iterator | Generator) and not isinstance(value, str | bytes)
+    _need(listed, value, hint)
+    item, *_ = get_args(hint) or (Any,)
+    return tuple(_inside(v, item, f"[{i}]") for i, v in enumerate(value))
+
+
+def _annotated(value: Any, hint: Any) -> Any:
+    inner, *rules = get_args(hint)
     for rule in rules:
         if not isinstance(rule, Rule):
             return rule(value)
         try:
             value = fit(value, inner)
-            if not rule.test(value):
-                raise Unfit(value, rule.words)
+            _need(rule.test(value), value, hint)
         except Unfit as unfit:
             words = unfit.words if unfit.where else rule.words
             raise Unfit(unfit.value, words, unfit.where, unfit.error or rule.error) from None
     return value
 
 
-def _one_of(value: Any, hints: Sequence[Any], words: str) -> Any:
-    if value is None and NoneType in hints:
+def _one_of(value: Any, hint: Any) -> Any:
+    if value is None and NoneType in get_args(hint):
         return None  # before anything tries to convert it
     found: list[Unfit] = []
-    for hint in hints:
+    for choice in get_args(hint):
         try:
-            return fit(value, hint)
+            return fit(value, choice)
         except Unfit as unfit:
             found.append(unfit)
     # the kind that it nearly is tells most
     deepest = max(found, key=lambda unfit: len(unfit.where))
     error = next((u.error for u in found if u.error), None)
-    raise Unfit(deepest.value, deepest.words if deepest.where else words, deepest.where, error)
+    raise Unfit(deepest.value, deepest.words if deepest.where else describe(hint), deepest.where, error)
 
 
 def _inside(value: Any, hint: Any, where: str) -> Any:
@@ -233,6 +244,24 @@ def _text(value: Any) -> str:
 
 
 SCALARS: Mapping[Any, Callable[[Any], Any]] = {int: _whole, float: _number, bool: _truth, str: _text}
+Kind = Callable[[Any, Any], Any]
+"""A function of a value and an annotation: the value as the annotation wants it; it raises `Unfit`."""
+PLAIN: Mapping[Any, Kind] = {
+    Any: lambda value, hint: value,
+    None: _nothing,
+    NoneType: _nothing,
+    Mapping: _mapping,
+    **dict.fromkeys(SCALARS, _scalar),
+}
+"""Annotations that stand alone; a value of any other one is an instance of it."""
+COMPOSED: Mapping[Any, Kind] = {
+    Annotated: _annotated,
+    Literal: _literal,
+    **dict.fromkeys((Union, UnionType), _one_of),
+    **dict.fromkeys((Mapping, dict), _mapping),
+    **dict.fromkeys((Sequence, tuple, list), _list),
+}
+"""Annotations with others in brackets, by what stands in front of these."""
 WORDS: Mapping[Any, str] = {
     int: "a whole number",
     float: "a number",
