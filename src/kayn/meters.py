@@ -136,13 +136,16 @@ def evidence_meter(
         warn_of_factors(unsound, "the particles")
         logs, rests = (np.asarray(x, np.float64) for x in found)
         rest = float(rests[0])  # no particle is in it
-        # 1, 2, 4, ... chunks at a time, and all of them
-        groups = [*(2**i for i in range(count.bit_length()) if 2**i < count), count]
-        curve = {g * chunk: scale * float(_pooled(logs, g).sum(1).mean()) + rest for g in groups}
         whole = _pooled(logs, count)[0]
+        curve = {g * chunk: scale * float(_pooled(logs, g).sum(1).mean()) + rest for g in _groups(count)}
         return Evidence(scale * float(whole.sum()) + rest, whole if plate else None, curve, scale, rest)
 
     return meter
+
+
+def _groups(count: int) -> list[int]:
+    """1, 2, 4, ... chunks at a time, and all of them."""
+    return [*(2**i for i in range(count.bit_length()) if 2**i < count), count]
 
 
 def _program(problem: Problem) -> Any:

@@ -17,11 +17,10 @@ import numpyro
 from kayn import checkpoints
 from kayn.checkpoints import REMEDY, fingerprint
 from kayn.errors import DataError, DataWarning, KaynError
+from kayn.inference.course import Looks
 from kayn.support.arrays import PyTree
 
 PROGRAM = "model, guide, losses or optimisers"
-
-Looks = dict[str, list[tuple[int, Any]]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class Record:
                 f"checkpoint {self.path} was written by a run with other {', '.join(changed)}: training goes on from "
                 f"its state, and not to the same bits. If it is another run's, stop. {REMEDY}",
                 DataWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
 

@@ -6,61 +6,33 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from numpyro.infer import SVI
 
 from kayn import checkpoints
 from kayn.errors import DataError, KaynError
-from kayn.evidence.problem import refuse_unknown_params
 from kayn.evidence.read import refuse_broken_arguments
+from kayn.inference.course import HELD_OUT, Course
 from kayn.inference.epochs import Epochs
-from kayn.inference.records import PROGRAM, Record, equations
-from kayn.inference.rows import data_behind
-from kayn.meters import evidence_meter
-from kayn.objectives.state import first_state
-from kayn.programs.data import is_column, why_unusable
+from kayn.inference.records import PROGRAM, Record
+from kayn.inference.rows import Rows, data_behind
+from kayn.inference.steps import Loop, Phase
+from kayn.meters import Evidence, evidence_meter
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
-from kayn.support.options import Guide, Key, Loss, Model, Optimizer, Params, PathOption, Strategy
+from kayn.support.options import Guide, Key, Model, Optimizer, Params, PathOption, Strategy
 from kayn.support.progress import progress_bar
-from kayn.support.validate import Count, Rule, check_fields, checked
+from kayn.support.validate import Count, Rule, checked
 
-HELD_OUT = "held-out log evidence"
 Rules = Annotated[
     Mapping[str, Optimizer],
     Rule("a mapping from patterns of names to optax transformations, not empty", lambda rules: len(rules) > 0),
 ]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A loss with an optimiser of its own, taken every so many steps.
-
-    Attributes:
-        loss: one of kayn's losses, or any NumPyro `ELBO`.
-        optimizer: an optax transformation; `by_parameter` gives groups of parameters rates of their own.
-        every: 2 for every other step. The first phase is taken in every step.
-    """
-
-    loss: Loss
-    optimizer: Optimizer
-    every: Count = 1
-
-    def __post_init__(self) -> None:
-        """Check the fields against their annotations.
-
-        Raises:
-            KaynError: one does not fit; it is named.
-        """
-        check_fields(self)
 
 
 Phases = Annotated[
@@ -160,176 +132,142 @@ def train(
         KaynError: arguments that do not fit together, named; a loss that is no longer finite, with its step.
     """
     phases = (phases,) if isinstance(phases, Phase) else tuple(phases)
-    arrays, held = _arrays("data", data), None if held_out is None else _arrays("held_out", held_out)
-    rows = arrays[0].shape[0]
-    if phases[0].every != 1:
-        raise KaynError(f"the first phase has every={phases[0].every}; put one first that is taken in every step")
-    if batch_size > rows:
-        raise DataError(f"batch_size is {batch_size}, but data has {rows} rows; use at most that many")
-    if patience is not None and held is None:
-        raise KaynError("patience is given, but no held_out data to tell when to stop; pass held_out=")
-    look_every, key = look_every or rows // batch_size, as_key(rng_key)
+    rows = Rows.of(data, held_out, batch_size)
+    _refuse_misfits(phases, rows, patience)
+    look_every, key = look_every or rows.total // batch_size, as_key(rng_key)
     refuse_too_many("look_every", min(look_every, num_steps), 4 * batch_size)  # the rows of all minibatches until then
 
-    loop = _Loop(model, guide, phases, args, augment, key)
-    if augment is None:
-        refuse_broken_arguments(model, (*arrays, *args), {}, params or {})
-    first = tuple(a[:batch_size] for a in arrays)
-    state = loop.start(first, dict(params or {}))
-    values = loop.constrained(state["params"])
-    data_of_batch = data_behind(model, (*loop.seen, *args), values, batch_size)
-    data_held_out = data_behind(model, (*held, *args), values, held[0].shape[0]) if held else 0
-    meter = held and evidence_meter(
-        model, guide, values, *held, *args, num_particles=held_out_particles, strategy=strategy
-    )
-    epochs = Epochs(rows, batch_size, int(jax.random.bits(key)))
-
-    best = state["params"]
-    losses: list[float] = []  # one a step, so that their number is the step
-    looks: dict[str, list[tuple[int, Any]]] = {}
-
-    def scores() -> Any:
-        return np.nan_to_num(np.array([value for _, value in looks.get(HELD_OUT, ())]), nan=-np.inf, neginf=-np.inf)
-
-    def look_now() -> Any:
-        """Take figures down; the best parameters so far."""
-        values = loop.constrained(state["params"])
-        found = dict(look(values)) if look else {}
-        better = False
-        if meter:
-            found[HELD_OUT] = float(meter(values, jax.random.fold_in(key, 1)).total) / data_held_out
-            better = found[HELD_OUT] > np.max(scores(), initial=-np.inf)
-        for name, value in found.items():
-            looks.setdefault(name, []).append((len(losses), value))
-        return state["params"] if better else best
-
-    record = None
-    if checkpoint is not None:
-        source = {"data": arrays, "held-out data": held, "further arguments": args}
-        given = {"rng_key": checkpoints.fingerprint(key), "params": checkpoints.fingerprint(dict(params or {}))}
-        settings = {"batch_size": batch_size, "strategy": strategy, **given}
-        record = Record(Path(checkpoint), source, {**settings, PROGRAM: loop.program(state, arrays, batch_size)})
-    if record and record.path.exists():
-        state, best, losses, looks = record.resume(state, best)
-    else:
-        best = look_now()
-        if record:
-            record.keep(state, best, losses, looks)  # so that a path that cannot be written to is known at once
-
-    def stale() -> bool:
-        return patience is not None and bool(len(scores()) - 1 - np.argmax(scores()) >= patience)
-
+    loop = Loop(model, guide, phases, args, augment, key)
+    run, course = _begin(loop, rows, dict(params or {}), look, held_out_particles, strategy, checkpoint)
     with progress_bar(num_steps, progress) as show:
-        while (step := len(losses)) < num_steps and not stale():
-            count = min(look_every, num_steps - step)
-            state, found = loop.advance(state, arrays, epochs.rows(step, count), step)
-            found = np.asarray(found, np.float64) / data_of_batch
-            if not np.isfinite(found).all():
-                raise KaynError(
-                    f"the loss is {found[~np.isfinite(found)][0]} at step "
-                    f"{step + int((~np.isfinite(found)).argmax())}; lower the learning rate, or clip gradients with "
-                    "optax"
-                )
-            losses.extend(found.tolist())
-            best = look_now()
-            if record:
-                record.keep(state, best, losses, looks)
-            show(step + count, -float(found.mean()))
-    last = loop.constrained(state["params"])
-    return Training(loop.constrained(best) if meter else last, last, np.asarray(losses), looks, stale())
+        while course.step < num_steps and not course.stale(patience):
+            count = min(look_every, num_steps - course.step)
+            course = run.further(course, count)
+            course = run.looked(course)
+            show(course.step, -float(np.mean(course.losses[-count:])))
+    return run.result(course, course.stale(patience))
 
 
-class _Loop:
-    """The compiled loop over steps, and the way between parameters and what the optimisers see of them."""
+def _refuse_misfits(phases: Sequence[Phase], rows: Rows, patience: int | None) -> None:
+    """Refuse arguments that do not fit together."""
+    if phases[0].every != 1:
+        raise KaynError(f"the first phase has every={phases[0].every}; put one first that is taken in every step")
+    if rows.batch_size > rows.total:
+        raise DataError(f"batch_size is {rows.batch_size}, but data has {rows.total} rows; use at most that many")
+    if patience is not None and rows.held_out is None:
+        raise KaynError("patience is given, but no held_out data to tell when to stop; pass held_out=")
 
-    def __init__(
-        self,
-        model: Callable,
-        guide: Callable,
-        phases: tuple[Phase, ...],
-        args: tuple,
-        augment: Callable | None,
-        key: KeyArray,
-    ):
-        self.model, self.guide, self.phases = model, guide, phases
-        self.args, self.augment, self.key = args, augment, key
-        self.constrain: Callable = dict
-        self.seen: tuple = ()
-        self.advance = jax.jit(self._advance)
-        # traced once for the loop and for its fingerprint
-        self.one = jax.jit(self._one, inline=True)
 
-    def start(self, batch: tuple, params: dict[str, PyTree]) -> dict[str, PyTree]:
-        if self.augment:
-            batch = self.augment(self.key, batch)
-        refuse_unknown_params(self.model, self.guide, (*batch, *self.args), {}, params)
-        self.seen = batch
-        svi = SVI(self.model, self.guide, self.phases[0].optimizer, self.phases[0].loss)
-        begun = first_state(svi, self.key, (*batch, *self.args), {}, params)
-        if begun.mutable_state:
+@dataclass(frozen=True)
+class _HeldOut:
+    """Log evidence of held-out data, per datum.
+
+    Attributes:
+        meter: `(params, key) -> Evidence`.
+        num_data: how many their rows stand for.
+    """
+
+    meter: Callable[..., Evidence]
+    num_data: int
+
+    def score(self, values: Mapping[str, PyTree], key: KeyArray) -> float:
+        return float(self.meter(values, key).total) / self.num_data
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run does between one look and the next. How far it has come is handed from one to the other.
+
+    Attributes:
+        num_data: how many data the rows of a minibatch stand for.
+    """
+
+    loop: Loop
+    rows: Rows
+    epochs: Epochs
+    num_data: int
+    look: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None
+    held_out: _HeldOut | None
+    record: Record | None
+
+    def further(self, course: Course, count: int) -> Course:
+        """`count` steps on.
+
+        Raises:
+            KaynError: a loss is not finite.
+        """
+        chosen = self.epochs.rows(course.step, count)
+        state, found = self.loop.advance(course.state, self.rows.data, chosen, course.step)
+        losses = np.asarray(found, np.float64) / self.num_data
+        broken = np.flatnonzero(~np.isfinite(losses))
+        if broken.size:
             raise KaynError(
-                f"kayn.train does not hand on the state of modules ({', '.join(map(repr, begun.mutable_state))}, "
-                "numpyro.primitives.mutable); take steps by numpyro.infer.SVI.update with the same loss, which does"
+                f"the loss is {losses[broken[0]]} at step {course.step + broken[0]}; lower the learning rate, or clip "
+                "gradients with optax"
             )
-        free = svi.optim.get_params(begun.optim_state)
-        self.constrain = svi.constrain_fn
-        return {"params": free, "optimizers": [phase.optimizer.init(free) for phase in self.phases]}
+        return course.further(state, losses.tolist())
 
-    def constrained(self, free: PyTree) -> dict[str, PyTree]:
-        return dict(self.constrain(free))
+    def looked(self, course: Course) -> Course:
+        """Figures taken down, and the checkpoint written."""
+        values = self.loop.constrained(course.state["params"])
+        found = dict(self.look(values)) if self.look else {}
+        better = False
+        if self.held_out:
+            found[HELD_OUT] = self.held_out.score(values, jax.random.fold_in(self.loop.key, 1))
+            better = course.surpassed_by(found[HELD_OUT])
+        course = course.looked(found, better)
+        if self.record:
+            self.record.keep(course.state, course.best, course.losses, course.looks)
+        return course
 
-    def _advance(self, state: PyTree, arrays: tuple, rows: Array, first: Any) -> tuple[PyTree, Array]:
-        def body(state: PyTree, now: tuple[Any, Any]) -> tuple[PyTree, Array]:
-            return self.one(state, arrays, *now)
-
-        return jax.lax.scan(body, state, (first + jnp.arange(rows.shape[0]), rows))
-
-    def _one(self, state: PyTree, arrays: tuple, number: Array, chosen: Array) -> tuple[PyTree, Array]:
-        """All phases that are due in one step: the new state, and the first one's loss."""
-        key = jax.random.fold_in(self.key, number)
-        batch = tuple(a[chosen] for a in arrays)
-        if self.augment:
-            batch = self.augment(jax.random.fold_in(key, len(self.phases)), batch)
-        state, loss = self.step(0, jax.random.fold_in(key, 0), batch, state)
-        for i, phase in enumerate(self.phases[1:], 1):
-            take = partial(self.step, i, jax.random.fold_in(key, i), batch)
-            if phase.every == 1:
-                state, _ = take(state)
-            else:
-                due = number % phase.every == 0
-                state = jax.lax.cond(due, lambda s, take=take: take(s)[0], lambda s: s, state)
-        return state, loss
-
-    def program(self, state: PyTree, arrays: tuple, batch_size: int) -> str:
-        """A fingerprint of what a step computes: model, guide, losses and optimisers as equations."""
-        number = jax.ShapeDtypeStruct((), jnp.int32)
-        chosen = jax.ShapeDtypeStruct((batch_size,), jax.dtypes.canonicalize_dtype(int))
-        return equations(self.one.trace(state, arrays, number, chosen).jaxpr)
-
-    def step(self, index: int, key: KeyArray, batch: tuple, state: PyTree) -> tuple[PyTree, Array]:
-        phase = self.phases[index]
-
-        def loss(free: PyTree) -> Array:
-            return phase.loss.loss(key, self.constrain(free), self.model, self.guide, *batch, *self.args)
-
-        value, gradient = jax.value_and_grad(loss)(state["params"])
-        updates, own = phase.optimizer.update(gradient, state["optimizers"][index], state["params"])
-        optimizers = [own if i == index else o for i, o in enumerate(state["optimizers"])]
-        return {"params": optax.apply_updates(state["params"], updates), "optimizers": optimizers}, jnp.asarray(value)
+    def result(self, course: Course, stopped_early: bool) -> Training:
+        last = self.loop.constrained(course.state["params"])
+        best = self.loop.constrained(course.best) if self.held_out else last
+        return Training(best, last, np.asarray(course.losses), course.looks, stopped_early)
 
 
-def _arrays(name: str, data: Any) -> tuple[Array, ...]:
-    given = data if isinstance(data, tuple) else (data,)
-    for i, value in enumerate(given):
-        which = f"{name}[{i}]" if isinstance(data, tuple) else name
-        why = "None" if value is None else why_unusable(value)
-        if why and not (is_column(value) and why_unusable(np.asarray(value)) is None):
-            raise DataError(f"{which} is {why}")
-    arrays = tuple(jnp.asarray(np.asarray(a) if is_column(a) else a) for a in given)
-    sizes = {a.shape[0] if a.ndim else None for a in arrays}
-    if len(sizes) != 1 or sizes & {None, 0}:
-        raise DataError(
-            f"{name} has shapes {', '.join(str(a.shape) for a in arrays)}; pass an array, or a tuple of arrays with "
-            "the same leading dimension"
-        )
-    return arrays
+def _begin(
+    loop: Loop,
+    rows: Rows,
+    params: dict[str, PyTree],
+    look: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None,
+    held_out_particles: int,
+    strategy: Strategy,
+    checkpoint: PathOption,
+) -> tuple[_Run, Course]:
+    """A run, and how far it has come: to where its checkpoint is, or to a first look."""
+    if loop.augment is None:
+        refuse_broken_arguments(loop.model, (*rows.data, *loop.args), {}, params)
+    state = loop.start(rows.first, dict(params))
+    values = loop.constrained(state["params"])
+    num_data = data_behind(loop.model, (*loop.seen, *loop.args), values, rows.batch_size)
+    held_out = _held_out(loop, rows.held_out, values, held_out_particles, strategy) if rows.held_out else None
+    epochs = Epochs(rows.total, rows.batch_size, int(jax.random.bits(loop.key)))
+    record = _record(Path(checkpoint), loop, rows, params, state, strategy) if checkpoint is not None else None
+
+    run = _Run(loop, rows, epochs, num_data, look, held_out, record)
+    course = Course(state, state["params"])
+    if record and record.path.exists():
+        return run, Course(*record.resume(course.state, course.best))
+    return run, run.looked(course)  # so that a path that cannot be written to is known at once
+
+
+def _held_out(
+    loop: Loop,
+    arrays: tuple[Array, ...],
+    values: Mapping[str, PyTree],
+    num_particles: int,
+    strategy: Strategy,
+) -> _HeldOut:
+    given = (*arrays, *loop.args)
+    num_data = data_behind(loop.model, given, values, arrays[0].shape[0])
+    meter = evidence_meter(loop.model, loop.guide, values, *given, num_particles=num_particles, strategy=strategy)
+    return _HeldOut(meter, num_data)
+
+
+def _record(path: Path, loop: Loop, rows: Rows, params: Mapping[str, PyTree], state: PyTree, strategy: str) -> Record:
+    """The checkpoint's file, with what the run rests on."""
+    source = {"data": rows.data, "held-out data": rows.held_out, "further arguments": loop.args}
+    given = {"rng_key": checkpoints.fingerprint(loop.key), "params": checkpoints.fingerprint(params)}
+    settings = {"batch_size": rows.batch_size, "strategy": strategy, **given}
+    return Record(path, source, {**settings, PROGRAM: loop.program(state, rows.data, rows.batch_size)})
