@@ -1,5 +1,6 @@
-"""Text that people read: no long lines, and pages that name what exists."""
+"""Text that people read: no long lines, functions and files, and pages that name what exists."""
 
+import ast
 import pkgutil
 import re
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 WIDTH = 120
+LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 350, 60
 READ = {".md", ".toml", ".yml", ".yaml", ".sh", ""}
 WRITTEN_BY_PROGRAMS = {"results", ".git", ".venv", "__pycache__", "site", "build", "dist"}
 
@@ -44,6 +46,38 @@ def test_long_lines_are_seen():
     line = " ".join(["word"] * 30)
     assert list(long_lines(f"short\n{line}\n| {line} |\nhttps://{'x' * WIDTH}", True)) == [2]
     assert list(long_lines(f"| {line} |", False)) == [1]
+
+
+def long_functions(text):
+    """Names of functions that are too long, methods and inner ones too; docstrings count."""
+    for node in ast.walk(ast.parse(text)):
+        function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if function and node.end_lineno - node.lineno >= LINES_OF_A_FUNCTION:
+            yield node.name
+
+
+SOURCES = {str(p.relative_to(ROOT)): p.read_text(encoding="utf-8") for p in sorted((ROOT / "src").rglob("*.py"))}
+
+
+def test_no_file_of_the_library_is_over_350_lines():
+    assert len(SOURCES) > 100
+    long = {path: lines for path, text in SOURCES.items() if (lines := len(text.splitlines())) > LINES_OF_A_FILE}
+    assert not long, long
+
+
+def test_no_function_of_the_library_is_over_60_lines():
+    """Nor has one many branches, which ruff sees to."""
+    long = [f"{path}: {name}" for path, text in SOURCES.items() for name in long_functions(text)]
+    assert not long, long
+
+
+def test_long_functions_are_seen():
+    def function(name, lines):
+        return [f"def {name}():", *["    pass"] * (lines - 1)]
+
+    method = ["class C:", *(f"    {line}" for line in function("method", LINES_OF_A_FUNCTION + 1))]
+    text = "\n".join([*function("short", LINES_OF_A_FUNCTION), *function("long", LINES_OF_A_FUNCTION + 1), *method])
+    assert list(long_functions(text)) == ["long", "method"]
 
 
 def test_programs_import_each_other_by_their_packages():
