@@ -311,7 +311,7 @@ def test_averaging_each_guide_parent_separately_is_biased(x64):
         c = draws.values["c"]
         axis = problem.layout.axis_of("c")
         slot = [t.name for t in problem.layout.plan.terms].index(proposal_name(axis))
-        return slots | {slot: -jnp.log(jnp.where(c == 1, p, 1 - p))}
+        return {**slots, slot: -jnp.log(jnp.where(c == 1, p, 1 - p))}
 
     found, expected = expected_evidence(discrete, SCALARS, 2, change=separately)
     assert abs(found / expected - 1) > 1e-3
