@@ -51,11 +51,11 @@ def test_evidence_marginals_and_gradients_match_enumeration(part, forget):
 
 
 def one_structure_matches(spec):
-    """The evidence of every structure, all the rest of a third of them, in float32 too of some."""
+    """The evidence of every structure, all the rest of a sixth of them, in float32 too of some."""
     with jax.enable_x64(True):
         problem, oracle = build(spec)
         draws, params = some_draws(spec, problem), spec.params()
-        if spec.seed % 3 != 1:
+        if spec.seed % 6 != 1:
             close(evidence_alone(problem, draws, params), evidence_by_enumeration(oracle, draws, free(spec)), 1e-9)
             return
         value, again, weights, gradient = estimates(problem, draws, params)
@@ -73,7 +73,7 @@ def one_structure_matches(spec):
             close(weights[name], found, 1e-9)
         for name, found in gradient.items():
             close(found, slope[name], 1e-9)
-    if spec.seed % 9 != 1:
+    if spec.seed % 18 != 1:
         return
     single, _ = build(spec)
     assert single.layout.axes == problem.layout.axes
