@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from kayn.graph import flow, loops, predictor_terms, reads, regions, rules
 from kayn.graph.bodies import Look, Origin, Source
 from kayn.graph.influence import influences
-from kayn.programs import calls, primitives, squeeze
+from kayn.programs import primitives, squeeze
 
 ALL = """
 import gc
@@ -29,7 +29,7 @@ READERS = {
     "flow of data": set(flow.SPECIAL),
     "dimensions of size one": set(squeeze.RULES),
     "cost": {*primitives.TRANSCENDENTAL, *primitives.POLYNOMIAL},
-    "calls": set(calls.CALLS),
+    "calls": set(primitives.CALLS),
 }
 KNOWN = set().union(*READERS.values())
 ONLY_PLATES = {"householder_product", "symmetric_product", "top_k"}

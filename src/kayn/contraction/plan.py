@@ -155,6 +155,23 @@ class Step(ABC):
         return {}
 
 
+class Nested(Step):
+    """A step that runs a plan of its own several times, on pieces of what it reads."""
+
+    sources: tuple[int, ...]
+    body: Plan
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """What the pieces are of."""
+        return self.sources
+
+    @property
+    def inner(self) -> Plan:
+        """One run."""
+        return self.body
+
+
 @dataclass(frozen=True)
 class Chained:
     """How a variable's earlier states and last states are called.

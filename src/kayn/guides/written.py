@@ -12,7 +12,7 @@ from kayn.errors import GuideError
 from kayn.guides.families import FAMILIES, Family
 from kayn.guides.normal import MultivariateNormal, Normal
 from kayn.programs.sites import Site
-from kayn.programs.trace import innermost
+from kayn.programs.wrappers import innermost
 from kayn.support.arrays import Array
 
 KNOWN: tuple[type[Family], ...] = (MultivariateNormal, *FAMILIES)

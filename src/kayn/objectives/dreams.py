@@ -18,7 +18,7 @@ from kayn.graph.flow import Sources, reach
 from kayn.programs.given import Given
 from kayn.programs.roles import Fixed
 from kayn.programs.seeding import seeded
-from kayn.programs.trace import innermost
+from kayn.programs.wrappers import innermost
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.numpyro_internals import mask_of
 

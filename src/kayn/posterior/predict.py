@@ -21,7 +21,7 @@ from kayn.posterior.held_out import contracted_joint
 from kayn.posterior.joint import JointDraws, entries
 from kayn.posterior.pool import Pool
 from kayn.posterior.replay import BATCH, Setting, block_of, checked, over_draws, own_data, run_model, scorer
-from kayn.programs.trace import innermost
+from kayn.programs.wrappers import innermost
 from kayn.support.arrays import Array, KeyArray
 from kayn.support.keys import as_key
 from kayn.xla.compilation import is_traced

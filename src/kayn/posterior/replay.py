@@ -28,7 +28,8 @@ from kayn.programs.roles import Fixed
 from kayn.programs.seeding import seeded
 from kayn.programs.sites import Inspected, Site
 from kayn.programs.slices import slice_outputs
-from kayn.programs.trace import DATA, Program, innermost
+from kayn.programs.trace import DATA, Program
+from kayn.programs.wrappers import innermost
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.xla.compilation import is_traced
 from kayn.xla.jit import QuickJit

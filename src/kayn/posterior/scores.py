@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from kayn.densities.log_prob import log_density
-from kayn.programs.trace import innermost
+from kayn.programs.wrappers import innermost
 from kayn.support.arrays import Array
 from kayn.support.numpyro_internals import mask_of
 

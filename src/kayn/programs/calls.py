@@ -6,27 +6,8 @@ from collections.abc import Sequence
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
+from kayn.programs.primitives import CALLS
 from kayn.support.arrays import Array
-
-CALLS = frozenset(
-    (
-        "call",
-        "checkpoint",
-        "closed_call",
-        "composite",
-        "core_call",
-        "custom_jvp_call",
-        "custom_jvp_call_jaxpr",
-        "custom_vjp_call",
-        "custom_vjp_call_jaxpr",
-        "jit",
-        "pjit",
-        "remat",
-        "remat2",
-    )
-)
-"""Other primitives have programs among their parameters too (`reduce`, loops),
-but call them on parts of their operands."""
 
 
 def called(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Array]] | None:

@@ -216,3 +216,22 @@ WITHOUT_RULE = frozenset(
 All of their results is read as made of all of their operands, which is always right, but may cost particle axes. A
 primitive that is in no list is new: see whether it wants a rule, and else add it here.
 """
+CALLS = frozenset(
+    (
+        "call",
+        "checkpoint",
+        "closed_call",
+        "composite",
+        "core_call",
+        "custom_jvp_call",
+        "custom_jvp_call_jaxpr",
+        "custom_vjp_call",
+        "custom_vjp_call_jaxpr",
+        "jit",
+        "pjit",
+        "remat",
+        "remat2",
+    )
+)
+"""What calls another program on its operands as they are. Other primitives have programs among their parameters too
+(`reduce`, loops), but call them on parts of their operands."""

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from kayn.contraction import chain_rounds
 from kayn.contraction.backward import choose
 from kayn.contraction.execute import forward
-from kayn.contraction.plan import Entries, Plan, Step
+from kayn.contraction.plan import Entries, Nested, Plan
 from kayn.contraction.ways import Slots, Way, WayBack, sum_rule
 from kayn.support.arrays import Array
 
 
 @dataclass(frozen=True)
-class Chain(Step):
+class Chain(Nested):
     """Sum over all paths of some variables along plate `plate`, whose elements are the steps of a Markov chain.
 
     Going forward, an array `alpha` over the states of the last steps is multiplied with the factors of one step, and
@@ -41,16 +41,6 @@ class Chain(Step):
     states: tuple[tuple[str, ...], ...]
     ends: tuple[tuple[str, ...], ...]
     start: float
-
-    @property
-    def read(self) -> tuple[int, ...]:
-        """The factors of all steps of the chain."""
-        return self.sources
-
-    @property
-    def inner(self) -> Plan:
-        """One step of the chain."""
-        return self.body
 
     @property
     def inner_read(self) -> tuple[int | None, ...]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from kayn.contraction.backward import choose
 from kayn.contraction.execute import forward, look_up
-from kayn.contraction.plan import Entries, Plan, Step
+from kayn.contraction.plan import Entries, Nested, Plan
 from kayn.contraction.steps.product import settled_slot
 from kayn.contraction.ways import Slots, Way, WayBack
 from kayn.support.arrays import Array
@@ -23,7 +23,7 @@ Piece = tuple[Array, dict[int, Array]]
 
 
 @dataclass(frozen=True)
-class Sliced(Step):
+class Sliced(Nested):
     """Sum over a variable without plates for some of its particles at a time, or multiply a plate out likewise.
 
     Attributes:
@@ -38,16 +38,6 @@ class Sliced(Step):
     axis: str
     parts: int
     body: Plan
-
-    @property
-    def read(self) -> tuple[int, ...]:
-        """What the parts are made of."""
-        return self.sources
-
-    @property
-    def inner(self) -> Plan:
-        """One part."""
-        return self.body
 
     @property
     def inner_read(self) -> tuple[int | None, ...]:
