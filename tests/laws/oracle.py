@@ -7,7 +7,8 @@ the model's density comes from `numpyro.infer.util.log_density`, the guide's fro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 import jax
@@ -282,6 +283,17 @@ class BruteForce:
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True} | (quick_options() or {})
 """Compiler options for tests: programs that run once are better compiled fast than made fast."""
+
+
+@contextmanager
+def as_users_compile() -> Iterator[None]:
+    """Optimised as users have it, whatever the suite asks for (`tests/conftest.py`)."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 @partial(jax.jit, static_argnums=0, compiler_options=QUICK)
