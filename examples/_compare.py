@@ -157,7 +157,7 @@ def run_kayn(
 
     start = time.perf_counter()
     options = {"num_particles": settings.particles, **extra}
-    fit = kayn.fit(model, args=args, method="qem", key=settings.seed, progress=False, **options)
+    fit = kayn.fit(model, args=args, method="qem", rng_key=settings.seed, progress=False, **options)
     posterior = fit.posterior()
     mean = {site: np.asarray(posterior.mean(site)) for site in sites}
     std = {site: np.asarray(posterior.std(site)) for site in sites}

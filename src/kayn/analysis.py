@@ -19,12 +19,13 @@ from kayn.guides.factorised import FactorisedGuide, Unstarted
 from kayn.programs.sites import Inspected
 from kayn.support.memory import format_bytes
 from kayn.support.options import Couple, Elements, Groups, Guide, Memory, Model, Params, Particles, PathOption, Strategy
+from kayn.support.prints import Printed
 from kayn.support.table import format_table
 from kayn.support.validate import checked
 
 
-@dataclass(frozen=True)
-class Analysis:
+@dataclass(frozen=True, repr=False)
+class Analysis(Printed):
     """The structure of a model and the contraction planned for it; `print` it, or `render` it as a graph.
 
     Attributes:

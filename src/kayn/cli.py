@@ -72,7 +72,7 @@ def demo(out: Path, seed: int) -> None:
     click.echo(str(kayn.analyze(radon_model, *args)))
 
     start = time.perf_counter()
-    fit = kayn.fit(radon_model, args=args, num_particles=10, key=seed)
+    fit = kayn.fit(radon_model, args=args, num_particles=10, rng_key=seed)
     posterior = fit.posterior(num_particles=10)
     mean, std = np.asarray(posterior.mean("alpha")), np.asarray(posterior.std("alpha"))
     seconds = time.perf_counter() - start

@@ -42,12 +42,13 @@ from kayn.support.options import (
     Particles,
     Strategy,
 )
+from kayn.support.prints import Printed, brief
 from kayn.support.validate import Count, Positive, checked
 from kayn.xla.jit import QuickJit
 
 
-@dataclass(frozen=True, eq=False)
-class Fit:
+@dataclass(frozen=True, eq=False, repr=False)
+class Fit(Printed):
     """A fitted guide.
 
     Attributes:
@@ -71,6 +72,19 @@ class Fit:
     rng_key: KeyArray
     sampler: Sampler | None = None
     _weighers: dict[Any, Weigher] = field(default_factory=dict, repr=False)
+
+    def __str__(self) -> str:
+        """The model, how far the fit came, and the latents' parameters by shape."""
+        model = getattr(self.call.model, "__name__", type(self.call.model).__name__)
+        ended = "stopped improving" if self.converged else "not converged: had not stopped improving, or weights poor"
+        last = float(np.mean(self.log_evidence[-CHUNK:])) if len(self.log_evidence) else np.nan
+        return "\n".join(
+            [
+                f"Fit of {model}: {len(self.log_evidence)} steps, {ended}",
+                f"log evidence of the last steps {last:.2f} nats; posterior() estimates it with its error",
+                *(f"  {name}: {brief(value)}" for name, value in self.params.items()),
+            ]
+        )
 
     @checked()
     def posterior(
@@ -105,7 +119,7 @@ def fit(
     kwargs: Named = None,
     method: Literal["qem", "rws", "vi"] = "qem",
     num_particles: Particles = 30,
-    key: Key = 0,
+    rng_key: Key = 0,
     progress: bool = True,
     *,
     guide: Guide | None = None,
@@ -124,7 +138,7 @@ def fit(
         model: an ordinary NumPyro model; `args` and `kwargs` are its arguments.
         method: "qem" (moment matching, the default), "rws" (reweighted wake-sleep) or "vi" (pathwise gradients).
         num_particles: K particles of every latent, one number or a mapping from latent name.
-        key: a key or an int seed.
+        rng_key: a key or an int seed.
         progress: show a bar with the log evidence.
         guide: None for a factorised guide; with "qem", latents that no data lie below follow their prior.
         num_steps: at most so many steps; fitting stops earlier when the log evidence has stopped improving.
@@ -148,7 +162,7 @@ def fit(
         guide,
         method,
         options,
-        as_key(key),
+        as_key(rng_key),
         num_steps,
         learning_rate,
         dict(params or {}),

@@ -799,8 +799,10 @@ def test_fit_by_gradients(method):
 
 
 def test_fit_reads_kwargs_and_keys():
-    one = kayn.fit(hierarchy, kwargs={"county": COUNTY, "y": Y}, num_particles=4, num_steps=4, key=3, progress=False)
-    two = kayn.fit(hierarchy, [COUNTY, Y], num_particles=4, num_steps=4, key=jax.random.key(3), progress=False)
+    one = kayn.fit(
+        hierarchy, kwargs={"county": COUNTY, "y": Y}, num_particles=4, num_steps=4, rng_key=3, progress=False
+    )
+    two = kayn.fit(hierarchy, [COUNTY, Y], num_particles=4, num_steps=4, rng_key=jax.random.key(3), progress=False)
     np.testing.assert_allclose(one.log_evidence, two.log_evidence, rtol=1e-5)
     assert len(one.log_evidence) == 4
     assert not one.converged

@@ -559,7 +559,7 @@ def test_an_array_of_keys():
         lambda: Importance(flat).run(keys, None, Y), KaynError, "array of keys of shape (3,)", "one key", "jax.vmap"
     )
     refused(lambda: QEM(flat).init(keys, Y), KaynError, "array of keys")
-    refused(lambda: kayn.fit(flat, (Y,), key="seed"), KaynError, "rng_key is str 'seed'")
+    refused(lambda: kayn.fit(flat, (Y,), rng_key="seed"), KaynError, "rng_key is str 'seed'")
 
 
 # -- fitting

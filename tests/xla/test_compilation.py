@@ -179,7 +179,7 @@ def ask(seed):
         return out
 
     def fit():
-        fitted.append(kayn.fit(groups, some_data(seed), num_particles=5, key=seed, progress=False, num_steps=16))
+        fitted.append(kayn.fit(groups, some_data(seed), num_particles=5, rng_key=seed, progress=False, num_steps=16))
         return fitted[0].params
 
     def draw():

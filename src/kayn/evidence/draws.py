@@ -15,10 +15,11 @@ from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import VALUE
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
+from kayn.support.prints import Outlined
 
 
-@dataclass(frozen=True)
-class Draws:
+@dataclass(frozen=True, repr=False)
+class Draws(Outlined):
     """One set of particles.
 
     Attributes:

@@ -33,6 +33,7 @@ from kayn.programs.trace import Program
 from kayn.support.arrays import Array, PyTree
 from kayn.support.keys import as_key
 from kayn.support.names import refuse_reserved
+from kayn.support.prints import Outlined
 from kayn.support.validate import parameter_values
 from kayn.xla.compilation import compiled_now
 from kayn.xla.shared import Kept
@@ -41,8 +42,8 @@ DRAWS = 16
 """Runs of a guide at which what it can reach given other latents is compared with the model."""
 
 
-@dataclass(frozen=True, eq=False)
-class Problem:
+@dataclass(frozen=True, eq=False, repr=False)
+class Problem(Outlined):
     """A model, a guide and the particle axes that were chosen for them. Holds no particles."""
 
     model: Program

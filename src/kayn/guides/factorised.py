@@ -33,6 +33,7 @@ from kayn.support.arrays import Array
 from kayn.support.keys import as_key
 from kayn.support.names import parameter, refuse_reserved
 from kayn.support.options import Arguments, Key, Model, Named, Params
+from kayn.support.prints import Outlined
 from kayn.support.validate import Count, checked
 from kayn.xla.compilation import is_traced
 
@@ -40,8 +41,8 @@ LONGEST_VECTOR = 32
 """Vectors of up to this length get a full covariance."""
 
 
-@dataclass(frozen=True, eq=False)
-class GuideSite:
+@dataclass(frozen=True, eq=False, repr=False)
+class GuideSite(Outlined):
     """One latent of a factorised guide: its family, starting parameters and plates (name, dim, full size, size).
 
     Attributes:
@@ -71,8 +72,8 @@ class GuideSite:
         return tuple(sizes.get(d, n) for d, n in enumerate(shape))
 
 
-@dataclass(frozen=True, eq=False)
-class FactorisedGuide:
+@dataclass(frozen=True, eq=False, repr=False)
+class FactorisedGuide(Outlined):
     """A NumPyro guide with independent sites; parameters are called `kayn:<latent>:<parameter>`, e.g. `kayn:alpha:loc`.
 
     Attributes:

@@ -8,10 +8,11 @@ import jax
 
 from kayn.guides.factorised import FactorisedGuide
 from kayn.support.arrays import Array, KeyArray, PyTree
+from kayn.support.prints import Outlined
 
 
-@dataclass(frozen=True)
-class QEMState:
+@dataclass(frozen=True, repr=False)
+class QEMState(Outlined):
     """What QEM carries from step to step: the guide's mean parameters by block of sites, a step counter and a key."""
 
     moments: dict[str, dict[str, Array]]
@@ -22,8 +23,8 @@ class QEMState:
 jax.tree_util.register_dataclass(QEMState, ["moments", "step", "rng_key"], [])
 
 
-@dataclass(frozen=True, eq=False)
-class QEMResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class QEMResult(Outlined):
     """A fitted guide: `guide` is a NumPyro guide, `params` its parameters,
     `log_evidence` [num_steps] the history in nats."""
 

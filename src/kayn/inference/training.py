@@ -26,6 +26,7 @@ from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
 from kayn.support.options import Guide, Key, Model, Optimizer, Params, PathOption, Strategy
+from kayn.support.prints import Outlined
 from kayn.support.progress import progress_bar
 from kayn.support.validate import Count, Rule, checked
 
@@ -41,8 +42,8 @@ Phases = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Training:
+@dataclass(frozen=True, repr=False)
+class Training(Outlined):
     """What `train` returns.
 
     Attributes:

@@ -19,14 +19,15 @@ from kayn.posterior.blocks import block_size, joined, keys_of, on_device, shuffl
 from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import VALUE
 from kayn.support.arrays import Array, KeyArray
+from kayn.support.prints import Outlined
 from kayn.xla.compilation import is_traced
 
 BLOCK = 1000
 """Draws that are taken at a time."""
 
 
-@dataclass(frozen=True)
-class JointDraws:
+@dataclass(frozen=True, repr=False)
+class JointDraws(Outlined):
     """S draws of all latents.
 
     Attributes:

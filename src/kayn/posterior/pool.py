@@ -22,10 +22,11 @@ from kayn.evidence.queries import latent_weights
 from kayn.posterior import joint
 from kayn.posterior.diagnostics import effective_sample_size, pareto_khat
 from kayn.posterior.joint import JointDraws, mixed_plate
-from kayn.support.arrays import Array, KeyArray, PyTree
+from kayn.support.arrays import Array, KeyArray, PyTree, local, namespace
 from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
 from kayn.support.options import Key, Name, Samples
+from kayn.support.prints import Outlined
 from kayn.support.validate import checked
 from kayn.xla.compilation import is_traced
 from kayn.xla.fingerprint import fingerprint
@@ -35,8 +36,8 @@ FALLBACK_DRAWS = 2000
 """Joint draws used for an expectation that has no small contraction."""
 
 
-@dataclass(frozen=True, eq=False)
-class Call:
+@dataclass(frozen=True, eq=False, repr=False)
+class Call(Outlined):
     """The model and the arguments it was conditioned on."""
 
     model: Callable
@@ -81,7 +82,7 @@ class Pool:
     @property
     def log_evidence(self) -> Array:
         """Estimate of log p(data), in nats: log of the mean of Z over replicates (Z is unbiased, so log Z errs low)."""
-        xp = _namespace(self.log_evidences)
+        xp = namespace(self.log_evidences)
         top = xp.max(self.log_evidences)
         top = xp.where(xp.isfinite(top), top, 0.0)
         with np.errstate(divide="ignore"):
@@ -92,7 +93,7 @@ class Pool:
         """Monte Carlo standard error of `log_evidence` (delta method over replicates); NaN with one replicate."""
         if self.num_replicates < 2:
             return np.nan
-        xp = _namespace(self.log_evidences)
+        xp = namespace(self.log_evidences)
         ratio = xp.exp(self.log_evidences - self.log_evidence)
         return xp.std(ratio, ddof=1) / math.sqrt(self.num_replicates)
 
@@ -111,7 +112,7 @@ class Pool:
     @property
     def particles(self) -> dict[str, Array]:
         """Pooled particles of every latent: [P, *shape], to be read with `weights`."""
-        return {n: _local(v).reshape((-1, *v.shape[2:])) for n, v in self.draws.values.items()}
+        return {n: local(v).reshape((-1, *v.shape[2:])) for n, v in self.draws.values.items()}
 
     @checked(QueryError)
     def weights(self, name: Name) -> Array:
@@ -120,7 +121,7 @@ class Pool:
         A latent that was coupled over a plate has equal weights along it. Source: Bowyer et al. (UAI 2024).
         """
         by_replicate = self._weights(self._latent(name))
-        pooled = by_replicate * _local(self._shares).reshape((-1, *(1,) * (by_replicate.ndim - 1)))
+        pooled = by_replicate * local(self._shares).reshape((-1, *(1,) * (by_replicate.ndim - 1)))
         return pooled.reshape((-1, *pooled.shape[2:]))
 
     @checked(QueryError)
@@ -137,14 +138,15 @@ class Pool:
     # -- moments
 
     @checked(QueryError)
-    def mean(self, name: Name) -> Array:
-        """Posterior mean of a latent or deterministic site: the site's shape."""
-        return self._moments(name)[0]
+    def mean(self, name: Name | None = None) -> Any:
+        """Posterior mean of a latent or deterministic site: the site's shape. Without a name, by latent."""
+        return self._each(name, lambda n: self._moments(n)[0])
 
     @checked(QueryError)
-    def std(self, name: Name) -> Array:
-        """Posterior standard deviation of a latent or deterministic site: the site's shape."""
-        return self._moments(name)[1]
+    def std(self, name: Name | None = None) -> Any:
+        """Posterior standard deviation of a latent or deterministic site: the site's shape.
+        Without a name, by latent."""
+        return self._each(name, lambda n: self._moments(n)[1])
 
     @checked(QueryError)
     def expectation(self, function: Callable, *names: Name) -> Array:
@@ -205,7 +207,7 @@ class Pool:
     # -- draws
 
     @checked(QueryError)
-    def sample(self, rng_key: Key, num_samples: Samples = 1000) -> dict[str, Array]:
+    def sample(self, rng_key: Key = 0, num_samples: Samples = 1000) -> dict[str, Array]:
         """Exact joint draws from the weighted combinations of particles:
         [S, *shape] for every latent and deterministic site.
 
@@ -230,6 +232,12 @@ class Pool:
 
         particles = (self.numbers, self.params, self.draws, self.log_evidences)
         return joint.sample(self.problem, num_samples, *particles, as_key(rng_key), compiled)
+
+    def _each(self, name: str | None, answer: Callable[[str], Any]) -> Any:
+        """An answer about one site; without its name, those about all latents, by name."""
+        if name is not None:
+            return answer(name)
+        return {n: answer(n) for n in self.latent_names}
 
     def _refuse_mixed_rows(self, name: str) -> None:
         plate = mixed_plate(self.problem, self.draws, name)
@@ -261,14 +269,14 @@ class Pool:
     def _shares(self) -> Array:
         """[R], summing to one: equal shares in pooled estimates,
         but none for replicates whose particles are all impossible."""
-        xp = _namespace(self.log_evidences)
+        xp = namespace(self.log_evidences)
         possible = xp.isfinite(self.log_evidences)
         return (possible / xp.maximum(possible.sum(), 1)).astype(self.log_evidences.dtype)
 
     def _weights(self, name: str) -> Array:
         """[R, K, *batch shape]"""
         axis = self.problem.layout.axis_of(name).name
-        weights = _local(self.axis_weights[axis])
+        weights = local(self.axis_weights[axis])
         if isinstance(weights, np.ndarray):
             return np.stack([latent_weights(self.problem, {axis: w}, name) for w in weights])
         return jax.vmap(lambda w: latent_weights(self.problem, {axis: w}, name))(weights)
@@ -280,7 +288,7 @@ class Pool:
             values, weights = self.particles[name], self.weights(name)
             weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
             # weights of zero may meet infinite particles
-            xp = _namespace(values)
+            xp = namespace(values)
             mean = xp.sum(xp.where(weights > 0, weights * values, 0), 0)
             # once more about itself: far from zero, the rounding of a sum of many is much of a narrow spread
             mean = mean + xp.sum(xp.where(weights > 0, weights * (values - mean), 0), 0)
@@ -335,13 +343,3 @@ class Pool:
     def _jit(self, key: Any, function: Callable[[], Callable]) -> QuickJit:
         """What is compiled for a question, kept with the problem."""
         return self.problem.programs.get(("compiled", key), lambda: QuickJit(function(), open_consts=True))
-
-
-def _local(array: Array) -> Array:
-    """As a NumPy array where the numbers are known: small eager operations need not be compiled one by one."""
-    return array if isinstance(array, jax.core.Tracer) else np.asarray(array)
-
-
-def _namespace(array: Array) -> Any:
-    """NumPy for arrays on the host, where small sums need no compilation."""
-    return np if isinstance(array, np.ndarray) else jnp

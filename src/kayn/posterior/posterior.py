@@ -6,25 +6,89 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
 from kayn.errors import QueryError
-from kayn.posterior import checks, predict, summary
+from kayn.posterior import checks, predict, spread, summary
 from kayn.posterior.pool import Pool
 from kayn.support.arrays import Array
-from kayn.support.options import Coords, Key, Plates, Samples
-from kayn.support.validate import Natural, checked
+from kayn.support.options import Coords, Key, Levels, Mass, Name, Names, Plates, Samples
+from kayn.support.prints import Printed
+from kayn.support.table import format_table
+from kayn.support.validate import MOST, Natural, checked
+from kayn.xla.compilation import is_traced
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from xarray import DataTree
 
 
-@dataclass(frozen=True, eq=False)
-class Posterior(Pool):
-    """Weighted particles of a model's latents, and every question to them; attributes are those of `Pool`."""
+SHOWN = 30
+"""Latents that a posterior prints, at most."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Posterior(Printed, Pool):
+    """Weighted particles of a model's latents, and every question to them; attributes are those of `Pool`.
+
+    `posterior["a"]` are 1000 joint draws of a site, [1000, *shape], the same draws for all sites.
+    """
+
+    def __str__(self) -> str:
+        """The model, the log evidence, and shape, plates and particles of every latent."""
+        model = getattr(self.call.model, "__name__", type(self.call.model).__name__)
+        lines = [f"Posterior of {model}: {self.num_replicates} independent sets of particles"]
+        if not is_traced(self.log_evidences):
+            lines += [f"log evidence {float(self.log_evidence):.2f} +- {float(self.log_evidence_error):.2g} nats"]
+        latents = self.problem.graph.latents
+        rows = [
+            (
+                z.name,
+                str(tuple(z.shape)),
+                ", ".join(z.plate_names) or "-",
+                str(self.problem.layout.axis_of(z.name).size),
+            )
+            for z in latents[:SHOWN]
+        ]
+        lines += [format_table(("latent", "shape", "plates", "particles of each set"), rows)] if rows else []
+        lines += [f"  ({len(latents) - SHOWN} more latents)"] if len(latents) > SHOWN else []
+        return "\n".join(lines)
+
+    @checked(QueryError)
+    def __getitem__(self, name: Name) -> Array:
+        """Joint draws of a latent or deterministic site: [1000, *shape], the same draws for all sites."""
+        self._known(name)
+        if "draws" in self._found:
+            return self._found["draws"][name]
+        draws = self.sample()
+        if not is_traced(draws):
+            self._found["draws"] = draws
+        return draws[name]
+
+    @checked(QueryError)
+    def quantile(self, name: Name | None = None, q: Levels = summary.QUANTILES) -> Array | dict[str, Array]:
+        """Posterior quantiles of every element of a latent or deterministic site; without a name, by latent.
+
+        Args:
+            q: a level or a list of levels, from 0 to 1.
+
+        Returns:
+            [*q.shape, *shape], as `numpy.quantile` gives them over draws.
+        """
+        levels = np.asarray(q)
+        return self._each(name, lambda n: spread.quantile(self, n, levels))
+
+    @checked(QueryError)
+    def hdi(self, name: Name | None = None, prob: Mass = 0.94) -> Array | dict[str, Array]:
+        """The shortest interval of every element of a site that holds a share of its posterior: [*shape, 2].
+
+        Without a name, by latent.
+        """
+        return self._each(name, lambda n: spread.hdi(self, n, prob))
 
     @checked(QueryError)
     def predictive(
-        self, rng_key: Key, num_samples: Samples, *args: Any, new_plates: Plates = (), **kwargs: Any
+        self, rng_key: Key = 0, num_samples: Samples = 1000, *args: Any, new_plates: Plates = (), **kwargs: Any
     ) -> dict[str, Array]:
         """Draws of all sites of the model, data included, given posterior draws of the latents: [S, *shape].
 
@@ -43,7 +107,7 @@ class Posterior(Pool):
         return predict.log_predictive(self, rng_key, num_samples, args, kwargs, new_plates)
 
     @checked(QueryError)
-    def log_likelihood(self, rng_key: Key, num_samples: Samples = 1000) -> dict[str, Array]:
+    def log_likelihood(self, rng_key: Key = 0, num_samples: Samples = 1000) -> dict[str, Array]:
         """Pointwise log likelihood of the training data: [S, *rows] for every observed site, nats."""
         return predict.log_likelihood(self, rng_key, num_samples)
 
@@ -58,9 +122,27 @@ class Posterior(Pool):
         return arviz.to_datatree(self, rng_key, num_samples, coords)
 
     @checked(QueryError)
-    def summary(self, max_rows: Natural = 12) -> summary.Summary:
-        """Mean, sd, quantiles, ESS and k-hat of every latent; print it."""
-        return summary.summarise(self, max_rows)
+    def summary(
+        self,
+        max_rows: Natural = 12,
+        *,
+        var_names: Names = None,
+        quantiles: Levels = summary.QUANTILES,
+        hdi_prob: Mass | None = None,
+    ) -> summary.Summary:
+        """Mean, sd, quantiles, ESS and k-hat; print it, or take `to_dataframe()` of it.
+
+        Args:
+            max_rows: elements of every site, at most.
+            var_names: latents and deterministic sites; None for all latents.
+            quantiles: levels from 0 to 1.
+            hdi_prob: adds the ends of the shortest interval that holds this share.
+        """
+        return summary.summarise(self, max_rows, var_names, tuple(np.ravel(quantiles).tolist()), hdi_prob)
+
+    def to_dataframe(self, **options: Any) -> DataFrame:
+        """The summary of all elements of all latents as a `pandas.DataFrame`; options as in `summary`."""
+        return self.summary(**{"max_rows": MOST - 1, **options}).to_dataframe()
 
     def check(self) -> list[str]:
         """What is wrong with this posterior, as sentences that name the latent; empty when nothing is."""

@@ -24,6 +24,7 @@ from kayn.posterior.replay import BATCH, Setting, block_of, checked, over_draws,
 from kayn.programs.wrappers import innermost
 from kayn.support.arrays import Array, KeyArray
 from kayn.support.keys import as_key
+from kayn.support.prints import Outlined
 from kayn.xla.compilation import is_traced
 from kayn.xla.jit import QuickJit
 
@@ -31,8 +32,8 @@ FEW = 10
 """Draws that a joint density has to rest on at least."""
 
 
-@dataclass(frozen=True)
-class LogPredictive:
+@dataclass(frozen=True, repr=False)
+class LogPredictive(Outlined):
     """Log predictive density of held-out data, in nats.
 
     Attributes:

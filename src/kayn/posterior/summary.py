@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,14 +13,23 @@ from kayn.posterior.checks import check
 from kayn.posterior.diagnostics import effective_sample_size, pareto_khat
 from kayn.posterior.joint import mixed_plate
 from kayn.posterior.pool import Pool
+from kayn.posterior.spread import columns, shortest_interval, weighted_quantiles
+from kayn.support.prints import Printed
 from kayn.support.table import format_table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 QUANTILES = (0.05, 0.5, 0.95)
 
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """Posterior summary of one scalar: mean, sd, quantiles, effective sample size and Pareto k-hat."""
+    """Posterior summary of one scalar: mean, sd, quantiles, effective sample size and Pareto k-hat.
+
+    Attributes:
+        interval: the shortest interval, where it was asked for.
+    """
 
     name: str
     mean: float
@@ -26,12 +37,23 @@ class SummaryRow:
     quantiles: tuple[float, ...]
     ess: float
     khat: float
+    interval: tuple[float, ...] = ()
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """As `Summary.columns` names them."""
+        return (self.mean, self.sd, *self.quantiles, *self.interval, self.ess, self.khat)
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Rows for every latent (the first elements of large ones, none of those whose elements differ between replicates),
-    the log evidence, and what `Posterior.check` says."""
+@dataclass(frozen=True, repr=False)
+class Summary(Printed):
+    """Rows for every site (the first elements of large ones, none of those whose elements differ between replicates),
+    the log evidence, and what `Posterior.check` says.
+
+    Attributes:
+        levels: of the quantiles.
+        hdi_prob: what the shortest intervals hold; None where there are none.
+    """
 
     rows: tuple[SummaryRow, ...]
     hidden: tuple[tuple[str, int], ...]
@@ -39,64 +61,97 @@ class Summary:
     log_evidence_error: float
     num_particles: int
     complaints: tuple[str, ...]
+    levels: tuple[float, ...] = QUANTILES
+    hdi_prob: float | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the numbers of a row."""
+        outside = (1 - (self.hdi_prob or 0)) / 2
+        ends = () if self.hdi_prob is None else (f"hdi_{100 * outside:g}%", f"hdi_{100 * (1 - outside):g}%")
+        return ("mean", "sd", *(f"{100 * q:.4g}%" for q in self.levels), *ends, "ESS", "k-hat")
+
+    def to_dataframe(self) -> DataFrame:
+        """The rows as a `pandas.DataFrame`, by name."""
+        from pandas import DataFrame  # takes long to import
+
+        return DataFrame([r.numbers for r in self.rows], [r.name for r in self.rows], list(self.columns))
 
     def __str__(self) -> str:
         """The log evidence and its error, a table of moments, quantiles and diagnostics, and warnings."""
-        header = ("", "mean", "sd", *(f"{100 * q:.0f}%" for q in QUANTILES), "ESS", "k-hat")
         rows = [
             (
                 r.name,
-                *(f"{x:.3g}" for x in (r.mean, r.sd, *r.quantiles)),
-                f"{r.ess:.0f}",
+                *(f"{x:.3g}" for x in r.numbers[:-2]),
+                "-" if np.isnan(r.ess) else f"{r.ess:.0f}",
                 "-" if np.isnan(r.khat) else f"{r.khat:.2f}",
             )
             for r in self.rows
         ]
         error = "" if np.isnan(self.log_evidence_error) else f" +- {self.log_evidence_error:.2f}"
-        lines = [f"log evidence {self.log_evidence:.2f}{error} nats", format_table(header, rows)]
+        lines = [f"log evidence {self.log_evidence:.2f}{error} nats", format_table(("", *self.columns), rows)]
         lines += [f"  ({count} more elements of {name})" for name, count in self.hidden]
         lines += [f"  warning: {c}" for c in self.complaints]
         return "\n".join(lines)
 
 
-def summarise(posterior: Pool, max_rows: int) -> Summary:
-    """Summarise every latent, at most `max_rows` elements of each."""
+def summarise(
+    posterior: Pool,
+    max_rows: int,
+    names: str | Sequence[str] | None = None,
+    levels: tuple[float, ...] = QUANTILES,
+    hdi_prob: float | None = None,
+) -> Summary:
+    """Summarise sites, at most `max_rows` elements of each; all latents where no names are given.
+
+    Raises:
+        QueryError: a name is unknown.
+    """
+    names = posterior.latent_names if names is None else (names,) if isinstance(names, str) else names
     rows: list[SummaryRow] = []
     hidden = []
-    total = 0
-    for name in posterior.latent_names:
-        if mixed_plate(posterior.problem, posterior.draws, name) is not None:
-            hidden.append((name, math.prod(posterior.problem.graph.latent(name).shape)))
-            continue
-        values, weights = np.asarray(posterior.particles[name]), np.asarray(posterior.weights(name))
-        total = max(total, values.shape[0])
-        weights = np.broadcast_to(weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim))), values.shape)
-        mean, sd = np.asarray(posterior.mean(name)), np.asarray(posterior.std(name))
-        shape = values.shape[1:]
-        flat_values, flat_weights = values.reshape(values.shape[0], -1), weights.reshape(values.shape[0], -1)
-        for i in range(min(mean.size, max_rows)):
-            label = _label(name, np.unravel_index(i, shape)) if shape else name
-            rows.append(_row(label, flat_values[:, i], flat_weights[:, i], float(mean.flat[i]), float(sd.flat[i])))
-        if mean.size > max_rows:
-            hidden.append((name, mean.size - max_rows))
+    for name in names:
+        posterior._known(name)
+        shape = posterior.problem.model.sites[name].shape
+        size = math.prod(shape)
+        mixed = mixed_plate(posterior.problem, posterior.draws, name) is not None
+        count = 0 if mixed else min(size, max_rows)
+        rows += _rows(posterior, name, shape, count, levels, hdi_prob)
+        hidden += [(name, size - count)] if size > count else []
+    sizes = [len(v) for n, v in posterior.particles.items() if n in posterior.latent_names]
     return Summary(
         tuple(rows),
         tuple(hidden),
         float(posterior.log_evidence),
         float(posterior.log_evidence_error),
-        total,
+        max(sizes, default=0),
         tuple(check(posterior)),
+        levels,
+        hdi_prob,
     )
+
+
+def _rows(
+    posterior: Pool, name: str, shape: tuple[int, ...], count: int, levels: tuple[float, ...], hdi_prob: float | None
+) -> list[SummaryRow]:
+    """Of the first `count` elements of a site."""
+    if not count:
+        return []
+    values, weights = columns(posterior, name)
+    mean, sd = np.ravel(posterior.mean(name)), np.ravel(posterior.std(name))
+    weighed = name in posterior.latent_names
+    rows = []
+    for i in range(count):
+        own, shares = values[:, i], weights[:, i]
+        quantiles = tuple(float(x) for x in weighted_quantiles(own, shares, np.array(levels)))
+        interval = () if hdi_prob is None else tuple(float(x) for x in shortest_interval(own, shares, hdi_prob))
+        # what is computed from draws has no weights to judge
+        ess = float(effective_sample_size(shares[:, None])[0]) if weighed else math.nan
+        khat = float(pareto_khat(shares[:, None])[0]) if weighed else math.nan
+        label = _label(name, np.unravel_index(i, shape)) if shape else name
+        rows.append(SummaryRow(label, float(mean[i]), float(sd[i]), quantiles, ess, khat, interval))
+    return rows
 
 
 def _label(name: str, where: tuple) -> str:
     return f"{name}[{','.join(str(int(i)) for i in where)}]"
-
-
-def _row(name: str, values: np.ndarray, weights: np.ndarray, mean: float, sd: float) -> SummaryRow:
-    order = np.argsort(values)
-    cumulative = np.cumsum(weights[order])
-    found = np.minimum(np.searchsorted(cumulative, np.array(QUANTILES) * cumulative[-1]), len(values) - 1)
-    quantiles = tuple(float(values[order][i]) for i in found)
-    ess = float(effective_sample_size(weights[:, None])[0])
-    return SummaryRow(name, mean, sd, quantiles, ess, float(pareto_khat(weights[:, None])[0]))

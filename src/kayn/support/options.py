@@ -73,6 +73,12 @@ Memory = Annotated[int | str | None, _allowed]
 """Bytes, or a text such as "2GB"; None is half of what the device has."""
 
 Name = Annotated[str, Rule("the name of a site, a text", error=QueryError)]
+Names = Annotated[
+    Text | Sequence[Text] | None, Rule("the name of a site, a list of names, or None for all latents", error=QueryError)
+]
+Mass = Annotated[float, Rule("a probability between 0 and 1", lambda p: 0 < p < 1, QueryError)]
+Level = Annotated[float, Rule("a number from 0 to 1", lambda q: 0 <= q <= 1, QueryError)]
+Levels = Annotated[Level | Sequence[Level], Rule("a number from 0 to 1, or a list of such", error=QueryError)]
 Samples = Annotated[Count, Rule("a whole number, at least 1 and below 2**31", error=QueryError)]
 Coords = Annotated[
     Mapping[str, Any] | None,
