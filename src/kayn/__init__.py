@@ -26,6 +26,7 @@ from kayn.objectives.score import VIMCO, Reinforce
 from kayn.objectives.sleep import Sleep
 from kayn.objectives.vi import STL, VI, DReG
 from kayn.posterior.posterior import Posterior
+from kayn.saved import load
 from kayn.xla.compilation import cache_compilation
 
 __version__ = "0.1.0"
@@ -65,6 +66,7 @@ __all__ = [
     "by_parameter",
     "cache_compilation",
     "fit",
+    "load",
     "lookup",
     "train",
 ]

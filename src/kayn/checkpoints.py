@@ -7,6 +7,7 @@ beside them. Nothing in the file is ever executed.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -73,15 +74,7 @@ def load(path: str | os.PathLike[str], like: PyTree) -> tuple[PyTree, Any]:
     Raises:
         KaynError: the file cannot be read, is damaged or no checkpoint, or holds a tree of another form.
     """
-    try:
-        stored = _members(path)
-        notes = json.loads(str(stored.pop(NOTES)))
-        types = json.loads(str(stored.pop(TYPES))) if TYPES in stored else {}
-    except UNREADABLE as error:
-        raise KaynError(
-            f"checkpoint {path} cannot be read: {_said(error)}. It is damaged, was cut short, or is no checkpoint of "
-            f"kayn's. {REMEDY}"
-        ) from error
+    stored, types, notes = _read(path)
     places, form = jax.tree.flatten_with_path(like)
     names = [jax.tree_util.keystr(where) for where, _ in places]
     odd = sorted(set(names) ^ set(stored))
@@ -95,6 +88,38 @@ def load(path: str | os.PathLike[str], like: PyTree) -> tuple[PyTree, Any]:
         for name, (_, leaf) in zip(names, places, strict=True)
     ]
     return jax.tree.unflatten(form, leaves), notes
+
+
+def arrays_of(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], Any]:
+    """Read what `save` has written of a dictionary of NumPy arrays, whatever their names and shapes, and the notes.
+
+    Raises:
+        KaynError: the file cannot be read, is damaged or no checkpoint.
+    """
+    stored, types, notes = _read(path)
+    try:
+        # names are keys of a dictionary, as JAX writes them
+        return {ast.literal_eval(name[1:-1]): _viewed(x, types[name]) for name, x in stored.items()}, notes
+    except (ValueError, TypeError, KeyError, SyntaxError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str], Any]:
+    """Arrays and their types by place, and the notes."""
+    try:
+        stored = _members(path)
+        notes = json.loads(str(stored.pop(NOTES)))
+        types = json.loads(str(stored.pop(TYPES))) if TYPES in stored else {}
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    return stored, types, notes
+
+
+def _unreadable(path: Any, error: Exception) -> KaynError:
+    return KaynError(
+        f"checkpoint {path} cannot be read: {_said(error)}. It is damaged, was cut short, or is no checkpoint of "
+        f"kayn's. {REMEDY}"
+    )
 
 
 def fingerprint(tree: PyTree) -> str:
@@ -167,6 +192,14 @@ def _bytes(array: np.ndarray) -> np.ndarray:
     return flat.reshape(*array.shape, array.dtype.itemsize)
 
 
+def _viewed(found: np.ndarray, kind: str) -> np.ndarray:
+    """An array of a type, if need be from its bytes [*shape, bytes of one element]."""
+    dtype = jnp.dtype(kind)
+    if dtype.isbuiltin == 1:
+        return found
+    return np.ascontiguousarray(found).reshape(-1).view(dtype).reshape(found.shape[:-1])
+
+
 def _restored(path: Any, name: str, found: np.ndarray, kind: str | None, leaf: Any) -> Any:
     """A leaf from its array in the file, of the type that it has in this run.
 
@@ -181,7 +214,7 @@ def _restored(path: Any, name: str, found: np.ndarray, kind: str | None, leaf: A
             found = found.view(want.dtype)
         kind = type_ if found.dtype in (want.dtype, jax.dtypes.canonicalize_dtype(want.dtype)) else str(found.dtype)
     elif want.dtype.isbuiltin != 1 and kind == type_:
-        found = np.ascontiguousarray(found).reshape(-1).view(want.dtype).reshape(found.shape[:-1])
+        found = _viewed(found, kind)
     if found.shape != want.shape or kind != type_:
         raise KaynError(
             f"checkpoint {path}: {name} has shape {found.shape} and type {kind}, but this run has {want.shape} and "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import jax
@@ -14,18 +14,21 @@ import optax
 from numpyro.infer import SVI
 
 from kayn.axes.request import TARGET_ELEMENTS, make_request
-from kayn.evidence.problem import build_problem, refuse_unknown_params
+from kayn.evidence.problem import Problem, build_problem, refuse_unknown_params
 from kayn.evidence.read import refuse_broken_arguments
 from kayn.guides.factorised import FactorisedGuide
 from kayn.inference.importance import Importance, Weigher
 from kayn.inference.qem import CHUNK, QEM
+from kayn.inference.qem_state import QEMState
 from kayn.inference.stopping import UNKNOWN, until_flat
 from kayn.objectives.rws import RWS
 from kayn.objectives.state import first_state
 from kayn.objectives.vi import VI
+from kayn.posterior import stored
+from kayn.posterior.call import Call, Origin
 from kayn.posterior.checks import warn_if_poor
-from kayn.posterior.pool import Call
 from kayn.posterior.posterior import Posterior
+from kayn.posterior.stored import Stored
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.options import (
@@ -40,11 +43,38 @@ from kayn.support.options import (
     Named,
     Params,
     Particles,
+    PathName,
     Strategy,
 )
 from kayn.support.prints import Printed, brief
 from kayn.support.validate import Count, Positive, checked
 from kayn.xla.jit import QuickJit
+
+WEIGHED = "weighed"
+"""In the settings of a posterior's origin: of how many particles it is, where the fit's own did not serve."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """Draws posterior replicates with what a fit by QEM has compiled already."""
+
+    qem: QEM
+    state: QEMState
+    proposal: dict[str, PyTree]
+
+    @property
+    def problem(self) -> Problem:
+        """The problem that the fit has built."""
+        assert self.qem.problem is not None
+        return self.qem.problem
+
+    def __call__(self, key: KeyArray, num_replicates: int, call: Call) -> Posterior | None:
+        """A posterior; None if particles are too large to be kept."""
+        found = self.qem.replicates(replace(self.state, rng_key=key), num_replicates)
+        if found is None:
+            return None
+        log_evidences, weights, draws = found
+        return Posterior(self.problem, call, self.problem.numbers, self.proposal, draws, log_evidences, weights)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -75,12 +105,11 @@ class Fit(Printed):
 
     def __str__(self) -> str:
         """The model, how far the fit came, and the latents' parameters by shape."""
-        model = getattr(self.call.model, "__name__", type(self.call.model).__name__)
         ended = "stopped improving" if self.converged else "not converged: had not stopped improving, or weights poor"
         last = float(np.mean(self.log_evidence[-CHUNK:])) if len(self.log_evidence) else np.nan
         return "\n".join(
             [
-                f"Fit of {model}: {len(self.log_evidence)} steps, {ended}",
+                f"Fit of {self.call.name}: {len(self.log_evidence)} steps, {ended}",
                 f"log evidence of the last steps {last:.2f} nats; posterior() estimates it with its error",
                 *(f"  {name}: {brief(value)}" for name, value in self.params.items()),
             ]
@@ -102,14 +131,32 @@ class Fit(Printed):
             if posterior is not None:
                 warn_if_poor(posterior)
                 return posterior
+        return self.weigher(num_particles).run(key, self.proposal, num_replicates)
+
+    def weigher(self, num_particles: Particles | None) -> Weigher:
+        """What draws and weighs particles of the fitted guide, compiled once for each number of them."""
         options = {**self.options, **({} if num_particles is None else {"num_particles": num_particles})}
         request = make_request(**options, draws=Importance.draws)
         if request not in self._weighers:
-            problem = build_problem(
-                self.call.model, self.guide, self.call.args, self.call.kwargs, self.proposal, request
+            origin = self.call.origin
+            call = replace(
+                self.call, origin=origin and replace(origin, settings={**origin.settings, WEIGHED: num_particles})
             )
-            self._weighers[request] = Weigher(problem, self.call)
-        return self._weighers[request].run(key, self.proposal, num_replicates)
+            problem = build_problem(call.model, self.guide, call.args, call.kwargs, self.proposal, request)
+            self._weighers[request] = Weigher(problem, call)
+        return self._weighers[request]
+
+    @checked()
+    def save(self, path: PathName) -> None:
+        """Write the fit to a file of arrays and JSON, which `kayn.load(path, model)` reads.
+
+        Raises:
+            KaynError: the file cannot be written, or holds an argument of the model that is no array, number or text.
+        """
+        names = ("params", "proposal", "log_evidence", "converged")
+        state = None if self.sampler is None else _parts(self.sampler.state)
+        found = {**{n: getattr(self, n) for n in names}, "state": state}
+        stored.save(path, "fit", self.call, self.params, found)
 
 
 @checked()
@@ -156,23 +203,33 @@ def fit(
         "target_elements": target_elements,
         "memory": memory,
     }
-    runner = _fit_qem if method == "qem" else _fit_svi
-    setup = _Setup(
-        Call(model, tuple(args), dict(kwargs or {})),
-        guide,
-        method,
-        options,
-        as_key(rng_key),
-        num_steps,
-        learning_rate,
-        dict(params or {}),
-        progress,
-    )
-    return runner(setup)
+    settings = {
+        "method": method,
+        "options": options,
+        "key": as_key(rng_key),
+        "num_steps": num_steps,
+        "learning_rate": learning_rate,
+        "params": dict(params or {}),
+    }
+    call = Call(model, tuple(args), dict(kwargs or {}), Origin("fit", guide, settings))
+    return _run(call, progress)
 
 
-Sampler = Callable[[Any, int, Call], Posterior | None]
-"""Draws posterior replicates with what the fit has compiled already; None if it cannot."""
+def restored(call: Call, found: Stored | None) -> Fit:
+    """A fit built again from its origin.
+
+    Args:
+        found: what it has found; None for its guide and its problem alone.
+    """
+    return _run(call, False, found or Stored("", "fit", call, {}))
+
+
+def _run(call: Call, progress: bool, found: Stored | None = None) -> Fit:
+    origin = call.origin
+    assert origin is not None
+    settings = {n: v for n, v in origin.settings.items() if n != WEIGHED}
+    setup = _Setup(call, origin.guide, progress=progress, found=found, **settings)
+    return _fit_qem(setup) if setup.method == "qem" else _fit_svi(setup)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +243,7 @@ class _Setup:
     learning_rate: float
     params: dict[str, PyTree]
     progress: bool
+    found: Stored | None = None
 
     def result(
         self,
@@ -198,24 +256,31 @@ class _Setup:
     ) -> Fit:
         return Fit(self.call, guide, params, proposal, history, converged, self.options, self.key, sampler)
 
+    def known(self, guide: Callable, qem: QEM | None = None, state: Any = None) -> Fit:
+        """The result that was found before."""
+        assert self.found is not None
+        found = {"params": {}, "proposal": {}, "log_evidence": np.empty(0), "converged": False, **self.found.found}
+        sampler = None if qem is None else Sampler(qem, state, found["proposal"])
+        return self.result(
+            guide, found["params"], found["proposal"], found["log_evidence"], found["converged"], sampler
+        )
+
 
 def _fit_qem(setup: _Setup) -> Fit:
     qem = QEM(setup.call.model, setup.guide, **setup.options)
     state = qem.init(setup.key, *setup.call.args, params=setup.params, **setup.call.kwargs)
+    assert qem.guide is not None
+    if setup.found is not None:
+        state = QEMState(**setup.found.like("state", _parts(state))) if setup.found.found else state
+        return setup.known(qem.guide, qem, state)
     state, history, converged = until_flat(qem.advance_noticing, state, setup.num_steps, setup.progress)
     proposal = qem.get_proposal(state)
-    assert qem.guide is not None
-    assert qem.problem is not None
-    problem = qem.problem
-
-    def sampler(key: KeyArray, num_replicates: int, call: Call) -> Posterior | None:
-        found = qem.replicates(replace(state, rng_key=key), num_replicates)
-        if found is None:
-            return None
-        log_evidences, weights, draws = found
-        return Posterior(problem, call, problem.numbers, proposal, draws, log_evidences, weights)
-
+    sampler = Sampler(qem, state, proposal)
     return setup.result(qem.guide, qem.get_params(state), proposal, history, converged, sampler)
+
+
+def _parts(state: QEMState) -> dict[str, PyTree]:
+    return {f.name: getattr(state, f.name) for f in fields(state)}
 
 
 def _fit_svi(setup: _Setup) -> Fit:
@@ -225,6 +290,8 @@ def _fit_svi(setup: _Setup) -> Fit:
         if setup.guide is None
         else setup.guide
     )
+    if setup.found is not None:
+        return setup.known(guide)
     loss = (RWS if setup.method == "rws" else VI)(**setup.options)
     optimiser = optax.adam(optax.exponential_decay(setup.learning_rate, max(setup.num_steps // 2, 1), 0.3))
     svi = SVI(call.model, guide, numpyro.optim.optax_to_numpyro(optimiser), loss=loss)

@@ -26,7 +26,7 @@ from kayn.evidence.problem import build_problem
 from kayn.evidence.queries import marginals
 from kayn.evidence.weights import weigh
 from kayn.posterior import joint
-from kayn.posterior.pool import Call
+from kayn.posterior.call import Call
 from kayn.posterior.posterior import Posterior
 from tests.laws.oracle import QUICK
 

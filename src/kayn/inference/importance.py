@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any, ClassVar
 
 import jax
 
-from kayn.axes.request import TARGET_ELEMENTS, make_request
+from kayn.axes.request import TARGET_ELEMENTS, Request, make_request
 from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, build_problem
 from kayn.evidence.queries import weighted_draws
 from kayn.guides.factorised import Unstarted, best_start
+from kayn.posterior.call import Call, Origin
 from kayn.posterior.checks import warn_if_poor
-from kayn.posterior.pool import Call
 from kayn.posterior.posterior import Posterior
 from kayn.programs.sites import Inspected
 from kayn.support.arrays import Array, KeyArray, PyTree
@@ -97,9 +98,9 @@ class Importance:
         starts = guide.starts if self.guide is None else [{}]
         if len(starts) == 1:
             problem = self._problem(guide, params, inspected)
-            return Weigher(problem, Call(self.model, args, kwargs)).run(rng_key, params, self.num_replicates)
+            return Weigher(problem, self._call(args, kwargs)).run(rng_key, params, self.num_replicates)
         problem = self._problem(guide, {**starts[0], **params}, inspected)
-        weigher = Weigher(problem, Call(self.model, args, kwargs))
+        weigher = Weigher(problem, self._call(args, kwargs))
         # with a key of its own, so that the evidence stays unbiased
         look = jax.random.fold_in(rng_key, 2**32 - 2)
         chosen = best_start(starts, lambda start: weigher.weighed(look, {**start, **params}, self.num_replicates)[0])
@@ -112,12 +113,25 @@ class Importance:
         inspected = Inspected.of(self.model, args, kwargs, params)
         return self._problem(self._guide(inspected), params, inspected)
 
+    def _call(self, args: tuple, kwargs: Mapping) -> Call:
+        settings = {**asdict(self.request), "denominator": self.denominator}
+        return Call(self.model, args, kwargs, Origin("importance", self.guide, settings))
+
     def _guide(self, inspected: Inspected) -> Any:
         return Unstarted.of(inspected).started() if self.guide is None else self.guide
 
     def _problem(self, guide: Callable, params: Mapping[str, PyTree], inspected: Inspected) -> Problem:
         args, kwargs = inspected.args, inspected.kwargs
         return build_problem(self.model, guide, args, kwargs, params, self.request, self.denominator, inspected)
+
+
+def rebuilt(call: Call, params: dict[str, PyTree]) -> Problem:
+    """The problem of a posterior that `Importance` gave, built again from its origin."""
+    assert call.origin is not None
+    options = dict(call.origin.settings)
+    made = Importance(call.model, call.origin.guide, denominator=options.pop("denominator"))
+    made.request = Request(**options)
+    return made.problem(params, *call.args, **call.kwargs)
 
 
 class Weigher:

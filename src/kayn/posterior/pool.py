@@ -20,13 +20,13 @@ from kayn.evidence.expectation import arguments, of_deterministic, of_function, 
 from kayn.evidence.problem import Problem
 from kayn.evidence.queries import latent_weights
 from kayn.posterior import joint
+from kayn.posterior.call import Call
 from kayn.posterior.diagnostics import effective_sample_size, pareto_khat
 from kayn.posterior.joint import JointDraws, mixed_plate
 from kayn.support.arrays import Array, KeyArray, PyTree, local, namespace
 from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
 from kayn.support.options import Key, Name, Samples
-from kayn.support.prints import Outlined
 from kayn.support.validate import checked
 from kayn.xla.compilation import is_traced
 from kayn.xla.fingerprint import fingerprint
@@ -34,15 +34,6 @@ from kayn.xla.jit import QuickJit
 
 FALLBACK_DRAWS = 2000
 """Joint draws used for an expectation that has no small contraction."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Call(Outlined):
-    """The model and the arguments it was conditioned on."""
-
-    model: Callable
-    args: tuple
-    kwargs: Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from kayn.errors import QueryError
-from kayn.posterior import checks, predict, spread, summary
+from kayn.posterior import checks, predict, spread, stored, summary
 from kayn.posterior.pool import Pool
 from kayn.support.arrays import Array
-from kayn.support.options import Coords, Key, Levels, Mass, Name, Names, Plates, Samples
+from kayn.support.options import Coords, Key, Levels, Mass, Name, Names, PathName, Plates, Samples
 from kayn.support.prints import Printed
 from kayn.support.table import format_table
 from kayn.support.validate import MOST, Natural, checked
@@ -36,8 +36,7 @@ class Posterior(Printed, Pool):
 
     def __str__(self) -> str:
         """The model, the log evidence, and shape, plates and particles of every latent."""
-        model = getattr(self.call.model, "__name__", type(self.call.model).__name__)
-        lines = [f"Posterior of {model}: {self.num_replicates} independent sets of particles"]
+        lines = [f"Posterior of {self.call.name}: {self.num_replicates} independent sets of particles"]
         if not is_traced(self.log_evidences):
             lines += [f"log evidence {float(self.log_evidence):.2f} +- {float(self.log_evidence_error):.2g} nats"]
         latents = self.problem.graph.latents
@@ -143,6 +142,18 @@ class Posterior(Printed, Pool):
     def to_dataframe(self, **options: Any) -> DataFrame:
         """The summary of all elements of all latents as a `pandas.DataFrame`; options as in `summary`."""
         return self.summary(**{"max_rows": MOST - 1, **options}).to_dataframe()
+
+    @checked()
+    def save(self, path: PathName) -> None:
+        """Write the posterior to a file of arrays and JSON, which `kayn.load(path, model)` reads.
+
+        Raises:
+            KaynError: the file cannot be written, or holds an argument of the model that is no array, number or text.
+        """
+        names = ("params", "log_evidences", "axis_weights")
+        draws = {f.name: getattr(self.draws, f.name) for f in fields(self.draws)}
+        found = {**{n: getattr(self, n) for n in names}, "draws": draws}
+        stored.save(path, "posterior", self.call, self.params, found)
 
     def check(self) -> list[str]:
         """What is wrong with this posterior, as sentences that name the latent; empty when nothing is."""

@@ -85,6 +85,7 @@ Coords = Annotated[
     Rule("a mapping from dimension to labels, e.g. {'county': names}, or None", error=QueryError),
 ]
 Plates = Annotated[Text | Sequence[Text], Rule("the name of a plate, or a list of names of plates", error=QueryError)]
+PathName = Annotated[Text | os.PathLike, Rule("a path")]
 PathOption = Annotated[Text | os.PathLike | None, Rule("a path, or None")]
 Arguments = Annotated[list | tuple, Rule("a tuple of the model's arguments, e.g. args=(x, y)")]
 Named = Annotated[
