@@ -18,6 +18,7 @@ from kayn.graph.types import Graph, Link, Output
 from kayn.guides.factorised import FactorisedGuide, Unstarted
 from kayn.programs.sites import Inspected
 from kayn.support.memory import format_bytes
+from kayn.support.names import shown, whole
 from kayn.support.options import Couple, Elements, Groups, Guide, Memory, Model, Params, Particles, PathOption, Strategy
 from kayn.support.prints import Printed
 from kayn.support.table import format_table
@@ -31,11 +32,13 @@ class Analysis(Printed):
     Attributes:
         graph: plates, latents and factors.
         layout: particle axes, couplings and the contraction plan.
+        sums: factors that are terms of a sum: a log density that adds up rows is read row by row.
     """
 
     graph: Graph
     layout: Layout
     guide_parents: tuple[tuple[str, tuple[str, ...]], ...]
+    sums: tuple[str, ...] = ()
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -88,11 +91,13 @@ class Analysis(Printed):
             ),
         ]
         if self.links:
-            rows = [(k.source, k.target, ", ".join(self._linked(k))) for k in self.links]
+            rows = [(shown(k.source), k.target, ", ".join(self._linked(k))) for k in self.links]
             sections += [
                 "Links (rows -> groups, found in the model's indexing)",
                 format_table(("rows", "groups", "latents read"), rows),
             ]
+        if self.sums:
+            sections += ["Sums (log densities that add up their terms, each term a factor)", *self._sum_lines()]
         if self.couplings:
             sections += ["Couplings (fewer combinations, still unbiased)", *(f"  {c}" for c in self.couplings)]
         else:
@@ -117,6 +122,12 @@ class Analysis(Printed):
 
         return render(self.graph, self.layout, filename)
 
+    def _sum_lines(self) -> list[str]:
+        terms = [(whole(n), self.graph.output(n).dims) for n in self.sums]
+        words = [(site, " x ".join(str(self.graph.plate(d).size) for d in dims if d) or "1") for site, dims in terms]
+        sites = dict.fromkeys(site for site, _ in words)
+        return [f"  {s}: {' + '.join(size for site, size in words if site == s)} terms" for s in sites]
+
     def _latent_row(self, name: str) -> tuple[str, ...]:
         latent, axis = self.graph.latent(name), self.layout.axis_of(name)
         kind = "enumerated" if axis.enumerated else ""
@@ -135,9 +146,9 @@ class Analysis(Printed):
     def _factor_row(self, output: Output) -> tuple[str, ...]:
         axes = dict.fromkeys("+".join(self.layout.axis_of(n).latents) for n in output.latents)
         return (
-            output.name,
+            shown(output.name),
             output.kind.value,
-            ", ".join(d for d in output.dims if d) or "-",
+            shown(", ".join(d for d in output.dims if d)) or "-",
             ", ".join(axes) or "-",
             self._way(output),
         )
@@ -195,4 +206,5 @@ def analysis_of(problem: Problem) -> Analysis:
         problem.graph,
         problem.layout,
         tuple((n, p) for n, p in problem.guide.parents.items() if n in problem.graph.latent_names),
+        tuple(problem.model.rows),
     )

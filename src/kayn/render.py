@@ -9,6 +9,7 @@ from typing import Any
 from kayn.axes.types import Layout
 from kayn.errors import KaynError
 from kayn.graph.types import Graph, Kind
+from kayn.support.names import shown
 
 
 def render(graph: Graph, layout: Layout, filename: str | os.PathLike | None = None) -> Any:
@@ -28,7 +29,7 @@ def render(graph: Graph, layout: Layout, filename: str | os.PathLike | None = No
     for output in graph.factors:
         observed = output.kind is Kind.LIKELIHOOD
         style = {"style": "filled", "fillcolor": "lightgrey"} if observed else {}
-        label = graphviz.escape(output.name)
+        label = graphviz.escape(shown(output.name))
         if not observed:
             label += f"\nK={layout.axis_of(output.name).size}"
         boxes.setdefault(tuple(d for d in output.dims if d), []).append((ids[output.name], {"label": label, **style}))

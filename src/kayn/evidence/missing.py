@@ -22,6 +22,7 @@ from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import MASK, Program
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
+from kayn.support.names import whole
 from kayn.xla.compilation import compiled_now, is_traced
 
 TRIES = 3
@@ -67,7 +68,7 @@ def refuse_missing(
         mended = broken_with((i,))
         site = next((n for n, where in broken.items() if (where & ~mended[n]).any()), None)
         if site is not None:
-            raise DataError(_complaint(np.asarray(program.consts[i]), site, fn, args, kwargs))
+            raise DataError(_complaint(np.asarray(program.consts[i]), whole(site), fn, args, kwargs))
 
 
 def refuse_missing_groups(wrapped: Sequence[Wrapped], fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:

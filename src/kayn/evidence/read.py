@@ -13,9 +13,10 @@ from kayn.errors import StructureWarning
 from kayn.evidence.missing import is_broken, refuse_missing, refuse_missing_groups
 from kayn.graph.absent import with_absences
 from kayn.graph.discover import Structure, discover
+from kayn.graph.split import split_sums
 from kayn.programs.sites import Inspected
 from kayn.programs.trace import Program, trace_program
-from kayn.support.arrays import PyTree
+from kayn.support.arrays import Array, PyTree
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +61,12 @@ def structured(inspected: Inspected, program: Program) -> Read:
     program = with_absences(program)
     for why in program.not_markov:
         warnings.warn(f"{why}; its particles are whole paths", StructureWarning, stacklevel=2)
-    latents, subsamples = [None] * len(program.inputs), [None] * len(program.subsamples)
-    known = [*program.consts, *latents, *jax.tree.leaves(inspected.params), *subsamples]
-    return Read(inspected, program, discover(program, known))
+
+    def known(program: Program) -> list[Array | None]:
+        latents, subsamples = [None] * len(program.inputs), [None] * len(program.subsamples)
+        return [*program.consts, *latents, *jax.tree.leaves(inspected.params), *subsamples]
+
+    return Read(inspected, *split_sums(program, discover(program, known(program)), known))
 
 
 def refuse_broken_arguments(

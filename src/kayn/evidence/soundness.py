@@ -27,6 +27,7 @@ from kayn.factors.elementwise import evaluate, of_one_particle, sound
 from kayn.factors.task import Operands, Task
 from kayn.programs.trace import DATA
 from kayn.support.arrays import Array
+from kayn.support.names import whole
 from kayn.xla.compilation import is_traced
 
 LOOKED_AT = 2**20
@@ -63,7 +64,7 @@ def warn_of_factors(found: Mapping[str, Array], where: str = "the posterior's dr
     for site, flags in found.items():
         if not isinstance(flags, jax.core.Tracer) and np.asarray(flags).any():
             warnings.warn(
-                f"site {site!r} has {WHAT} at some of {where}, which count as impossible. {REMEDY}",
+                f"site {whole(site)!r} has {WHAT} at some of {where}, which count as impossible. {REMEDY}",
                 NumericsWarning,
                 stacklevel=4,
             )
@@ -112,8 +113,8 @@ def _sentence(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws,
     one = jax.tree.map(lambda x: x[int(flags.argmax())], replace(draws, unsound={}))
     where = _example(problem, numbers, params, one, name)
     return (
-        f"{kind} {name!r}{family} has {WHAT}{where}, {often}; such combinations of particles count as impossible. "
-        f"{REMEDY}"
+        f"{kind} {whole(name)!r}{family} has {WHAT}{where}, {often}; such combinations of particles count as "
+        f"impossible. {REMEDY}"
     )
 
 

@@ -163,14 +163,15 @@ def _densities(program: Program, found: Mapping[str, Any]) -> dict[str, Density]
     parts = read_parts(program) if arguments else {}
 
     def density(site: str, own: Sequence[Argument]) -> Density:
-        family = program.sites[site].exponential_family
+        factor = program.rows.get(site) or program.sites[site]
+        family = factor.exponential_family
         assert family is not None, "others have no arguments"
         sets: Collection[frozenset[str]] = ()
         if family.predictor is not None:
             found = parts.get(argument_output(family.predictor.argument, site), CONSTANT)
             sets = found.factors if family.predictor.exponential else found.terms
         terms = tuple(sorted(tuple(sorted(names)) for names in sets))
-        return Density(family, program.sites[site].independent_ndim, tuple(own), terms)
+        return Density(family, factor.independent_ndim, tuple(own), terms)
 
     return {site: density(site, own) for site, own in arguments.items()}
 
@@ -226,7 +227,7 @@ class _Builder:
         others = (ABSENT, DATA, INSIDE, LOWER, MASK, ROWS, SUPPORT, UPPER)
         if argument_of(name) is not None or name.startswith(others):
             return
-        site = program.sites.get(name.removeprefix(VALUE))
+        site = program.rows.get(name) or program.sites.get(name.removeprefix(VALUE))
         if kind is None:
             assert site is not None
             kind = Kind.VALUE if site.kind == "deterministic" else Kind.LIKELIHOOD if site.observed else Kind.PRIOR

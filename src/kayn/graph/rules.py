@@ -196,7 +196,7 @@ def gather(operands: Operands, params: Mapping[str, Any]) -> dict[Key, Any]:
         if a.dim in numbers.operand_batching_dims:
             where = numbers.start_indices_batching_dims[list(numbers.operand_batching_dims).index(a.dim)]
             return replace(a, dim=batch[where])
-        if index is None or a.dim not in numbers.collapsed_slice_dims or a.dim not in numbers.start_index_map:
+        if index is None or sizes[a.dim] != 1 or a.dim not in numbers.start_index_map:
             return MIXED
         column = list(numbers.start_index_map).index(a.dim)
         _check_range(operands.nodes, index, column, shape[a.dim], key)

@@ -171,6 +171,11 @@ LINEAR = frozenset(
         "unstack",
     ]
 )
+SUMS = LINEAR | frozenset(("add", "add_any", "convert_element_type", "copy", "copy_p", "name", "neg", "sub"))
+"""Linear in all of their operands together."""
+PLACED = {"dynamic_slice": 1, "dynamic_update_slice": 2, "gather": 1, "scatter-add": 1, "scatter_add": 1}
+"""Linear in operands that are entries, given where: how many come before those that say where. What a scatter adds
+comes last."""
 PARTIAL = frozenset(["pad", "slice"])
 """Those that may leave out elements of what they are given, so that all of their result is not all of it."""
 REDUCTIONS = frozenset(f"reduce_{kind}" for kind in ("and", "max", "min", "or", "prod", "xor")) | {"argmax", "argmin"}

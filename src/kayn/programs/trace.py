@@ -7,7 +7,7 @@ evaluated many times on any combination of particle axes, and read by `kayn.grap
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -78,7 +78,11 @@ class Program:
     not_markov: tuple[str, ...] = ()
     """Why loops were left as they are."""
     plain: Program | None = None
-    """The program as it was traced, if absences have been looked up in it: further factors may read what is absent."""
+    """The program as it was traced, if it has been changed since: further factors may read what is absent, and sums
+    are taken apart by what all factors read."""
+
+    rows: Mapping[str, Site] = field(default_factory=dict)
+    """Factors that sums have been taken apart into, as sites with the dimensions of these."""
 
     @property
     def latents(self) -> tuple[str, ...]:

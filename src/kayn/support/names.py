@@ -14,6 +14,7 @@ from kayn.errors import ModelError
 
 RESERVED = "kayn:"
 """How every name begins that kayn makes."""
+_SUMMAND = f"{RESERVED}summand "
 
 
 def parameter(latent: str, parameter: str) -> str:
@@ -29,6 +30,16 @@ def joined(names: Iterable[str]) -> str:
 def shown(name: str) -> str:
     """A name, or a text of names, as messages and tables show it, where what kind of thing each is can be seen."""
     return name.replace(RESERVED, "")
+
+
+def summand(site: str, number: int) -> str:
+    """A factor that a site's log density has been taken apart into, one of a sum: the first has the site's name."""
+    return f"{_SUMMAND}{number + 1}:{site}" if number else site
+
+
+def whole(factor: str) -> str:
+    """The site whose log density a factor is, or is a part of."""
+    return factor.removeprefix(_SUMMAND).partition(":")[2] if factor.startswith(_SUMMAND) else factor
 
 
 def fresh(name: str, taken: Container[str]) -> str:

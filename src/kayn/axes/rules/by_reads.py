@@ -6,6 +6,7 @@ from functools import partial
 
 from kayn.axes.state import State
 from kayn.graph.types import MIXED, Link, Output
+from kayn.support.names import whole
 
 
 def unlike_reads(state: State, output: Output) -> State | None:
@@ -24,7 +25,7 @@ def unlike_reads(state: State, output: Output) -> State | None:
             if known != how:
                 rivals = [state.real(state.as_read(first)), state.real(axis)]
                 least = min(rivals, key=partial(state.loss, plates=(plate,)))
-                reason = f"{output.name} reads {first} and {read.latent} through different indices into {plate}"
+                reason = f"{whole(output.name)} reads {first} and {read.latent} through different indices into {plate}"
                 return state.dropped(least, (plate,), reason)
     return None
 
@@ -34,5 +35,5 @@ def _mixture(state: State, output: Output, latent: str, plate: str) -> str:
     lost = state.case.structure.nodes.lost
     lines = {p: line for (name, p), line in lost.items() if name == latent and line}
     line = lines.get(plate) or next(iter(lines.values()), "")
-    what = f"{output.name} reads several elements of {latent} at once"
+    what = f"{whole(output.name)} reads several elements of {latent} at once"
     return f"{what}, by {line}" if line else what

@@ -15,6 +15,7 @@ from kayn.axes.state import Change, State, TooLarge
 from kayn.axes.types import Axis
 from kayn.graph.types import Link, Output
 from kayn.support.memory import format_bytes
+from kayn.support.names import whole
 
 MAX_MERGED_COORDINATES = 8
 """Latents without plates are merged for the sake of speed only up to so many scalars on one axis."""
@@ -26,7 +27,7 @@ def much_work(state: State, output: Output) -> State | None:
     pair = cheapest_pair(state, _axes(state, output), plates=False)
     if work <= state.case.request.target_elements or pair is None:
         return None
-    return state.merged(*pair, f"{output.name} would have {work:.2g} entries")
+    return state.merged(*pair, f"{whole(output.name)} would have {work:.2g} entries")
 
 
 def large_factor(state: State, output: Output) -> Change:
@@ -40,8 +41,8 @@ def large_factor(state: State, output: Output) -> Change:
         return None
     pair = cheapest_pair(state, mine, plates=True)
     if pair is None:
-        return TooLarge(f"factor {output.name!r} would have {held:.3g} entries ({format_bytes(size)})")
-    return state.merged(*pair, f"{output.name} would have {held:.2g} entries")
+        return TooLarge(f"factor {whole(output.name)!r} would have {held:.3g} entries ({format_bytes(size)})")
+    return state.merged(*pair, f"{whole(output.name)} would have {held:.2g} entries")
 
 
 def large_contraction(state: State) -> State | None:

@@ -1,0 +1,180 @@
+"""Log densities that are sums over rows are read row by row: whatever form the sum has, evidence is that of
+enumeration, and of the plain model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax import lax
+from numpyro import handlers
+
+from tests.graph.test_discover import agrees, normal
+
+GROUP = np.array([0, 2, 2, 1], np.int32)
+Y = np.array([0.1, 0.5, -1.0, 2.0], np.float32)
+N = 4
+
+
+def latents():
+    sd = numpyro.sample("sd", dist.HalfNormal(1.0))
+    with numpyro.plate("groups", 3):
+        return sd, normal("z", 0.0, sd)
+
+
+def terms(z, sd=0.7):
+    return dist.Normal(z[GROUP], sd).log_prob(Y)
+
+
+def factor(of):
+    def model():
+        sd, z = latents()
+        numpyro.factor("f", of(z, sd))
+
+    return model
+
+
+def by_scan(z, sd):
+    return lax.scan(lambda total, now: (total + dist.Normal(z[now[0]], 0.7).log_prob(now[1]), None), 0.0, (GROUP, Y))[0]
+
+
+def by_loop(z, sd):
+    index, data = jnp.asarray(GROUP), jnp.asarray(Y)
+    return lax.fori_loop(0, N, lambda i, total: total - 0.5 * (data[i] - z[index[i]]) ** 2, 0.0)
+
+
+def by_recursion(z, sd):
+    """A loop with a state of its own besides the sum."""
+
+    def step(state, now):
+        x, total = state
+        x = 0.5 * x + now[1]
+        return (x, total + dist.Normal(z, 1.0).log_prob(x)), None
+
+    return lax.scan(step, (jnp.zeros(()), jnp.zeros(3)), (GROUP, Y))[0][1].sum()
+
+
+def several(z, sd):
+    first, second = terms(z)[:2].sum(), dist.Normal(z, sd).log_prob(0.3).sum()
+    return first + 2.0 * second - 0.5 * sd**2 - 3.0
+
+
+MASK = np.array([True, False, True, True])
+WEIGHTS = np.array([0.5, 1.0, 0.0, 2.0], np.float32)
+FORMS = {
+    "sum": lambda z, sd: terms(z).sum(),
+    "scale of a latent": lambda z, sd: terms(z, sd).sum(),
+    "several": several,
+    "where": lambda z, sd: jnp.where(MASK, terms(z), 0.0).sum(),
+    "mask": lambda z, sd: (MASK * terms(z)).sum(),
+    "weights": lambda z, sd: jnp.dot(WEIGHTS, terms(z)),
+    "ones": lambda z, sd: terms(z) @ jnp.ones(N),
+    "mean": lambda z, sd: N * jnp.mean(terms(z)),
+    "segments": lambda z, sd: jax.ops.segment_sum(terms(z), GROUP, 3).sum(),
+    "concatenated": lambda z, sd: jnp.concatenate([terms(z), dist.Normal(z, 1.0).log_prob(0.5)]).sum(),
+    "stacked": lambda z, sd: jnp.stack([terms(z).sum(), dist.Normal(z, 1.0).log_prob(0.5).sum()]).sum(),
+    "axis": lambda z, sd: dist.Normal(z[GROUP][:, None], 1.0).log_prob(jnp.stack([Y, Y + 1], 1)).sum(0).sum(),
+    "vmap": lambda z, sd: jax.vmap(lambda i, y: dist.Normal(z[i], 0.7).log_prob(y))(GROUP, Y).sum(),
+    "scan": by_scan,
+    "loop": by_loop,
+    "recursion": by_recursion,
+    "jit": lambda z, sd: jax.jit(lambda z: terms(z).sum())(z),
+    "remat": lambda z, sd: jax.checkpoint(lambda z: terms(z).sum())(z),
+    "temperature": lambda z, sd: sd * (terms(z).sum() + 1.0),
+    "negative": lambda z, sd: -((Y - z[GROUP]) ** 2).sum() / 2,
+    "two reads in a row": lambda z, sd: (terms(z) + dist.Normal(z[GROUP[::-1]], 1.0).log_prob(0.2)).sum(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_factor_of_a_sum(form):
+    problem = agrees(factor(FORMS[form]))
+    assert problem.layout.axis_of("z").scope == ("groups",)
+
+
+class Summed(dist.Distribution):
+    """A density of one's own over all rows at once."""
+
+    support = dist.constraints.real_vector
+
+    def __init__(self, loc):
+        self.loc = loc
+        super().__init__((), jnp.shape(loc), validate_args=False)
+
+    def log_prob(self, value):
+        return dist.Normal(self.loc, 0.7).log_prob(value).sum(-1)
+
+
+def observed(fn_of, data=Y):
+    def model():
+        sd, z = latents()
+        numpyro.sample("y", fn_of(z, sd), obs=data)
+
+    return model
+
+
+OBSERVED = {
+    "to_event": lambda z, sd: dist.Normal(z[GROUP], sd).to_event(1),
+    "masked": lambda z, sd: dist.Normal(z[GROUP], sd).mask(MASK).to_event(1),
+    "own": lambda z, sd: Summed(z[GROUP]),
+    "transformed": lambda z, sd: dist.TransformedDistribution(
+        dist.Normal(z[GROUP], 1.0).to_event(1), dist.transforms.AffineTransform(0.5, 2.0)
+    ),
+    "expanded": lambda z, sd: dist.Normal(z[GROUP], sd).expand([4]).to_event(1),
+}
+
+
+@pytest.mark.parametrize("form", OBSERVED)
+def test_likelihood_of_all_rows(form):
+    problem = agrees(observed(OBSERVED[form]))
+    assert problem.layout.axis_of("z").scope == ("groups",)
+    assert problem.model.sites["y"].batch_shape == ()
+
+
+def test_exponential_family_is_kept():
+    problem = agrees(observed(OBSERVED["to_event"]))
+    assert problem.graph.output("y").density.event_ndim == 0
+    assert agrees(observed(OBSERVED["own"])).graph.output("y").density is None
+
+
+def test_scale_and_mask_handlers():
+    def scaled():
+        with handlers.scale(scale=0.3):
+            observed(OBSERVED["to_event"])()
+
+    def masked():
+        _, z = latents()
+        with handlers.mask(mask=False):
+            numpyro.factor("hidden", terms(z).sum())
+        with handlers.scale(scale=2.0):
+            numpyro.factor("f", terms(z).sum())
+
+    for model in (scaled, masked):
+        assert agrees(model).layout.axis_of("z").scope == ("groups",)
+
+
+def test_sums_in_a_plate():
+    """The plate's own dimension stays what it is."""
+
+    def model():
+        _, z = latents()
+        with numpyro.plate("items", 2):
+            numpyro.factor("f", dist.Normal(z[GROUP][:, None], 1.0).log_prob(jnp.stack([Y, Y], 1)).sum(0))
+
+    problem = agrees(model)
+    assert problem.layout.axis_of("z").scope == ("groups",)
+    assert "items" in problem.graph.output("f").dims
+
+
+def test_prior_of_a_vector():
+    """Its elements are not apart, but the groups that its prior reads are."""
+
+    def model():
+        _, z = latents()
+        w = numpyro.sample("w", dist.Normal(z[GROUP], 1.0).to_event(1))
+        normal("y", w.sum(), 1.0, obs=0.3)
+
+    problem = agrees(model)
+    assert problem.layout.axis_of("z").scope == ("groups",)
+    assert problem.graph.latent("w").parents == ("z",)
