@@ -174,7 +174,7 @@ def analyze(
     model: Model,
     *args: Any,
     guide: Guide | None = None,
-    num_particles: Particles = 30,
+    num_particles: Particles | None = None,
     strategy: Strategy = "parallel",
     groups: Groups = (),
     couple: Couple = None,

@@ -165,7 +165,7 @@ def fit(
     args: Arguments = (),
     kwargs: Named = None,
     method: Literal["qem", "rws", "vi"] = "qem",
-    num_particles: Particles = 30,
+    num_particles: Particles | None = None,
     rng_key: Key = 0,
     progress: bool = True,
     *,
@@ -184,7 +184,8 @@ def fit(
     Args:
         model: an ordinary NumPyro model; `args` and `kwargs` are its arguments.
         method: "qem" (moment matching, the default), "rws" (reweighted wake-sleep) or "vi" (pathwise gradients).
-        num_particles: K particles of every latent, one number or a mapping from latent name.
+        num_particles: K particles of every latent, one number or a mapping from latent name; None for 30, and 100 where
+            latents or elements have to share an index.
         rng_key: a key or an int seed.
         progress: show a bar with the log evidence.
         guide: None for a factorised guide; with "qem", latents that no data lie below follow their prior.

@@ -48,7 +48,10 @@ def used(spec: Spec) -> dict[str, np.ndarray]:
     for site in spec.latents:
         if not site.fixed:
             shape = spec.chain_shape(site) if site.steps else seen_shape(spec, site)
-            values[spec.latent(site)] = numbers_of(rng, site.family, (5, *shape))
+            some = numbers_of(rng, site.family, (5, *shape))
+            # small ones among them: what saturates at large numbers does not tell whether it reads them
+            small = np.array([1, 1, 1, 0, 0] if some.dtype.kind == "i" else [1, 0.5, 0.2, 0.1, 0.05], some.dtype)
+            values[spec.latent(site)] = some * small.reshape((-1, *(1,) * len(shape)))
     read = elements_read(spec.clean_model, {**spec.params(), **spec.subsample()}, counted, values)
     return {name: counted[name] | read[name] for name in counted}
 

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from kayn.axes.memory import cut_to_fit, step_bytes
+from kayn.axes.more import with_more_particles
 from kayn.axes.request import Request
+from kayn.axes.rules.by_cost import slow_factor
 from kayn.axes.rules.by_guide import several_elements, there_and_back
 from kayn.axes.rules.by_order import no_order
 from kayn.axes.rules.by_reads import unlike_reads
@@ -33,7 +35,7 @@ def factor_by_factor(*rules: FactorRule) -> Rule:
     return rule
 
 
-FACTORS = factor_by_factor(unlike_reads, much_work, large_factor)
+FACTORS = factor_by_factor(unlike_reads, much_work, slow_factor, large_factor)
 """What every factor demands for itself, before there is a plan."""
 
 RULES: tuple[Rule, ...] = (
@@ -70,7 +72,9 @@ def choose_layout(
     _check_names(structure.graph, request)
 
     def choose(request: Request) -> State | TooLarge:
-        return settled(proposed(Case(structure, request, guide_parents or {}, parameters), constraints))
+        begun = proposed(Case(structure, request, guide_parents or {}, parameters), constraints)
+        found = settled(begun)
+        return found if isinstance(found, TooLarge) else with_more_particles(found, begun)
 
     found = choose(request)
     if isinstance(found, TooLarge):

@@ -12,6 +12,9 @@ from kayn.support.validate import checked
 
 TARGET_ELEMENTS = 2**20
 """Default number of entries above which latents without plates are put on one axis, which costs little accuracy."""
+USUAL, MORE = 30, 100
+"""Particles where a number is not given: of a latent with an index of its own, and of latents or elements that share
+one for want of time, memory or an order to contract in, where that fits."""
 
 
 @dataclass(frozen=True)
@@ -30,27 +33,29 @@ class Request:
             "even", noise of Normal sites that is drawn for all particles together and fills the quantiles
             (`kayn.particles.shared_noise`). Each particle has the guide's law either way. Entry points say which in
             their attribute `draws`; everything else asks here.
+        more: whether axes may get more particles, since the user gave no number.
     """
 
-    num_particles: int | tuple[tuple[str, int], ...] = 30
+    num_particles: int | tuple[tuple[str, int], ...] = USUAL
     strategy: Strategy = "parallel"
     groups: tuple[tuple[str, ...], ...] = ()
     couple: tuple[tuple[str, tuple[str, ...]], ...] = ()
     target_elements: Elements = TARGET_ELEMENTS
     memory: int = 2**32
     draws: Drawing = "independent"
+    more: bool = False
 
     def particles_of(self, latent: str) -> int:
-        """K of a latent: its own number, else that under the empty name, else 30."""
+        """K of a latent: its own number, else that under the empty name, else `USUAL`."""
         if isinstance(self.num_particles, int):
             return self.num_particles
         table = dict(self.num_particles)
-        return table.get(latent, table.get("", 30))
+        return table.get(latent, table.get("", USUAL))
 
 
 @checked(StructureError)
 def make_request(
-    num_particles: Particles = 30,
+    num_particles: Particles | None = None,
     strategy: Strategy = "parallel",
     groups: Groups = (),
     couple: Couple = None,
@@ -58,12 +63,13 @@ def make_request(
     memory: Memory = None,
     draws: Drawing = "independent",
 ) -> Request:
-    """Check and freeze what the user asks for.
+    """Check and freeze what the user asks for; without a number of particles, it is chosen (`USUAL`, `MORE`).
 
     Raises:
         StructureError: an option is none of what it may be.
     """
-    counts = dict(num_particles) if isinstance(num_particles, Mapping) else {"": num_particles}
+    given = USUAL if num_particles is None else num_particles
+    counts = dict(given) if isinstance(given, Mapping) else {"": given}
     frozen = tuple(
         (name, (plates,) if isinstance(plates, str) else tuple(plates)) for name, plates in (couple or {}).items()
     )
@@ -76,4 +82,5 @@ def make_request(
         target_elements,
         memory_budget(memory),
         draws,
+        num_particles is None,
     )

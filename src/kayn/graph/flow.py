@@ -22,11 +22,12 @@ def reach(jaxpr: Jaxpr, inputs: Sequence[Sources]) -> list[Sources]:
         return Sources() if isinstance(atom, Literal) else env[atom]
 
     for eqn in jaxpr.eqns:
-        env.update(zip(eqn.outvars, _equation(eqn, [read(v) for v in eqn.invars]), strict=True))
+        env.update(zip(eqn.outvars, results(eqn, [read(v) for v in eqn.invars]), strict=True))
     return [read(v) for v in jaxpr.outvars]
 
 
-def _equation(eqn: JaxprEqn, inputs: Sequence[Sources]) -> list[Sources]:
+def results(eqn: JaxprEqn, inputs: Sequence[Sources]) -> list[Sources]:
+    """The sources of an equation's results, given those of its operands."""
     call = called(eqn)
     if call is not None:
         return reach(call[0], inputs)

@@ -138,7 +138,9 @@ class Density:
 class Output:
     """A traced quantity: a site's log probability over `dims`, or a value (deterministic site, query).
 
-    `dims` are plate names, one for each dimension of the array. `density` is known for exponential families.
+    `dims` are plate names, one for each dimension of the array. `density` is known for exponential families. `work` is
+    how many operations it takes for one particle of every latent, by the latents that they depend on; what joins the
+    terms of a predictor is not among them, since these may be evaluated one by one.
     """
 
     name: str
@@ -146,6 +148,7 @@ class Output:
     dims: tuple[str, ...]
     reads: tuple[Read, ...]
     density: Density | None = None
+    work: tuple[tuple[tuple[str, ...], float], ...] = ()
 
     @property
     def latents(self) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ class QEM:
         self,
         model: Model,
         guide: Guide | None = None,
-        num_particles: Particles = 30,
+        num_particles: Particles | None = None,
         strategy: Strategy = "parallel",
         *,
         rate: Rate = default_rate,

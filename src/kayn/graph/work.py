@@ -1,0 +1,97 @@
+"""What it takes to compute an output once: operations by the latents that they depend on.
+
+An operation is repeated for every combination of particles of the latents that reach it, and of no others. So a factor
+is as dear as its dearest operations on most latents, however small its result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+from kayn.graph.flow import Sources, results
+from kayn.programs.calls import called
+from kayn.programs.primitives import ELEMENTWISE, POLYNOMIAL, TRANSCENDENTAL
+from kayn.programs.slices import needed_equations
+from kayn.programs.trace import Program
+
+DEAR, DEARER = 4, 32
+"""Operations of a transcendental function, and of a special one that is computed by polynomials or series."""
+
+
+def work_of(program: Program, outputs: Iterable[str]) -> dict[Sources, float]:
+    """Operations that some outputs of a program take together for one particle of every latent, by the latents that
+    they depend on; those that depend on none are left out."""
+    given = {v: Sources((n,)) for v, n in zip(program.jaxpr.invars, program.inputs, strict=False)}
+    eqns, _ = needed_equations(program.jaxpr, [program.outputs.index(name) for name in outputs])
+    found: dict[Sources, float] = {}
+    _add(found, eqns, given, 1.0)
+    return found
+
+
+def _add(found: dict[Sources, float], eqns: Sequence[JaxprEqn], known: dict[Any, Sources], times: float) -> None:
+    """Count equations, so many times each.
+
+    Args:
+        known: latents that variables depend on; extended by those of the equations' results.
+    """
+    for eqn in eqns:
+        operands = [Sources() if isinstance(v, Literal) else known.get(v, Sources()) for v in eqn.invars]
+        after = results(eqn, operands)
+        inner = _inner(eqn, operands, after)
+        for body, inputs, repeats in inner:
+            _add(found, body.eqns, dict(zip(body.invars, inputs, strict=True)), times * repeats)
+        together = Sources().union(*operands)
+        if not inner and together:
+            found[together] = found.get(together, 0.0) + times * _operations(eqn)
+        known.update(zip(eqn.outvars, after, strict=True))
+
+
+def _inner(
+    eqn: JaxprEqn, operands: Sequence[Sources], after: Sequence[Sources]
+) -> list[tuple[Jaxpr, Sequence[Sources], int]]:
+    """Programs that an equation runs, with what their inputs depend on, and how often.
+
+    What is carried depends on what it does after the loop. Of loops whose length is not known, one step is counted.
+
+    Args:
+        after: what the equation's results depend on.
+    """
+    call = called(eqn)
+    if call is not None:
+        return [(call[0], operands, 1)]
+    name = eqn.primitive.name
+    if name == "scan":
+        body = eqn.params["jaxpr"].jaxpr
+        constants, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+        inputs = [*operands[:constants], *after[:carried], *operands[constants + carried :]]
+        return [(body, inputs, eqn.params["length"])]
+    if name == "while":
+        tests, constants = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+        return [(eqn.params["body_jaxpr"].jaxpr, [*operands[tests : tests + constants], *after], 1)]
+    if name == "cond":
+        # under `vmap` all branches run
+        return [(branch.jaxpr, operands[1:], 1) for branch in eqn.params["branches"]]
+    return []
+
+
+def _operations(eqn: JaxprEqn) -> float:
+    name = eqn.primitive.name
+    size = max((math.prod(getattr(v.aval, "shape", ())) for v in eqn.outvars), default=1)
+    if name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        return size * math.prod(eqn.invars[0].aval.shape[d] for d in contracted)
+    if name in TRANSCENDENTAL:
+        return DEAR * size
+    if name in POLYNOMIAL:
+        return DEARER * size
+    if name in ELEMENTWISE:
+        return size
+    return max(size, *(math.prod(getattr(v.aval, "shape", ())) for v in eqn.invars)) if _sums(name) else 0.0
+
+
+def _sums(name: str) -> bool:
+    return name.startswith(("reduce_", "cum", "scatter", "arg"))

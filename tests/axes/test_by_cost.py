@@ -1,0 +1,138 @@
+"""What the time of a step decides: which latents share an index, and where more particles are affordable."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import kayn
+from kayn.axes.choose import settled
+from kayn.axes.more import MORE, with_more_particles
+from kayn.axes.request import USUAL, make_request
+from kayn.axes.rules.by_cost import OPERATIONS, evaluating, slow_factor
+from kayn.axes.types import axis_of
+from kayn.evidence.read import read_model
+from kayn.graph.types import MIXED
+from kayn.programs.sites import Inspected
+from tests.axes.graphs import PLATES, apply, state, structure, told
+
+
+def with_work(found, **work):
+    """A structure whose factors take so many operations: name -> {letters of latents: operations}."""
+
+    def counted(output):
+        mine = tuple((tuple(names), float(n)) for names, n in work.get(output.name, {}).items())
+        return replace(output, work=mine)
+
+    return replace(found, graph=replace(found.graph, outputs=tuple(map(counted, found.graph.outputs))))
+
+
+def reads(names, plates=""):
+    return (plates, {z: {} for z in names})
+
+
+def test_operations_are_repeated_for_what_they_depend_on():
+    """A latent's own function of a thousand rows costs its own particles, what joins two of them all pairs."""
+    x = jnp.linspace(0.0, 1.0, 1000)
+
+    def model():
+        a, b = numpyro.sample("a", dist.Normal(0.0, 1.0)), numpyro.sample("b", dist.Normal(0.0, 1.0))
+        numpyro.factor("own", jnp.tanh(a * x).sum())
+        numpyro.factor("both", jnp.sin(a * x + b).sum() + jnp.tanh(b * x).sum())
+
+    graph = read_model(Inspected.of(model, (), {}, {})).structure.graph
+    own, both = dict(graph.output("own").work), dict(graph.output("both").work)
+    assert own == {("a",): 1000 + 4 * 1000 + 1000}  # the product, four for each tanh, the sum
+    assert both == {("a",): 1000, ("a", "b"): 1000 + 4 * 1000 + 1000 + 1, ("b",): 6000}
+
+
+def test_operations_inside_loops_and_calls():
+    def model():
+        a, b = numpyro.sample("a", dist.Normal(0.0, 1.0)), numpyro.sample("b", dist.Normal(0.0, 1.0))
+
+        def step(carry, x):
+            return jnp.exp(carry * a), x * b
+
+        last, out = jax.lax.scan(step, jnp.ones(()), jnp.ones(50))
+        numpyro.factor("f", last + out.sum())
+
+    work = dict(read_model(Inspected.of(model, (), {}, {})).structure.graph.output("f").work)
+    assert work["a",] == pytest.approx(50 * 5)
+    assert work["b",] == pytest.approx(50 + 50)
+
+
+def test_a_slow_factor_joins_what_leaves_least_to_do():
+    found = structure(PLATES, {"a": "i", "b": "i", "c": "i"}, {"y": reads("abc", "i")})
+    found = with_work(found, y={"ab": 10.0, "abc": 1.0, "c": 5.0})
+    start = state(found, num_particles=10, target_elements=3)
+    assert evaluating(start, start.case.graph.output("y")) == 10 * 100 + 1000 + 50
+    merged = apply(slow_factor, start, "y")
+    assert told(merged) == ({"ab": "i", "c": "i"}, "a, b: share one particle axis (y would take 2e+03 operations)")
+    assert apply(slow_factor, merged, "y") is None  # 10 * 10 + 100 + 50
+    assert apply(slow_factor, state(found, num_particles=10, target_elements=2050 // OPERATIONS + 1), "y") is None
+
+
+def test_a_slow_factor_keeps_indices_over_plates():
+    """A group's latent and the population's do not share an index, however slow."""
+    found = structure(PLATES, {"a": "i", "m": ""}, {"y": reads("am", "i")})
+    found = with_work(found, y={"am": 1e9})
+    assert apply(slow_factor, state(found, num_particles=10), "y") is None
+
+
+def test_more_particles_for_what_shares_an_index():
+    found = structure(PLATES, {"a": "i", "b": ""}, {"y": ("", {"a": {"i": MIXED}, "b": {}})})
+    begun = state(found)
+    changed = settled(begun)
+    sizes = {a.name: a.size for a in with_more_particles(changed, begun).axes}
+    assert sizes == {axis_of(changed.axes, "a").name: MORE, axis_of(changed.axes, "b").name: USUAL}
+    asked = state(found, num_particles=USUAL)
+    assert {a.size for a in with_more_particles(settled(asked), asked).axes} == {USUAL}
+
+
+def test_more_particles_only_where_they_are_affordable():
+    found = structure(PLATES, {"a": "i", "b": ""}, {"y": ("", {"a": {"i": MIXED}, "b": {}})})
+    dear = with_work(found, y={"ab": 1e5})  # 9e7 operations with 30 of each, 3e8 with a hundred
+    begun = state(dear)
+    assert {a.size for a in with_more_particles(settled(begun), begun).axes} == {USUAL}
+
+
+def test_a_number_that_is_given_is_kept():
+    assert make_request(7).num_particles == 7
+    assert not make_request(7).more
+    assert make_request(None).num_particles == USUAL
+    assert make_request(None).more
+
+
+def test_four_latents_of_a_series():
+    """Latents of a group in a series of many terms: an answer in seconds, right by quadrature over one group's own."""
+    rng = np.random.default_rng(0)
+    group, x = np.repeat(np.arange(6), 40), rng.normal(size=240)
+    y = np.tanh(x) + 0.3 * rng.normal(size=240)
+    nodes = jnp.linspace(-1.0, 1.0, 200)
+
+    def model():
+        with numpyro.plate("groups", 6):
+            a, b, c, d = (numpyro.sample(n, dist.Normal(0.0, 1.0)) for n in "abcd")
+        with numpyro.plate("rows", 240):
+            inner = jnp.tanh(a[group, None] + (x * b[group])[:, None] + 1e-3 * c[group, None] * nodes)
+            mean = inner.mean(-1) + 1e-3 * d[group]
+            numpyro.sample("y", dist.Normal(mean, 0.3), obs=y)
+
+    analysis = kayn.analyze(model)
+    assert {a.latents for a in analysis.layout.axes} != {("a",), ("b",), ("c",), ("d",)}
+    assert all(a.scope == ("groups",) for a in analysis.layout.axes)
+    assert "operations" in str(analysis)
+    assert sum(evaluated(analysis)) <= OPERATIONS * 2**20
+
+
+def evaluated(analysis):
+    """Operations of every factor on the axes of an analysis."""
+    sizes = {n: a.size for a in analysis.layout.axes for n in a.latents}
+    names = {n: a.name for a in analysis.layout.axes for n in a.latents}
+    for output in analysis.graph.factors:
+        for latents, count in output.work:
+            yield count * np.prod([sizes[n] for n in {names[n]: n for n in latents}.values()])
