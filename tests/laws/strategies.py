@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from tests.laws.programs import Spec
@@ -106,6 +107,7 @@ def specs(draw: Any, discrete: bool = True, continuous: bool = True, plain: bool
     shared = list(latents)
     if not plain:
         latents += draw(_rest(plates, latents, budget, families))
+    assume(not all(z.fixed for z in latents))  # kayn refuses a model without latents
     observed = draw(_observed(plates, shared, latents))
     drawn = [z for z in latents if z.drawn]
     guide_reads = []
