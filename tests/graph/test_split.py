@@ -1,6 +1,8 @@
 """Log densities that are sums over rows are read row by row: whatever form the sum has, evidence is that of
 enumeration, and of the plain model."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,12 @@ import pytest
 from jax import lax
 from numpyro import handlers
 
-from tests.graph.test_discover import agrees, normal
+import kayn
+from kayn.errors import DataError
+from kayn.evidence.draws import draw_particles
+from kayn.evidence.weights import log_evidence, weigh
+from kayn.support.names import whole
+from tests.graph.test_discover import agrees, build, normal, prior_of
 
 GROUP = np.array([0, 2, 2, 1], np.int32)
 Y = np.array([0.1, 0.5, -1.0, 2.0], np.float32)
@@ -178,3 +185,101 @@ def test_prior_of_a_vector():
     problem = agrees(model)
     assert problem.layout.axis_of("z").scope == ("groups",)
     assert problem.graph.latent("w").parents == ("z",)
+
+
+def evidence(model, *args):
+    """log Z at one key, of a model whose latents alone are drawn."""
+    problem = build(model, *args, num_particles=3)
+    draws = draw_particles(problem, problem.numbers, jax.random.key(1), {})
+    return log_evidence(problem, problem.numbers, weigh(problem, problem.numbers, draws, {}), {}, draws.subsample)
+
+
+def test_data_that_are_traced():
+    """Within a compiled function weights, groups and data are unknown; derivatives are those of the plain model."""
+
+    def plain(group, mask, y):
+        _, z = latents()
+        with numpyro.plate("rows", N), handlers.mask(mask=mask):
+            normal("y", z[group], 0.7, obs=y)
+
+    def summed(group, mask, y):
+        _, z = latents()
+        numpyro.factor("f", jnp.where(mask, dist.Normal(z[group], 0.7).log_prob(y), 0.0).sum())
+
+    data = (GROUP, MASK, jnp.asarray(Y))
+    found = [jax.jit(jax.value_and_grad(partial(evidence, m), argnums=2))(*data) for m in (plain, summed)]
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    assert np.abs(found[0][1]).min() == 0 < np.abs(found[0][1]).max()
+    np.testing.assert_allclose(evidence(summed, *data), found[0][0], rtol=1e-6)
+
+
+def test_subsampled_rows():
+    """A row of a minibatch stands for several, its sum too."""
+    data = np.arange(24, dtype=np.float32).reshape(6, 4) / 12
+
+    def model(form):
+        _, z = latents()
+        with numpyro.plate("rows", 6, subsample_size=3, dim=-2 if form == "plain" else -1) as rows:
+            y, of = jnp.asarray(data)[rows], dist.Normal(jnp.broadcast_to(z[GROUP], (3, 4)), 1.0)
+            if form == "plain":
+                with numpyro.plate("columns", 4):
+                    numpyro.sample("y", of, obs=y)
+            elif form == "event":
+                numpyro.sample("y", of.to_event(1), obs=y)
+            else:
+                numpyro.factor("y", of.log_prob(y) @ jnp.ones(4))
+
+    expected = evidence(partial(model, "plain"))
+    for form in ("event", "factor"):
+        problem = build(partial(model, form))
+        assert problem.graph.output("y").dims[0] == "rows"
+        assert problem.layout.axis_of("z").scope == ("groups",)
+        np.testing.assert_allclose(evidence(partial(model, form)), expected, rtol=1e-5)
+
+    def over_rows():
+        """A sum over what is sampled from loses what a row stands for: it is left as it is."""
+        _, z = latents()
+        with numpyro.plate("rows", 6, subsample_size=3) as rows:
+            numpyro.factor("y", jnp.ones((3, 4)) @ dist.Normal(z[GROUP], 1.0).log_prob(Y) + jnp.asarray(data)[rows, 0])
+
+    assert not build(over_rows).model.rows
+
+
+def test_messages_name_the_site():
+    """Factors that kayn makes are told of by the name of the user's site."""
+    x = np.array([1.0, np.nan, 2.0, 0.0], np.float32)
+
+    def missing(x):
+        _, z = latents()
+        numpyro.factor("f", dist.Normal(z, 1.0).log_prob(0.1).sum() + (terms(z) * x).sum() + 1.0)
+
+    with pytest.raises(DataError, match=r"argument 'x'.*density of site 'f'"):
+        build(missing, x)
+
+    def crossed():
+        _, z = latents()
+        with numpyro.plate("others", 3):
+            w = normal("w")
+        numpyro.factor("f", dist.Normal(z[GROUP] + w[GROUP[::-1]], 1.0).log_prob(Y).sum() + terms(z).sum())
+
+    problem = build(crossed)
+    text = str(kayn.analyze(crossed, guide=prior_of(crossed), num_particles=2))
+    assert "Sums" in text and "f: 4 + 4 terms" in text and "kayn:summand" not in text
+    assert [whole(n) for n in problem.model.rows] == ["f", "f"]
+
+
+def test_nothing_is_split_without_gain():
+    def total():
+        _, z = latents()
+        normal("y", z.sum(), 1.0, obs=0.4)
+        numpyro.factor("f", terms(z).sum())
+
+    def row_by_row():
+        _, z = latents()
+        with numpyro.plate("rows", N):
+            normal("y", z[GROUP], 1.0, obs=Y)
+        numpyro.factor("f", -(z[0] ** 2))
+
+    for model in (total, row_by_row):
+        assert not build(model).model.rows
