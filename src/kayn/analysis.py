@@ -11,10 +11,11 @@ from kayn.axes.types import Axis, Coupling, Layout
 from kayn.contraction.plan import Plan
 from kayn.contraction.steps.sliced import sums_in_parts
 from kayn.evidence.problem import Problem, build_problem
+from kayn.evidence.unguided import without_ceremony
 from kayn.factors import by_terms
 from kayn.factors.choose_form import choose
 from kayn.factors.task import reduction
-from kayn.graph.types import Graph, Link, Output
+from kayn.graph.types import Graph, Latent, Link, Output
 from kayn.guides.factorised import FactorisedGuide, Unstarted
 from kayn.programs.sites import Inspected
 from kayn.support.memory import format_bytes
@@ -33,12 +34,14 @@ class Analysis(Printed):
         graph: plates, latents and factors.
         layout: particle axes, couplings and the contraction plan.
         sums: factors that are terms of a sum: a log density that adds up rows is read row by row.
+        discrete: what is done about discrete latents that the model does not ask to enumerate, a line each.
     """
 
     graph: Graph
     layout: Layout
     guide_parents: tuple[tuple[str, tuple[str, ...]], ...]
     sums: tuple[str, ...] = ()
+    discrete: tuple[str, ...] = ()
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -98,6 +101,8 @@ class Analysis(Printed):
             ]
         if self.sums:
             sections += ["Sums (log densities that add up their terms, each term a factor)", *self._sum_lines()]
+        if self.discrete:
+            sections += ["Discrete latents that the model does not ask to enumerate", *(f"  {d}" for d in self.discrete)]
         if self.couplings:
             sections += ["Couplings (fewer combinations, still unbiased)", *(f"  {c}" for c in self.couplings)]
         else:
@@ -193,10 +198,11 @@ def analyze(
         params: values of `numpyro.param` sites.
     """
     inspected = Inspected.of(model, args, kwargs, dict(params or {}))
+    request = make_request(num_particles, strategy, groups, couple, target_elements, memory)
+    inspected = without_ceremony(inspected, request) if guide is None else inspected
     guide = Unstarted.of(inspected).started() if guide is None else guide
     if isinstance(guide, FactorisedGuide):
         params = {**guide.start, **(params or {})}
-    request = make_request(num_particles, strategy, groups, couple, target_elements, memory)
     return analysis_of(build_problem(model, guide, args, kwargs, params, request, inspected=inspected))
 
 
@@ -207,4 +213,18 @@ def analysis_of(problem: Problem) -> Analysis:
         problem.layout,
         tuple((n, p) for n, p in problem.guide.parents.items() if n in problem.graph.latent_names),
         tuple(problem.model.rows),
+        tuple(_treated(problem, z) for z in problem.graph.latents if z.discrete and _of_its_own_accord(problem, z)),
     )
+
+
+def _of_its_own_accord(problem: Problem, latent: Latent) -> bool:
+    """Whether neither the model nor a user's guide says what is to be done about a discrete latent."""
+    site = problem.model.sites[latent.name]
+    return bool(site.why_drawn) or (latent.enumerated and not site.enumerate)
+
+
+def _treated(problem: Problem, latent: Latent) -> str:
+    if latent.enumerated:
+        return f"{latent.name}: summed out, over {latent.support_size} values"
+    law = problem.guide.density.sites[latent.name].family
+    return f"{latent.name}: drawn from {law}, since {problem.model.sites[latent.name].why_drawn}"

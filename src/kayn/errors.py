@@ -18,7 +18,15 @@ class DataError(KaynError):
 
 
 class StructureError(KaynError):
-    """The factor graph cannot be contracted under the requested particle axes."""
+    """The factor graph cannot be contracted under the requested particle axes.
+
+    Attributes:
+        enumerated, why: a latent that cannot be enumerated under them, and why; "" where there is none.
+    """
+
+    def __init__(self, message: str, enumerated: str = "", why: str = ""):
+        super().__init__(message)
+        self.enumerated, self.why = enumerated, why
 
 
 class QueryError(KaynError):

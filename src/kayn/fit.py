@@ -16,7 +16,8 @@ from numpyro.infer import SVI
 from kayn.axes.request import TARGET_ELEMENTS, make_request
 from kayn.evidence.problem import Problem, build_problem, refuse_unknown_params
 from kayn.evidence.read import refuse_broken_arguments
-from kayn.guides.factorised import FactorisedGuide
+from kayn.evidence.unguided import without_ceremony
+from kayn.guides.factorised import FactorisedGuide, Unstarted
 from kayn.inference.importance import Importance, Weigher
 from kayn.inference.qem import CHUNK, QEM
 from kayn.inference.qem_state import QEMState
@@ -29,6 +30,7 @@ from kayn.posterior.call import Call, Origin
 from kayn.posterior.checks import warn_if_poor
 from kayn.posterior.posterior import Posterior
 from kayn.posterior.stored import Stored
+from kayn.programs.sites import Inspected
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.options import (
@@ -286,11 +288,7 @@ def _parts(state: QEMState) -> dict[str, PyTree]:
 
 def _fit_svi(setup: _Setup) -> Fit:
     call = setup.call
-    guide = (
-        FactorisedGuide.from_model(call.model, call.args, call.kwargs, setup.params)
-        if setup.guide is None
-        else setup.guide
-    )
+    guide = _own_guide(setup) if setup.guide is None else setup.guide
     if setup.found is not None:
         return setup.known(guide)
     loss = (RWS if setup.method == "rws" else VI)(**setup.options)
@@ -309,6 +307,12 @@ def _fit_svi(setup: _Setup) -> Fit:
     # with the state of modules, such as running statistics
     params = {**svi.get_params(state), **(state.mutable_state or {})}
     return setup.result(guide, params, params, history, converged)
+
+
+def _own_guide(setup: _Setup) -> FactorisedGuide:
+    call = setup.call
+    inspected = Inspected.of(call.model, call.args, call.kwargs, setup.params)
+    return Unstarted.of(without_ceremony(inspected, make_request(**setup.options))).started()
 
 
 def _begin(svi: SVI, setup: _Setup) -> Any:

@@ -67,6 +67,16 @@ def coin(y):
     sample("y", dist.Normal(z, 1), obs=y)
 
 
+def counted(y):
+    z = sample("z", dist.Poisson(2.0))
+    sample("y", dist.Normal(z, 1), obs=y)
+
+
+def split(y):
+    z = sample("z", dist.Multinomial(5, jnp.ones(3) / 3))
+    sample("y", dist.Normal(z[0], 1), obs=y)
+
+
 def mixture(y):
     mu = sample("mu", dist.Normal(0, 1))
     with numpyro.plate("rows", len(y)):
@@ -176,8 +186,8 @@ STRUCTURE = [
         "'mu'", "add a guide site",
     ),
     case(
-        "guide misses a discrete latent", lambda: kayn.analyze(coin, 0.3, guide=guide_of()), GuideError,
-        "'z'", "add a guide site", "'enumerate': 'parallel'",
+        "guide misses a count", lambda: kayn.analyze(counted, 0.3, guide=guide_of()), GuideError,
+        "'z'", "add a guide site", "summed out",
     ),
     case(
         "guide adds a site", lambda: kayn.analyze(flat, Y, guide=guide_of(mu=NORMAL, nu=NORMAL)), GuideError,
@@ -204,15 +214,15 @@ STRUCTURE = [
         "'mu'", "AutoDelta", "no density", "AutoNormal",
     ),
     case(
-        "discrete latent, Importance", lambda: Importance(coin).run(0, None, 0.3), GuideError,
-        "'z' is discrete", "'enumerate': 'parallel'", "write a guide",
+        "no family, Importance", lambda: Importance(split).run(0, None, 0.3), GuideError,
+        "'z' follows MultinomialProbs", "depend on each other", "pass a guide",
     ),
     case(
-        "discrete latent, fit", lambda: kayn.fit(coin, (0.3,), progress=False), GuideError,
-        "'z' is discrete", "'enumerate': 'parallel'", "write a guide",
+        "no family, fit", lambda: kayn.fit(split, (0.3,), progress=False), GuideError,
+        "'z' follows MultinomialProbs", "depend on each other", "pass a guide",
     ),
     case(
-        "discrete latent, analyze", lambda: kayn.analyze(coin, 0.3), GuideError, "'z' is discrete",
+        "no family, analyze", lambda: kayn.analyze(split, 0.3), GuideError, "'z' follows MultinomialProbs",
     ),
     case(
         "support depends on a latent", lambda: kayn.fit(moving_support, (0.3,), progress=False), GuideError,
@@ -224,7 +234,7 @@ STRUCTURE = [
     ),
     case(
         "enumerating a continuous latent", lambda: kayn.analyze(enumerate_from(NORMAL), 0.3), ModelError,
-        "'z'", "Normal cannot be enumerated", "give the site a guide",
+        "'z'", "Normal cannot be enumerated", "kayn's own guide draws it",
     ),
     case(
         "enumerating event dimensions",

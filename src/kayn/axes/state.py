@@ -78,10 +78,12 @@ class State:
             StructureError: the axis is enumerated, and its latent has a value of its own in every element.
         """
         if axis.enumerated:
+            why = f"it cannot keep an index of its own over plate {', '.join(map(repr, plates))}: {reason}"
             raise StructureError(
-                f"latent {axis.latents[0]!r} is enumerated, but it cannot keep an index of its own over plate "
-                f"{', '.join(map(repr, plates))}: {reason}. Sample it from the guide instead (drop "
-                f"infer={{'enumerate': 'parallel'}}), or couple the other latents with couple="
+                f"latent {axis.latents[0]!r} is enumerated, but {why}. Sample it from the guide instead (drop "
+                "infer={'enumerate': 'parallel'}), or couple the other latents with couple=",
+                axis.latents[0],
+                why,
             )
         less = replace(axis, scope=tuple(p for p in axis.scope if p not in plates))
         changed = replace(self, axes=tuple(less if a == axis else a for a in self.axes))

@@ -100,9 +100,12 @@ def _axis(case: Case, names: Sequence[str]) -> Axis:
     enumerated = latents[0].support_size
     if len(latents) > 1 and any(z.enumerated for z in latents):
         which = next(z.name for z in latents if z.enumerated)
+        others = [n for n in names if n != which]
         raise StructureError(
-            f"latent {which!r} is enumerated, so it cannot share an axis with {[n for n in names if n != which]}; "
-            "its axis is its support. Leave it out of the group, or sample it from the guide"
+            f"latent {which!r} is enumerated, so it cannot share an axis with {others}; "
+            "its axis is its support. Leave it out of the group, or sample it from the guide",
+            which,
+            f"it shares an axis with {', '.join(map(repr, others))}",
         )
     if enumerated is None:
         plates = STRATEGIES[case.request.strategy].scope(case, plates)

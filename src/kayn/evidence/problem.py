@@ -28,7 +28,7 @@ from kayn.particles.guide_program import GuideProgram, parent_plates, trace_guid
 from kayn.particles.reach import refuse_smaller_ends
 from kayn.particles.shared_noise import evenly
 from kayn.particles.unreached import refuse_values_never_drawn
-from kayn.programs.sites import Inspected, Site, inspect_sites, share_fixed
+from kayn.programs.sites import Inspected, Site, inspect_sites, share_fixed, summed_out
 from kayn.programs.trace import Program
 from kayn.support.arrays import Array, PyTree
 from kayn.support.keys import as_key
@@ -114,10 +114,7 @@ def build_problem(
     refuse_reserved(sites)
     traced_guide = trace_guide(guide, args, kwargs, params, sites)
     _refuse_unknown(params, [*sites.values(), *traced_guide.density.sites.values()])
-    # a latent that the guide draws is sampled, even if the model would allow to sum it out
-    drawn = set(traced_guide.names)
-    sites = {n: replace(s, enumerate=False, support_size=None) if n in drawn else s for n, s in sites.items()}
-    sites = share_fixed(sites, traced_guide.density.sites)
+    sites = share_fixed(summed_out(sites, traced_guide.names), traced_guide.density.sites)
     read = read_model(replace(inspected, params=params, sites=sites))
     traced, structure = read.program, read.structure
     warn_if_nothing_observed(traced, model, args, kwargs)

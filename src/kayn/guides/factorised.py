@@ -21,14 +21,15 @@ from numpyro.distributions.transforms import IdentityTransform, biject_to
 
 from kayn.axes.minibatches import assembled, blocks_of_rows, full_shape, subsampled_plates
 from kayn.errors import GuideError
-from kayn.guides.families import Family
+from kayn.guides.families import Categorical, Family
 from kayn.guides.normal import Gaussian, MultivariateNormal, Normal
 from kayn.guides.start import Conditional, Prior, prior
+from kayn.guides.whole import between, discrete_family, discrete_start
 from kayn.guides.written import site_start
 from kayn.particles.lattice import even_normal
 from kayn.programs.given import FIXED, Given
 from kayn.programs.seeding import draw
-from kayn.programs.sites import Inspected, Site, inspect_sites
+from kayn.programs.sites import Inspected, Site, inspect_sites, summed_out
 from kayn.support.arrays import Array
 from kayn.support.keys import as_key
 from kayn.support.names import parameter, refuse_reserved
@@ -176,10 +177,11 @@ class FactorisedGuide(Outlined):
         """A Normal in unconstrained space for every continuous latent (vectors: with covariance),
         started from the prior's quantiles.
 
-        Enumerated latents need no guide and get none.
+        Discrete latents that can be summed out, as `infer={"enumerate": "parallel"}` does, need no guide and get none;
+        others get probabilities by value, or a Normal that is rounded down (`kayn.guides.whole`).
 
         Raises:
-            GuideError: a discrete latent is not enumerated, or a latent's support depends on another latent.
+            GuideError: a latent's support depends on another latent, or there is no family for a discrete one.
         """
         return Unstarted.from_model(model, tuple(args), kwargs or {}, params or {}, key).started()
 
@@ -233,23 +235,24 @@ class Unstarted:
         Raises:
             GuideError: as there.
         """
-        return Unstarted.of(Inspected.of(model, args, kwargs, params), key)
+        inspected = Inspected.of(model, args, kwargs, params)
+        return Unstarted.of(replace(inspected, sites=summed_out(inspected.sites, ())), key)
 
     @staticmethod
     def of(model: Inspected, key: Any = None) -> Unstarted:
         """As `from_model`, of a model whose sites are known."""
         sites = model.sites
         refuse_reserved(sites)
-        latents = [s for s in sites.values() if s.kind == "sample" and not s.observed and not s.enumerate]
-        for site in latents:
-            if site.discrete:
-                raise GuideError(
-                    f"latent {site.name!r} is discrete, so a Normal guide cannot stand for it; sum it out exactly with "
-                    "infer={'enumerate': 'parallel'} in the model, or write a guide with a discrete site for it"
-                )
+        latents = [s for s in sites.values() if s.kind == "sample" and not s.observed and s.support_size is None]
+        families = {s.name: discrete_family(s) for s in latents if s.discrete}
         found = prior(model.fn, model.args, model.kwargs, model.params, sites, as_key(0 if key is None else key))
         chosen = []
         for site in latents:
+            if site.name in families:
+                family, shape = families[site.name], full_shape(site, site.shape, subsampled_plates(sites))[0]
+                start = discrete_start(family, shape)
+                chosen.append(GuideSite(site.name, family, start, _plates(site, sites)))
+                continue
             event_dim = len(site.shape) - len(site.batch_shape)
             transform = biject_to(found.supports[site.name])
             transform = IdentityTransform() if _identity(transform) else transform
@@ -268,7 +271,8 @@ class Unstarted:
         draws = self.prior.draws()
 
         def started(site: GuideSite) -> GuideSite:
-            assert isinstance(site.family, Gaussian)
+            if not isinstance(site.family, Gaussian):
+                return replace(site, start=between(site.family, site.start, draws[site.name]))
             start, wide = site.family.starts(draws[site.name])
             return replace(site, start=start, wide=wide)
 
@@ -313,6 +317,8 @@ def _event_dim(site: GuideSite, parameter: str) -> int:
     """How many dimensions of a parameter are no batch dimensions of the site."""
     family = site.family
     whole = family.unconstrained_event_dim if isinstance(family, Gaussian) else family.event_dim
+    if isinstance(family, Categorical):
+        return whole + 1
     return max(family.parameters[parameter].event_dim, whole)
 
 

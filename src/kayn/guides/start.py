@@ -27,8 +27,8 @@ MANY_LATENTS = 50
 
 @dataclass(frozen=True)
 class Prior:
-    """Supports of the latents, and `draws`, which waits for draws of each in unconstrained space:
-    [PRIOR_DRAWS, *shape there].
+    """Supports of the continuous latents, and `draws`, which waits for draws of each in unconstrained space:
+    [PRIOR_DRAWS, *shape there]; of discrete latents, as they are.
 
     Where the prior is improper, these are a feasible value.
     """
@@ -65,7 +65,7 @@ def prior(
     """Trace a model's prior and start to compile it.
 
     Args:
-        sites: what `inspect_sites` found for the model; discrete latents have no unconstrained space and are left out.
+        sites: what `inspect_sites` found for the model; those that are enumerated are left out.
 
     Latents in subsampled plates are drawn for all N elements, a block of rows at a time.
 
@@ -73,7 +73,7 @@ def prior(
         GuideError: a latent's support depends on another latent, or on the rows of a subsample.
     """
     latents = {n: s for n, s in sites.items() if s.kind == "sample" and not s.observed}
-    names = [n for n, s in latents.items() if not s.enumerate]
+    names = [n for n, s in latents.items() if s.support_size is None]
     forms: dict[str, Any] = {}
     fixed: dict[str, list[Array]] = {}
 
@@ -85,6 +85,9 @@ def prior(
         trace = handlers.trace(seeded(program, key)).get_trace(*args, **kwargs)
         computed, unconstrained = {}, {}
         for name in names:
+            if latents[name].discrete:
+                unconstrained[name] = trace[name]["value"]
+                continue
             support = trace[name]["fn"].support
             unconstrained[name] = biject_to(support).inv(trace[name]["value"])
             bounds, forms[name] = jax.tree.flatten(support)
@@ -102,11 +105,12 @@ def prior(
         return whole, jax.tree.map(lambda b: b[0], computed)
 
     wait = _draws_of(all_rows, key, len(names) > MANY_LATENTS)
-    computed = [n for n in names if n not in fixed]
+    continuous = [n for n in names if not latents[n].discrete]
+    computed = [n for n in continuous if n not in fixed]
     if computed:
         refuse_dependent_supports(model, args, kwargs, params, latents, computed, plates)
         fixed |= {n: [b[0] for b in bounds] for n, bounds in wait()[1].items()}
-    return Prior({n: jax.tree.unflatten(forms[n], fixed[n]) for n in names}, lambda: wait()[0])
+    return Prior({n: jax.tree.unflatten(forms[n], fixed[n]) for n in continuous}, lambda: wait()[0])
 
 
 def refuse_dependent_supports(

@@ -13,6 +13,7 @@ from kayn.axes.request import TARGET_ELEMENTS, Request, make_request
 from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, build_problem
 from kayn.evidence.queries import weighted_draws
+from kayn.evidence.unguided import without_ceremony
 from kayn.guides.factorised import Unstarted, best_start
 from kayn.posterior.call import Call, Origin
 from kayn.posterior.checks import warn_if_poor
@@ -93,8 +94,7 @@ class Importance:
             params: values of `numpyro.param` sites in model and guide, as `SVI.get_params` gives them.
         """
         params = dict(params or {})
-        inspected = Inspected.of(self.model, args, kwargs, params)
-        guide = self._guide(inspected)
+        inspected, guide = self._begun(Inspected.of(self.model, args, kwargs, params))
         starts = guide.starts if self.guide is None else [{}]
         if len(starts) == 1:
             problem = self._problem(guide, params, inspected)
@@ -110,15 +110,18 @@ class Importance:
     def problem(self, params: Params, *args: Any, **kwargs: Any) -> Problem:
         """Structure, particle axes and plan for the model's arguments, the guide's Normal sites drawn evenly."""
         params = dict(params or {})
-        inspected = Inspected.of(self.model, args, kwargs, params)
-        return self._problem(self._guide(inspected), params, inspected)
+        inspected, guide = self._begun(Inspected.of(self.model, args, kwargs, params))
+        return self._problem(guide, params, inspected)
 
     def _call(self, args: tuple, kwargs: Mapping) -> Call:
         settings = {**asdict(self.request), "denominator": self.denominator}
         return Call(self.model, args, kwargs, Origin("importance", self.guide, settings))
 
-    def _guide(self, inspected: Inspected) -> Any:
-        return Unstarted.of(inspected).started() if self.guide is None else self.guide
+    def _begun(self, inspected: Inspected) -> tuple[Inspected, Any]:
+        if self.guide is not None:
+            return inspected, self.guide
+        inspected = without_ceremony(inspected, self.request)
+        return inspected, Unstarted.of(inspected).started()
 
     def _problem(self, guide: Callable, params: Mapping[str, PyTree], inspected: Inspected) -> Problem:
         args, kwargs = inspected.args, inspected.kwargs

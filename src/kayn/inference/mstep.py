@@ -190,10 +190,10 @@ def blocks(problem: Problem, sites: Sequence[GuideSite], widening: Mapping[str, 
     sizes = {s.name: problem.layout.axis_of(s.name).size for s in sites}
     normal: dict[int, list[GuideSite]] = {}
     for site in sites:
-        if isinstance(site.family, Normal):
+        if type(site.family) is Normal:
             normal.setdefault(sizes[site.name], []).append(site)
     joint = [SideBySide(tuple(own), size, tuple(widening[s.name] for s in own)) for size, own in normal.items()]
-    others = [s for s in sites if not isinstance(s.family, Normal)]
+    others = [s for s in sites if type(s.family) is not Normal]
     return (*joint, *(Single(s, sizes[s.name], widening[s.name]) for s in others))
 
 

@@ -26,6 +26,7 @@ from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, build_problem
 from kayn.evidence.queries import weighted_draws
 from kayn.evidence.soundness import warn_of_steps
+from kayn.evidence.unguided import without_ceremony
 from kayn.guides.factorised import FactorisedGuide, Unstarted, best_start
 from kayn.inference import mstep
 from kayn.inference.arguments import same
@@ -144,6 +145,7 @@ class QEM:
         if isinstance(self.user_guide, FactorisedGuide):
             begun = Unstarted(self.user_guide)
         elif self.user_guide is None:
+            inspected = without_ceremony(inspected, self.request)
             begun = Unstarted.of(inspected, key)
         else:
             begun = Unstarted(FactorisedGuide.from_guide(self.user_guide, args, kwargs, params, inspected.sites))

@@ -111,11 +111,9 @@ def _check_match(drawn: Mapping[str, Site], model_sites: Mapping[str, Site]) -> 
                 raise GuideError(
                     f"guide site {name!r} is {kinds[0]} but the model's is {kinds[1]}; draw it over the model's support"
                 )
-        elif not site.enumerate:
-            remedy = "add a guide site"
-            if site.discrete:
-                remedy += ", or sum it out exactly with infer={'enumerate': 'parallel'} in the model"
-            raise GuideError(f"latent {name!r} has no guide site; {remedy}")
+        elif site.num_values is None:
+            why = ", and its values cannot be summed out element by element" if site.discrete else ""
+            raise GuideError(f"latent {name!r} has no guide site{why}; add a guide site")
 
 
 def _guide_parents(density: Program, drawn: Mapping[str, Site]) -> dict[str, tuple[str, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,7 +56,13 @@ class Site:
     observed: bool = False
     discrete: bool = False
     enumerate: bool = False
+    """Whether the program asks for enumeration."""
     support_size: int | None = None
+    """The number of values that an enumerated latent is summed over, element by element; None for what is drawn."""
+    num_values: int | None = None
+    """The number of values of a discrete latent that could be enumerated."""
+    why_drawn: str = ""
+    """Why kayn's own guide draws a discrete latent that does not ask for enumeration."""
     auxiliary: bool = False
     delta: bool = False
     reparameterised: bool = True
@@ -167,6 +173,18 @@ def share_fixed(sites: Mapping[str, Site], partner: Mapping[str, Site]) -> dict[
     return {n: replace(s, fixed=True) if n in fixed and s.kind == "plate" else s for n, s in sites.items()}
 
 
+def summed_out(sites: Mapping[str, Site], drawn: Collection[str]) -> dict[str, Site]:
+    """Sites of which the latents that a guide draws are sampled, even if the model would allow to sum them out, and all
+    other discrete latents are enumerated if they can be, whether the model asks for it or not."""
+
+    def decided(site: Site) -> Site:
+        if site.kind != "sample" or site.observed:
+            return site
+        return replace(site, support_size=None if site.name in drawn else site.num_values)
+
+    return {n: decided(s) for n, s in sites.items()}
+
+
 def _ratios(trace: Mapping[str, Any]) -> dict[str, float]:
     """How many elements one of a plate stands for."""
     return {n: s["args"][0] / jnp.shape(s["value"])[0] for n, s in trace.items() if s["type"] == "plate"}
@@ -237,7 +255,10 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
     steps = shape[0] if walk or (is_in_scan(site) and shape) else None
     base = innermost(fn)
     discrete = bool(getattr(fn.support, "is_discrete", False)) if not isinstance(base, dist.Unit) else False
-    enumerate_ = infer.get("enumerate") == "parallel"
+    asked = infer.get("enumerate") == "parallel"
+    num_values = _num_values(fn) if (discrete or asked) and not site["is_observed"] else None
+    if asked and num_values is None and not site["is_observed"]:
+        _refuse_enumeration(name, fn)
     return Site(
         name,
         "sample",
@@ -247,8 +268,9 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         frames,
         observed=site["is_observed"],
         discrete=discrete,
-        enumerate=enumerate_,
-        support_size=_support_size(name, fn) if enumerate_ and not site["is_observed"] else None,
+        enumerate=asked,
+        support_size=num_values if asked else None,
+        num_values=num_values,
         auxiliary=bool(infer.get("is_auxiliary")),
         delta=isinstance(base, dist.Delta),
         reparameterised=bool(fn.has_rsample),
@@ -264,14 +286,22 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
     )
 
 
-def _support_size(name: str, fn: dist.Distribution) -> int:
+def _num_values(fn: dist.Distribution) -> int | None:
+    """How many values each element may have, all of the same; None where these cannot be listed."""
     if not fn.has_enumerate_support or fn.event_dim > 0:
-        raise ModelError(
-            f"site {name!r} asks for enumeration, but its distribution {type(fn).__name__} cannot be enumerated "
-            "element by element; drop infer={'enumerate': 'parallel'} and give the site a guide, or use a "
-            "distribution with finite support and no event dimension"
-        )
-    return int(jax.eval_shape(lambda: fn.enumerate_support(expand=False)).shape[0])
+        return None
+    try:
+        return int(jax.eval_shape(lambda: fn.enumerate_support(expand=False)).shape[0])
+    except (NotImplementedError, jax.errors.ConcretizationTypeError):  # ends are computed, or differ between elements
+        return None
+
+
+def _refuse_enumeration(name: str, fn: dist.Distribution) -> None:
+    raise ModelError(
+        f"site {name!r} asks for enumeration, but its distribution {type(fn).__name__} cannot be enumerated "
+        "element by element; drop infer={'enumerate': 'parallel'}, so that kayn's own guide draws it, or use a "
+        "distribution with finite support and no event dimension"
+    )
 
 
 def placeholder(site: Mapping[str, Any]) -> Array | None:

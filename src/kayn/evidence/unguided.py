@@ -1,0 +1,81 @@
+"""Discrete latents of a model without a guide: which are summed out, and which a guide of kayn's own draws."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+
+from kayn.axes.choose import choose_layout
+from kayn.axes.request import Request
+from kayn.axes.types import Layout
+from kayn.errors import StructureError
+from kayn.evidence.read import read_model
+from kayn.graph.types import Graph
+from kayn.programs.sites import Inspected, summed_out
+
+MOST_ENTRIES = 2**23
+"""Entries of a factor up to which a latent is summed out: a tenth of a second on a core."""
+MOST_FLOPS = 2**28
+"""Multiply-adds of a contraction, which takes about as long."""
+
+
+def without_ceremony(inspected: Inspected, request: Request) -> Inspected:
+    """A model whose discrete latents are enumerated as far as that can be afforded, without being asked to.
+
+    One is not where its axis cannot keep an index of its own over its plates, or shares a group, or where its values
+    would make a factor or the contraction too large; `Site.why_drawn` says so, and kayn's own guide draws it.
+    """
+    latents = {n: s for n, s in inspected.sites.items() if s.kind == "sample" and not s.observed and s.discrete}
+    free = {n: s.num_values for n, s in latents.items() if not s.enumerate and s.num_values is not None}
+    why = {n: "its values cannot be listed" for n, s in latents.items() if s.num_values is None}
+    while free:
+        own = _decided(inspected, why)
+        found = _too_dear(own, free, request)
+        if found is None:
+            return own
+        name, why[name] = found
+        del free[name]
+    return _decided(inspected, why)
+
+
+def _decided(inspected: Inspected, why: dict[str, str]) -> Inspected:
+    sites = summed_out(inspected.sites, why)
+    return replace(inspected, sites={n: replace(s, why_drawn=why.get(n, "")) for n, s in sites.items()})
+
+
+def _too_dear(inspected: Inspected, free: dict[str, int], request: Request) -> tuple[str, str] | None:
+    """One of some enumerated latents that had better be drawn, and why; None if there is none."""
+    most = max(free, key=lambda n: free[n])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what there is to say is said when the problem is built
+            structure = read_model(inspected).structure
+        layout = choose_layout(structure, request)
+    except StructureError as error:
+        if error.enumerated and error.enumerated not in free:
+            raise
+        return error.enumerated or most, error.why or f"with its {free[most]} values {str(error).partition(';')[0]}"
+    # within plates a guide's particles are no fewer; without, they could share an axis with others
+    large = {n: v for n, v in free.items() if v > request.particles_of(n) or not layout.axis_of(n).scope}
+    for name in sorted(large, key=lambda n: -large[n]):
+        entries = _entries(structure.graph, layout, name)
+        if entries > MOST_ENTRIES:
+            return name, f"its {large[name]} values would make a factor of {entries:.2g} entries"
+    if large and layout.plan.flops > MOST_FLOPS:
+        name = max(large, key=lambda n: large[n])
+        return name, f"its {large[name]} values would make {layout.plan.flops:.2g} multiply-adds of the contraction"
+    return None
+
+
+def _entries(graph: Graph, layout: Layout, latent: str) -> int:
+    """Entries of the largest factor that reads a latent."""
+    size = {p.name: p.size for p in graph.plates}
+
+    def of(names: tuple[str, ...], dims: tuple[str, ...]) -> int:
+        axes = {layout.axis_of(n).name: layout.axis_of(n).size for n in names}
+        return math.prod(axes.values()) * math.prod(size[d] for d in dims if d)
+
+    bases = {a.name: a.base for a in graph.aliases}
+    reading = [o for o in graph.factors if any(bases.get(n, n) == latent for n in o.latents)]
+    return max((of(o.latents, o.dims) for o in reading), default=0)
