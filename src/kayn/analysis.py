@@ -102,7 +102,10 @@ class Analysis(Printed):
         if self.sums:
             sections += ["Sums (log densities that add up their terms, each term a factor)", *self._sum_lines()]
         if self.discrete:
-            sections += ["Discrete latents that the model does not ask to enumerate", *(f"  {d}" for d in self.discrete)]
+            sections += [
+                "Discrete latents that the model does not ask to enumerate",
+                *(f"  {d}" for d in self.discrete),
+            ]
         if self.couplings:
             sections += ["Couplings (fewer combinations, still unbiased)", *(f"  {c}" for c in self.couplings)]
         else:

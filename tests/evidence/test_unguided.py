@@ -7,6 +7,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.control_flow import scan
 from numpyro.infer.util import log_density
 
 import kayn
@@ -158,3 +159,20 @@ def test_reweighted_wake_sleep_learns_counts():
 def test_values_that_depend_on_each_other_need_a_guide():
     with pytest.raises(kayn.GuideError, match="latent 'c' follows MultinomialProbs, whose values depend on each other"):
         kayn.fit(shares, (1.0,), progress=False)
+
+
+def test_a_chain_of_many_states_is_drawn():
+    """Its steps are matrices of 2,000 squared."""
+    states = jnp.arange(2000.0)
+
+    def chain(y):
+        def step(z, y):
+            z = S("z", dist.Categorical(logits=-0.5 * (states - z) ** 2))
+            S("y", dist.Normal(z, 1.0), obs=y)
+            return z, None
+
+        scan(step, 0, y)
+
+    assert kayn.analyze(chain, Y).discrete == (
+        "z: drawn from RoundedNormal, since its 2000 values would make a factor of 1.6e+07 entries",
+    )

@@ -111,5 +111,5 @@ def test_counts_without_end_are_answered():
     draws = posterior.sample(1, 50)["n"]
     assert draws.dtype.kind == "i"
     assert np.all(draws >= y)
-    assert posterior.to_inference_data(2, 20).posterior["n"].shape[-1] == 2
+    assert posterior.to_datatree(2, 20).posterior["n"].shape[-1] == 2
     assert posterior.predictive(3, 10)["y"].shape == (10, 2)

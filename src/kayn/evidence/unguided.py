@@ -76,6 +76,6 @@ def _entries(graph: Graph, layout: Layout, latent: str) -> int:
         axes = {layout.axis_of(n).name: layout.axis_of(n).size for n in names}
         return math.prod(axes.values()) * math.prod(size[d] for d in dims if d)
 
-    bases = {a.name: a.base for a in graph.aliases}
+    bases = {a.latent.name: a.base for a in graph.aliases}
     reading = [o for o in graph.factors if any(bases.get(n, n) == latent for n in o.latents)]
     return max((of(o.latents, o.dims) for o in reading), default=0)

@@ -20,7 +20,6 @@ from numpyro import handlers
 from numpyro.distributions.transforms import IdentityTransform, biject_to
 
 from kayn.axes.minibatches import assembled, blocks_of_rows, full_shape, subsampled_plates
-from kayn.errors import GuideError
 from kayn.guides.families import Categorical, Family
 from kayn.guides.normal import Gaussian, MultivariateNormal, Normal
 from kayn.guides.start import Conditional, Prior, prior

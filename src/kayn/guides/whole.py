@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -177,11 +177,11 @@ def discrete_family(site: Site) -> Family:
     return Whole(event_dim=site.event_dim, line=Line(lower, upper))
 
 
-def discrete_start(family: Family, shape: tuple[int, ...]) -> dict[str, Any]:
+def discrete_start(family: Family, shape: tuple[int, ...]) -> Params:
     """Parameters to begin with, before there are draws of the prior; `shape` over all elements."""
     dtype = jnp.result_type(float)
     if isinstance(family, Whole):
-        return dict(family.standard(shape, dtype))
+        return family.standard(shape, dtype)
     if isinstance(family, Categorical):
         return {"probs": jnp.full((*shape, family.num_values), 1 / family.num_values, dtype)}
     return {"probs": jnp.full(shape, 0.5, dtype)}
