@@ -32,8 +32,9 @@ class Parts:
     Attributes:
         sum: the sum.
         weights: those of its terms, None where they are not known yet.
-        rows: terms that are factors of their own; the others, and the rest, are one more together.
-        rest: whether there is anything else.
+        rows: terms that are factors of their own.
+        singles: terms of one entry that read one element each: a factor with a row for each, and at least two.
+        rest: whether there is anything else; it is the last factor.
         sites: the factors by name, as sites with the factors' own dimensions.
         keeps_density: whether the only factor is the site's exponential family, element by element.
     """
@@ -41,6 +42,7 @@ class Parts:
     sum: Sum
     weights: Sequence[np.ndarray | None]
     rows: tuple[int, ...]
+    singles: tuple[int, ...]
     rest: bool
     sites: Mapping[str, Site]
     keeps_density: bool
@@ -52,13 +54,14 @@ class Parts:
         known = [w if k is None else k for w, k in zip(computed, self.weights, strict=True)]
         arrays = [_weighed(env[v], w) for v, w in zip(self.sum.terms, known, strict=True)]
         found = [arrays[i].reshape(s.shape) for i, s in zip(self.rows, self.sites.values(), strict=False)]
+        if self.singles:
+            row = jnp.concatenate([arrays[i].ravel() for i in self.singles])
+            found.append(jnp.pad(row, (0, max(0, 2 - row.size))))
         if self.rest:
+            others = (a for i, a in enumerate(arrays) if i not in (*self.rows, *self.singles))
             rest = self.sum.rest(env)
-            found.append(sum((jnp.reshape(a, rest.shape) for a in self._others(arrays)), rest))
+            found.append(sum((jnp.reshape(a, rest.shape) for a in others), rest))
         return dict(zip(self.sites, found, strict=True))
-
-    def _others(self, arrays: Sequence[Array]) -> list[Array]:
-        return [a for i, a in enumerate(arrays) if i not in self.rows]
 
 
 def _weighed(value: Array, weights: Array) -> Array:
@@ -84,20 +87,23 @@ def parts_of(
     site = program.sites[name]
     shapes = [(v.aval.size,) if v in in_a_row else v.aval.shape for v in found.terms]
     alone = math.prod(found.out.aval.shape) == 1
-    # small things together, so that there are few factors
-    rows = tuple(i for i, s in enumerate(shapes) if not alone or math.prod(s) > 1)
-    rest = len(rows) < len(shapes) or found.has_rest
+    singles = tuple(i for i, v in enumerate(found.terms) if v.aval.size == 1 and v in in_a_row)
+    # what is left of small things together, so that there are few factors
+    rows = tuple(i for i, s in enumerate(shapes) if i not in singles and (not alone or math.prod(s) > 1))
+    rest = len(rows) + len(singles) < len(shapes) or found.has_rest
     dims = _carried(found, in_a_row)
     sites: dict[str, Site] = {}
     for i in rows:
         sites |= _factor(site, len(sites), shapes[i], found.out.aval.ndim, dims[i])
+    if singles:
+        sites |= _factor(site, len(sites), (max(len(singles), 2),), found.out.aval.ndim, {})
     if rest:
         ndim = found.out.aval.ndim
         sites |= _factor(site, len(sites), found.out.aval.shape, ndim, {d: d for d in range(ndim)})
-    keeps = not rest and len(rows) == 1 and shapes[rows[0]] == _outer_shape(program, site)
+    keeps = not rest and not singles and len(rows) == 1 and shapes[rows[0]] == _outer_shape(program, site)
     if not keeps:
         sites = {n: replace(s, exponential_family=None) for n, s in sites.items()}
-    return Parts(found, weights, rows, rest, sites, keeps)
+    return Parts(found, weights, rows, singles, rest, sites, keeps)
 
 
 def keeps_subsamples(program: Program, name: str, found: Sum, in_a_row: Container[Any]) -> bool:

@@ -7,12 +7,12 @@ are only taken apart where that gives a latent elements of its own; all other pr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
@@ -95,21 +95,21 @@ def _mixed_by(
     """What values of a flat program mix that outputs may be sums of, each taken for a factor of its own.
 
     Returns:
-        that, and the values that mix less when all their entries stand in a row.
+        that, and the values that mix less when all their entries stand in a row. A single one is the row's twice: what
+        has no dimension has none along which an index could lie.
     """
     varies = _varies(program, flat)
     asked = dict.fromkeys(v for out in flat.jaxpr.outvars for v in candidates(flat.jaxpr, out, varies))
-    rows = {f"{CANDIDATE} {i} in a row": v for i, v in enumerate(asked) if sum(n > 1 for n in v.aval.shape) > 1}
+    rows = {f"{CANDIDATE} {i} in a row": v for i, v in enumerate(asked) if sum(n > 1 for n in v.aval.shape) != 1}
     numbered = {f"{CANDIDATE} {i}": v for i, v in enumerate(asked)} | rows
+    shapes = {n: (max(v.aval.size, 2),) if n in rows else v.aval.shape for n, v in numbered.items()}
 
     def run(*inputs: Array) -> dict[str, Array]:
         env = run_equations(flat.jaxpr, [*flat.consts, *program.consts, *inputs])
-        return {n: env[v].ravel() if n in rows else env[v] for n, v in numbered.items()}
+        return {n: jnp.broadcast_to(env[v].ravel(), shapes[n]) if n in rows else env[v] for n, v in numbered.items()}
 
     sites = {n: s for n, s in program.sites.items() if s.kind != "sample" or not s.observed}
-    for name, v in numbered.items():
-        shape = (math.prod(v.aval.shape),) if name in rows else v.aval.shape
-        sites[name] = Site(name, "sample", shape, batch_shape=shape, observed=True)
+    sites |= {n: Site(n, "sample", shape, batch_shape=shape, observed=True) for n, shape in shapes.items()}
     traced = _retraced(program, run, sites)
     found = _mixed(discover(traced, known(traced)).graph)
     whole = {v: found.get(n, Pairs()) for n, v in numbered.items() if n not in rows}
