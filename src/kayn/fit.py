@@ -13,7 +13,7 @@ import numpyro
 import optax
 from numpyro.infer import SVI
 
-from kayn.axes.request import TARGET_ELEMENTS, make_request
+from kayn.axes.request import TARGET_ELEMENTS, USUAL, make_request
 from kayn.evidence.problem import Problem, build_problem, refuse_unknown_params
 from kayn.evidence.read import refuse_broken_arguments
 from kayn.evidence.unguided import without_ceremony
@@ -291,7 +291,10 @@ def _fit_svi(setup: _Setup) -> Fit:
     guide = _own_guide(setup) if setup.guide is None else setup.guide
     if setup.found is not None:
         return setup.known(guide)
-    loss = (RWS if setup.method == "rws" else VI)(**setup.options)
+    count = setup.options["num_particles"]
+    loss = (RWS if setup.method == "rws" else VI)(
+        **setup.options | {"num_particles": USUAL if count is None else count}
+    )
     optimiser = optax.adam(optax.exponential_decay(setup.learning_rate, max(setup.num_steps // 2, 1), 0.3))
     svi = SVI(call.model, guide, numpyro.optim.optax_to_numpyro(optimiser), loss=loss)
     state = _begin(svi, setup)
