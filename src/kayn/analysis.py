@@ -18,6 +18,7 @@ from kayn.factors.task import reduction
 from kayn.graph.types import Graph, Latent, Link, Output
 from kayn.guides.factorised import FactorisedGuide, Unstarted
 from kayn.programs.sites import Inspected
+from kayn.programs.tables import as_arguments
 from kayn.support.memory import format_bytes
 from kayn.support.names import shown, whole
 from kayn.support.options import Couple, Elements, Groups, Guide, Memory, Model, Params, Particles, PathOption, Strategy
@@ -200,6 +201,7 @@ def analyze(
         num_particles, strategy, groups, couple, target_elements, memory: as in `kayn.Importance`.
         params: values of `numpyro.param` sites.
     """
+    args, kwargs, _ = as_arguments(model, args, kwargs)
     inspected = Inspected.of(model, args, kwargs, dict(params or {}))
     request = make_request(num_particles, strategy, groups, couple, target_elements, memory)
     inspected = without_ceremony(inspected, request) if guide is None else inspected

@@ -1,5 +1,9 @@
 """Exceptions and warnings. Every message names the site, plate or argument, what was expected, and the remedy."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class KaynError(ValueError):
     """Base class of everything kayn raises on purpose."""
@@ -15,6 +19,18 @@ class GuideError(KaynError):
 
 class DataError(KaynError):
     """Observed values are NaN, infinite, outside the support, or index out of range."""
+
+
+class IndexRangeError(DataError):
+    """An index array reads elements that a latent does not have.
+
+    Args:
+        values: the index array, NumPy.
+    """
+
+    def __init__(self, text: str, values: Any):
+        super().__init__(text)
+        self.values = values
 
 
 class StructureError(KaynError):

@@ -31,10 +31,12 @@ from kayn.posterior.checks import warn_if_poor
 from kayn.posterior.posterior import Posterior
 from kayn.posterior.stored import Stored
 from kayn.programs.sites import Inspected
+from kayn.programs.tables import as_arguments
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.options import (
     Arguments,
+    Coords,
     Couple,
     Elements,
     Groups,
@@ -180,6 +182,7 @@ def fit(
     target_elements: Elements = TARGET_ELEMENTS,
     memory: Memory = None,
     params: Params = None,
+    coords: Coords = None,
 ) -> Fit:
     """Fit a guide to a model's posterior.
 
@@ -194,6 +197,7 @@ def fit(
         num_steps: at most so many steps; fitting stops earlier when the log evidence has stopped improving.
         learning_rate: of Adam, for "rws" and "vi".
         params: values of `numpyro.param` sites to start from.
+        coords: labels of plates, e.g. {"schools": names}; of columns of categories they are known.
 
     Raises:
         KaynError: an unknown method, and everything that building the problem raises.
@@ -214,7 +218,9 @@ def fit(
         "learning_rate": learning_rate,
         "params": dict(params or {}),
     }
-    call = Call(model, tuple(args), dict(kwargs or {}), Origin("fit", guide, settings))
+    own_args, own_kwargs, labels = as_arguments(model, tuple(args), dict(kwargs or {}))
+    labels.given.update({d: np.asarray(v) for d, v in (coords or {}).items()})
+    call = Call(model, own_args, own_kwargs, Origin("fit", guide, settings), labels)
     return _run(call, progress)
 
 

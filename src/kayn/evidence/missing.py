@@ -14,7 +14,7 @@ from numpyro import handlers
 
 from kayn.errors import DataError, DataWarning
 from kayn.graph.expressions import Wrapped
-from kayn.programs.data import arguments
+from kayn.programs.data import arguments, listed
 from kayn.programs.given import Given
 from kayn.programs.seeding import seeded
 from kayn.programs.sites import placeholder
@@ -81,11 +81,11 @@ def refuse_missing_groups(wrapped: Sequence[Wrapped], fn: Callable, args: tuple,
     """
     for index in wrapped:
         rows = np.argwhere(index.values < 0)
-        name = _argument_of(index.values, fn, args, kwargs)
+        name = argument_of(index.values, fn, args, kwargs)
         who = f"argument {name!r}" if name else "an index array that the model uses"
         text = (
             f"{who} reads latent {index.latent!r} at index {int(index.values[tuple(rows[0])])} along plate "
-            f"{index.plate!r}, in {len(rows)} of {index.values.size} rows, {_listed(rows)}. Tables write -1 for a "
+            f"{index.plate!r}, in {len(rows)} of {index.values.size} rows, {listed(rows)}. Tables write -1 for a "
             "missing group, but indexing counts from the end. Drop these rows or give them a group; if the end is "
             f"meant, pass jnp.where(i < 0, i + {index.size}, i)"
         )
@@ -167,16 +167,16 @@ def _look(
 
 def _complaint(const: np.ndarray, site: str, fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> str:
     rows = np.argwhere(~np.isfinite(const))
-    name = _argument_of(const, fn, args, kwargs)
+    name = argument_of(const, fn, args, kwargs)
     who = f"argument {name!r} of the model" if name else f"an array of shape {const.shape} that the model uses"
     return (
-        f"{who} has {len(rows)} NaN or infinite values of {const.size}, {_listed(rows)}, which make the density of "
+        f"{who} has {len(rows)} NaN or infinite values of {const.size}, {listed(rows)}, which make the density of "
         f"site {site!r} no number. Drop these rows, fill the gaps or make them latents, or mask the rows with "
         "numpyro.handlers.mask"
     )
 
 
-def _argument_of(array: np.ndarray, fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> str | None:
+def argument_of(array: np.ndarray, fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> str | None:
     """The argument that an array is, up to its precision."""
     for name, value in arguments(fn, args, kwargs):
         if isinstance(value, jax.Array | np.ndarray) and not is_traced(value) and np.shape(value) == array.shape:
@@ -185,8 +185,3 @@ def _argument_of(array: np.ndarray, fn: Callable, args: tuple, kwargs: Mapping[s
             if np.array_equal(same, array, equal_nan=array.dtype.kind == "f"):
                 return name
     return None
-
-
-def _listed(rows: np.ndarray, most: int = 5) -> str:
-    shown = [int(r[0]) if len(r) == 1 else tuple(map(int, r)) for r in rows[:most]]
-    return f"at {', '.join(map(str, shown))}" + (" and more" if len(rows) > most else "")

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from kayn.errors import StructureWarning
-from kayn.evidence.missing import is_broken, refuse_missing, refuse_missing_groups
+from kayn.errors import DataError, IndexRangeError, StructureWarning
+from kayn.evidence.missing import argument_of, is_broken, refuse_missing, refuse_missing_groups
 from kayn.graph.absent import with_absences
 from kayn.graph.discover import Structure, discover
 from kayn.graph.split import split_sums
@@ -50,7 +50,11 @@ def read_model(inspected: Inspected) -> Read:
     """Trace a model and find its structure, which refuses data and indices that are out of range."""
     fn, args, kwargs, params = inspected.fn, inspected.args, inspected.kwargs, inspected.params
     program = trace_program(fn, args, kwargs, params, inspected.sites)
-    read = structured(inspected, program)
+    try:
+        read = structured(inspected, program)
+    except IndexRangeError as error:
+        name = None if error.values is None else argument_of(error.values, fn, args, kwargs)
+        raise DataError(f"argument {name!r}: {error}" if name else str(error)) from None
     refuse_missing_groups(read.structure.nodes.wrapped, fn, args, kwargs)
     refuse_missing(read.program, fn, args, kwargs, params)
     return read

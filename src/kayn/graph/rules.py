@@ -14,10 +14,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from kayn.errors import DataError
+from kayn.errors import IndexRangeError
 from kayn.graph.aligned import Aligned, Key, Operands, merge, mixed, move, reshape, through
 from kayn.graph.expressions import Made, Node, Nodes, Operation, Wrapped, take
 from kayn.graph.types import MIXED
+from kayn.programs.data import listed
 from kayn.programs.primitives import ELEMENTWISE, IDENTITY
 
 
@@ -264,9 +265,14 @@ def _check_range(nodes: Nodes, index: Node, column: int, size: int, key: Key) ->
     if low < 0 or high >= size:
         latent, plate = key
         bad = high if high >= size else low - size
-        raise DataError(
+        read = value[..., column]
+        rows = np.argwhere((read < 0) | (read >= size))
+        raw = _before_wrapping(index, column)
+        raise IndexRangeError(
             f"latent {latent!r} has {size} elements along plate {plate!r} but is read at index {bad}; "
-            f"indices must lie in 0..{size - 1}. Check the index array, or make the plate larger"
+            f"indices must lie in 0..{size - 1}. Check the index array ({len(rows)} of {read.size} rows, "
+            f"{listed(rows)}), or make the plate larger",
+            read if raw is None else nodes.concrete(raw),
         )
     raw = _before_wrapping(index, column)
     negative = None if raw is None else nodes.concrete(raw)

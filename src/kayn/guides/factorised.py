@@ -29,6 +29,7 @@ from kayn.particles.lattice import even_normal
 from kayn.programs.given import FIXED, Given
 from kayn.programs.seeding import draw
 from kayn.programs.sites import Inspected, Site, inspect_sites, summed_out
+from kayn.programs.tables import as_arguments
 from kayn.support.arrays import Array
 from kayn.support.keys import as_key
 from kayn.support.names import parameter, refuse_reserved
@@ -182,7 +183,8 @@ class FactorisedGuide(Outlined):
         Raises:
             GuideError: a latent's support depends on another latent, or there is no family for a discrete one.
         """
-        return Unstarted.from_model(model, tuple(args), kwargs or {}, params or {}, key).started()
+        own_args, own_kwargs, _ = as_arguments(model, tuple(args), dict(kwargs or {}))
+        return Unstarted.from_model(model, own_args, own_kwargs, params or {}, key).started()
 
     @staticmethod
     def from_guide(

@@ -19,6 +19,7 @@ from kayn.posterior.call import Call, Origin
 from kayn.posterior.checks import warn_if_poor
 from kayn.posterior.posterior import Posterior
 from kayn.programs.sites import Inspected
+from kayn.programs.tables import Labels, as_arguments
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.memory import refuse_too_many
 from kayn.support.options import (
@@ -94,13 +95,15 @@ class Importance:
             params: values of `numpyro.param` sites in model and guide, as `SVI.get_params` gives them.
         """
         params = dict(params or {})
+        args, kwargs, labels = as_arguments(self.model, args, kwargs)
+        call = self._call(args, kwargs, labels)
         inspected, guide = self._begun(Inspected.of(self.model, args, kwargs, params))
         starts = guide.starts if self.guide is None else [{}]
         if len(starts) == 1:
             problem = self._problem(guide, params, inspected)
-            return Weigher(problem, self._call(args, kwargs)).run(rng_key, params, self.num_replicates)
+            return Weigher(problem, call).run(rng_key, params, self.num_replicates)
         problem = self._problem(guide, {**starts[0], **params}, inspected)
-        weigher = Weigher(problem, self._call(args, kwargs))
+        weigher = Weigher(problem, call)
         # with a key of its own, so that the evidence stays unbiased
         look = jax.random.fold_in(rng_key, 2**32 - 2)
         chosen = best_start(starts, lambda start: weigher.weighed(look, {**start, **params}, self.num_replicates)[0])
@@ -110,12 +113,13 @@ class Importance:
     def problem(self, params: Params, *args: Any, **kwargs: Any) -> Problem:
         """Structure, particle axes and plan for the model's arguments, the guide's Normal sites drawn evenly."""
         params = dict(params or {})
+        args, kwargs, _ = as_arguments(self.model, args, kwargs)
         inspected, guide = self._begun(Inspected.of(self.model, args, kwargs, params))
         return self._problem(guide, params, inspected)
 
-    def _call(self, args: tuple, kwargs: Mapping) -> Call:
+    def _call(self, args: tuple, kwargs: Mapping, labels: Labels) -> Call:
         settings = {**asdict(self.request), "denominator": self.denominator}
-        return Call(self.model, args, kwargs, Origin("importance", self.guide, settings))
+        return Call(self.model, args, kwargs, Origin("importance", self.guide, settings), labels)
 
     def _begun(self, inspected: Inspected) -> tuple[Inspected, Any]:
         if self.guide is not None:

@@ -34,6 +34,7 @@ from kayn.inference.mstep import Block, Weights, blocks
 from kayn.inference.qem_state import QEMResult, QEMState
 from kayn.particles.guide_program import GuideProgram, trace_guide
 from kayn.programs.sites import Inspected
+from kayn.programs.tables import as_arguments
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
@@ -141,6 +142,7 @@ class QEM:
             GuideError: a guide site is in no supported family, or guide sites depend on each other.
         """
         key, params = as_key(rng_key), dict(params or {})
+        args, kwargs, _ = as_arguments(self.model, args, kwargs)
         inspected = Inspected.of(self.model, args, kwargs, params)
         if isinstance(self.user_guide, FactorisedGuide):
             begun = Unstarted(self.user_guide)
@@ -190,6 +192,7 @@ class QEM:
         in `jax.jit` then. Without arguments those of `init` are used.
         """
         self._problem()
+        args, kwargs, _ = as_arguments(self.model, args, kwargs)
         if not (args or kwargs) or same((args, kwargs), self._arguments):
             state, log_z = self.advance(state, 1)
             return state, log_z[0]

@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from kayn.errors import QueryError
+from kayn.posterior.labels import dims_of, labels_of
 from kayn.posterior.pool import Pool
 from kayn.posterior.replay import scored_data
 from kayn.programs.sites import Site
@@ -46,7 +47,8 @@ def to_datatree(posterior: Pool, rng_key: KeyArray, num_samples: int, coords: Ma
     for name in draws.values:
         posterior._refuse_mixed_rows(name)
     scores, seen, data, known = jax.tree.map(np.asarray, scored_data(posterior, key, draws))
-    names = _Names(posterior, [*draws.values, *scores], {d: np.asarray(v) for d, v in (coords or {}).items()})
+    given = {d: np.asarray(v) for d, v in (coords or {}).items()}
+    names = _Names(posterior, [*draws.values, *scores], labels_of(posterior), given)
     groups: dict[str, list[xr.DataArray]] = {"posterior": [], "log_likelihood": [], "observed_data": []}
     for name, values in draws.values.items():
         rank = len(posterior.problem.model.sites[name].batch_shape)
@@ -97,14 +99,17 @@ class _Names:
 
     Args:
         sites: all that are to be exported.
-        labels: those that the user gave, by dimension.
+        known: labels that arguments of the model had, by dimension.
+        given: those that the user gave.
 
     Raises:
         QueryError: a site is called like a dimension of samples.
     """
 
-    def __init__(self, posterior: Pool, sites: Sequence[str], labels: Mapping[str, np.ndarray]):
-        self.posterior, self.labels = posterior, labels
+    def __init__(
+        self, posterior: Pool, sites: Sequence[str], known: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]
+    ):
+        self.posterior, self.labels, self.given = posterior, {**known, **given}, given
         self.variables: dict[str, str] = {}
         for site in sites:
             if site in SAMPLES:
@@ -118,7 +123,7 @@ class _Names:
     def array(self, site: str, values: np.ndarray, rank: int, lead: int) -> xr.DataArray:
         """All of a site's values: [*samples, *rows, *event], with `lead` dimensions of samples and `rank` of rows."""
         shape = values.shape[lead:]
-        dims = self._dims(site, shape, rank)
+        dims = dims_of(self.posterior, site, shape, rank)
         self.sizes |= dict(zip(dims, shape, strict=True))
         coords = {self._dim(d): self._labels(d, n) for d, n in zip(dims, shape, strict=True)}
         return self._array(site, values, [self._dim(d) for d in dims], coords, lead)
@@ -139,7 +144,7 @@ class _Names:
 
     def check_labels(self) -> None:
         """Refuse labels of no dimension, once all arrays are made."""
-        unknown = [d for d in self.labels if d not in self.sizes]
+        unknown = [d for d in self.given if d not in self.sizes]
         if unknown:
             raise QueryError(
                 f"coords= names dimension {unknown[0]!r}, which no variable has; dimensions: "
@@ -148,6 +153,8 @@ class _Names:
 
     def _labels(self, dim: str, size: int) -> np.ndarray:
         labels = self.labels.get(dim, np.arange(size))
+        if dim not in self.given and labels.shape != (size,):
+            return np.arange(size)
         if labels.shape != (size,):
             raise QueryError(f"coords= has labels of shape {labels.shape} for {dim!r}, which has {size} elements")
         return labels
@@ -157,23 +164,6 @@ class _Names:
     ) -> xr.DataArray:
         samples = {d: np.arange(n) for d, n in zip(SAMPLES, values.shape[:lead], strict=False)}
         return xr.DataArray(values, {**samples, **coords}, (*samples, *dims), self.variables[site])
-
-    def _dims(self, site: str, shape: tuple[int, ...], rank: int) -> list[str]:
-        graph, found = self.posterior.problem.graph, self.posterior.problem.model.sites[site]
-        if site in self.posterior.deterministic_names:
-            plates = dict(enumerate(graph.output(site).dims))
-        else:
-            sites = self.posterior.problem.model.sites
-            whole = {name: sites[name].batch_shape[0] for name, _, _ in found.frames if name in sites}
-            plates = {
-                rank + dim: name for name, dim, size in found.frames if shape[rank + dim] in (size, whole.get(name))
-            }
-        dims: list[str] = []
-        for d in range(len(shape)):
-            # a matrix over pairs of a plate's elements has the plate once
-            own = plates.get(d) or f"{site}_dim_{d}"
-            dims.append(own if own not in dims else f"{site}_dim_{d}")
-        return dims
 
     def _dim(self, dim: str) -> str:
         return fresh(dim.replace("/", "."), {*self.variables.values(), *SAMPLES})

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from kayn.programs.tables import Labels
 from kayn.support.prints import Outlined
 
 
@@ -30,12 +31,14 @@ class Call(Outlined):
 
     Attributes:
         origin: None where nothing says how to build its problem again.
+        labels: what elements of the arguments are called.
     """
 
     model: Callable
     args: tuple
     kwargs: Mapping[str, Any]
     origin: Origin | None = None
+    labels: Labels = field(default_factory=Labels)
 
     @property
     def name(self) -> str:

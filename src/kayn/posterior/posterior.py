@@ -11,6 +11,7 @@ import numpy as np
 from kayn.errors import QueryError
 from kayn.posterior import checks, predict, spread, stored, summary
 from kayn.posterior.pool import Pool
+from kayn.programs.tables import as_arguments
 from kayn.support.arrays import Array
 from kayn.support.options import Coords, Key, Levels, Mass, Name, Names, PathName, Plates, Samples
 from kayn.support.prints import Printed
@@ -93,6 +94,7 @@ class Posterior(Printed, Pool):
 
         See `kayn.posterior.predict.predictive`.
         """
+        args, kwargs, _ = as_arguments(self.call.model, args, kwargs, self.call.labels)
         return predict.predictive(self, rng_key, num_samples, args, kwargs, new_plates)
 
     @checked(QueryError)
@@ -103,6 +105,7 @@ class Posterior(Printed, Pool):
 
         See `kayn.posterior.predict.log_predictive`.
         """
+        args, kwargs, _ = as_arguments(self.call.model, args, kwargs, self.call.labels)
         return predict.log_predictive(self, rng_key, num_samples, args, kwargs, new_plates)
 
     @checked(QueryError)

@@ -20,6 +20,7 @@ from kayn import checkpoints
 from kayn.errors import KaynError
 from kayn.posterior.call import Call, Origin
 from kayn.programs.sites import inspect_sites
+from kayn.programs.tables import Labels
 from kayn.programs.trace import trace_program
 from kayn.support.arrays import PyTree
 from kayn.support.packing import pack, unpack
@@ -80,7 +81,8 @@ def save(path: str | os.PathLike[str], kind: str, call: Call, params: Mapping, f
     if origin is None:
         raise KaynError(f"this {kind} does not know how it was made, so that it cannot be saved; use kayn.fit")
     arrays: dict[str, Any] = {}
-    content = {"args": call.args, "kwargs": dict(call.kwargs), "settings": origin.settings, "found": found}
+    content = {"args": call.args, "kwargs": dict(call.kwargs), "labels": vars(call.labels)}
+    content |= {"settings": origin.settings, "found": found}
     packed = {name: pack(name, value, arrays) for name, value in content.items()}
     notes = {
         "kayn": kind,
@@ -111,10 +113,12 @@ def read(path: str | os.PathLike[str], model: Callable, guide: Callable | None) 
         what = "with a guide; pass it, kayn.load(path, model, guide)" if notes["guide"] else "without a guide"
         raise KaynError(f"{path}: its {kind} was made {what}")
     try:
-        args, kwargs, settings, found = (unpack(notes[n], arrays) for n in ("args", "kwargs", "settings", "found"))
+        parts = ("args", "kwargs", "settings", "found", "labels")
+        args, kwargs, settings, found, labels = (unpack(notes[n], arrays) for n in parts)
     except (ValueError, KeyError, TypeError) as error:
         raise KaynError(f"{path} is damaged: {error}") from error
-    stored = Stored(str(path), kind, Call(model, args, kwargs, Origin(notes["entry"], guide, settings)), found)
+    call = Call(model, args, kwargs, Origin(notes["entry"], guide, settings), Labels(**labels))
+    stored = Stored(str(path), kind, call, found)
     _refuse_other(stored, notes["model"], found["params"])
     return stored
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import numpy as np
 from kayn.posterior.checks import check
 from kayn.posterior.diagnostics import effective_sample_size, pareto_khat
 from kayn.posterior.joint import mixed_plate
+from kayn.posterior.labels import dims_of, labels_of
 from kayn.posterior.pool import Pool
 from kayn.posterior.spread import columns, shortest_interval, weighted_quantiles
 from kayn.support.prints import Printed
@@ -95,6 +96,11 @@ class Summary(Printed):
         return "\n".join(lines)
 
 
+def _label(name: str, where: Iterable[tuple[str, int]], labels: Mapping[str, np.ndarray]) -> str:
+    """An element in words: `a[S07]`, by number where it is called nothing."""
+    return f"{name}[{','.join(str(labels[d][i]) if d in labels else str(int(i)) for d, i in where)}]"
+
+
 def summarise(
     posterior: Pool,
     max_rows: int,
@@ -140,6 +146,7 @@ def _rows(
     values, weights = columns(posterior, name)
     mean, sd = np.ravel(posterior.mean(name)), np.ravel(posterior.std(name))
     weighed = name in posterior.latent_names
+    dims, labels = dims_of(posterior, name, shape, len(shape)), labels_of(posterior)
     rows = []
     for i in range(count):
         own, shares = values[:, i], weights[:, i]
@@ -148,10 +155,6 @@ def _rows(
         # what is computed from draws has no weights to judge
         ess = float(effective_sample_size(shares[:, None])[0]) if weighed else math.nan
         khat = float(pareto_khat(shares[:, None])[0]) if weighed else math.nan
-        label = _label(name, np.unravel_index(i, shape)) if shape else name
+        label = _label(name, zip(dims, map(int, np.unravel_index(i, shape)), strict=True), labels) if shape else name
         rows.append(SummaryRow(label, float(mean[i]), float(sd[i]), quantiles, ess, khat, interval))
     return rows
-
-
-def _label(name: str, where: tuple) -> str:
-    return f"{name}[{','.join(str(int(i)) for i in where)}]"

@@ -113,11 +113,24 @@ def explained(error: Exception, fn: Callable, args: tuple, kwargs: Mapping[str, 
             for kind, dtype in kinds.items()
             if jnp.ndim(v) and jnp.issubdtype(v.dtype, dtype)
         ]
+    if not found and any(word in str(error) for word in ("broadcast", "shape")):
+        found = _lengths(fn, args, kwargs)
     if not found:
         return error
     return DataError(
         f"the model fails ({type(error).__name__}: {str(error).splitlines()[0][:120]}). {'; '.join(found)}"
     )
+
+
+def _lengths(fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> list[str]:
+    """What there is to say of arguments with different numbers of rows."""
+    rows: dict[int, list[str]] = {}
+    for name, value in arguments(fn, args, kwargs):
+        if isinstance(value, jax.Array | np.ndarray) and value.ndim:
+            rows.setdefault(value.shape[0], []).append(repr(name))
+    if len(rows) < 2:
+        return []
+    return ["Arguments have different numbers of rows: " + ", ".join(f"{n} ({', '.join(w)})" for n, w in rows.items())]
 
 
 def _suspect(value: Any) -> str | None:
@@ -149,6 +162,13 @@ def refuse_shape(
         raise DataError(
             f"observed site {site!r} has shape {shape}, so it holds no data; pass some rows, or leave the site out"
         )
+    try:
+        np.broadcast_shapes(shape, expected)
+    except ValueError:
+        raise DataError(
+            f"observed site {site!r} has shape {shape}, but its distribution has shape {expected}; pass as many rows "
+            "of data as of covariates"
+        ) from None
     rank = max(len(shape), len(expected))
     own, other = ((1,) * (rank - len(s)) + tuple(s) for s in (shape, expected))
     free = range(-rank, -events)
@@ -166,3 +186,9 @@ def refuse_shape(
             "0]; if every datum is to count once for each element of a dimension, declare that dimension by "
             "numpyro.plate"
         )
+
+
+def listed(rows: np.ndarray, most: int = 5) -> str:
+    """The first of some rows, [count, dimensions], in words."""
+    shown = [int(r[0]) if len(r) == 1 else tuple(map(int, r)) for r in rows[:most]]
+    return f"at {', '.join(map(str, shown))}" + (" and more" if len(rows) > most else "")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kayn.errors import KaynError
+from kayn.support.tables import Table
 from kayn.support.validate import shown
 
 PLAIN = (bool, int, float, str, type(None))
@@ -28,6 +29,9 @@ def pack(name: str, value: Any, arrays: dict[str, np.ndarray]) -> Any:
         return value
     if type(value) in (list, tuple):
         return {type(value).__name__: [pack(f"{name}[{i}]", v, arrays) for i, v in enumerate(value)]}
+    if isinstance(value, Table):
+        columns = [[k, pack(f"{name}[{k!r}]", v, arrays)] for k, v in value.items()]
+        return {"table": columns, "rows": value.rows, "refused": value.refused}
     if isinstance(value, Mapping):
         odd = [k for k in value if type(k) not in PLAIN]
         if not odd:
@@ -67,6 +71,8 @@ def unpack(packed: Any, arrays: Mapping[str, np.ndarray]) -> Any:
             return tuple(unpack(v, arrays) for v in items)
         case {"dict": items}:
             return {k: unpack(v, arrays) for k, v in items}
+        case {"table": items, "rows": rows, "refused": refused}:
+            return Table({k: unpack(v, arrays) for k, v in items}, rows, refused)
         case {"key": name, "of": impl}:
             return jax.random.wrap_key_data(jnp.asarray(arrays[name]), impl=impl)
         case {"array": name, "of": "jax"}:
