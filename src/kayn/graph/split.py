@@ -27,13 +27,14 @@ from kayn.programs.sites import Site
 from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import Program
 from kayn.support.arrays import Array
+from kayn.support.names import RESERVED
 from kayn.xla.compilation import is_traced
 
 Pairs = frozenset[tuple[str, str]]
 """Latents and their plates."""
 Known = Callable[[Program], Sequence[Array]]
 """Values of a program's constants and inputs, None or tracers where unknown."""
-CANDIDATE = "candidate"
+CANDIDATE = f"{RESERVED}candidate"
 
 
 def split_sums(program: Program, structure: Structure, known: Known) -> tuple[Program, Structure]:

@@ -130,8 +130,9 @@ def _about_couplings(posterior: Pool, axis: Axis) -> str:
         return ""
     return (
         f". One particle index stands for all elements of {'; of '.join(told)}. Where every row reads one element, "
-        "write that as a lookup in a plate of rows, z[group], and each element keeps particles of its own; "
-        "print(kayn.analyze(...)) tells"
+        "write that as a lookup in a plate of rows, z[group], and each element keeps particles of its own. What reads "
+        "all elements at once has no such form (a total, a mean that is subtracted, a constraint on their sum): leave "
+        "it out where prior and data say as much. print(kayn.analyze(...)) tells"
     )
 
 
