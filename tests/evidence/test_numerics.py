@@ -24,6 +24,7 @@ from kayn.evidence.weights import log_evidence, weigh
 from kayn.factors import elementwise
 from kayn.factors.cost import is_dear
 from kayn.guides.factorised import FactorisedGuide
+from kayn.programs.outputs import Part
 from kayn.programs.sites import inspect_sites
 from kayn.programs.trace import trace_program
 from kayn.xla.compilation import apart
@@ -398,7 +399,7 @@ def test_dear_densities_are_told_from_cheap_ones(density, dear):
 
     sites = inspect_sites(model, (), {}, {})
     program = trace_program(model, (), {}, {}, sites)
-    assert is_dear(program, "y", {n: n for n in ("mu", "log_sd", "a")}) == dear
+    assert is_dear(program, Part.DENSITY.of("y"), {n: n for n in ("mu", "log_sd", "a")}) == dear
 
 
 @pytest.mark.parametrize("memory", [None, "400kB"])

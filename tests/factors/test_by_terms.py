@@ -20,7 +20,7 @@ from kayn.factors import by_terms
 from kayn.factors.by_terms import choose
 from kayn.graph.predictor_terms import read_parts
 from kayn.guides.factorised import FactorisedGuide
-from kayn.programs.density_arguments import argument_output
+from kayn.programs.outputs import Part
 from kayn.programs.sites import inspect_sites
 from kayn.programs.trace import trace_program
 from tests.laws.oracle import QUICK
@@ -52,7 +52,7 @@ def found_in(expression, argument="loc"):
         numpyro.sample("y", law, obs=jnp.zeros(jnp.shape(value)))
 
     program = trace_program(model, (), {}, {}, inspect_sites(model, (), {}, {}))
-    return read_parts(program)[argument_output(argument, "y")]
+    return read_parts(program)[Part.ARGUMENT.of("y", argument)]
 
 
 def sets(parts):

@@ -19,6 +19,7 @@ from scipy.stats import multivariate_normal, norm
 
 import kayn
 from kayn.errors import GuideError, KaynError, ModelError, StructureWarning
+from kayn.programs.outputs import Part
 from kayn.programs.sites import inspect_sites
 from kayn.programs.trace import trace_program
 
@@ -67,7 +68,7 @@ def summed(model, latents):
     known |= {n: jnp.zeros(s.shape, s.dtype) for n, s in sites.items() if s.kind == "key"}
     values = program.leaves(known, {}, {})
     out = dict(zip(program.outputs, jax.core.eval_jaxpr(program.jaxpr, program.consts, *values), strict=True))
-    return sum(float(out[n].sum()) for n in names), {n for n in names if not sites[n].observed}
+    return sum(float(out[Part.DENSITY.of(n)].sum()) for n in names), {n for n in names if not sites[n].observed}
 
 
 HANDLERS = {

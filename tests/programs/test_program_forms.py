@@ -20,8 +20,9 @@ from kayn.graph.dependence import read_program
 from kayn.graph.expressions import Node
 from kayn.graph.rules import Aligned
 from kayn.graph.types import MIXED, Latent
+from kayn.programs.outputs import Part
 from kayn.programs.sites import inspect_sites
-from kayn.programs.trace import VALUE, trace_program
+from kayn.programs.trace import trace_program
 
 X = np.linspace(-1.0, 1.0, 12).reshape(3, 4).astype(np.float32)
 
@@ -126,7 +127,7 @@ def read(function, shape=(3, 4)):
     program = trace_program(model, (), {}, {}, sites)
     latent = Latent("z", shape, "float32", 2, (("rows", 0), ("columns", 1)), False, None)
     found, nodes = read_program(program, [latent], [*program.consts, None])
-    return found[VALUE + "out"], nodes
+    return found[Part.VALUE.of("out")], nodes
 
 
 def moved(function):

@@ -16,7 +16,7 @@ from kayn.evidence.missing import is_observed
 from kayn.evidence.problem import Problem
 from kayn.guides.factorised import FactorisedGuide
 from kayn.guides.start import Conditional
-from kayn.programs.trace import MASK
+from kayn.programs.outputs import Part
 
 IMPROPER = (dist.ImproperUniform, dist.Unit, dist.Delta)
 """Laws whose densities do not integrate to one."""
@@ -60,7 +60,7 @@ def is_prior(problem: Problem) -> bool:
 
 def _is_proper(problem: Problem, name: str) -> bool:
     site = problem.model.sites[name]
-    masked = MASK + name in problem.model.outputs
+    masked = Part.MASK.of(name) in problem.model.outputs
     return not (masked or site.scaled or site.added or site.discrete or site.follows(*IMPROPER))
 
 

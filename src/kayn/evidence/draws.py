@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from kayn.evidence.problem import Problem, model_inputs, set_rows
 from kayn.particles.draw import axis_particles, draw_runs
 from kayn.particles.draw import supports as supports_of
-from kayn.programs.slices import slice_outputs
-from kayn.programs.trace import VALUE
+from kayn.programs.outputs import Part
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.prints import Outlined
@@ -104,7 +103,7 @@ def deterministic_values(problem: Problem, latents: Mapping[str, Array], inputs:
     names = [n for n, s in program.sites.items() if s.kind == "deterministic"]
     if not names:
         return {}
-    run, used = slice_outputs(program.jaxpr, [program.outputs.index(VALUE + n) for n in names])
+    run, used = program.sliced([Part.VALUE.of(n) for n in names])
     position = {len(program.consts) + i: n for i, n in enumerate(program.inputs)}
 
     def one(values: Mapping[str, Array]) -> list[Array]:

@@ -26,12 +26,13 @@ from kayn.evidence.weights import weigh
 from kayn.factors.elementwise import evaluate
 from kayn.factors.task import Operands, Task
 from kayn.graph.discover import Structure, discover_output
-from kayn.graph.types import MIXED, Kind, Output
-from kayn.programs.trace import VALUE, Program
+from kayn.graph.types import MIXED, Output
+from kayn.programs.outputs import Part
+from kayn.programs.trace import Program
 from kayn.support.arrays import Array
 from kayn.support.names import RESERVED
 
-QUERY = f"{RESERVED}query"
+QUERY = Part.VALUE.of(f"{RESERVED}query")
 MAX_ELEMENTS = 2**26
 """Larger joint marginals are not formed; the caller falls back to draws."""
 
@@ -45,7 +46,6 @@ class Asked:
     """A function of latents: the program that evaluates it, how it reads them, and the shape of its result."""
 
     program: Program
-    traced_name: str
     output: Output
     axes: tuple[Axis, ...]
     shape: tuple[int, ...]
@@ -86,8 +86,7 @@ class Expectation:
         """Mean and variance under joint weights of one set of particles."""
         program = asked.program
         own = inputs if program is self.problem.model else [*program.consts, *([None] * len(program.inputs))]
-        output = replace(asked.output, name=asked.traced_name)
-        task = Task(output, asked.axes, self.problem.layout.plan, (), program)
+        task = Task(asked.output, asked.axes, self.problem.layout.plan, (), program)
         value = evaluate(task, Operands(draws.values, own))
         over = tuple(range(weights.ndim - len(asked.axes), weights.ndim))
         mean = jnp.sum(jnp.where(weights > 0, weights * value, 0), over)
@@ -107,7 +106,7 @@ def of_deterministic(problem: Problem) -> dict[str, Expectation]:
     sites = [n for n, s in problem.model.sites.items() if s.kind == "deterministic"]
     groups: list[Expectation] = []
     for name in sites:
-        asked = _asked(problem, problem.structure, problem.model, VALUE + name, problem.graph.output(name))
+        asked = _asked(problem, problem.structure, problem.model, problem.graph.output(name))
         own = None if asked is None else _planned(problem, problem.structure, (asked,))
         if own is not None:
             _join(groups, own)
@@ -176,12 +175,12 @@ def of_function(problem: Problem, program: Program) -> Expectation | None:
         None if it mixes elements that are indexed separately.
     """
     constants = [*program.consts, *([None] * len(program.inputs))]
-    structure, output = discover_output(problem.structure, program, QUERY, Kind.VALUE, constants, constants)
-    asked = _asked(problem, structure, program, QUERY, output)
+    structure, output = discover_output(problem.structure, program, QUERY, constants, constants)
+    asked = _asked(problem, structure, program, output)
     return None if asked is None else _planned(problem, structure, (asked,))
 
 
-def _asked(problem: Problem, structure: Structure, program: Program, traced_name: str, output: Output) -> Asked | None:
+def _asked(problem: Problem, structure: Structure, program: Program, output: Output) -> Asked | None:
     layout = problem.layout
     axes = tuple(dict.fromkeys(layout.axis_of(n) for n in output.latents))
     sizes = {p.name: p.size for p in structure.graph.plates}
@@ -192,8 +191,8 @@ def _asked(problem: Problem, structure: Structure, program: Program, traced_name
             how = read.of(plate)
             if how == MIXED or seen.setdefault(plate, how) != how:
                 return None
-    shape = program.jaxpr.outvars[program.outputs.index(traced_name)].aval.shape
-    return Asked(program, traced_name, output, axes, shape, elements)
+    shape = program.aval(output.traced).shape
+    return Asked(program, output, axes, shape, elements)
 
 
 def _planned(problem: Problem, structure: Structure, asked: tuple[Asked, ...]) -> Expectation | None:

@@ -17,15 +17,16 @@ from numpyro import handlers
 from kayn.errors import GuideError
 from kayn.factors.elementwise import of_one_particle
 from kayn.programs.given import FIXED, Given
+from kayn.programs.outputs import Part
 from kayn.programs.sites import inspect_sites
-from kayn.programs.trace import ROWS, Program
+from kayn.programs.trace import Program
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.xla.compilation import is_traced
 
 
 def fixed_names(program: Program) -> list[str]:
     """Plates of a program whose indices are set in the program itself."""
-    return [n for n in program.sites if ROWS + n in program.outputs]
+    return [n for n in program.sites if Part.ROWS.of(n) in program.outputs]
 
 
 def fixed_rows(model: tuple[Program, Sequence[Array]], guide: tuple[Program, Sequence[Array]]) -> dict[str, Array]:
@@ -41,7 +42,7 @@ def fixed_rows(model: tuple[Program, Sequence[Array]], guide: tuple[Program, Seq
     found: list[dict[str, Array]] = []
     for program, inputs in (guide, model):
         names = fixed_names(program)
-        run = of_one_particle(program, [ROWS + n for n in names], {}, inputs) if names else None
+        run = of_one_particle(program, [Part.ROWS.of(n) for n in names], {}, inputs) if names else None
         found.append(dict(zip(names, run({}), strict=True)) if run else {})
     return _agreed(*found)
 

@@ -16,10 +16,10 @@ from kayn.errors import DataError, DataWarning
 from kayn.graph.expressions import Wrapped
 from kayn.programs.data import arguments, listed
 from kayn.programs.given import Given
+from kayn.programs.outputs import Part
 from kayn.programs.seeding import seeded
 from kayn.programs.sites import placeholder
-from kayn.programs.slices import slice_outputs
-from kayn.programs.trace import MASK, Program
+from kayn.programs.trace import Program
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.names import whole
@@ -96,9 +96,9 @@ def refuse_missing_groups(wrapped: Sequence[Wrapped], fn: Callable, args: tuple,
 
 def is_observed(program: Program, name: str) -> bool:
     """Whether data of an observed site count: no mask that is known hides all of them."""
-    if MASK + name not in program.outputs:
+    if Part.MASK.of(name) not in program.outputs:
         return True
-    run, used = slice_outputs(program.jaxpr, [program.outputs.index(MASK + name)])
+    run, used = program.sliced([Part.MASK.of(name)])
     if any(i >= len(program.consts) for i in used) or is_traced([program.consts[i] for i in used]):
         return True  # not known here
     with jax.ensure_compile_time_eval():
@@ -133,13 +133,7 @@ def _look(
 
     It is compiled once: distributions do not look at their parameters within a program. None if arguments are traced.
     """
-    names = [
-        n
-        for position, n in enumerate(program.outputs)
-        if n in program.sites
-        and program.sites[n].kind == "sample"
-        and set(suspects) & set(slice_outputs(program.jaxpr, [position])[1])
-    ]
+    names = [n.site for n in program.outputs if n.part is Part.DENSITY and set(suspects) & set(program.sliced([n])[1])]
     subsample = {n: np.arange(program.sites[n].shape[0], dtype=np.int32) for n in program.subsamples}
 
     def one(consts: Sequence[Array], key: KeyArray) -> dict[str, Array]:
@@ -150,7 +144,7 @@ def _look(
         leaves = program.leaves(program.with_aliases(values), params, subsample)
         outputs = jaxpr_as_fun(ClosedJaxpr(program.jaxpr, consts))(*leaves)
         found = dict(zip(program.outputs, outputs, strict=True))
-        return {n: ~jnp.isfinite(found[n]) for n in names}
+        return {n: ~jnp.isfinite(found[Part.DENSITY.of(n)]) for n in names}
 
     def look(consts: Sequence[Array], which: Array) -> dict[str, Array]:
         keys = jax.random.split(as_key(0), TRIES)

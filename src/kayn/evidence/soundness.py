@@ -25,7 +25,7 @@ from kayn.evidence.weighed import Weighed
 from kayn.evidence.weights import unsound_in_parts
 from kayn.factors.elementwise import evaluate, of_one_particle, sound
 from kayn.factors.task import Operands, Task
-from kayn.programs.trace import DATA
+from kayn.programs.outputs import Part
 from kayn.support.arrays import Array
 from kayn.support.names import whole
 from kayn.xla.compilation import is_traced
@@ -124,7 +124,7 @@ def _example(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws, 
     inputs = model_inputs(problem, numbers, params, draws.subsample)
     term = next(t for t in problem.layout.plan.terms if t.name == name)
     axes = problem.layout.axes_of(term)
-    rows = math.prod(program.jaxpr.outvars[program.outputs.index(name)].aval.shape)
+    rows = math.prod(program.aval(output.traced).shape)
     most = max(1, int((LOOKED_AT / max(rows, 1)) ** (1 / max(len(axes), 1))))
     small = tuple(replace(a, size=min(a.size, most)) for a in axes)
     cut = {n: v[: min(v.shape[0], most)] for n, v in draws.values.items()}
@@ -144,9 +144,10 @@ def _example(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws, 
 
 def _datum(problem: Problem, inputs: Sequence[Array], name: str, row: tuple[int, ...]) -> list[str]:
     program = problem.model
-    if DATA + name not in program.outputs or not problem.model.sites[name].observed:
+    data = Part.DATA.of(name)
+    if data not in program.outputs or not problem.model.sites[name].observed:
         return []
-    run = of_one_particle(program, [DATA + name], {}, inputs)
+    run = of_one_particle(program, [data], {}, inputs)
     try:
         value = np.asarray(run({})[0])
         return [f"value {_short(value[row] if value.ndim >= len(row) else value)}"] if value.size else []

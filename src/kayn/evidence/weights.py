@@ -26,6 +26,7 @@ from kayn.factors.task import Operands, Task, reduction
 from kayn.graph.absent import absences
 from kayn.graph.types import Kind
 from kayn.particles.density import log_density
+from kayn.programs.outputs import Part
 from kayn.support.arrays import Array, PyTree
 
 
@@ -94,7 +95,7 @@ def weigh_against(
     plan, unsound = problem.layout.plan, {}
     parts = made_in_parts(plan)
     for slot, term in enumerate(plan.terms):
-        if term.name in problem.model.outputs and slot not in parts:
+        if Part.DENSITY.of(term.name) in problem.model.outputs and slot not in parts:
             unsound[term.name] = is_unsound(factors[settled_slot(plan, slot, keep)[1]])
     slots = {s: a if isinstance(a, jax.tree_util.Partial) else sound(a) for s, a in factors.items()}
     names = [t.name for t in plan.terms]
@@ -109,7 +110,7 @@ def _model_slots(
     parts, queries = made_in_parts(plan), {o.name for o in problem.graph.outputs if o.kind is Kind.VALUE}
     slots: dict[int, Any] = {}
     for slot, term in enumerate(plan.terms):
-        if term.name in problem.model.outputs:
+        if Part.DENSITY.of(term.name) in problem.model.outputs:
             task = reduction(problem.graph, layout, slot, keep).of(problem.model)
             if slot in parts:
                 part = _part_of(task, parts[slot], slot)
@@ -151,7 +152,7 @@ def unsound_in_parts(problem: Problem, numbers: Mapping, draws: Draws, params: P
     found = {}
     for slot, step in made_in_parts(layout.plan).items():
         name = layout.plan.terms[slot].name
-        if name in problem.model.outputs:
+        if Part.DENSITY.of(name) in problem.model.outputs:
             part = _part_of(reduction(problem.graph, layout, slot).of(problem.model), step, slot)
             operands = part.operands(draws.values, inputs, index)
             make = _made_by_part(part, step, operands, lambda array: array)

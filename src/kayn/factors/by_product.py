@@ -21,7 +21,7 @@ from kayn.factors.choose_form import Shape, Split, work
 from kayn.factors.elementwise import in_parts, of_one_particle, on_axes
 from kayn.factors.precision import LOST_BITS, SMALL_ERROR
 from kayn.factors.task import Operands, Task
-from kayn.programs.density_arguments import argument_output
+from kayn.programs.outputs import Part
 from kayn.support.arrays import Array, PyTree
 from kayn.xla.compilation import matmul_precision
 
@@ -145,7 +145,7 @@ def _arguments(task: Task, operands: Operands, names: Sequence[str]) -> Callable
     """Some arguments of a density for one particle, numbers as floats."""
     assert task.output.density is not None
     present = [a.name for a in task.output.density.arguments if a.name in names]
-    outputs = [argument_output(n, task.name) for n in present]
+    outputs = [Part.ARGUMENT.of(task.name, n) for n in present]
     run = of_one_particle(task.program, outputs, operands.particles, operands.inputs)
 
     def single(values: Mapping[str, Array]) -> dict[str, Array]:

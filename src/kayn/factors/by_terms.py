@@ -32,7 +32,7 @@ from kayn.factors.elementwise import in_front, in_parts, of_one_particle, on_axe
 from kayn.factors.precision import LOST_BITS, SMALL_ERROR
 from kayn.factors.task import Operands, Particles, Reduction, Task
 from kayn.graph.types import Density
-from kayn.programs.density_arguments import argument_output
+from kayn.programs.outputs import Part
 from kayn.support.arrays import Array, PyTree
 from kayn.xla.compilation import matmul_precision
 
@@ -217,7 +217,7 @@ class _Rows:
         return expand(found, [*(d for d in dims if d and d not in gone), *(a.name for a in axes)], task.order)
 
     def one_particle(self, arguments: Sequence[str]) -> Callable[[Particles], list[Array]]:
-        names = [argument_output(n, self.task.name) for n in arguments]
+        names = [Part.ARGUMENT.of(self.task.name, n) for n in arguments]
         return of_one_particle(self.task.program, names, self.operands.particles, self.operands.inputs)
 
     def over(self, axes: Sequence[Axis], one: Term, other: Term = lambda _: jnp.ones(())) -> Array:

@@ -8,13 +8,14 @@ from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
+from kayn.programs.outputs import OutputName
 from kayn.programs.primitives import POLYNOMIAL, TRANSCENDENTAL
 from kayn.programs.slices import needed_equations
 from kayn.programs.trace import Program
 from kayn.xla.jit import inner_jaxprs
 
 
-def is_dear(program: Program, name: str, axis_of: Mapping[str, str]) -> bool:
+def is_dear(program: Program, output: OutputName, axis_of: Mapping[str, str]) -> bool:
     """Whether an output has transcendental functions of several particle axes at a time, or special functions of any.
 
     Args:
@@ -23,7 +24,7 @@ def is_dear(program: Program, name: str, axis_of: Mapping[str, str]) -> bool:
     axes: dict[Any, frozenset[str]] = {}
     for variable, latent in zip(program.jaxpr.invars, program.inputs, strict=False):
         axes[variable] = frozenset((axis_of[latent],)) if latent in axis_of else frozenset()
-    eqns, _ = needed_equations(program.jaxpr, [program.outputs.index(name)])
+    eqns, _ = needed_equations(program.jaxpr, [program.outputs.index(output)])
     return _any_dear(eqns, axes)
 
 

@@ -17,7 +17,7 @@ from kayn.axes.types import Axis
 from kayn.contraction.steps.product import Product, apply_products
 from kayn.factors.cost import is_dear
 from kayn.factors.task import Operands, Particles, Shared, Task
-from kayn.programs.slices import slice_outputs
+from kayn.programs.outputs import OutputName
 from kayn.programs.trace import Program
 from kayn.support.arrays import Array
 from kayn.xla.compilation import LANES, apart
@@ -43,7 +43,8 @@ def evaluate_reduced(task: Task, operands: Operands, terms: int = 0) -> Array:
         return apply_products(task.plan, task.first, single(values), index, tuple(task.plan.scope))
 
     # what is summed over its rows at once is computed along them anyway
-    alone = not task.first and is_dear(task.program, task.name, {n: a.name for a in task.axes for n in a.latents})
+    axis_of = {n: a.name for a in task.axes for n in a.latents}
+    alone = not task.first and is_dear(task.program, task.output.traced, axis_of)
     elements = max(task.elements, terms)
     reduced = in_parts(task, operands, summed, task.axes, task.left, elements, alone=alone)
     # after the products: a selection inside a chain of arithmetic keeps XLA from vectorising it
@@ -98,10 +99,10 @@ def in_parts(
 
 
 def of_one_particle(
-    program: Program, names: Sequence[str], particles: Particles, inputs: Sequence[Array]
+    program: Program, outputs: Sequence[OutputName], particles: Particles, inputs: Sequence[Array]
 ) -> Callable[[Mapping], list[Array]]:
     """Some outputs of a program as a function of one particle's latent values."""
-    run, used = slice_outputs(program.jaxpr, [program.outputs.index(name) for name in names])
+    run, used = program.sliced(outputs)
     latents = {len(program.consts) + i: n for i, n in enumerate(program.inputs)}
 
     def single(values: Mapping[str, Array]) -> list[Array]:
@@ -123,7 +124,7 @@ def _single(task: Task, operands: Operands) -> Callable[[Mapping], Array]:
     dims = task.output.dims
     squeezed = tuple(d for d, plate in enumerate(dims) if not plate)
     assert len(task.aval.shape) == len(dims), (task.name, task.aval.shape, dims)
-    run = of_one_particle(task.program, [task.name], operands.particles, operands.inputs)
+    run = of_one_particle(task.program, [task.output.traced], operands.particles, operands.inputs)
     return lambda values: jnp.squeeze(run(values)[0], squeezed)
 
 

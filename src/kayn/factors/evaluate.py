@@ -12,7 +12,7 @@ from kayn.factors.choose_form import choose
 from kayn.factors.elementwise import evaluate_reduced
 from kayn.factors.shared import factorised_once
 from kayn.factors.task import Operands, Task
-from kayn.programs.density_arguments import argument_output
+from kayn.programs.outputs import Part
 from kayn.support.arrays import Array
 from kayn.xla.fallback import guarded
 
@@ -23,8 +23,8 @@ def evaluate(task: Task, operands: Operands) -> Array:
     split = choose(task) if groups is None else None
     terms = 0 if split is None else split.num_terms * task.entries
     if split is not None and max(task.elements, terms) <= CHUNK_ELEMENTS:
-        arguments = [argument_output(a.name, task.name) for a in split.density.arguments]
-        task, operands = factorised_once(task, operands, [task.name, *arguments])
+        arguments = [Part.ARGUMENT.of(task.name, a.name) for a in split.density.arguments]
+        task, operands = factorised_once(task, operands, [task.output.traced, *arguments])
 
     def exact(operands: Operands) -> Array:
         return evaluate_reduced(task, operands, terms)

@@ -20,16 +20,18 @@ from kayn.axes.types import Axis
 from kayn.factors.elementwise import of_one_particle, on_axes
 from kayn.factors.task import Operands, Shared, Task
 from kayn.programs.calls import called
+from kayn.programs.outputs import OutputName, Part
 from kayn.programs.slices import needed_equations
 from kayn.programs.trace import Program
 from kayn.support.arrays import Array
+from kayn.support.names import RESERVED
 
 FACTORISATIONS = frozenset(("cholesky", "eigh", "lu", "qr", "svd"))
 LONGEST_CALL = 20
 """Equations of a called program up to which it is little more than the factorisation in it."""
 
 
-def factorised_once(task: Task, operands: Operands, names: Sequence[str]) -> tuple[Task, Operands]:
+def factorised_once(task: Task, operands: Operands, names: Sequence[OutputName]) -> tuple[Task, Operands]:
     """A task whose program is without the factorisations that some outputs need,
     with their results among its particles.
 
@@ -58,7 +60,7 @@ def factorised_once(task: Task, operands: Operands, names: Sequence[str]) -> tup
             run = of_one_particle(_with_output(program, variable), [RESULT], particles, given)
             mine, trailing = own[variable], len(variable.aval.shape)
             array = on_axes(partial(_first, run), mine, particles, (), trailing)
-            name = f"{RESULT}{len(particles)}"
+            name = f"{INPUT}{len(particles)}"
             particles = {**particles, name: Shared(array, tuple(a.name for a in mine))}
             program = _with_input(program, variable, name)
             given.insert(start, None)
@@ -66,7 +68,10 @@ def factorised_once(task: Task, operands: Operands, names: Sequence[str]) -> tup
     return replace(task, program=program), replace(operands, particles=particles, inputs=given)
 
 
-RESULT = "factorised:"
+RESULT = Part.FACTORISATION.of("")
+"""What is cut out of a program, while it is computed."""
+INPUT = f"{RESERVED}factorised:"
+"""How inputs begin that are given instead."""
 
 
 def _first(run: Callable[[Mapping], list[Array]], values: Mapping[str, Array]) -> Array:

@@ -132,13 +132,13 @@ class Task(Reduction):
 
     @property
     def name(self) -> str:
-        """What the output is called in the program."""
+        """The site that the output is of."""
         return self.output.name
 
     @property
     def aval(self) -> Any:
         """Shape and type of the output in the program, for one particle: its dims, those of size one included."""
-        return self.program.jaxpr.outvars[self.program.outputs.index(self.name)].aval
+        return self.program.aval(self.output.traced)
 
     @property
     def is_log_factor(self) -> bool:

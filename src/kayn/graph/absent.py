@@ -24,25 +24,25 @@ from kayn.errors import StructureWarning
 from kayn.graph.bodies import Influence, Look, Origin, Source, is_whole, run_equations
 from kayn.graph.influence import influences
 from kayn.graph.reads import either
-from kayn.programs.density_arguments import argument_of
+from kayn.programs.outputs import OutputName, Part
 from kayn.programs.slices import slice_outputs
-from kayn.programs.trace import ABSENT, MASK, UNMASKED, Program
+from kayn.programs.trace import Outputs, Program
 from kayn.support.arrays import Array
 from kayn.xla.compilation import is_traced
 
 
 def with_absences(program: Program) -> Program:
-    """A model whose masked latents say which of their elements are absent (`ABSENT`); the others stay as they are."""
-    masked = [n for n in program.latents if MASK + n in program.outputs]
+    """A model whose masked latents say which of their elements are absent; the others stay as they are."""
+    masked = [n for n in program.latents if Part.MASK.of(n) in program.outputs]
     if not masked:
         return program
-    uncertain = {n for n in masked if _reads_latents(program, MASK + n)}
-    dropped = {n for n in program.outputs if n.startswith(UNMASKED)}
-    dropped |= {n for n in program.outputs if (found := argument_of(n)) is not None and found[1] in uncertain}
+    uncertain = {n for n in masked if _reads_latents(program, Part.MASK.of(n))}
+    dropped = {n for n in program.outputs if n.part is Part.UNMASKED}
+    dropped |= {n for n in program.outputs if n.part is Part.ARGUMENT and n.site in uncertain}
 
     looks: dict[str, Look] = {}
 
-    def run(*inputs: Array) -> dict[str, Array]:
+    def run(*inputs: Array) -> Outputs:
         given = [*program.consts, *inputs]
         env = run_equations(program.jaxpr, given)
         outvars = dict(zip(program.outputs, program.jaxpr.outvars, strict=True))
@@ -55,10 +55,11 @@ def with_absences(program: Program) -> Program:
                 looks[name] = look
             if absent is None:
                 continue
-            out[ABSENT + name] = absent
+            out[Part.ABSENT.of(name)] = absent
             if name in uncertain:
-                kept = jnp.where(absent, values[UNMASKED + name], 0.0)
-                out[name] = out[name] + kept.sum(tuple(range(values[name].ndim, kept.ndim)))
+                kept = jnp.where(absent, values[Part.UNMASKED.of(name)], 0.0)
+                density = Part.DENSITY.of(name)
+                out[density] = out[density] + kept.sum(tuple(range(values[density].ndim, kept.ndim)))
         return out
 
     shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in program.jaxpr.invars]
@@ -106,28 +107,33 @@ def absences(program: Program, inputs: Sequence[Array]) -> dict[str, Array]:
     Args:
         inputs: the jaxpr's constants and inputs, anything in the places of latents.
     """
-    names = [n for n in program.latents if ABSENT + n in program.outputs and not _reads_latents(program, ABSENT + n)]
+    names = [
+        n
+        for n in program.latents
+        if Part.ABSENT.of(n) in program.outputs and not _reads_latents(program, Part.ABSENT.of(n))
+    ]
     if not names:
         return {}
-    run, used = slice_outputs(program.jaxpr, [program.outputs.index(ABSENT + n) for n in names])
+    run, used = program.sliced([Part.ABSENT.of(n) for n in names])
     return dict(zip(names, run(*(inputs[i] for i in used)), strict=True))
 
 
-def _reads_latents(program: Program, output: str) -> bool:
-    used = slice_outputs(program.jaxpr, [program.outputs.index(output)])[1]
+def _reads_latents(program: Program, output: OutputName) -> bool:
+    used = program.sliced([output])[1]
     first = len(program.consts)
     return any(first <= i < first + len(program.inputs) for i in used)
 
 
 def _absent(
-    program: Program, name: str, given: Sequence[Array], values: Mapping[str, Array], look: Look
+    program: Program, name: str, given: Sequence[Array], values: Mapping[OutputName, Array], look: Look
 ) -> Array | None:
     """Elements that are masked and in no other factor: bool in the mask's shape; None where there is none."""
-    factors = [n for n in program.outputs if n in program.sites and program.sites[n].kind == "sample"]
-    read = _read(program, name, given, {n: _counts(values, n) for n in factors if n != name}, look)
+    own = Part.DENSITY.of(name)
+    others = [n for n in program.outputs if n.part is Part.DENSITY and n != own]
+    read = _read(program, name, given, {n: _counts(values, n) for n in others}, look)
     if program.aliases:
-        read = either(read, _read_elsewhere(program, name, given, {name: _counts(values, name)}, look))
-    mask = values[MASK + name]
+        read = either(read, _read_elsewhere(program, name, given, {own: _counts(values, own)}, look))
+    mask = values[Part.MASK.of(name)]
     if read is True:
         return None
     if read is False:
@@ -135,17 +141,17 @@ def _absent(
     return ~mask & ~jnp.any(read, tuple(range(mask.ndim, read.ndim)))
 
 
-def _counts(values: Mapping[str, Array], name: str) -> Influence:
+def _counts(values: Mapping[OutputName, Array], density: OutputName) -> Influence:
     """The elements of a site's log density that masks do not set to zero."""
-    mask = values.get(MASK + name)
+    mask = values.get(Part.MASK.of(density.site))
     if mask is None:
         return True
-    shape = values[name].shape
+    shape = values[density].shape
     return jnp.broadcast_to(jnp.any(mask, tuple(range(len(shape), mask.ndim))), shape)
 
 
 def _inputs_read(
-    program: Program, given: Sequence[Array], wanted: Mapping[str, Influence], look: Look
+    program: Program, given: Sequence[Array], wanted: Mapping[OutputName, Influence], look: Look
 ) -> dict[str, Influence]:
     latents = dict(enumerate(program.inputs, len(program.consts)))
 
@@ -163,14 +169,14 @@ def _inputs_read(
 
 
 def _read(
-    program: Program, name: str, given: Sequence[Array], wanted: Mapping[str, Influence], look: Look
+    program: Program, name: str, given: Sequence[Array], wanted: Mapping[OutputName, Influence], look: Look
 ) -> Influence:
     found = _inputs_read(program, given, wanted, look)
     return either(found[name], _moved(program, name, found))
 
 
 def _read_elsewhere(
-    program: Program, name: str, given: Sequence[Array], wanted: Mapping[str, Influence], look: Look
+    program: Program, name: str, given: Sequence[Array], wanted: Mapping[OutputName, Influence], look: Look
 ) -> Influence:
     """What a chain's own density reads of its other steps."""
     return _moved(program, name, _inputs_read(program, given, wanted, look))

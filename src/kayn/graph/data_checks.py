@@ -9,22 +9,23 @@ import numpy as np
 
 from kayn.errors import DataError
 from kayn.graph.expressions import Node, Nodes
-from kayn.programs.trace import DATA, INSIDE, MASK, Program
+from kayn.programs.outputs import OutputName, Part
+from kayn.programs.trace import Program
 
 
-def check_data(program: Program, found: Mapping[str, Any], nodes: Nodes) -> None:
+def check_data(program: Program, found: Mapping[OutputName, Any], nodes: Nodes) -> None:
     """Refuse data that are known, not masked, and NaN, infinite or outside their likelihood's support."""
 
-    def known(name: str) -> np.ndarray | None:
+    def known(name: OutputName) -> np.ndarray | None:
         node = found.get(name)
         return nodes.concrete(node) if isinstance(node, Node) else None
 
     for name in program.sites:
-        value, inside = known(DATA + name), known(INSIDE + name)
-        if value is None or (MASK + name in found and known(MASK + name) is None):
+        value, inside = known(Part.DATA.of(name)), known(Part.INSIDE.of(name))
+        if value is None or (Part.MASK.of(name) in found and known(Part.MASK.of(name)) is None):
             continue
         finite = np.isfinite(value) if np.issubdtype(value.dtype, np.inexact) else np.ones(value.shape, bool)
-        bad = _unmasked(~finite, known(MASK + name))
+        bad = _unmasked(~finite, known(Part.MASK.of(name)))
         if bad.any():
             raise DataError(
                 f"observed site {name!r} has {int(bad.sum())} NaN or infinite values of {bad.size}, the first at "
@@ -32,7 +33,7 @@ def check_data(program: Program, found: Mapping[str, Any], nodes: Nodes) -> None
                 "numpyro.handlers.mask(mask=jnp.isfinite(y)) to ignore them, or obs_mask= in numpyro.sample to "
                 "impute them"
             )
-        density = known(name)
+        density = known(Part.DENSITY.of(name))
         if density is not None and np.issubdtype(density.dtype, np.inexact) and np.isposinf(density).any():
             bad = np.isposinf(density)
             raise DataError(
@@ -43,7 +44,7 @@ def check_data(program: Program, found: Mapping[str, Any], nodes: Nodes) -> None
             )
         if inside is None:
             continue
-        bad = _unmasked(~inside & finite, known(MASK + name))
+        bad = _unmasked(~inside & finite, known(Part.MASK.of(name)))
         if bad.any():
             raise DataError(
                 f"observed site {name!r} has {int(bad.sum())} values of {bad.size} outside the support of its "

@@ -18,6 +18,7 @@ from kayn.graph.lost import note_lost
 from kayn.graph.rules import RULES
 from kayn.graph.types import Latent
 from kayn.programs.calls import called
+from kayn.programs.outputs import OutputName
 from kayn.programs.slices import equation_as_function
 from kayn.programs.trace import Program
 from kayn.support.arrays import Array
@@ -27,7 +28,7 @@ Abstract = Annotation | Node
 
 def read_program(
     program: Program, latents: Sequence[Latent], known: Sequence[Array]
-) -> tuple[dict[str, Abstract], Nodes]:
+) -> tuple[dict[OutputName, Abstract], Nodes]:
     """What every output of the program is: an annotation if it depends on a latent, else an expression.
 
     Args:

@@ -16,10 +16,10 @@ from kayn.graph.expressions import Made, Node, Nodes, Operation, evaluate, neste
 from kayn.graph.predictor_terms import CONSTANT, read_parts
 from kayn.graph.types import MIXED, AliasOf, Argument, Density, Graph, Kind, Latent, Link, Output, Plate, Read
 from kayn.graph.work import work_of
-from kayn.programs.density_arguments import argument_of, argument_output
+from kayn.programs.outputs import OutputName, Part
 from kayn.programs.scans import Alias
 from kayn.programs.sites import Site
-from kayn.programs.trace import ABSENT, DATA, INSIDE, LOWER, MASK, ROWS, SUPPORT, UPPER, VALUE, Program
+from kayn.programs.trace import Program
 from kayn.support.arrays import Array
 from kayn.support.names import fresh
 
@@ -106,8 +106,8 @@ def discover(program: Program, known: Sequence[Array]) -> Structure:
     check_data(program, found, nodes)
 
     builder = _Builder(plates, nodes, {z.name: z for z in inputs})
-    for name, annotation in found.items():
-        builder.add(name, annotation, program)
+    for output, annotation in found.items():
+        builder.add(output, annotation, program)
     densities = _densities(program, found)
     outputs = tuple(_completed(o, program, densities.get(o.name)) for o in builder.finish())
     rename = builder.rename
@@ -132,7 +132,7 @@ def _completed(output: Output, program: Program, density: Density | None) -> Out
     if output.kind is Kind.VALUE:
         return replace(output, density=density)
     arguments = () if density is None else density.arguments
-    names = [argument_output(a.name, output.name) for a in arguments] or [output.name]
+    names = [Part.ARGUMENT.of(output.name, a.name) for a in arguments] or [output.traced]
     terms = density.terms if density is not None and len(density.terms) > 1 else (output.latents,)
     work = work_of(program, names).items()
     kept = ((tuple(sorted(z)), n) for z, n in work if any(z <= set(term) for term in terms))
@@ -140,7 +140,7 @@ def _completed(output: Output, program: Program, density: Density | None) -> Out
 
 
 def discover_output(
-    structure: Structure, program: Program, name: str, kind: Kind, known: Sequence[Array], inputs: Sequence[Array]
+    structure: Structure, program: Program, name: OutputName, known: Sequence[Array], inputs: Sequence[Array]
 ) -> tuple[Structure, Output]:
     """How one output of another program reads a structure's latents.
 
@@ -158,21 +158,22 @@ def discover_output(
     latents = [graph.latent(n) for n in program.inputs if n in names]
     found, nodes = read_program(program, latents, known)
     builder = _Builder(plates, nodes, {z.name: z for z in latents})
-    builder.add(name, found[name], program, kind)
-    output = replace(builder.finish()[0], density=_densities(program, found).get(name))
+    builder.add(name, found[name], program)
+    output = replace(builder.finish()[0], density=_densities(program, found).get(name.site))
     extended = replace(structure, graph=replace(graph, plates=tuple(plates.values())))
     return adopt(extended, output, nodes, builder.links, inputs)
 
 
-def _densities(program: Program, found: Mapping[str, Any]) -> dict[str, Density]:
+def _densities(program: Program, found: Mapping[OutputName, Any]) -> dict[str, Density]:
     """The densities of sites that are exponential families, by site."""
     arguments: dict[str, list[Argument]] = {}
     for variable, name in zip(program.jaxpr.outvars, program.outputs, strict=True):
-        if (own := argument_of(name)) is not None:
-            argument, site = own
+        if name.part is Part.ARGUMENT:
             latents = () if isinstance(found[name], Node) else dict.fromkeys(latent for latent, _ in found[name])
             aval = variable.aval
-            arguments.setdefault(site, []).append(Argument(argument, aval.shape, str(aval.dtype), tuple(latents)))
+            arguments.setdefault(name.site, []).append(
+                Argument(name.argument, aval.shape, str(aval.dtype), tuple(latents))
+            )
     parts = read_parts(program) if arguments else {}
 
     def density(site: str, own: Sequence[Argument]) -> Density:
@@ -181,7 +182,7 @@ def _densities(program: Program, found: Mapping[str, Any]) -> dict[str, Density]
         assert family is not None, "others have no arguments"
         sets: Collection[frozenset[str]] = ()
         if family.predictor is not None:
-            found = parts.get(argument_output(family.predictor.argument, site), CONSTANT)
+            found = parts.get(Part.ARGUMENT.of(site, family.predictor.argument), CONSTANT)
             sets = found.factors if family.predictor.exponential else found.terms
         terms = tuple(sorted(tuple(sorted(names)) for names in sets))
         return Density(family, factor.independent_ndim, tuple(own), terms)
@@ -236,19 +237,19 @@ class _Builder:
             plate = self.same[plate]
         return plate
 
-    def add(self, name: str, annotation: Any, program: Program, kind: Kind | None = None) -> None:
-        others = (ABSENT, DATA, INSIDE, LOWER, MASK, ROWS, SUPPORT, UPPER)
-        if argument_of(name) is not None or name.startswith(others):
+    def add(self, output: OutputName, annotation: Any, program: Program) -> None:
+        """Collect an output, unless it is neither a density nor a value."""
+        if output.part not in (Part.DENSITY, Part.VALUE):
             return
-        site = program.rows.get(name) or program.sites.get(name.removeprefix(VALUE))
-        if kind is None:
-            assert site is not None
-            kind = Kind.VALUE if site.kind == "deterministic" else Kind.LIKELIHOOD if site.observed else Kind.PRIOR
-        position = program.outputs.index(name)
-        shape = program.jaxpr.outvars[position].aval.shape
+        name = output.site
+        site = program.rows.get(name) or program.sites.get(name)
+        if output.part is Part.VALUE:
+            kind = Kind.VALUE
+        else:
+            kind = Kind.LIKELIHOOD if site is not None and site.observed else Kind.PRIOR
+        shape = program.aval(output).shape
         if isinstance(annotation, Node):
             annotation = {}
-        name = name.removeprefix(VALUE)
         declared = {len(shape) + dim: p for p, dim, _ in site.frames} if site is not None else {}
         dims = [self._dim(name, kind, d, size, declared.get(d), annotation) for d, size in enumerate(shape)]
         self.pending.append((name, kind, dims, annotation))

@@ -18,11 +18,13 @@ from kayn.graph.aligned import Aligned
 from kayn.graph.dependence import read_program
 from kayn.graph.summands import Sum
 from kayn.graph.types import Latent
-from kayn.programs.density_arguments import argument_of
+from kayn.programs.outputs import Part
 from kayn.programs.sites import Site
-from kayn.programs.trace import Program
+from kayn.programs.trace import Outputs, Program
 from kayn.support.arrays import Array
 from kayn.support.names import summand
+
+TOTAL = Part.VALUE.of("sum")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +49,7 @@ class Parts:
     sites: Mapping[str, Site]
     keeps_density: bool
 
-    def values(self, env: Mapping[Any, Array]) -> dict[str, Array]:
+    def values(self, env: Mapping[Any, Array]) -> Outputs:
         """The factors' arrays, given the values of all variables of the flat program."""
         unknown = any(w is None for w in self.weights)
         computed = self.sum.weights(env) if unknown else self.weights
@@ -61,7 +63,7 @@ class Parts:
             others = (a for i, a in enumerate(arrays) if i not in (*self.rows, *self.singles))
             rest = self.sum.rest(env)
             found.append(sum((jnp.reshape(a, rest.shape) for a in others), rest))
-        return dict(zip(self.sites, found, strict=True))
+        return dict(zip(map(Part.DENSITY.of, self.sites), found, strict=True))
 
 
 def _weighed(value: Array, weights: Array) -> Array:
@@ -143,9 +145,9 @@ def _carried(found: Sum, in_a_row: Container[Any]) -> list[dict[int, int]]:
         Latent(n, s, "float32", len(s), tuple((str(d), d) for d in range(len(s))), False)
         for n, s in zip(names, (v.aval.shape for v in found.terms), strict=True)
     ]
-    like = Program(closed.jaxpr, tuple(closed.consts), tuple(names), ("sum",), {}, (), jax.tree.structure(None))
+    like = Program(closed.jaxpr, tuple(closed.consts), tuple(names), (TOTAL,), {}, (), jax.tree.structure(None))
     known = [*closed.consts, *(None for _ in closed.jaxpr.invars)]
-    read: Any = read_program(like, latents, known)[0]["sum"]
+    read: Any = read_program(like, latents, known)[0][TOTAL]
     return [
         {
             how.dim: d
@@ -163,6 +165,6 @@ def _outer_shape(program: Program, site: Site) -> tuple[int, ...] | None:
     shapes = [
         v.aval.shape[:ndim]
         for o, v in zip(program.outputs, program.jaxpr.outvars, strict=True)
-        if (found := argument_of(o)) is not None and found[1] == site.name
+        if o.part is Part.ARGUMENT and o.site == site.name
     ]
     return None if family is None or not shapes else np.broadcast_shapes(*shapes)

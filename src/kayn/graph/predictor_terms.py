@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from kayn.programs.calls import called
+from kayn.programs.outputs import OutputName
 from kayn.programs.primitives import SAME
 from kayn.programs.trace import Program
 
@@ -38,7 +39,7 @@ class Parts:
 CONSTANT = Parts(frozenset(), frozenset())
 
 
-def read_parts(program: Program) -> dict[str, Parts]:
+def read_parts(program: Program) -> dict[OutputName, Parts]:
     """The parts of every output of a program, sets that share a latent united."""
     jaxpr = program.jaxpr
     inputs = [_latent(program.inputs[i]) if i < len(program.inputs) else CONSTANT for i in range(len(jaxpr.invars))]

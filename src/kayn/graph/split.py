@@ -22,10 +22,10 @@ from kayn.graph.parts import keeps_subsamples, parts_of
 from kayn.graph.summands import Sum, candidates, chosen_terms, varying
 from kayn.graph.totals import run_flat
 from kayn.graph.types import MIXED, Graph
-from kayn.programs.density_arguments import argument_of
+from kayn.programs.outputs import Part
 from kayn.programs.sites import Site
 from kayn.programs.slices import slice_outputs
-from kayn.programs.trace import Program
+from kayn.programs.trace import Outputs, Program
 from kayn.support.arrays import Array
 from kayn.support.names import RESERVED
 from kayn.xla.compilation import is_traced
@@ -69,7 +69,7 @@ def _flat(program: Program, names: Sequence[str]) -> ClosedJaxpr:
     """The part of a program that computes some outputs, without calls: inputs are the program's constants and its."""
     jaxpr = program.jaxpr
     variables = (*jaxpr.constvars, *jaxpr.invars)
-    outvars = [jaxpr.outvars[program.outputs.index(n)] for n in names]
+    outvars = [jaxpr.outvars[program.outputs.index(Part.DENSITY.of(n))] for n in names]
     cut = Jaxpr([], list(variables), outvars, jaxpr.eqns, jaxpr.effects, jaxpr.debug_info)
     return jax.make_jaxpr(lambda *x: run_flat(cut, x))(*(v.aval for v in variables))
 
@@ -105,9 +105,10 @@ def _mixed_by(
     numbered = {f"{CANDIDATE} {i}": v for i, v in enumerate(asked)} | rows
     shapes = {n: (max(v.aval.size, 2),) if n in rows else v.aval.shape for n, v in numbered.items()}
 
-    def run(*inputs: Array) -> dict[str, Array]:
+    def run(*inputs: Array) -> Outputs:
         env = run_equations(flat.jaxpr, [*flat.consts, *program.consts, *inputs])
-        return {n: jnp.broadcast_to(env[v].ravel(), shapes[n]) if n in rows else env[v] for n, v in numbered.items()}
+        arrays = {n: jnp.broadcast_to(env[v].ravel(), shapes[n]) if n in rows else env[v] for n, v in numbered.items()}
+        return {Part.DENSITY.of(n): array for n, array in arrays.items()}
 
     sites = {n: s for n, s in program.sites.items() if s.kind != "sample" or not s.observed}
     sites |= {n: Site(n, "sample", shape, batch_shape=shape, observed=True) for n, shape in shapes.items()}
@@ -118,7 +119,7 @@ def _mixed_by(
     return whole | less, frozenset(less)
 
 
-def _retraced(program: Program, run: Callable[..., dict[str, Array]], sites: Mapping[str, Site]) -> Program:
+def _retraced(program: Program, run: Callable[..., Outputs], sites: Mapping[str, Site]) -> Program:
     shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in program.jaxpr.invars]
     closed, found = jax.make_jaxpr(run, return_shape=True)(*shapes)
     outputs = tuple(sorted(found))
@@ -130,9 +131,9 @@ def _with_parts(program: Program, flat: ClosedJaxpr, sums: Mapping[str, Sum], in
     weights = _numbers(program, flat, sums)
     parts = {n: parts_of(program, n, s, weights[n], in_a_row) for n, s in sums.items()}
     changed = {n for n, found in parts.items() if not found.keeps_density}
-    gone = {*sums} | {o for o in program.outputs if (found := argument_of(o)) is not None and found[1] in changed}
+    gone = {o for o in program.outputs if o.site in {Part.DENSITY: sums, Part.ARGUMENT: changed}.get(o.part, ())}
 
-    def run(*inputs: Array) -> dict[str, Array]:
+    def run(*inputs: Array) -> Outputs:
         given = [*program.consts, *inputs]
         values = run_equations(program.jaxpr, given)
         kept = [(n, v) for n, v in zip(program.outputs, program.jaxpr.outvars, strict=True) if n not in gone]

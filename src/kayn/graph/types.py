@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from kayn.densities.exponential.contract import Family
+from kayn.programs.outputs import OutputName, Part
 
 MIXED = "mixed"
 """A factor reads several elements of a plate at once, in a way that was not resolved."""
@@ -149,6 +150,11 @@ class Output:
     reads: tuple[Read, ...]
     density: Density | None = None
     work: tuple[tuple[tuple[str, ...], float], ...] = ()
+
+    @property
+    def traced(self) -> OutputName:
+        """Its name in the program that it was found in."""
+        return (Part.VALUE if self.kind is Kind.VALUE else Part.DENSITY).of(self.name)
 
     @property
     def latents(self) -> tuple[str, ...]:

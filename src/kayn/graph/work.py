@@ -14,6 +14,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from kayn.graph.flow import Sources, results
 from kayn.programs.calls import called
+from kayn.programs.outputs import OutputName
 from kayn.programs.primitives import ELEMENTWISE, POLYNOMIAL, TRANSCENDENTAL
 from kayn.programs.slices import needed_equations
 from kayn.programs.trace import Program
@@ -22,7 +23,7 @@ DEAR, DEARER = 4, 32
 """Operations of a transcendental function, and of a special one that is computed by polynomials or series."""
 
 
-def work_of(program: Program, outputs: Iterable[str]) -> dict[Sources, float]:
+def work_of(program: Program, outputs: Iterable[OutputName]) -> dict[Sources, float]:
     """Operations that some outputs of a program take together for one particle of every latent, by the latents that
     they depend on; those that depend on none are left out."""
     given = {v: Sources((n,)) for v, n in zip(program.jaxpr.invars, program.inputs, strict=False)}

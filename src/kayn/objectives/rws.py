@@ -23,15 +23,16 @@ from kayn.evidence.weights import proposal_terms, weigh_against
 from kayn.factors.evaluate import evaluate
 from kayn.factors.task import Operands, Task
 from kayn.graph.discover import discover_output
-from kayn.graph.types import MIXED, Kind, Output
+from kayn.graph.types import MIXED, Output
 from kayn.objectives.base import Call, MassivelyParallelELBO, only_gradient, sampled_axes
 from kayn.objectives.defensive import Defensive
 from kayn.objectives.sleep import Replace, sleep_loss
+from kayn.programs.outputs import Part
 from kayn.support.arrays import Array, KeyArray, PyTree
+from kayn.support.names import RESERVED
 from kayn.support.options import Particles, Strategy
 from kayn.support.validate import Count, NonNegative, Rule, checked
 
-PREFIX = "guide:"
 Share = Annotated[float, Rule("the base's share of the proposal, at least 0 and below 1", lambda s: 0 <= s < 1)]
 Base = Annotated[
     Mapping[str, Any] | None,
@@ -164,14 +165,15 @@ def _with_conditionals(
         return problem, None
     guide, structure = problem.guide, problem.structure
     inputs = guide_inputs(problem, numbers, params, draws.subsample)
-    outputs: list[Output] = []
+    found: dict[str, Output] = {}
     for name in (n for a in axes for n in a.latents):
         if any(p in guide.auxiliary for p in guide.parents[name]):
             return _fall_back(problem, f"guide site {name!r} depends on an auxiliary site")
-        structure, output = discover_output(structure, guide.density, name, Kind.PRIOR, inputs, inputs)
+        structure, output = discover_output(structure, guide.density, Part.DENSITY.of(name), inputs, inputs)
         if not _resolved(problem, output):
             return _fall_back(problem, f"guide site {name!r} mixes elements of its parents")
-        outputs.append(replace(output, name=PREFIX + name))
+        found[f"{RESERVED}guide:{name}"] = output
+    outputs = (replace(output, name=term) for term, output in found.items())
     graph = replace(structure.graph, outputs=(*structure.graph.outputs, *outputs))
     structure = replace(structure, graph=graph)
     try:
@@ -181,11 +183,10 @@ def _with_conditionals(
     extended = replace(problem, structure=structure, layout=replace(problem.layout, plan=plan))
     names = [t.name for t in plan.terms]
     arrays = {}
-    for output in outputs:
-        slot = names.index(output.name)
+    for term, output in found.items():
+        slot = names.index(term)
         own = tuple(problem.layout.axes_of(plan.terms[slot]))
-        site = replace(output, name=output.name.removeprefix(PREFIX))
-        log_q = evaluate(Task(site, own, plan, (), guide.density), Operands(draws.values, inputs))
+        log_q = evaluate(Task(output, own, plan, (), guide.density), Operands(draws.values, inputs))
         arrays[slot] = weight * only_gradient(jnp.where(jnp.isfinite(log_q), log_q, 0.0))
     return extended, arrays
 

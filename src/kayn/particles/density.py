@@ -19,7 +19,7 @@ from kayn.axes.types import Axis
 from kayn.errors import GuideError
 from kayn.graph.types import Graph
 from kayn.particles.guide_program import GuideProgram
-from kayn.programs.slices import slice_outputs
+from kayn.programs.outputs import Part
 from kayn.support.arrays import Array
 
 DENOMINATORS = ("mixture", "paired")
@@ -94,7 +94,7 @@ def _site_density(
 ) -> Array:
     """Log density of one guide site for one particle, summed to the axis's scope plates (in their order)."""
     program = guide.density
-    run, used = slice_outputs(program.jaxpr, [program.outputs.index(name)])
+    run, used = program.sliced([Part.DENSITY.of(name)])
     names = {len(program.consts) + i: n for i, n in enumerate(program.inputs)}
     missing = {n: jnp.zeros(program.sites[n].shape, program.sites[n].dtype) for n in program.latents if n not in values}
     given = {**program.with_aliases(missing), **values}

@@ -14,8 +14,8 @@ from kayn.axes.types import Layout
 from kayn.graph.types import Graph
 from kayn.particles.guide_program import GuideProgram, Noise
 from kayn.particles.lattice import even_normal
-from kayn.programs.slices import slice_outputs
-from kayn.programs.trace import SUPPORT, Program
+from kayn.programs.outputs import Part
+from kayn.programs.trace import Program
 from kayn.support.arrays import Array, KeyArray, PyTree
 
 
@@ -69,5 +69,5 @@ def supports(model: Program, names: Sequence[str], inputs: Sequence[Array]) -> d
     """The support of enumerated latents: [V, *shape]."""
     if not names:
         return {}
-    run, used = slice_outputs(model.jaxpr, [model.outputs.index(SUPPORT + n) for n in names])
+    run, used = model.sliced([Part.SUPPORT.of(n) for n in names])
     return dict(zip(names, run(*(inputs[i] for i in used)), strict=True))

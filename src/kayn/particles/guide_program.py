@@ -20,6 +20,7 @@ from kayn.graph.types import Graph, Latent
 from kayn.particles.points import refuse_split_points
 from kayn.particles.reach import refuse_points, refuse_smaller_supports
 from kayn.programs.given import Given
+from kayn.programs.outputs import Part
 from kayn.programs.randomness import Keys
 from kayn.programs.roles import Fixed
 from kayn.programs.seeding import InvertedDraws, seeded
@@ -124,7 +125,7 @@ def _guide_parents(density: Program, drawn: Mapping[str, Site]) -> dict[str, tup
     found, _ = read_program(density, whole, unknown)
     out: dict[str, tuple[str, ...]] = {n: () for n, s in density.sites.items() if s.kind == "key"}
     for name, site in drawn.items():
-        read = found[name]
+        read = found[Part.DENSITY.of(name)]
         names = () if isinstance(read, Node) else tuple(dict.fromkeys(latent for latent, _ in read))
         others = tuple(n for n in names if n != name)
         # a point mass depends on its source through the guide's own equations, not through its density
@@ -144,7 +145,7 @@ def parent_plates(guide: GuideProgram, graph: Graph) -> dict[str, dict[str, froz
     for name, sources in guide.parents.items():
         # a latent may follow its own earlier steps; those of another count as that latent, whole
         parents = dict.fromkeys(bases.get(p, p) for p in sources if bases.get(p, p) != name)
-        read, own = found.get(name), plates.get(name, {})
+        read, own = found.get(Part.DENSITY.of(name)), plates.get(name, {})
         out[name] = {
             p: frozenset(
                 q
@@ -179,7 +180,7 @@ def _constraints(
     for name in drawn:
         if name in auxiliary or name in points:
             continue
-        rank = len(density.jaxpr.outvars[density.outputs.index(name)].aval.shape)
+        rank = len(density.aval(Part.DENSITY.of(name)).shape)
         batch_shape = model_sites[name].batch_shape
         lost = tuple((name, d) for d in range(rank, len(batch_shape)) if batch_shape[d] > 1)
         if lost:

@@ -6,17 +6,18 @@ import math
 from collections.abc import Mapping
 
 from kayn.errors import GuideError
+from kayn.programs.outputs import Part
 from kayn.programs.sites import Site
-from kayn.programs.slices import slice_outputs
-from kayn.programs.trace import POINT, Program
+from kayn.programs.trace import Program
 
 
 def point_sources(density: Program) -> dict[str, frozenset[str]]:
     """The latents, auxiliary sites and keys that each point mass of a guide with subsampled plates is computed from."""
     found = {}
     for name in density.sites:
-        if POINT + name in density.outputs:
-            used = slice_outputs(density.jaxpr, [density.outputs.index(POINT + name)])[1]
+        point = Part.POINT.of(name)
+        if point in density.outputs:
+            used = density.sliced([point])[1]
             places = {i - len(density.consts) for i in used}
             found[name] = frozenset(n for i, n in enumerate(density.inputs) if i in places)
     return found

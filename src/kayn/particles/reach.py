@@ -24,15 +24,18 @@ from numpyro.infer.autoguide import AutoGuide, AutoGuideList
 
 from kayn.errors import GuideError
 from kayn.programs.given import Given
+from kayn.programs.outputs import Part
 from kayn.programs.sites import Site
 from kayn.programs.slices import slice_outputs
 from kayn.programs.supports import BOX, ORDERED, Support
-from kayn.programs.trace import LOWER, UPPER, Program
+from kayn.programs.trace import Program
 from kayn.programs.wrappers import delta_density
 from kayn.support.arrays import Array, PyTree
 
 LARGEST_JACOBIAN = 256
 """Coordinates up to which the density that points claim is compared with their Jacobian."""
+ENDS = (Part.LOWER, Part.UPPER)
+"""Of a support, as outputs of a program."""
 REMEDY = (
     "What the guide never draws would be missing from the evidence. Use a distribution over the latent's whole "
     "support, e.g. a Normal for a real latent, or guide=None"
@@ -104,28 +107,28 @@ def refuse_smaller_ends(
     Raises:
         GuideError: as `refuse_smaller_supports`.
     """
-    computed = [n for n in guide.latents if any(e + n in p.outputs for e in (LOWER, UPPER) for p in (guide, model))]
+    computed = [n for n in guide.latents if any(e.of(n) in p.outputs for e in ENDS for p in (guide, model))]
     for name in computed:
         mine, yours = guide.sites[name], model.sites.get(name)
         if yours is None or mine.support is None or yours.support is None or mine.delta or yours.steps is not None:
             continue
-        for prefix in (LOWER, UPPER):
-            ends = [_end(p, prefix, name, k) for p, k in zip((guide, model), known, strict=True)]
+        for side in ENDS:
+            ends = [_end(p, side, name, k) for p, k in zip((guide, model), known, strict=True)]
             if None in ends or any(n not in guide.latents for e in ends if e for n in e.reads):
                 continue
             drawn = draw(frozenset(n for e in ends if e for n in e.reads))
             if drawn is not None:
                 with jax.ensure_compile_time_eval():
-                    _compare(name, prefix, ends, drawn, yours)
+                    _compare(name, side, ends, drawn, yours)
 
 
-def _end(program: Program, prefix: str, name: str, known: Sequence[Array]) -> _End | None:
+def _end(program: Program, side: Part, name: str, known: Sequence[Array]) -> _End | None:
     """None where it depends on values that are not known."""
-    if prefix + name not in program.outputs:
+    if side.of(name) not in program.outputs:
         support = program.sites[name].support
-        number = support.lower if prefix == LOWER else support.upper  # type: ignore[union-attr]
+        number = support.lower if side is Part.LOWER else support.upper  # type: ignore[union-attr]
         return _End(lambda values: number)
-    run, used = slice_outputs(program.jaxpr, [program.outputs.index(prefix + name)])
+    run, used = program.sliced([side.of(name)])
     latents = {i: n for i, n in enumerate(program.inputs, len(program.consts)) if i in used}
     if any(known[i] is None or isinstance(known[i], jax.core.Tracer) for i in used if i not in latents):
         return None
@@ -135,7 +138,7 @@ def _end(program: Program, prefix: str, name: str, known: Sequence[Array]) -> _E
     )
 
 
-def _compare(name: str, prefix: str, ends: Sequence[Any], drawn: Mapping[str, Array], site: Site) -> None:
+def _compare(name: str, side: Part, ends: Sequence[Any], drawn: Mapping[str, Array], site: Site) -> None:
     reads = {n: drawn[n] for e in ends for n in e.reads}
     guide, model = (
         np.asarray(jax.vmap(e.value)({n: reads[n] for n in e.reads}) if e.reads else jnp.asarray(e.value({}))[None])
@@ -147,10 +150,10 @@ def _compare(name: str, prefix: str, ends: Sequence[Any], drawn: Mapping[str, Ar
         guide, model = np.broadcast_arrays(guide, model)
     except ValueError:
         return
-    fits = _at_most(guide, model) if prefix == LOWER else _at_most(model, guide)
+    fits = _at_most(guide, model) if side is Part.LOWER else _at_most(model, guide)
     if not fits.all():
         where = np.argwhere(~fits)[0]
-        word = "from" if prefix == LOWER else "up to"
+        word = "from" if side is Part.LOWER else "up to"
         raise GuideError(
             f"guide site {name!r} reaches {word} {float(guide[tuple(where)]):g} where the model's {site.family} goes "
             f"{word} {float(model[tuple(where)]):g}. {REMEDY}"

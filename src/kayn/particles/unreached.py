@@ -14,10 +14,10 @@ import numpy as np
 from numpyro.distributions import discrete
 
 from kayn.errors import GuideError
+from kayn.programs.outputs import Part
 from kayn.programs.sites import Site
-from kayn.programs.slices import slice_outputs
 from kayn.programs.supports import BOX
-from kayn.programs.trace import MASK, Program
+from kayn.programs.trace import Program
 from kayn.support.arrays import Array
 from kayn.xla.compilation import compiled_now
 
@@ -76,7 +76,7 @@ def _values(guide: Program, model: Program, name: str) -> range | None:
     if yours is None or mine.kind != "sample" or mine.delta or not mine.discrete or yours.steps is not None:
         return None
     box = yours.support
-    if MASK + name in model.outputs or box is None or box.kind != BOX or not box.whole:
+    if Part.MASK.of(name) in model.outputs or box is None or box.kind != BOX or not box.whole:
         return None
     if box.lower is None or box.upper is None or not math.isfinite(box.upper) or box.upper - box.lower >= MOST:
         return None
@@ -84,7 +84,7 @@ def _values(guide: Program, model: Program, name: str) -> range | None:
 
 
 def _factors(model: Program) -> list[str]:
-    return [n for n in model.outputs if n in model.sites and model.sites[n].kind == "sample"]
+    return [n.site for n in model.outputs if n.part is Part.DENSITY]
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class _Density:
 
 def _density(program: Program, names: Sequence[str], known: Sequence[Array]) -> _Density | None:
     """None where it depends on values that are not known."""
-    run, used = slice_outputs(program.jaxpr, [program.outputs.index(n) for n in names])
+    run, used = program.sliced([Part.DENSITY.of(n) for n in names])
     inputs = dict(enumerate(program.inputs, len(program.consts)))
     if any(known[i] is None or isinstance(known[i], jax.core.Tracer) for i in used if i not in inputs):
         return None

@@ -22,13 +22,17 @@ from kayn.evidence.read import Read, structured
 from kayn.evidence.soundness import warn_of_factors
 from kayn.evidence.weights import weigh
 from kayn.posterior.pool import Pool
+from kayn.programs.outputs import Part
 from kayn.programs.sites import Inspected, Site
-from kayn.programs.trace import Program
+from kayn.programs.trace import Outputs, Program
 from kayn.support.arrays import Array, PyTree
 from kayn.support.names import RESERVED
 from kayn.xla.jit import QuickJit
 
-PREFIX = f"{RESERVED}held out:"
+
+def _factor(site: str) -> str:
+    """The factor of a site's held-out data."""
+    return f"{RESERVED}held out:{site}"
 
 
 def contracted_joint(posterior: Pool, read: Read) -> Array | None:
@@ -51,7 +55,8 @@ def contracted_joint(posterior: Pool, read: Read) -> Array | None:
 
     run = QuickJit(lambda numbers, draws: jax.lax.map(lambda d: log_z(numbers, d), draws), open_consts=True)
     found, unsound = run(problem.numbers, posterior.draws)
-    warn_of_factors({n.removeprefix(PREFIX): f for n, f in unsound.items() if n.startswith(PREFIX)})
+    held_out = {_factor(n): n for n in read.sites}
+    warn_of_factors({held_out[n]: f for n, f in unsound.items() if n in held_out})
     # replicates count equally, as everywhere in a posterior; impossible ones do not
     possible = jnp.isfinite(posterior.log_evidences)
     ratios = jnp.where(possible, found - jnp.where(possible, posterior.log_evidences, 0.0), -jnp.inf)
@@ -86,19 +91,19 @@ def _both(first: Program, second: Program, params: Mapping[str, PyTree]) -> Prog
     """A program of training and held-out data: the latter's log likelihoods as factors."""
     held_out = {
         n: replace(
-            s, name=PREFIX + n, batch_shape=_rows(second, n), shape=(*_rows(second, n), 0), frames=(), law=dist.Unit
+            s, name=_factor(n), batch_shape=_rows(second, n), shape=(*_rows(second, n), 0), frames=(), law=dist.Unit
         )
         for n, s in second.sites.items()
         if s.kind == "sample" and s.observed and not s.follows(dist.Unit)
     }
 
-    def run(values: Mapping[str, Array], params: PyTree) -> dict[str, Array]:
-        def of(program: Program) -> dict[str, Array]:
+    def run(values: Mapping[str, Array], params: PyTree) -> Outputs:
+        def of(program: Program) -> Outputs:
             outputs = jaxpr_as_fun(ClosedJaxpr(program.jaxpr, program.consts))(*program.leaves(values, params, {}))
             return dict(zip(program.outputs, outputs, strict=True))
 
         scores = of(second)
-        return {**of(first), **{s.name: scores[n] for n, s in held_out.items()}}
+        return {**of(first), **{Part.DENSITY.of(s.name): scores[Part.DENSITY.of(n)] for n, s in held_out.items()}}
 
     values = {n: jax.ShapeDtypeStruct(first.sites[n].shape, first.sites[n].dtype) for n in first.inputs}
     closed, found = jax.make_jaxpr(run, return_shape=True)(values, params)
@@ -107,4 +112,4 @@ def _both(first: Program, second: Program, params: Mapping[str, PyTree]) -> Prog
 
 
 def _rows(program: Program, name: str) -> tuple[int, ...]:
-    return program.jaxpr.outvars[program.outputs.index(name)].aval.shape
+    return program.aval(Part.DENSITY.of(name)).shape

@@ -16,8 +16,7 @@ from kayn.evidence.problem import Problem, model_inputs
 from kayn.evidence.queries import best_indices, draw_indices
 from kayn.evidence.weights import weigh
 from kayn.posterior.blocks import block_size, joined, keys_of, on_device, shuffled, starts
-from kayn.programs.slices import slice_outputs
-from kayn.programs.trace import VALUE
+from kayn.programs.outputs import Part
 from kayn.support.arrays import Array, KeyArray
 from kayn.support.prints import Outlined
 from kayn.xla.compilation import is_traced
@@ -58,7 +57,7 @@ def _plates_behind(problem: Problem, name: str) -> set[str]:
     if name in graph.latent_names:
         return set(graph.latent(name).plate_names)
     # wherever it stands: rows may be read outside of their plate
-    used = slice_outputs(program.jaxpr, [program.outputs.index(VALUE + name)])[1]
+    used = program.sliced([Part.VALUE.of(name)])[1]
     last = len(program.consts) + len(program.jaxpr.invars) - len(program.subsamples)
     output = graph.output(name)
     over = {p for latent in output.latents for p in graph.latent(latent).plate_names}

@@ -24,11 +24,11 @@ from kayn.posterior.pool import Pool
 from kayn.posterior.scores import observed_scores, seen_rows
 from kayn.posterior.states import owned_states, summed_out
 from kayn.programs.given import Given
+from kayn.programs.outputs import Part
 from kayn.programs.roles import Fixed
 from kayn.programs.seeding import seeded
 from kayn.programs.sites import Inspected, Site
-from kayn.programs.slices import slice_outputs
-from kayn.programs.trace import DATA, Program
+from kayn.programs.trace import Program
 from kayn.programs.wrappers import innermost
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.xla.compilation import is_traced
@@ -259,7 +259,7 @@ def scored_data(posterior: Pool, key: KeyArray, draws: JointDraws) -> tuple[dict
         return {n: trace[n]["value"] for n in scores}
 
     latents = range(len(program.consts), len(program.consts) + len(program.inputs))
-    fixed = not set(slice_outputs(program.jaxpr, [program.outputs.index(DATA + n) for n in scores])[1]) & set(latents)
+    fixed = not set(program.sliced([Part.DATA.of(n) for n in scores])[1]) & set(latents)
     found = over_draws(posterior, key, jax.tree.map(lambda v: v[:1], draws) if fixed else draws, values)
     return (
         scores,

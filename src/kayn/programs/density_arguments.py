@@ -12,23 +12,7 @@ import numpyro.distributions as dist
 
 from kayn.densities.exponential.members import family_of
 from kayn.support.arrays import Array
-from kayn.support.names import RESERVED
 from kayn.support.numpyro_internals import mask_of
-
-_ARGUMENT = f"{RESERVED}argument:"
-
-
-def argument_output(argument: str, site: str) -> str:
-    """The name of the traced output that is an argument of a site's density."""
-    return f"{_ARGUMENT}{argument}:{site}"
-
-
-def argument_of(output: str) -> tuple[str, str] | None:
-    """The argument and the site of such an output, None for others. Names of sites may have colons."""
-    if not output.startswith(_ARGUMENT):
-        return None
-    argument, _, site = output.removeprefix(_ARGUMENT).partition(":")
-    return argument, site
 
 
 def density_arguments(fn: dist.Distribution, value: Array, scale: Array | None) -> dict[str, Array]:

@@ -20,8 +20,9 @@ from numpyro.distributions import constraints
 
 from kayn.densities.log_prob import dependable
 from kayn.errors import ModelError
-from kayn.programs.density_arguments import argument_of, argument_output, density_arguments
+from kayn.programs.density_arguments import density_arguments
 from kayn.programs.given import FIXED, Given
+from kayn.programs.outputs import OutputName, Part
 from kayn.programs.random_walks import Walks
 from kayn.programs.randomness import Keys
 from kayn.programs.roles import Fixed, as_read
@@ -31,31 +32,9 @@ from kayn.programs.slices import slice_outputs
 from kayn.programs.supports import ends_of, support_of
 from kayn.programs.wrappers import delta_density, element_mask, hide_masked, innermost, with_batch_ndim, without_masks
 from kayn.support.arrays import Array, PyTree
-from kayn.support.names import RESERVED
 
-VALUE = f"{RESERVED}value:"
-DATA = f"{RESERVED}data:"
-MASK = f"{RESERVED}mask:"
-SUPPORT = f"{RESERVED}support:"
-INSIDE = f"{RESERVED}inside:"
-UNMASKED = f"{RESERVED}unmasked:"
-ABSENT = f"{RESERVED}absent:"
-POINT = f"{RESERVED}point:"
-ROWS = f"{RESERVED}rows:"
-LOWER, UPPER = f"{RESERVED}lower:", f"{RESERVED}upper:"
-"""Prefixes of traced outputs that are no factors: deterministic values, observed data, masks, supports of enumerated
-latents, whether data lie in their likelihood's support, what a masked latent's density would be without its masks,
-which of its elements are in no factor at all (`kayn.graph.absent`), where point masses of guides are, indices of plates
-that a handler has set, and ends of latents' supports that are computed."""
-
-
-def site_of(output: str) -> str:
-    """The site that a traced output belongs to. Names of sites may have colons; those of users begin with none of the
-    prefixes."""
-    found = argument_of(output)
-    if found is not None:
-        return found[1]
-    return output.removeprefix(RESERVED).partition(":")[2] if output.startswith(RESERVED) else output
+Outputs = dict[OutputName, Array]
+"""What a run of a program puts out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +48,7 @@ class Program:
     jaxpr: Jaxpr
     consts: tuple[Array, ...]
     inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    outputs: tuple[OutputName, ...]
     sites: Mapping[str, Site]
     subsamples: tuple[str, ...]
     params_tree: Any
@@ -96,6 +75,15 @@ class Program:
             leading: dimensions in front of the site's own.
         """
         return {**values, **{a.name: a.move(values[a.base], leading) for a in self.aliases if a.base in values}}
+
+    def sliced(self, outputs: Sequence[OutputName]) -> tuple[Callable[..., list[Array]], tuple[int, ...]]:
+        """The program that computes some outputs only, and which of its constants and inputs that one reads
+        (`slice_outputs`)."""
+        return slice_outputs(self.jaxpr, [self.outputs.index(o) for o in outputs])
+
+    def aval(self, output: OutputName) -> Any:
+        """Shape and type of an output."""
+        return self.jaxpr.outvars[self.outputs.index(output)].aval
 
     def leaves(self, values: Mapping[str, Array], params: PyTree, subsample: Mapping[str, Array]) -> tuple[Array, ...]:
         """The jaxpr's inputs after its constants, in order."""
@@ -125,7 +113,7 @@ def trace_program(
     orders: dict[str, int] = {}
     broken: list[str] = []
 
-    def run(values: dict, params: PyTree, indices: dict) -> dict[str, Array]:
+    def run(values: dict, params: PyTree, indices: dict) -> Outputs:
         chains, walks = Chains(values, lengths), Walks(values)
         with chains, walks:
             trace = handlers.trace(known.filled_in(fn, values, params, indices)).get_trace(*args, **kwargs)
@@ -188,78 +176,78 @@ class _Known:
         keys = {n: v for n, v in given.items() if n not in latents}
         return Keys(handlers.seed(program, jax.random.key(0)), keys)
 
-    def outputs(self, trace: Mapping[str, dict[str, Any]]) -> dict[str, Array]:
+    def outputs(self, trace: Mapping[str, dict[str, Any]]) -> Outputs:
         """All outputs of a run, by name."""
-        out: dict[str, Array] = {}
+        out: Outputs = {}
         for name, site in trace.items():
             if FIXED in site:
-                out[ROWS + name] = site[FIXED]
+                out[Part.ROWS.of(name)] = site[FIXED]
             elif site["type"] == "deterministic":
-                out[VALUE + name] = jnp.asarray(site["value"])
+                out[Part.VALUE.of(name)] = jnp.asarray(site["value"])
             elif site["type"] == "sample":
                 out |= self._observed(name, site) if site["is_observed"] else self._latent(name, site)
         return out
 
-    def _observed(self, name: str, site: dict[str, Any]) -> dict[str, Array]:
+    def _observed(self, name: str, site: dict[str, Any]) -> Outputs:
         densities, mask = self._densities(name, site), element_mask(site["fn"])
-        return {**densities, **self._data(name, site), **self._support(name, site), **_if_any(MASK + name, mask)}
+        return {**densities, **self._data(name, site), **self._support(name, site), **_if_any(Part.MASK.of(name), mask)}
 
-    def _latent(self, name: str, site: dict[str, Any]) -> dict[str, Array]:
+    def _latent(self, name: str, site: dict[str, Any]) -> Outputs:
         # a guide's particles are divided by what they were drawn from, masked or not
         fn = without_masks(site["fn"]) if self.guide else site["fn"]
         site = {**site, "fn": fn}
         point, densities, mask = self._point(name, fn), self._densities(name, site), element_mask(fn)
         out = {**point, **densities, **self._support(name, site), **_ends(name, fn)}
         if mask is not None:
-            out |= {MASK + name: mask, UNMASKED + name: _unmasked(fn, site["value"], mask.ndim)}
+            out |= {Part.MASK.of(name): mask, Part.UNMASKED.of(name): _unmasked(fn, site["value"], mask.ndim)}
         return out
 
     def _kept(self, name: str) -> int | None:
         """How many batch dimensions a log probability keeps; None for those of the distribution."""
         return None if self.batch_ndims is None else self.batch_ndims.get(name)
 
-    def _densities(self, name: str, site: dict[str, Any]) -> dict[str, Array]:
+    def _densities(self, name: str, site: dict[str, Any]) -> Outputs:
         """The log probability of a site, and the arguments of it where it is an exponential family."""
         keep = self._kept(name)
-        out = {name: _log_prob(site, self.ratios, keep)}
+        out = {Part.DENSITY.of(name): _log_prob(site, self.ratios, keep)}
         if keep in (None, len(site["fn"].batch_shape)) and self.sites[name].exponential_family is not None:
             arguments = _arguments(site, self.ratios)
-            out |= {argument_output(argument, name): array for argument, array in arguments.items()}
+            out |= {Part.ARGUMENT.of(name, argument): array for argument, array in arguments.items()}
         return out
 
-    def _point(self, name: str, fn: dist.Distribution) -> dict[str, Array]:
+    def _point(self, name: str, fn: dist.Distribution) -> Outputs:
         """Where a guide's point mass is; looked at if there are subsamples (`kayn.particles.points`)."""
         wanted = self.guide and self.subsamples and self.sites[name].delta
-        return {POINT + name: jnp.asarray(innermost(fn).v)} if wanted else {}
+        return {Part.POINT.of(name): jnp.asarray(innermost(fn).v)} if wanted else {}
 
-    def _data(self, name: str, site: dict[str, Any]) -> dict[str, Array]:
+    def _data(self, name: str, site: dict[str, Any]) -> Outputs:
         """Observed data, and whether they lie in their likelihood's support."""
         if site["value"] is None:
             return {}
         data = jnp.asarray(site["value"])
         inside = _inside(site["fn"].support, site["value"]) if self._kept(name) is None else None
-        return {DATA + name: data, **_if_any(INSIDE + name, inside)}
+        return {Part.DATA.of(name): data, **_if_any(Part.INSIDE.of(name), inside)}
 
-    def _support(self, name: str, site: dict[str, Any]) -> dict[str, Array]:
+    def _support(self, name: str, site: dict[str, Any]) -> Outputs:
         """What a latent that can be enumerated may be."""
         known = self.sites[name]
         if known.support_size is None:
             return {}
         support = site["fn"].enumerate_support(expand=False)
-        return {SUPPORT + name: jnp.broadcast_to(support, (support.shape[0], *known.shape)).astype(known.dtype)}
+        return {Part.SUPPORT.of(name): jnp.broadcast_to(support, (support.shape[0], *known.shape)).astype(known.dtype)}
 
 
-def _if_any(output: str, array: Array | None) -> dict[str, Array]:
+def _if_any(output: OutputName, array: Array | None) -> Outputs:
     return {} if array is None else {output: array}
 
 
-def _refuse_unrecorded(jaxpr: Jaxpr, names: Sequence[str], consts: tuple, inputs: Sequence[Site | None]) -> None:
+def _refuse_unrecorded(jaxpr: Jaxpr, names: Sequence[OutputName], consts: tuple, inputs: Sequence[Site | None]) -> None:
     """Raise where a model depends on random numbers that no site records."""
     keys = {len(consts) + i for i, site in enumerate(inputs) if site is not None and site.kind == "key"}
     for position, name in enumerate(names if keys else ()):
         if keys & set(slice_outputs(jaxpr, [position])[1]):
             raise ModelError(
-                f"site {site_of(name)!r} of the model depends on random numbers that no sample site records "
+                f"site {name.site!r} of the model depends on random numbers that no sample site records "
                 "(numpyro.prng_key, dropout, a site hidden by numpyro.handlers.block), so nothing could be inferred "
                 "about them. Draw them by numpyro.sample, switch dropout off, or fix them by "
                 "numpyro.handlers.seed(model, 0)"
@@ -290,13 +278,13 @@ def _log_prob(site: Mapping[str, Any], ratios: Mapping[str, float], keep: int | 
     return log_prob if scale is None else log_prob * scale
 
 
-def _ends(name: str, fn: dist.Distribution) -> dict[str, Array]:
+def _ends(name: str, fn: dist.Distribution) -> Outputs:
     """Ends of a latent's support that are not plain numbers."""
     support, ends = support_of(fn), ends_of(fn)
     if support is None or ends is None:
         return {}
-    pairs = ((LOWER, support.lower, ends.lower), (UPPER, support.upper, ends.upper))
-    return {prefix + name: jnp.asarray(end) for prefix, number, end in pairs if number is None}
+    pairs = ((Part.LOWER, support.lower, ends.lower), (Part.UPPER, support.upper, ends.upper))
+    return {part.of(name): jnp.asarray(end) for part, number, end in pairs if number is None}
 
 
 def _unmasked(fn: dist.Distribution, value: Array, ndim: int) -> Array:
