@@ -10,12 +10,15 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from jax import lax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from numpyro import handlers
 
 import kayn
 from kayn.errors import DataError
 from kayn.evidence.draws import draw_particles
+from kayn.evidence.read import read_model
 from kayn.evidence.weights import log_evidence, weigh
+from kayn.programs.sites import Inspected
 from kayn.support.names import whole
 from tests.graph.test_discover import agrees, build, normal, prior_of
 
@@ -283,3 +286,45 @@ def test_nothing_is_split_without_gain():
 
     for model in (total, row_by_row):
         assert not build(model).model.rows
+
+
+def written(rng, z, depth=3):
+    """A random scalar that is linear in terms of rows, or in their sums."""
+    rows = dist.Normal(z[jnp.asarray(rng.integers(0, 3, 6))], 0.7).log_prob(rng.normal(size=6))
+    for _ in range(depth):
+        constant, place = jnp.asarray(rng.normal(size=6), jnp.float32), jnp.asarray(rng.permutation(6))
+        steps = (
+            lambda x, c, i: x * c + 1.0,
+            lambda x, c, i: jnp.where(c > 0, x, 0.3),
+            lambda x, c, i: x[i] - 2 * x,
+            lambda x, c, i: jnp.cumsum(x)[::-1],
+            lambda x, c, i: x.reshape(2, 3).sum(0)[i % 3],
+            lambda x, c, i: jnp.concatenate([x[:2], c[:1], x[3:]]),
+            lambda x, c, i: jax.ops.segment_sum(x, i // 2, 6) / 2,
+            lambda x, c, i: jnp.zeros(6).at[i[:3]].add(x[:3]) + x.sum(),
+            lambda x, c, i: jnp.outer(c, c) @ x,
+            lambda x, c, i: lax.dynamic_update_slice(x, -x[2:4], (1,)),
+            lambda x, c, i: jnp.pad(x[1:5], 1, constant_values=0.5),
+        )
+        rows = steps[rng.integers(len(steps))](rows, constant, place)
+    return rows.sum() + 0.1
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_terms_add_up(seed):
+    """Whatever linear operations come between, the terms of a sum add up to it, and groups are apart."""
+
+    def model():
+        _, z = latents()
+        numpyro.factor("f", written(np.random.default_rng(seed), z))
+
+    program = read_model(Inspected.of(model, (), {}, {})).program
+    assert program.rows
+    rng = np.random.default_rng(seed)
+    values = {"sd": jnp.float32(0.8), "z": jnp.asarray(rng.normal(size=3), jnp.float32)}
+
+    def total(program):
+        outputs = jaxpr_as_fun(ClosedJaxpr(program.jaxpr, program.consts))(*program.leaves(values, {}, {}))
+        return sum(float(v.sum()) for n, v in zip(program.outputs, outputs, strict=True) if n in program.sites)
+
+    np.testing.assert_allclose(total(program), total(program.plain), rtol=2e-5, atol=2e-4)
