@@ -18,6 +18,7 @@ from kayn.errors import DataError
 from kayn.evidence.draws import draw_particles
 from kayn.evidence.read import read_model
 from kayn.evidence.weights import log_evidence, weigh
+from kayn.graph.types import MIXED
 from kayn.programs.outputs import Part
 from kayn.programs.sites import Inspected
 from kayn.support.names import whole
@@ -98,8 +99,30 @@ FORMS = {
 }
 
 
+def read(model):
+    """The model's program and graph; its terms add up to what they were, and every row reads one group."""
+    found = read_model(Inspected.of(model, (), {}, {}))
+    program = found.program
+    assert program.rows
+    values = {"sd": jnp.float32(0.8), "z": jnp.asarray([0.3, -1.2, 0.7], jnp.float32)}
+
+    def total(program):
+        outputs = jaxpr_as_fun(ClosedJaxpr(program.jaxpr, program.consts))(*program.leaves(values, {}, {}))
+        return sum(float(v.sum()) for n, v in zip(program.outputs, outputs, strict=True) if n.part is Part.DENSITY)
+
+    np.testing.assert_allclose(total(program), total(program.plain), rtol=2e-5, atol=2e-4)
+    graph = found.structure.graph
+    assert not any(how is MIXED for o in graph.factors for r in o.reads for _, how in r.through)
+    return program, graph
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_factor_of_a_sum(form):
+    read(factor(FORMS[form]))
+
+
+@pytest.mark.parametrize("form", ["sum", "several", "where", "temperature", "recursion"])
+def test_evidence_is_that_of_enumeration(form):
     problem = agrees(factor(FORMS[form]))
     assert problem.layout.axis_of("z").scope == ("groups",)
 
@@ -313,19 +336,10 @@ def written(rng, z, depth=3):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_terms_add_up(seed):
-    """Whatever linear operations come between, the terms of a sum add up to it, and groups are apart."""
+    """Whatever linear operations come between."""
 
     def model():
         _, z = latents()
         numpyro.factor("f", written(np.random.default_rng(seed), z))
 
-    program = read_model(Inspected.of(model, (), {}, {})).program
-    assert program.rows
-    rng = np.random.default_rng(seed)
-    values = {"sd": jnp.float32(0.8), "z": jnp.asarray(rng.normal(size=3), jnp.float32)}
-
-    def total(program):
-        outputs = jaxpr_as_fun(ClosedJaxpr(program.jaxpr, program.consts))(*program.leaves(values, {}, {}))
-        return sum(float(v.sum()) for n, v in zip(program.outputs, outputs, strict=True) if n.part is Part.DENSITY)
-
-    np.testing.assert_allclose(total(program), total(program.plain), rtol=2e-5, atol=2e-4)
+    read(model)
