@@ -12,6 +12,7 @@ import pytest
 from jax import lax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from numpyro import handlers
+from numpyro.contrib.control_flow import scan
 
 import kayn
 from kayn.errors import DataError
@@ -271,6 +272,28 @@ def test_subsampled_rows():
             numpyro.factor("y", jnp.ones((3, 4)) @ dist.Normal(z[GROUP], 1.0).log_prob(Y) + jnp.asarray(data)[rows, 0])
 
     assert not build(over_rows).model.rows
+
+
+def test_events_in_a_loop():
+    """The steps stay what they are: each follows the one before."""
+
+    def model(form):
+        def step(x, y):
+            with numpyro.plate("series", 3):
+                x = normal("x", x, 1.0)
+            if form == "plain":
+                with numpyro.plate("rows", N):
+                    normal("y", x[GROUP], 1.0, obs=y)
+            else:
+                numpyro.sample("y", dist.Normal(x[GROUP], 1.0).to_event(1), obs=y)
+            return x, None
+
+        scan(step, jnp.zeros(3), jnp.stack([Y, Y + 1]))
+
+    problem = build(partial(model, "event"))
+    assert problem.layout.axis_of("x").scope == ("time", "series")
+    assert problem.graph.output("y").dims[0] == "time"
+    np.testing.assert_allclose(evidence(partial(model, "event")), evidence(partial(model, "plain")), rtol=1e-6)
 
 
 def test_messages_name_the_site():

@@ -108,11 +108,17 @@ def parts_of(
     return Parts(found, weights, rows, singles, rest, sites, keeps)
 
 
-def keeps_subsamples(program: Program, name: str, found: Sum, in_a_row: Container[Any]) -> bool:
-    """Whether the terms of a sum that goes over subsampled plates do so too: each element stands for several."""
-    plates = {p: d for p, d, _ in program.sites[name].frames if p in program.sites}
-    sub = [found.out.aval.ndim + d for p, d in plates.items() if program.sites[p].shape != program.sites[p].batch_shape]
-    return not sub or all(d in dims for dims in _carried(found, in_a_row) for d in sub)
+def keeps_plates(program: Program, name: str, found: Sum, in_a_row: Container[Any]) -> bool:
+    """Whether the terms of a sum go over those of its plates of which the elements are more than a sum: elements of
+    subsampled plates stand for several, steps of a loop follow each other."""
+    site = program.sites[name]
+
+    def counts(plate: str) -> bool:
+        own = program.sites.get(plate)
+        return site.steps is not None if own is None else own.shape != own.batch_shape
+
+    kept = [found.out.aval.ndim + d for p, d, _ in site.frames if counts(p)]
+    return not kept or all(d in dims for dims in _carried(found, in_a_row) for d in kept)
 
 
 def _factor(site: Site, number: int, shape: tuple[int, ...], ndim: int, dims: Mapping[int, int]) -> dict[str, Site]:

@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from kayn.graph.bodies import run_equations
 from kayn.graph.discover import Structure, discover
-from kayn.graph.parts import keeps_subsamples, parts_of
+from kayn.graph.parts import keeps_plates, parts_of
 from kayn.graph.summands import Sum, candidates, chosen_terms, varying
 from kayn.graph.totals import run_flat
 from kayn.graph.types import MIXED, Graph
@@ -40,14 +40,14 @@ CANDIDATE = f"{RESERVED}candidate"
 def split_sums(program: Program, structure: Structure, known: Known) -> tuple[Program, Structure]:
     """A model with log densities that are sums taken apart, and its structure: the same where nothing is gained."""
     mixing = _mixed(structure.graph)
-    names = [n for n in mixing if program.sites[n].steps is None]
-    if not names:
+    if not mixing:
         return program, structure
     wanted = Pairs().union(*mixing.values())
+    names = list(mixing)
     flat = _flat(program, names)
     mixed, in_a_row = _mixed_by(program, flat, names, known)
     found = _choose(program, flat, names, mixed, wanted)
-    found = {n: f for n, f in found.items() if keeps_subsamples(program, n, f[0], in_a_row)}
+    found = {n: f for n, f in found.items() if keeps_plates(program, n, f[0], in_a_row)}
     gained = wanted - Pairs().union(*(found[n][1] if n in found else own for n, own in mixing.items()))
     if not gained:
         return program, structure
