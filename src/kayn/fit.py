@@ -93,7 +93,7 @@ class Fit(Printed):
         converged: whether it had stopped improving before `num_steps` ran out; false where the weights of some latent
             were on a particle or two to the end, or their effective sample size stayed poor: a guide that has not found
             the posterior.
-        options: particle options, as given to `fit`.
+        options: particle options, as given to `fit`; latents that are joint in its guide share an axis.
     """
 
     call: Call
@@ -279,6 +279,9 @@ def _fit_qem(setup: _Setup) -> Fit:
     qem = QEM(setup.call.model, setup.guide, **setup.options)
     state = qem.init(setup.key, *setup.call.args, params=setup.params, **setup.call.kwargs)
     assert qem.guide is not None
+    # what is joint in the guide shares an axis, however many particles
+    joint = {"groups": qem.asked.groups, "couple": dict(qem.asked.couple)}
+    setup = replace(setup, options={**setup.options, **joint})
     if setup.found is not None:
         state = QEMState(**setup.found.like("state", _parts(state))) if setup.found.found else state
         return setup.known(qem.guide, qem, state)

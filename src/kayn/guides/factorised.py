@@ -6,7 +6,7 @@ A `FactorisedGuide` is an ordinary NumPyro guide: it works with `numpyro.infer.S
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +21,7 @@ from numpyro.distributions.transforms import IdentityTransform, biject_to
 
 from kayn.axes.minibatches import assembled, blocks_of_rows, full_shape, subsampled_plates
 from kayn.guides.families import Categorical, Family
+from kayn.guides.joint import JointPart, placed
 from kayn.guides.normal import Gaussian, MultivariateNormal, Normal
 from kayn.guides.start import Conditional, Prior, prior
 from kayn.guides.whole import between, discrete_family, discrete_start
@@ -36,7 +37,6 @@ from kayn.support.names import parameter, refuse_reserved
 from kayn.support.options import Arguments, Key, Model, Named, Params
 from kayn.support.prints import Outlined
 from kayn.support.validate import Count, checked
-from kayn.xla.compilation import is_traced
 
 LONGEST_VECTOR = 32
 """Vectors of up to this length get a full covariance."""
@@ -99,7 +99,8 @@ class FactorisedGuide(Outlined):
         return replace(self, sites=tuple(s for s in self.sites if s.name not in below.names), below=below)
 
     def _run(self) -> dict[str, Array]:
-        out = {}
+        out: dict[str, Array] = {}
+        noise: dict[str, Array] = {}
         for site in self.sites:
             with ExitStack() as stack:
                 for name, dim, full, size in site.plates:
@@ -113,7 +114,12 @@ class FactorisedGuide(Outlined):
                     )
                     for p, start in site.start.items()
                 }
+                part = site.family if isinstance(site.family, JointPart) else None
+                if part and part.earlier:
+                    params = dict(part.conditional(params, jnp.concatenate([noise[n] for n in part.earlier], -1)))
                 out[site.name] = numpyro.sample(site.name, site.family.distribution(params))
+                if part and part.later:
+                    noise[site.name] = part.noise(out[site.name], params)
         return out
 
     @checked()
@@ -125,21 +131,39 @@ class FactorisedGuide(Outlined):
         """
         by_site = self.split({**self.start, **params})
         normal = [(s, s.family) for s in self.sites if isinstance(s.family, Gaussian)]
+        alone = [(s, family) for s, family in normal if not isinstance(family, JointPart)]
+        joint = {family.block: family.coordinates.batch for _, family in normal if isinstance(family, JointPart)}
         others = [s for s in self.sites if not isinstance(s.family, Gaussian)]
         out = {}
         if normal:
             # one draw for all sites: far less to compile
-            locs = [jnp.shape(by_site[s.name]["loc"]) for s, _ in normal]
-            shapes = [_vectors(shape, family) for shape, (_, family) in zip(locs, normal, strict=True)]
+            locs = [jnp.shape(by_site[s.name]["loc"]) for s, _ in alone]
+            shapes = [_vectors(shape, family) for shape, (_, family) in zip(locs, alone, strict=True)]
+            shapes += [
+                (math.prod(batch), sum(p.coordinates.length for p in self.parts(b))) for b, batch in joint.items()
+            ]
             noise = even_normal(key, num, shapes, jnp.result_type(float))
-            ends = np.cumsum([math.prod(shape) for shape in locs])
-            for (site, family), part in zip(normal, jnp.split(noise, ends[:-1], axis=1), strict=True):
-                out[site.name] = family.place(part, by_site[site.name])
+            pieces = iter(jnp.split(noise, np.cumsum([n * length for n, length in shapes])[:-1], axis=1))
+            for site, family in alone:
+                out[site.name] = family.place(next(pieces), by_site[site.name])
+            for block in joint:
+                found = placed(self.parts(block), [by_site[n] for n in block], next(pieces))
+                out |= dict(zip(block, found, strict=True))
         # the key itself has been used for the Normal sites
         for number, site in enumerate(others, 1):
             k = jax.random.fold_in(key, number)
             out[site.name] = draw(site.family.distribution(by_site[site.name]), k, (num,))
         return out
+
+    def parts(self, block: tuple[str, ...]) -> list[JointPart]:
+        """The families of the sites of a joint Normal."""
+        by_name = {s.name: s.family for s in self.sites}
+        return [family for n in block if isinstance(family := by_name[n], JointPart)]
+
+    @property
+    def blocks(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the sites that are joint Normals together."""
+        return tuple(dict.fromkeys(s.family.block for s in self.sites if isinstance(s.family, JointPart)))
 
     @property
     def draws_together(self) -> bool:
@@ -278,25 +302,6 @@ class Unstarted:
             return replace(site, start=start, wide=wide)
 
         return replace(self.guide, sites=tuple(started(s) for s in self.guide.sites))
-
-
-def best_start(
-    starts: Sequence[dict[str, Array]], log_evidence: Callable[[dict[str, Array]], Array]
-) -> dict[str, Array]:
-    """The parameters under which a few sets of particles see more of the posterior.
-
-    Args:
-        log_evidence: parameters to log Z of several sets of particles from there, in nats.
-    """
-    if len(starts) == 1:
-        return starts[0]
-    near, wide = starts
-    logs = [jax.nn.logsumexp(jnp.nan_to_num(log_evidence(s), nan=-jnp.inf)) for s in starts]
-    # plain numbers stay plain, and traced ones are chosen between at run time
-    wider = logs[1] > logs[0]
-    if is_traced(wider):
-        return jax.tree.map(lambda a, b: jnp.where(wider, b, a), near, wide)
-    return wide if wider else near
 
 
 def _vectors(shape: tuple[int, ...], family: Gaussian) -> tuple[int, int]:

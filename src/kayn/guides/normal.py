@@ -225,29 +225,46 @@ class MultivariateNormal(Gaussian):
             "noise": _blend_noise(old["noise"], new["noise"], rate),
         }
 
-    def from_moments(self, moments: Moments) -> Params:
+    def from_moments(self, moments: Moments, unit: Array | float | None = None) -> Params:
         """Location and Cholesky factor; correlations are shrunk by the share of their squares that noise explains.
 
+        `unit` is that of every coordinate, by default the family's own.
+
         Schaefer & Strimmer (2005): the share is the sum of the correlations' sampling variances over that of their
-        squares, between `GUARD` and one.
+        squares, between `GUARD` and one (`kept`).
         """
         covariance = moments["covariance"]
         variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
-        variance = jnp.maximum(variance, _least_variance(moments["mean"], self.unit))
-        scale = jnp.sqrt(variance)
+        floor = _least_variance(moments["mean"], self.unit if unit is None else unit)
+        scale = jnp.sqrt(jnp.maximum(variance, floor))
         eye = jnp.eye(scale.shape[-1], dtype=scale.dtype)
         correlation = (covariance / (scale[..., :, None] * scale[..., None, :])) * (1 - eye)
-        squares = jnp.sum(correlation**2, (-2, -1))
-        spurious = moments["noise"] * jnp.sum((1 - jnp.minimum(correlation**2, 1.0)) ** 2 * (1 - eye), (-2, -1))
-        keep = 1 - jnp.clip(spurious / jnp.maximum(squares, jnp.finfo(scale.dtype).tiny), GUARD, 1.0)
         return {
             "loc": moments["mean"],
-            "scale_tril": scale[..., :, None] * jnp.linalg.cholesky(keep[..., None, None] * correlation + eye),
+            "scale_tril": scale[..., :, None] * jnp.linalg.cholesky(self.shrunk(correlation, moments["noise"]) + eye),
         }
+
+    def shrunk(self, correlation: Array, noise: Array) -> Array:
+        """Correlations [*B, E, E] off the diagonal without the part that noise [*B] explains."""
+        return kept(correlation, noise, 1 - jnp.eye(correlation.shape[-1], dtype=correlation.dtype)) * correlation
 
     def scaled(self, loc: Array, scale: Array) -> Params:
         """Parameters with these locations [*B, E] and scales, without correlations."""
         return {"loc": loc, "scale_tril": scale[..., None] * np.eye(scale.shape[-1], dtype=scale.dtype)}
+
+
+def kept(correlation: Array, noise: Array, variances: Array, target: Array | float = 0.0) -> Array:
+    """The share of correlations' distance from a target that is not noise, [*B, 1, 1].
+
+    Args:
+        correlation: [*B, E, E], zero on the diagonal; `target` likewise.
+        noise: [*B], one over the effective number of particles.
+        variances: sampling variances of the correlations in units of those of single ones, zero on the diagonal.
+    """
+    squares = jnp.sum((correlation - target) ** 2, (-2, -1))
+    spurious = noise * jnp.sum((1 - jnp.minimum(correlation**2, 1.0)) ** 2 * variances, (-2, -1))
+    tiny = jnp.finfo(correlation.dtype).tiny
+    return (1 - jnp.clip(spurious / jnp.maximum(squares, tiny), GUARD, 1.0))[..., None, None]
 
 
 GUARD = 1e-4

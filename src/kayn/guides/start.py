@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
@@ -19,7 +20,7 @@ from kayn.programs.seeding import draw, seeded
 from kayn.programs.sites import Site, placeholder
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
-from kayn.xla.compilation import ahead
+from kayn.xla.compilation import ahead, is_traced
 
 PRIOR_DRAWS = 100
 MANY_LATENTS = 50
@@ -159,6 +160,25 @@ def refuse_dependent_supports(
                 "all particles; rewrite it with a fixed support (scale a Uniform(0, 1), or add a positive latent to "
                 "the bound), or pass a guide"
             )
+
+
+def best_start(
+    starts: Sequence[dict[str, Array]], log_evidence: Callable[[dict[str, Array]], Array]
+) -> dict[str, Array]:
+    """The parameters under which a few sets of particles see more of the posterior.
+
+    Args:
+        log_evidence: parameters to log Z of several sets of particles from there, in nats.
+    """
+    if len(starts) == 1:
+        return starts[0]
+    near, wide = starts
+    logs = [jax.nn.logsumexp(jnp.nan_to_num(log_evidence(s), nan=-jnp.inf)) for s in starts]
+    # plain numbers stay plain, and traced ones are chosen between at run time
+    wider = logs[1] > logs[0]
+    if is_traced(wider):
+        return jax.tree.map(lambda a, b: jnp.where(wider, b, a), near, wide)
+    return wide if wider else near
 
 
 def _draws_of(one: Callable[[KeyArray], PyTree], key: KeyArray, many: bool) -> Callable[[], PyTree]:

@@ -14,7 +14,8 @@ from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, build_problem
 from kayn.evidence.queries import weighted_draws
 from kayn.evidence.unguided import without_ceremony
-from kayn.guides.factorised import Unstarted, best_start
+from kayn.guides.factorised import Unstarted
+from kayn.guides.start import best_start
 from kayn.posterior.call import Call, Origin
 from kayn.posterior.checks import warn_if_poor
 from kayn.posterior.posterior import Posterior

@@ -20,19 +20,22 @@ import numpy as np
 
 from kayn.axes.minibatches import warn_of_averages
 from kayn.axes.request import TARGET_ELEMENTS, make_request
-from kayn.errors import GuideError, KaynError
+from kayn.errors import KaynError
 from kayn.evidence.dataless import keep_priors
 from kayn.evidence.draws import Draws
+from kayn.evidence.joint_guide import asked_again, joint_guide
 from kayn.evidence.problem import Problem, build_problem
 from kayn.evidence.queries import weighted_draws
 from kayn.evidence.soundness import warn_of_steps
 from kayn.evidence.unguided import without_ceremony
-from kayn.guides.factorised import FactorisedGuide, Unstarted, best_start
+from kayn.guides.factorised import FactorisedGuide, Unstarted
+from kayn.guides.start import best_start
 from kayn.inference import mstep
 from kayn.inference.arguments import same
-from kayn.inference.mstep import Block, Weights, blocks
+from kayn.inference.mstep import Weights
 from kayn.inference.qem_state import QEMResult, QEMState
-from kayn.particles.guide_program import GuideProgram, trace_guide
+from kayn.inference.together import Block, blocks, refuse_dependence
+from kayn.particles.guide_program import trace_guide
 from kayn.programs.sites import Inspected
 from kayn.programs.tables import as_arguments
 from kayn.support.arrays import Array, KeyArray, PyTree
@@ -129,6 +132,7 @@ class QEM:
         self.min_ess = min_ess
         self.overdispersion = overdispersion
         self.request = make_request(num_particles, strategy, groups, couple, target_elements, memory, draws=self.draws)
+        self.asked = self.request
         self.guide: FactorisedGuide | None = None
         self.problem: Problem | None = None
         self.blocks: tuple[Block, ...] = ()
@@ -151,16 +155,18 @@ class QEM:
             begun = Unstarted.of(inspected, key)
         else:
             begun = Unstarted(FactorisedGuide.from_guide(self.user_guide, args, kwargs, params, inspected.sites))
-        self.guide = begun.guide
+        self.guide, self.asked = begun.guide, self.request
         everything = {**self.guide.start, **params}
         self.model_params = {n: v for n, v in params.items() if n not in self.guide.start}
         self.problem = self._read(self.guide, everything, inspected)
         if self.user_guide is not None and not isinstance(self.user_guide, FactorisedGuide):
-            _refuse_dependence(trace_guide(self.user_guide, args, kwargs, params, inspected.sites))
+            refuse_dependence(trace_guide(self.user_guide, args, kwargs, params, inspected.sites))
         if self.user_guide is None:
             self.problem, self.guide = keep_priors(
                 self.problem, self.guide, self.model, lambda g: self._read(g, {**g.start, **params}, inspected)
             )
+            self.problem, self.guide = joint_guide(self.problem, self.guide, inspected, self.request)
+            self.asked = asked_again(self.request, self.problem, self.guide)
             begun = replace(begun, guide=self.guide)
         warn_of_averages(self.problem.graph, self.problem.model, "QEM")
         self.blocks = blocks(self.problem, self.guide.sites, self._widening())
@@ -177,7 +183,7 @@ class QEM:
 
     def _read(self, guide: Any, params: Mapping, inspected: Inspected) -> Problem:
         args, kwargs = inspected.args, inspected.kwargs
-        return build_problem(self.model, guide, args, kwargs, params, self.request, inspected=inspected)
+        return build_problem(self.model, guide, args, kwargs, params, self.asked, inspected=inspected)
 
     def _look(self, params: Mapping[str, PyTree], key: KeyArray) -> Any:
         """log Z after the first steps from some parameters, [CHUNK // 2]."""
@@ -302,15 +308,6 @@ class QEM:
         self._problem()
         assert self.guide is not None
         return self.guide
-
-
-def _refuse_dependence(guide: GuideProgram) -> None:
-    for name, parents in guide.parents.items():
-        if parents:
-            raise GuideError(
-                f"guide site {name!r} depends on {', '.join(map(repr, parents))}, but QEM fits independent sites. "
-                "Make the sites independent, or fit this guide with kayn.RWS and numpyro.infer.SVI"
-            )
 
 
 def _advance(

@@ -19,6 +19,8 @@ UNKNOWN = Weights(True, False, 1.0)
 BETTER = 1.1
 """By what factor the efficiency of weights has to grow from one quarter of the steps to the next,
 to count as rising."""
+PATIENCE = 4
+"""Chunks that such a quarter has at least: weights become better by averaging, long after the evidence is flat."""
 
 
 def until_flat(
@@ -60,8 +62,10 @@ def until_flat(
 
 
 def _rises(efficiencies: list[float]) -> bool:
-    """Whether the weights of the last quarter of the chunks are better than those of the quarter before."""
-    window = max(2, len(efficiencies) // 4)
+    """Whether the weights of the last quarter of the chunks are better than those of the quarter before, or may be."""
+    window = max(PATIENCE, len(efficiencies) // 4)
+    if len(efficiencies) < 2 * window:
+        return True
     before, last = efficiencies[-2 * window : -window], efficiencies[-window:]
     return float(np.mean(last)) > BETTER * float(np.mean(before))
 

@@ -180,9 +180,9 @@ def _constraints(
     for name in drawn:
         if name in auxiliary or name in points:
             continue
-        rank = len(density.aval(Part.DENSITY.of(name)).shape)
+        own = density.aval(Part.DENSITY.of(name)).shape
         batch_shape = model_sites[name].batch_shape
-        lost = tuple((name, d) for d in range(rank, len(batch_shape)) if batch_shape[d] > 1)
+        lost = tuple((name, d) for d, n in enumerate(batch_shape) if n > 1 and (d >= len(own) or own[d] == 1))
         if lost:
             found.append(Constraint((name,), lost, "the guide draws its elements jointly"))
     return tuple(found)

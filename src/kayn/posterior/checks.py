@@ -14,11 +14,11 @@ from kayn.evidence.soundness import unsound
 from kayn.posterior import diagnostics
 from kayn.posterior.diagnostics import (
     GOOD_EFFICIENCY,
-    POOR_EFFICIENCY,
     POOR_KHAT,
     POOR_SPREAD,
     endless_khat,
     pareto_khat,
+    poor_below,
 )
 from kayn.posterior.pool import Pool
 from kayn.support.names import shown
@@ -98,7 +98,7 @@ def _axis_complaints(posterior: Pool, axis: Axis) -> Iterator[str]:
     worst = int(np.argmin(efficiency))
     who = ", ".join(map(repr, axis.latents))
     where = f" (worst element {worst} of {efficiency.size})" if efficiency.size > 1 else ""
-    if efficiency[worst] < POOR_EFFICIENCY:
+    if efficiency[worst] < poor_below(axis.size):
         ess = 1 + efficiency[worst] * (axis.size - 1)
         yield (
             f"latent {who}: effective sample size {ess:.1f} of {axis.size} particles{where}. "

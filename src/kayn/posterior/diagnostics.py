@@ -9,7 +9,11 @@ import numpy as np
 from kayn.support.arrays import Array
 
 POOR_EFFICIENCY = 0.25
-"""Efficiency of particles, as `efficiency` defines it, below which they are called poor."""
+"""Efficiency of particles, as `efficiency` defines it, below which they are called poor, however many there are."""
+FAIR_EFFICIENCY = 0.43
+"""Efficiency from which they are not, however few."""
+FAIR_ESS = 13.5
+"""Effective sample size from which it takes less than that: the error of weighted averages falls with their number."""
 GOOD_EFFICIENCY = 0.8
 """Efficiency above which weights are so even that the shape of their tail matters only where it is endless."""
 POOR_SPREAD = 2.0
@@ -37,6 +41,11 @@ def efficiency(weights: Array) -> np.ndarray:
     """
     ess = effective_sample_size(np.moveaxis(np.asarray(weights), 1, 0))
     return np.mean((ess - 1) / (weights.shape[1] - 1), axis=0)
+
+
+def poor_below(size: int) -> float:
+    """Efficiency below which K = `size` particles are called poor."""
+    return max(POOR_EFFICIENCY, min(FAIR_EFFICIENCY, (FAIR_ESS - 1) / max(size - 1, 1)))
 
 
 def tail_length(count: int) -> int:
