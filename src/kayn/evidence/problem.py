@@ -22,12 +22,14 @@ from kayn.evidence.missing import warn_if_nothing_observed
 from kayn.evidence.read import read_model
 from kayn.graph.discover import Structure
 from kayn.graph.types import Graph
+from kayn.guides.factorised import FactorisedGuide
 from kayn.particles.density import DENOMINATORS
 from kayn.particles.draw import draw_runs
 from kayn.particles.guide_program import GuideProgram, parent_plates, trace_guide
 from kayn.particles.reach import refuse_smaller_ends
 from kayn.particles.shared_noise import evenly
 from kayn.particles.unreached import refuse_values_never_drawn
+from kayn.programs.events import freed
 from kayn.programs.sites import Inspected, Site, inspect_sites, share_fixed, summed_out
 from kayn.programs.trace import Program
 from kayn.support.arrays import Array, PyTree
@@ -112,6 +114,8 @@ def build_problem(
     inspected = Inspected.of(model, args, kwargs, params) if inspected is None else inspected
     sites = inspected.sites
     refuse_reserved(sites)
+    if isinstance(guide, FactorisedGuide):
+        sites = freed(sites, guide.freed(sites))
     traced_guide = trace_guide(guide, args, kwargs, params, sites)
     _refuse_unknown(params, [*sites.values(), *traced_guide.density.sites.values()])
     sites = share_fixed(summed_out(sites, traced_guide.names), traced_guide.density.sites)

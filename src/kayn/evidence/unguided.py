@@ -10,6 +10,7 @@ from kayn.axes.choose import choose_layout
 from kayn.axes.request import Request
 from kayn.axes.types import Layout
 from kayn.errors import StructureError
+from kayn.evidence.free_events import with_freed_events
 from kayn.evidence.read import read_model
 from kayn.graph.types import Graph
 from kayn.programs.sites import Inspected, summed_out
@@ -21,7 +22,8 @@ MOST_FLOPS = 2**28
 
 
 def without_ceremony(inspected: Inspected, request: Request) -> Inspected:
-    """A model whose discrete latents are enumerated as far as that can be afforded, without being asked to.
+    """A model whose discrete latents are enumerated as far as that can be afforded, without being asked to, and whose
+    events are taken apart where that serves (`kayn.evidence.free_events`).
 
     One is not where its axis cannot keep an index of its own over its plates, or shares a group, or where its values
     would make a factor or the contraction too large; `Site.why_drawn` says so, and kayn's own guide draws it.
@@ -33,10 +35,10 @@ def without_ceremony(inspected: Inspected, request: Request) -> Inspected:
         own = _decided(inspected, why)
         found = _too_dear(own, free, request)
         if found is None:
-            return own
+            return with_freed_events(own)
         name, why[name] = found
         del free[name]
-    return _decided(inspected, why)
+    return with_freed_events(_decided(inspected, why))
 
 
 def _decided(inspected: Inspected, why: dict[str, str]) -> Inspected:

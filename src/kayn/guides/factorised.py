@@ -165,6 +165,11 @@ class FactorisedGuide(Outlined):
         """Names of the sites that are joint Normals together."""
         return tuple(dict.fromkeys(s.family.block for s in self.sites if isinstance(s.family, JointPart)))
 
+    def freed(self, sites: Mapping[str, Site]) -> tuple[str, ...]:
+        """Those of a model's latents whose events of independent elements it draws element by element."""
+        known = {n: len(s.batch_shape) for n, s in sites.items()}
+        return tuple(s.name for s in self.sites if s.batch_ndim > known.get(s.name, s.batch_ndim))
+
     @property
     def draws_together(self) -> bool:
         """Whether `draw_particles` gives all sites, whatever the rows of a minibatch."""
@@ -280,6 +285,8 @@ class Unstarted:
                 continue
             event_dim = len(site.shape) - len(site.batch_shape)
             transform = biject_to(found.supports[site.name])
+            while site.freed and isinstance(transform, dist.transforms.IndependentTransform):
+                transform = transform.base_transform
             transform = IdentityTransform() if _identity(transform) else transform
             shape = jax.eval_shape(
                 lambda value, t=transform: t.inv(value), jax.ShapeDtypeStruct(site.shape, site.dtype)

@@ -82,6 +82,8 @@ class Site:
     fixed: bool = False
     """Whether a handler has set the indices of the plate that it is, in the program or in its partner
     (of model and guide)."""
+    freed: int = 0
+    """How many of its batch dimensions are events of independent elements in the program (`kayn.programs.events`)."""
     scaled: bool = False
     """Whether its log density has a factor of `handlers.scale`."""
 

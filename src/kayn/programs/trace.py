@@ -204,13 +204,16 @@ class _Known:
 
     def _kept(self, name: str) -> int | None:
         """How many batch dimensions a log probability keeps; None for those of the distribution."""
-        return None if self.batch_ndims is None else self.batch_ndims.get(name)
+        if self.batch_ndims is None:
+            return len(self.sites[name].batch_shape) if self.sites[name].freed else None
+        return self.batch_ndims.get(name)
 
     def _densities(self, name: str, site: dict[str, Any]) -> Outputs:
         """The log probability of a site, and the arguments of it where it is an exponential family."""
         keep = self._kept(name)
         out = {Part.DENSITY.of(name): _log_prob(site, self.ratios, keep)}
-        if keep in (None, len(site["fn"].batch_shape)) and self.sites[name].exponential_family is not None:
+        whole = keep in (None, len(site["fn"].batch_shape) + self.sites[name].freed)
+        if whole and self.sites[name].exponential_family is not None:
             arguments = _arguments(site, self.ratios)
             out |= {Part.ARGUMENT.of(name, argument): array for argument, array in arguments.items()}
         return out

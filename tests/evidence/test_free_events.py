@@ -1,0 +1,103 @@
+"""Events of independent elements: where each element is read by itself, it has particles of its own, and every answer
+is that of the model without events."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import kayn
+
+GROUP = np.repeat(np.arange(6), 3).astype(np.int32)
+X = np.linspace(-1, 1, 18, dtype=np.float32)
+Y = (0.7 * np.sin(3.0 * GROUP) + 0.4 * np.cos(7 * np.arange(18))).astype(np.float32)
+
+
+def grouped(form, y=Y):
+    sd = numpyro.sample("sd", dist.HalfNormal(1.0))
+    law = dist.Normal(0.0, sd).expand([6])
+    z = numpyro.sample("z", law.to_event(1) if form == "event" else law)
+    # one positive scale a group
+    law = dist.LogNormal(-0.5, 0.3).expand([6])
+    noise = numpyro.sample("noise", law.to_event(1) if form == "event" else law)
+    beta = numpyro.sample("beta", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    with numpyro.plate("rows", len(y)):
+        at = z[GROUP] + jnp.stack([X, X**2], 1) @ beta
+        numpyro.sample("y", dist.Normal(at, noise[GROUP]), obs=y)
+
+
+@pytest.fixture(scope="module")
+def fits():
+    run = {"num_particles": 5, "num_steps": 8, "progress": False}
+    return {form: kayn.fit(grouped, (form,), {"y": Y}, **run) for form in ("event", "plain")}
+
+
+def test_elements_that_are_read_together_stay_together(fits):
+    layout = fits["event"].posterior().problem.layout
+    assert layout.axis_of("z").scope == ("z_dim_0",)
+    assert layout.axis_of("noise").scope == ("noise_dim_0",)
+    assert layout.axis_of("beta").scope == ()
+    sites = fits["event"].posterior().problem.model.sites
+    assert (sites["beta"].batch_shape, sites["beta"].freed) == ((), 0)
+
+
+def test_answers_are_those_of_the_plain_model(fits):
+    found, expected = (fits[form].posterior() for form in ("event", "plain"))
+
+    def answers(posterior):
+        return {
+            "evidence": posterior.log_evidence,
+            "moments": [(posterior.mean(n), posterior.std(n)) for n in ("sd", "z", "noise", "beta")],
+            "sample": posterior.sample(0, 5),
+            "mode": posterior.mode(),
+            "predictive": posterior.predictive(0, 5)["y"],
+            "log likelihood": posterior.log_likelihood(0, 5),
+            "held out": posterior.log_predictive(0, 5, "event" if posterior is found else "plain", y=Y + 0.1).joint,
+        }
+
+    for a, b in zip(*map(jax.tree.leaves, (answers(found), answers(expected))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    dims = [p.to_datatree(0, 5)["posterior"]["z"].dims for p in (found, expected)]
+    assert dims[0] == dims[1]
+
+
+def test_files(fits, tmp_path):
+    posterior = fits["event"].posterior()
+    posterior.save(tmp_path / "posterior")
+    again = kayn.load(tmp_path / "posterior", grouped)
+    np.testing.assert_array_equal(again.mean("z"), posterior.mean("z"))
+
+
+def test_other_estimators():
+    """Those that are given kayn's own guide read the model by what that draws."""
+
+    def evidence(form, method):
+        fit = kayn.fit(grouped, (form,), {"y": Y}, method=method, num_particles=4, num_steps=3, progress=False)
+        assert fit.posterior().problem.layout.axis_of("z").scope == ("z_dim_0",)
+        return fit.posterior().log_evidence
+
+    for method in ("vi", "rws"):
+        np.testing.assert_allclose(evidence("event", method), evidence("plain", method), rtol=1e-5)
+
+
+def test_events_in_plates():
+    """Rows of a minibatch with an event each, and plates beside."""
+    data = np.arange(12, dtype=np.float32).reshape(6, 2) / 6
+
+    def model(form):
+        sd = numpyro.sample("sd", dist.HalfNormal(1.0))
+        with numpyro.plate("rows", 6, subsample_size=3, dim=-1 if form == "event" else -2) as rows:
+            y, law = jnp.asarray(data)[rows], dist.Normal(0.0, sd).expand([3, 2])
+            if form == "event":
+                z = numpyro.sample("z", law.to_event(1))
+                numpyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+            else:
+                with numpyro.plate("columns", 2):
+                    numpyro.sample("y", dist.Normal(numpyro.sample("z", law), 1.0), obs=y)
+
+    posteriors = [kayn.Importance(model, num_particles=4).run(0, None, form) for form in ("event", "plain")]
+    scopes = [len(p.problem.layout.axis_of("z").scope) for p in posteriors]
+    assert scopes == [2, 2]
+    np.testing.assert_allclose(*(p.log_evidence for p in posteriors), rtol=1e-5)
