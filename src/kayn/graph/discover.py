@@ -13,6 +13,7 @@ from kayn.graph.aligned import Aligned
 from kayn.graph.data_checks import check_data
 from kayn.graph.dependence import read_program
 from kayn.graph.expressions import Made, Node, Nodes, Operation, evaluate, nested_through
+from kayn.graph.marks.resolve import resolve
 from kayn.graph.predictor_terms import CONSTANT, read_parts
 from kayn.graph.types import MIXED, AliasOf, Argument, Density, Graph, Kind, Latent, Link, Output, Plate, Read
 from kayn.graph.work import work_of
@@ -22,6 +23,9 @@ from kayn.programs.sites import Site
 from kayn.programs.trace import Program
 from kayn.support.arrays import Array
 from kayn.support.names import fresh
+
+RESULTS = (Part.DENSITY, Part.VALUE)
+"""Outputs that a graph is made of; all others say something about one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +107,7 @@ def discover(program: Program, known: Sequence[Array]) -> Structure:
         )
     inputs = [*latents, *(a.latent for a in aliases)]
     found, nodes = read_program(program, inputs, known)
+    found = resolve(program, inputs, [n for n in program.outputs if n.part in RESULTS], found, nodes)
     check_data(program, found, nodes)
 
     builder = _Builder(plates, nodes, {z.name: z for z in inputs})
@@ -157,6 +162,7 @@ def discover_output(
     names = (*graph.latent_names, *(a.latent.name for a in graph.aliases))
     latents = [graph.latent(n) for n in program.inputs if n in names]
     found, nodes = read_program(program, latents, known)
+    found = resolve(program, latents, [name], found, nodes)
     builder = _Builder(plates, nodes, {z.name: z for z in latents})
     builder.add(name, found[name], program)
     output = replace(builder.finish()[0], density=_densities(program, found).get(name.site))
@@ -239,7 +245,7 @@ class _Builder:
 
     def add(self, output: OutputName, annotation: Any, program: Program) -> None:
         """Collect an output, unless it is neither a density nor a value."""
-        if output.part not in (Part.DENSITY, Part.VALUE):
+        if output.part not in RESULTS:
             return
         name = output.site
         site = program.rows.get(name) or program.sites.get(name)
@@ -315,6 +321,7 @@ class _Builder:
             index = self.nodes.concrete(node)
             identity = index is not None and np.array_equal(index, np.arange(self.plates[target].size))
             return target if identity else MIXED
+        node = self.nodes.canonical(node)
         if node not in self.links:
             self.links.append(node)
         return Link(source, target, self.links.index(node))

@@ -144,7 +144,7 @@ class Nodes:
 
     def concrete(self, node: Node) -> np.ndarray | None:
         """The value as NumPy array, or None when it depends on a traced input."""
-        if not _is_known(node, self.known, {}):
+        if not is_known(node, self.known, {}):
             return None
         with jax.ensure_compile_time_eval():
             value = evaluate(node, self.known, self._values)
@@ -214,9 +214,10 @@ def is_concrete(value: Any) -> bool:
     return value is not None and not isinstance(value, jax.core.Tracer)
 
 
-def _is_known(node: Node, inputs: Sequence[Array], seen: dict[int, bool]) -> bool:
+def is_known(node: Node, inputs: Sequence[Array], seen: dict[int, bool]) -> bool:
+    """Whether all that an expression is computed of is; answers for its parts are kept in `seen`, by identity."""
     if id(node) not in seen:
         own = node.literal if node.leaf is None else inputs[node.leaf]
         atom = node.compute is None
-        seen[id(node)] = is_concrete(own) if atom else all(_is_known(n, inputs, seen) for n in node.inputs)
+        seen[id(node)] = is_concrete(own) if atom else all(is_known(n, inputs, seen) for n in node.inputs)
     return seen[id(node)]

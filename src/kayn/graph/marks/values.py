@@ -1,0 +1,59 @@
+"""Numbers of a program's variables, computed when a rule asks for them: those that data alone give, and those at trial
+values of the latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from kayn.graph.expressions import Node, Nodes, evaluate, is_key, is_known
+from kayn.support.arrays import Array
+
+
+@dataclass
+class Table:
+    """What is known of a program's inputs, and what has been computed of it."""
+
+    inputs: Sequence[Array]
+    known: dict[int, bool] = field(default_factory=dict)
+    values: dict[int, Array] = field(default_factory=dict)
+
+    def value(self, node: Node) -> np.ndarray | None:
+        """An expression's value, or None when it depends on what is not known."""
+        try:
+            if not is_known(node, self.inputs, self.known):
+                return None
+            with jax.ensure_compile_time_eval():
+                found = evaluate(node, self.inputs, self.values)
+        except RecursionError:
+            return None
+        return None if is_key(found) else np.asarray(found)
+
+
+@dataclass
+class Values:
+    """The values of expressions of one program.
+
+    Attributes:
+        nodes: the table that expressions are entered in.
+        trial: values for all inputs of the program, latents' among them.
+    """
+
+    nodes: Nodes
+    trial: Sequence[Any]
+
+    def __post_init__(self) -> None:
+        """Two tables: of what is known, and at the trial values."""
+        self._known, self._tried = Table(self.nodes.known), Table(self.trial)
+
+    def known(self, node: Node) -> np.ndarray | None:
+        """The value, if data alone decide it."""
+        return self._known.value(node)
+
+    def tried(self, node: Node) -> np.ndarray | None:
+        """The value at the trial values, outside of what changes from step to step."""
+        return self._tried.value(node)

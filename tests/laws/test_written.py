@@ -1,0 +1,81 @@
+"""A row that reads one group's latent keeps its index in whatever form the model is written, with the same evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+from kayn.axes.request import make_request
+from kayn.evidence.draws import draws_from_runs
+from kayn.evidence.problem import Problem, build_problem
+from kayn.evidence.weights import weigh
+from kayn.graph.types import Link, Read
+from tests.laws.oracle import QUICK
+from tests.laws.written import GROUP, GROUPS, INDEX, ROWS, SAME
+
+K = 3
+
+
+def plainly(z: Any) -> Any:
+    return z[INDEX]
+
+
+def model(forms: dict[str, Callable]) -> None:
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("groups", GROUPS):
+        z = numpyro.sample("z", dist.Normal(mu, 1.0))
+    for number, (name, form) in enumerate(forms.items()):
+        with numpyro.plate(f"rows of {name}", ROWS):
+            data = np.random.default_rng(number).normal(size=ROWS)
+            numpyro.sample(name, dist.Normal(form(z), 3.0), obs=data)
+
+
+def guide() -> None:
+    numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("groups", GROUPS):
+        numpyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+@cache
+def problem(plain: bool) -> Problem:
+    """One model with a likelihood in every form, or with as many plain ones."""
+    forms = dict.fromkeys(SAME, plainly) if plain else SAME
+    return build_problem(partial(model, forms), guide, (), {}, {}, make_request(K, "parallel", (), None))
+
+
+def read_of(plain: bool, name: str) -> tuple[Read, Any]:
+    own = problem(plain)
+    (read,) = own.graph.output(name).reads
+    link = read.of("groups")
+    assert isinstance(link, Link), link
+    return read, own.structure.nodes.concrete(own.structure.links[link.key])
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_every_form_is_read_as_the_plain_one(name):
+    read, index = read_of(False, name)
+    assert read == read_of(True, name)[0]
+    np.testing.assert_array_equal(index, GROUP)
+
+
+def log_evidence(plain: bool) -> Any:
+    own, rng = problem(plain), np.random.default_rng(1)
+    runs = {"mu": jnp.asarray(rng.normal(size=K)), "z": jnp.asarray(rng.normal(size=(K, GROUPS)))}
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def run(runs: Any) -> Any:
+        return weigh(own, own.numbers, draws_from_runs(own, own.numbers, {}, runs, {}), {}).log_evidence()
+
+    return jax.device_get(run(runs))
+
+
+def test_evidence_is_that_of_plain_forms():
+    np.testing.assert_allclose(log_evidence(False), log_evidence(True), rtol=1e-5)
