@@ -330,6 +330,7 @@ READS = {
     "results of a scan": lambda z: lax.scan(lambda c, x: (c + x, c + x), 0.0, z)[1][0],
     "places in a loop": lambda z: lax.fori_loop(0, 1, lambda i, c: c + z[i], 0.0),
     "map": lambda z: lax.map(lambda x: 2 * x, z)[0] / 2,
+    "print": lambda z: (jax.debug.callback(lambda x: None, z[0]), z[0])[1],
     "while": lambda z: lax.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, s[1][::1], z[0]), (0, z, 0.0))[2],
 }
 

@@ -180,7 +180,8 @@ def _linear_part(jaxpr: Jaxpr, out: Any, varies: Container[Any]) -> list[JaxprEq
     """The equations through which the walk could go, in order."""
     found, wanted = [], {out}
     for eqn in reversed(jaxpr.eqns):
-        ways = linear_in(eqn, varies) if eqn.outvars[0] in wanted else ()
+        # calls for their effects alone, and loops of which no result is used, have none
+        ways = linear_in(eqn, varies) if wanted.intersection(eqn.outvars[:1]) else ()
         if ways:
             found.append(eqn)
             wanted.update(eqn.invars[i] for way in ways for i in way)
