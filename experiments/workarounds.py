@@ -32,6 +32,7 @@ from kayn.programs.squeeze import run_squeezed
 from kayn.support import keys
 from kayn.support.table import format_table
 from kayn.xla import compilation
+from kayn.xla.fallback import guarded
 
 REPEATS = 25
 GAIN = 1.15
@@ -261,6 +262,61 @@ def _length() -> tuple[float, float]:
     return seconds(kept, x), seconds(compiled(lambda x: jnp.max(jnp.abs(x)), x)[0], x)
 
 
+# -- a fast computation with an exact one in reserve
+
+
+def _in_reserve() -> tuple[float, float]:
+    """The gradient of a normal factor by moments of its rows, row by row where these would lose digits."""
+    rows, args = normal(1000), (normal(60), normal(60))
+
+    def prepare(args: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+        moments = jnp.stack([jnp.sum(rows**2), jnp.sum(rows), jnp.float32(len(rows))])
+        return (moments, args), jnp.all(jnp.abs(args[0]) < 100)
+
+    def finish(prepared: Any) -> jax.Array:
+        (squares, total, count), (loc, log_sd) = prepared
+        square = squares - 2 * loc[:, None] * total + count * loc[:, None] ** 2
+        return -0.5 * square * jnp.exp(-2 * log_sd) - count * log_sd
+
+    def exact(args: tuple[jax.Array, jax.Array]) -> jax.Array:
+        loc, log_sd = args
+        return jnp.sum(-0.5 * ((rows - loc[:, None, None]) / jnp.exp(log_sd)[:, None]) ** 2 - log_sd[:, None], -1)
+
+    def plain(args: tuple[jax.Array, jax.Array]) -> jax.Array:
+        prepared, safe = prepare(args)
+        return jax.lax.cond(safe, lambda: finish(prepared), lambda: exact(args))
+
+    def step(factor: Callable) -> Callable:
+        return jax.grad(lambda args: jax.nn.logsumexp(factor(args)))
+
+    kept, left_out = (compiled(step(f), args)[0] for f in (lambda a: guarded(prepare, finish, exact, a), plain))
+    return seconds(kept, args), seconds(left_out, args)
+
+
+def _flat_branches() -> tuple[float, float]:
+    """A product in front of one that is made row by row: branches that would like other layouts."""
+    left, right, which = normal(30, 400, 8), normal(40, 400, 8), jnp.array(True)
+
+    def program(flat: bool) -> Callable:
+        def fast(x: jax.Array, y: jax.Array) -> jax.Array:
+            return jnp.einsum("irf,jrf->rij", x, y)
+
+        def exact(x: jax.Array, y: jax.Array) -> jax.Array:
+            return jax.vmap(jax.vmap(lambda a, b: jnp.sum(a * b, -1), (None, 0), -1), (0, None), -2)(x, y)
+
+        def run(x: jax.Array, y: jax.Array, which: jax.Array) -> jax.Array:
+            if not flat:
+                return jax.lax.cond(which, fast, exact, x, y)
+            found = jax.lax.cond(which, lambda *z: fast(*z).ravel(), lambda *z: exact(*z).ravel(), x, y)
+            return found.reshape(x.shape[1], len(x), len(y))
+
+        return run
+
+    args = left, right, which
+    kept, left_out = (seconds(compiled(program(f), *args)[0], *args) for f in (True, False))
+    return kept, left_out
+
+
 # -- random numbers
 
 
@@ -325,6 +381,8 @@ WORK_AROUNDS = {
     "rounds": WorkAround("rounds are written out, no loop", "kayn.particles.lattice:_shuffled", _written_out),
     "classes": WorkAround("classes come first", "kayn.objectives.relaxed:RelaxedOneHot", _classes_first),
     "length": WorkAround("length in place of the largest", "kayn.factors.by_product:_length", _length),
+    "reserve": WorkAround("paths are computed again for the gradient", "kayn.xla.fallback:guarded", _in_reserve),
+    "branches": WorkAround("branches have flat results", "kayn.xla.fallback:guarded", _flat_branches),
     "philox": WorkAround("philox in place of threefry", "kayn.support.keys:generator", _philox),
     "devices": WorkAround("but not on several devices", "kayn.support.keys:generator", _devices),
     "dependent": WorkAround("long priors are not compiled", "kayn.guides.start:_draws_of", _dependent_draws),
