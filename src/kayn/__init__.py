@@ -1,6 +1,7 @@
 """kayn ("K to the n"): massively parallel Bayesian inference for NumPyro models."""
 
 from kayn.analysis import Analysis, analyze
+from kayn.compare import Comparison, compare
 from kayn.errors import (
     DataError,
     DataWarning,
@@ -26,6 +27,7 @@ from kayn.objectives.score import VIMCO, Reinforce
 from kayn.objectives.sleep import Sleep
 from kayn.objectives.vi import STL, VI, DReG
 from kayn.posterior.posterior import Posterior
+from kayn.posterior.prior import prior_predictive
 from kayn.saved import load
 from kayn.xla.compilation import cache_compilation
 
@@ -40,6 +42,7 @@ __all__ = [
     "VI",
     "VIMCO",
     "Analysis",
+    "Comparison",
     "Concrete",
     "ConcreteHardPrior",
     "DReG",
@@ -65,8 +68,10 @@ __all__ = [
     "analyze",
     "by_parameter",
     "cache_compilation",
+    "compare",
     "fit",
     "load",
     "lookup",
+    "prior_predictive",
     "train",
 ]

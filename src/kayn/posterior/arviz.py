@@ -6,18 +6,19 @@ defaults.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import xarray as xr
 
 from kayn.errors import QueryError
+from kayn.posterior.data_rows import DataRows, data_rows
 from kayn.posterior.labels import dims_of, labels_of
 from kayn.posterior.pool import Pool
-from kayn.posterior.replay import scored_data
-from kayn.programs.sites import Site
+from kayn.posterior.predict import predicted
+from kayn.posterior.prior import prior_draws
+from kayn.posterior.replay import own_data
 from kayn.support.arrays import KeyArray
 from kayn.support.keys import as_key
 from kayn.support.names import fresh
@@ -26,7 +27,14 @@ SAMPLES = ("chain", "draw")
 """The dimensions that ArviZ's schema has for samples."""
 
 
-def to_datatree(posterior: Pool, rng_key: KeyArray, num_samples: int, coords: Mapping[str, Any] | None) -> xr.DataTree:
+def to_datatree(
+    posterior: Pool,
+    rng_key: KeyArray,
+    num_samples: int,
+    coords: Mapping[str, Any] | None,
+    predictive: bool = False,
+    prior: bool = False,
+) -> xr.DataTree:
     """Groups `posterior`, `log_likelihood` (of the same draws) and `observed_data`.
 
     ArviZ counts every entry of the last two as a datum. What a mask hides, and values among the data that are latents
@@ -37,6 +45,8 @@ def to_datatree(posterior: Pool, rng_key: KeyArray, num_samples: int, coords: Ma
 
     Args:
         coords: labels for plates (and for `<site>_dim_<i>` dimensions).
+        predictive: add the group `posterior_predictive`: data drawn given the same draws.
+        prior: add the groups `prior` and `prior_predictive`.
 
     Raises:
         QueryError: coords name an unknown dimension, or have the wrong length; a site is called like a dimension of
@@ -46,22 +56,21 @@ def to_datatree(posterior: Pool, rng_key: KeyArray, num_samples: int, coords: Ma
     draws = posterior._joint(key, num_samples)
     for name in draws.values:
         posterior._refuse_mixed_rows(name)
-    scores, seen, data, known = jax.tree.map(np.asarray, scored_data(posterior, key, draws))
+    rows = [*data_rows(posterior, key, draws)]
     given = {d: np.asarray(v) for d, v in (coords or {}).items()}
-    names = _Names(posterior, [*draws.values, *scores], labels_of(posterior), given)
-    groups: dict[str, list[xr.DataArray]] = {"posterior": [], "log_likelihood": [], "observed_data": []}
-    for name, values in draws.values.items():
-        rank = len(posterior.problem.model.sites[name].batch_shape)
-        groups["posterior"].append(names.array(name, np.asarray(values)[None], rank, 2))
-    for name, score in scores.items():
-        rows = score.shape[1:]
-        event = _event_dim(data[name].shape, _whole_batch(posterior.problem.model.sites[name], rows), rows)
-        values = np.broadcast_to(data[name], (*rows, *data[name].shape[data[name].ndim - event :]))
-        fixed = known[name].reshape((*known[name].shape[: known[name].ndim - event], -1)).all(-1)
-        kept = seen[name].any(0) & fixed
-        if kept.any():
-            groups["log_likelihood"].append(names.rows(name, score[None], kept, 2))
-            groups["observed_data"].append(names.rows(name, values, kept, 0))
+    names = _Names(posterior, [*draws.values, *(r.name for r in rows)], labels_of(posterior), given)
+    groups = {
+        "posterior": names.sites(draws.values, draws.values),
+        "log_likelihood": [names.rows(r.name, r.scores[None], r.kept, 2) for r in rows],
+        "observed_data": [names.rows(r.name, r.values, r.kept, 0) for r in rows],
+    }
+    if predictive:
+        found = predicted(posterior, key, draws, own_data(posterior, observe=False))
+        groups["posterior_predictive"] = names.data(rows, found)
+    if prior:
+        call = posterior.call
+        found = prior_draws(call.model, call.args, call.kwargs, key, num_samples, dict(posterior.params))
+        groups |= {"prior": names.sites(draws.values, found), "prior_predictive": names.data(rows, found)}
     names.check_labels()
     tree = xr.DataTree.from_dict({g: xr.Dataset({v.name: v for v in found}) for g, found in groups.items()})
     tree["posterior"].attrs |= {
@@ -70,28 +79,6 @@ def to_datatree(posterior: Pool, rng_key: KeyArray, num_samples: int, coords: Ma
         "log_evidence_error": float(posterior.log_evidence_error),
     }
     return tree
-
-
-def _whole_batch(site: Site, rows: tuple[int, ...]) -> tuple[int, ...]:
-    """A site's batch shape where subsampled plates are taken whole, as `rows` are."""
-    batch = list(site.batch_shape)
-    for _, dim, size in site.frames:
-        if batch[dim] == size:
-            batch[dim] = rows[dim]
-    return tuple(batch)
-
-
-def _event_dim(shape: tuple[int, ...], batch_shape: tuple[int, ...], rows: tuple[int, ...]) -> int:
-    """How many of the last dimensions of data are events, given their distribution's batch shape and the shape of their
-    log densities."""
-
-    def gives_rows(event: int) -> bool:
-        try:
-            return np.broadcast_shapes(shape[: len(shape) - event], batch_shape) == rows
-        except ValueError:
-            return False
-
-    return next(e for e in range(len(shape) + 1) if gives_rows(e))
 
 
 class _Names:
@@ -119,6 +106,16 @@ class _Names:
                 )
             self.variables[site] = fresh(site.replace("/", "."), {*sites, *self.variables.values()} - {site})
         self.sizes: dict[str, int] = {}
+
+    def sites(self, which: Iterable[str], found: Mapping[str, Any]) -> list[xr.DataArray]:
+        """Draws [S, *shape] of some sites."""
+        ranks = {n: len(self.posterior.problem.model.sites[n].batch_shape) for n in which}
+        return [self.array(n, np.asarray(found[n])[None], rank, 2) for n, rank in ranks.items()]
+
+    def data(self, rows: Sequence[DataRows], found: Mapping[str, Any]) -> list[xr.DataArray]:
+        """Draws [S, *rows, *event] in the place of data."""
+        whole = {r.name: np.broadcast_to(found[r.name], (len(r.scores), *r.values.shape)) for r in rows}
+        return [self.rows(r.name, whole[r.name][None], r.kept, 2) for r in rows]
 
     def array(self, site: str, values: np.ndarray, rank: int, lead: int) -> xr.DataArray:
         """All of a site's values: [*samples, *rows, *event], with `lead` dimensions of samples and `rank` of rows."""

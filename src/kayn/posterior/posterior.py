@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from kayn.errors import QueryError
-from kayn.posterior import checks, predict, spread, stored, summary
+from kayn.posterior import checks, loo, predict, spread, stored, summary
 from kayn.posterior.pool import Pool
 from kayn.programs.tables import as_arguments
 from kayn.support.arrays import Array
@@ -22,6 +22,8 @@ from kayn.xla.compilation import is_traced
 if TYPE_CHECKING:
     from pandas import DataFrame
     from xarray import DataTree
+
+    from kayn.posterior.loo import Loo
 
 
 SHOWN = 30
@@ -114,14 +116,27 @@ class Posterior(Printed, Pool):
         return predict.log_likelihood(self, rng_key, num_samples)
 
     @checked(QueryError)
-    def to_datatree(self, rng_key: Key = 0, num_samples: Samples = 1000, coords: Coords = None) -> DataTree:
-        """Draws, log likelihood and data as an `xarray.DataTree` in ArviZ's schema.
+    def loo(self, rng_key: Key = 0, num_samples: Samples = 1000) -> Loo:
+        """Expected log predictive density of data left out one at a time, from joint draws; print it."""
+        return loo.loo(self, rng_key, num_samples)
+
+    @checked(QueryError)
+    def to_datatree(
+        self,
+        rng_key: Key = 0,
+        num_samples: Samples = 1000,
+        coords: Coords = None,
+        *,
+        predictive: bool = False,
+        prior: bool = False,
+    ) -> DataTree:
+        """Draws, log likelihood and data as an `xarray.DataTree` in ArviZ's schema, on request with predictions.
 
         See `kayn.posterior.arviz.to_datatree`.
         """
         from kayn.posterior import arviz  # xarray takes long to import
 
-        return arviz.to_datatree(self, rng_key, num_samples, coords)
+        return arviz.to_datatree(self, rng_key, num_samples, coords, predictive, prior)
 
     @checked(QueryError)
     def summary(

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 
 from kayn.errors import PoorFitWarning, QueryError
 from kayn.evidence.soundness import settled, warn_of_factors
@@ -20,8 +19,17 @@ from kayn.posterior.blocks import block_size, keys_of, on_device, starts
 from kayn.posterior.held_out import contracted_joint
 from kayn.posterior.joint import JointDraws, entries
 from kayn.posterior.pool import Pool
-from kayn.posterior.replay import BATCH, Setting, block_of, checked, over_draws, own_data, run_model, scorer
-from kayn.programs.wrappers import innermost
+from kayn.posterior.replay import (
+    BATCH,
+    Setting,
+    block_of,
+    checked,
+    drawn_sites,
+    over_draws,
+    own_data,
+    run_model,
+    scorer,
+)
 from kayn.support.arrays import Array, KeyArray
 from kayn.support.keys import as_key
 from kayn.support.prints import Outlined
@@ -79,16 +87,12 @@ def predictive(
         setting, _ = checked(posterior, Setting(args, kwargs, False, new_plates))
     else:
         setting = replace(own_data(posterior, observe=False), new_plates=new_plates)
+    return predicted(posterior, *_draws(posterior, rng_key, num_samples), setting)
 
-    def one(key: KeyArray, draw: JointDraws) -> dict[str, Array]:
-        trace = run_model(posterior, setting, key, draw)
-        return {
-            n: s["value"]
-            for n, s in trace.items()
-            if s["type"] == "deterministic" or (s["type"] == "sample" and not isinstance(innermost(s["fn"]), dist.Unit))
-        }
 
-    return over_draws(posterior, *_draws(posterior, rng_key, num_samples), one)
+def predicted(posterior: Pool, key: KeyArray, draws: JointDraws, setting: Setting) -> dict[str, Array]:
+    """All sites of the model run on some draws: [S, *shape]."""
+    return over_draws(posterior, key, draws, lambda k, draw: drawn_sites(run_model(posterior, setting, k, draw)))
 
 
 def log_predictive(

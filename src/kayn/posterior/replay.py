@@ -58,7 +58,7 @@ class Setting:
     own: bool = False
 
 
-class _Condition(Messenger):
+class Condition(Messenger):
     """Gives latents the values of one posterior draw; plate elements that the draw lacks are sampled from the model.
 
     Args:
@@ -72,6 +72,7 @@ class _Condition(Messenger):
         self.values, self.new_plates, self.observe = values, new_plates, observe
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Have data drawn, or scored as one each."""
         if msg["type"] == "sample" and isinstance(innermost(msg["fn"]), dist.ImproperUniform) and msg["value"] is None:
             self._place_improper(msg)
         if self.observe:
@@ -81,7 +82,7 @@ class _Condition(Messenger):
         if msg["type"] == "control_flow":
             # a loop tells of its sites only when it is over
             body, *rest = msg["args"]
-            msg["args"] = (_Condition(body, {}, (), observe=False), *rest)
+            msg["args"] = (Condition(body, {}, (), observe=False), *rest)
         elif msg["type"] == "sample" and msg["is_observed"] and not isinstance(innermost(msg["fn"]), dist.Unit):
             msg["is_observed"], msg["value"] = False, None
 
@@ -99,6 +100,7 @@ class _Condition(Messenger):
         msg["value"] = drawn
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Put in the draw's value."""
         if msg["type"] != "sample" or msg["is_observed"] or msg["name"] not in self.values:
             return
         msg["value"] = self._merge(msg["name"], msg["value"], self.values[msg["name"]], msg)
@@ -144,7 +146,7 @@ def checked(posterior: Pool, setting: Setting) -> tuple[Setting, Read]:
             latents of a subsample meet other data.
     """
     args, kwargs, new_plates = setting.args, setting.kwargs, setting.new_plates
-    model = _Condition(posterior.call.model, {}, (), setting.observe)
+    model = Condition(posterior.call.model, {}, (), setting.observe)
     read = read_model(Inspected.of(model, args, kwargs, posterior.params))
     sites = read.sites
     for name, old in _chains(posterior).items():
@@ -212,8 +214,18 @@ def run_model(posterior: Pool, setting: Setting, key: KeyArray, draw: JointDraws
     # what handlers have set is data, as in the posterior; predictions keep it
     model = Fixed(posterior.call.model) if setting.observe else posterior.call.model
     program = handlers.trace(Given(model, params=posterior.params, latents=paths, subsample=rows))
-    seeded(_Condition(program, known, new_plates, setting.observe), key)(*setting.args, **setting.kwargs)
+    seeded(Condition(program, known, new_plates, setting.observe), key)(*setting.args, **setting.kwargs)
     return program.trace
+
+
+def drawn_sites(trace: Mapping[str, Any]) -> dict[str, Array]:
+    """Values of all sample and deterministic sites of a trace, but for factors."""
+    kinds = ("sample", "deterministic")
+    return {
+        n: s["value"]
+        for n, s in trace.items()
+        if s["type"] in kinds and not (s["type"] == "sample" and isinstance(innermost(s["fn"]), dist.Unit))
+    }
 
 
 def scorer(
