@@ -15,6 +15,7 @@ import pytest
 from jax import lax
 from jax.experimental import sparse
 from jax.experimental.ode import odeint
+from jax.lax import linalg
 
 from kayn.graph.expressions import Nodes
 from kayn.graph.marks import resolve
@@ -68,6 +69,12 @@ def at_steps(x: Any) -> Any:
     return lax.scan(lambda c, i: (x[i], c + x[i]), jnp.zeros(()), jnp.asarray(INDEX))
 
 
+def solved(x: Any, lower: bool, **options: Any) -> Any:
+    """By a matrix of two blocks, of which the first and the last entry are one."""
+    matrix = np.array([[1.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0], [0.0, 0.5, 1.0, 0.0], [0.7, 0.0, 0.0, 1.0]])
+    return linalg.triangular_solve(matrix if lower else matrix.T, x, lower=lower, **options)
+
+
 EXACT: dict[str, list[Case]] = {
     "gather": [
         *cases.CASES["gather"][:9],
@@ -86,6 +93,12 @@ EXACT: dict[str, list[Case]] = {
         case(lambda x: jnp.einsum("bij,bjk->ibk", BLOCKS, x), (2, 4, 2)),
         case(lambda x: jax.nn.one_hot(INDEX, 3) @ x, (3, 2)),
         case(lambda x, y: jnp.einsum("bij,bjk->bik", x, y), (2, 2, 2), (2, 2, 3)),
+    ],
+    "triangular_solve": [
+        case(partial(solved, left_side=left, lower=lower, transpose_a=turned), (4, 2) if left else (2, 4))
+        for left in (True, False)
+        for lower in (True, False)
+        for turned in (True, False)
     ],
     "bcoo_dot_general": [
         case(lambda x: SPARSE @ x, (4,)),

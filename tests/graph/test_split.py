@@ -89,6 +89,12 @@ FORMS = {
     "stacked": lambda z, sd: jnp.stack([terms(z).sum(), dist.Normal(z, 1.0).log_prob(0.5).sum()]).sum(),
     "axis": lambda z, sd: dist.Normal(z[GROUP][:, None], 1.0).log_prob(jnp.stack([Y, Y + 1], 1)).sum(0).sum(),
     "vmap": lambda z, sd: jax.vmap(lambda i, y: dist.Normal(z[i], 0.7).log_prob(y))(GROUP, Y).sum(),
+    "vmap of blocks": lambda z, sd: jax.vmap(lambda i, y: dist.Normal(z[i], 0.7).log_prob(y).sum())(
+        GROUP.reshape(2, 2), Y.reshape(2, 2)
+    ).sum(),
+    "python sum": lambda z, sd: sum(dist.Normal(z[g], 0.7).log_prob(y) for g, y in zip(GROUP, Y, strict=True)),
+    "one row": lambda z, sd: dist.Normal(z[1], 0.7).log_prob(0.4),
+    "indicators": lambda z, sd: dist.Normal(jnp.eye(3)[GROUP] @ z, 0.7).log_prob(Y).sum(),
     "scan": by_scan,
     "loop": by_loop,
     "recursion": by_recursion,
@@ -141,6 +147,10 @@ class Summed(dist.Distribution):
         return dist.Normal(self.loc, 0.7).log_prob(value).sum(-1)
 
 
+BLOCKS = np.array([[1.0, 0, 0, 0.5], [0, 2, 0.3, 0], [0, 0.3, 1, 0], [0.5, 0, 0, 1]], np.float32)
+"""Joins the first row with the last, and those between with each other."""
+
+
 def observed(fn_of, data=Y):
     def model():
         sd, z = latents()
@@ -157,6 +167,9 @@ OBSERVED = {
         dist.Normal(z[GROUP], 1.0).to_event(1), dist.transforms.AffineTransform(0.5, 2.0)
     ),
     "expanded": lambda z, sd: dist.Normal(z[GROUP], sd).expand([4]).to_event(1),
+    "diagonal covariance": lambda z, sd: dist.MultivariateNormal(z[GROUP], jnp.diag(jnp.array([1.0, 2.0, 0.5, 3.0]))),
+    "covariance in blocks": lambda z, sd: dist.MultivariateNormal(z[jnp.array([0, 1, 1, 0])], BLOCKS),
+    "precision in blocks": lambda z, sd: dist.MultivariateNormal(z[jnp.array([0, 1, 1, 0])], precision_matrix=BLOCKS),
 }
 
 
@@ -317,6 +330,17 @@ def test_messages_name_the_site():
     text = str(kayn.analyze(crossed, guide=prior_of(crossed), num_particles=2))
     assert "Sums" in text and "f: 4 + 4 terms" in text and "kayn:summand" not in text
     assert [whole(n) for n in problem.model.rows] == ["f", "f"]
+
+
+def test_sites_in_a_loop_of_python():
+    """Each reads one element, and none has a dimension along which an index could lie."""
+
+    def model():
+        _, z = latents()
+        for i in range(3):
+            normal(f"y{i}", z[i], 1.0 + i, obs=Y[i])
+
+    assert agrees(model).layout.axis_of("z").scope == ("groups",)
 
 
 def test_nothing_is_split_without_gain():

@@ -3,7 +3,7 @@ from shapes alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -180,12 +180,33 @@ def transform(q: Equation, marks: Sequence[Mark | None]) -> Sequence[Mark] | Non
 
 
 def triangular_solve(q: Equation, marks: Sequence[Mark | None]) -> list[Mark]:
-    """Right-hand sides are solved for one by one, each with the matrix of its batch."""
-    rank = len(q.out_shape())
+    """Right-hand sides are solved for one by one, each with the matrix of its batch: with one that data give, each
+    entry reads those before it that this joins to it."""
+    rank, value = len(q.out_shape()), q.known(0)
     mixes = rank - 2 if q.params["left_side"] else rank - 1
+    if value is not None and value.ndim == 2 and marks[1] is not None:
+        return [_substituted(marks[1], value, mixes, q.params)]
     matrix = None if marks[0] is None else along(marks[0], (rank - 2, rank - 1), keep=True)
     side = None if marks[1] is None else along(marks[1], (mixes,), keep=True)
     return [joined([matrix, side], q.out_shape())]
+
+
+def _substituted(mark: Mark, matrix: np.ndarray, dim: int, params: Mapping[str, Any]) -> Mark:
+    """Entry by entry, in the order in which a triangular system is solved; what is zero joins nothing.
+
+    Args:
+        dim: that of the right-hand side along which it is.
+    """
+    turned = params["transpose_a"] == (dim == 0)
+    joins = (matrix.T if turned else matrix) != 0
+    upward = params["lower"] != turned
+    out = np.moveaxis(np.array(mark), dim + 1, 0)
+    count = len(out)
+    for i in range(count) if upward else range(count - 1, -1, -1):
+        before = np.flatnonzero(joins[i, :i]) if upward else i + 1 + np.flatnonzero(joins[i, i + 1 :])
+        if before.size:
+            out[i] = np.maximum(out[i], out[before].max(0))
+    return np.moveaxis(out, 0, dim + 1)
 
 
 def _spread(q: Equation, found: Sequence[Mark]) -> list[Mark] | None:
