@@ -42,7 +42,7 @@ class Loop:
 
     def read(self) -> list[Marks]:
         """Marks of the last carry and of stacked results."""
-        entries = self.length * _entries(self.body.jaxpr)
+        entries = self.length * _entries(self.body.jaxpr, len(self.consts))
         found = self._by_step() if self.length and entries <= LARGEST else None
         return self._as_one() if found is None else found
 
@@ -211,9 +211,10 @@ def _batched(aval: Any, length: int) -> Any:
     return jax.ShapeDtypeStruct((length, *aval.shape), aval.dtype)
 
 
-def _entries(jaxpr: Jaxpr) -> int:
-    """Entries of all arrays of a program; those of programs that it calls count as its results."""
-    variables = [*jaxpr.invars, *(v for eqn in jaxpr.eqns for v in eqn.outvars)]
+def _entries(jaxpr: Jaxpr, fixed: int) -> int:
+    """Entries of all arrays of a step, but for the first inputs, which are the same in all; what it calls counts as its
+    results."""
+    variables = [*jaxpr.invars[fixed:], *(v for eqn in jaxpr.eqns for v in eqn.outvars)]
     return sum(math.prod(getattr(v.aval, "shape", ())) for v in variables)
 
 
