@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from kayn.evidence.unguided import without_ceremony
 from kayn.factors import by_terms
 from kayn.factors.choose_form import choose
 from kayn.factors.task import reduction
-from kayn.graph.types import Graph, Latent, Link, Output
+from kayn.graph.types import MIXED, Graph, Latent, Link, Output
 from kayn.guides.factorised import FactorisedGuide, Unstarted
 from kayn.programs.sites import Inspected
 from kayn.programs.tables import as_arguments
@@ -35,6 +36,7 @@ class Analysis(Printed):
         graph: plates, latents and factors.
         layout: particle axes, couplings and the contraction plan.
         sums: factors that are terms of a sum: a log density that adds up rows is read row by row.
+        advice: how to write what made latents give up an index, a line each.
         discrete: what is done about discrete latents that the model does not ask to enumerate, a line each.
     """
 
@@ -43,6 +45,7 @@ class Analysis(Printed):
     guide_parents: tuple[tuple[str, tuple[str, ...]], ...]
     sums: tuple[str, ...] = ()
     discrete: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -94,6 +97,11 @@ class Analysis(Printed):
                 [self._factor_row(o) for o in self.graph.factors],
             ),
         ]
+        if reads := [row for z in self.graph.latents for row in self._read_rows(z)]:
+            sections += [
+                "Reads (which elements of a latent an entry of a factor reads)",
+                format_table(("latent", "plate", "its own", "one, by an index", "several at once"), reads),
+            ]
         if self.links:
             rows = [(shown(k.source), k.target, ", ".join(self._linked(k))) for k in self.links]
             sections += [
@@ -109,6 +117,7 @@ class Analysis(Printed):
             ]
         if self.couplings:
             sections += ["Couplings (fewer combinations, still unbiased)", *(f"  {c}" for c in self.couplings)]
+            sections += [f"  to keep it: {line}" for line in self.advice]
         else:
             sections += ["Couplings: none"]
         sections.append(
@@ -151,6 +160,19 @@ class Analysis(Printed):
             ", ".join(latent.parents) or "-",
             ", ".join(parents) or "-",
         )
+
+    def _read_rows(self, latent: Latent) -> list[tuple[str, ...]]:
+        """For every plate of a latent, the factors that read its elements in each way."""
+        reads = [(whole(o.name), r) for o in self.graph.factors for r in o.reads if r.latent == latent.name]
+        rows = []
+        for plate in (p for p in latent.plate_names if self.graph.plate(p).size > 1):
+            by_way: dict[Any, list[str]] = {plate: [], Link: [], MIXED: []}
+            for factor, read in reads:
+                how = read.of(plate)
+                by_way[Link if isinstance(how, Link) else MIXED if how == MIXED else plate].append(factor)
+            named = (shown(", ".join(dict.fromkeys(names))) or "-" for names in by_way.values())
+            rows.append((latent.name, shown(plate), *named))
+        return rows
 
     def _factor_row(self, output: Output) -> tuple[str, ...]:
         axes = dict.fromkeys("+".join(self.layout.axis_of(n).latents) for n in output.latents)
@@ -219,7 +241,17 @@ def analysis_of(problem: Problem) -> Analysis:
         tuple((n, p) for n, p in problem.guide.parents.items() if n in problem.graph.latent_names),
         tuple(problem.model.rows),
         tuple(_treated(problem, z) for z in problem.graph.latents if z.discrete and _of_its_own_accord(problem, z)),
+        tuple(dict.fromkeys(_advice(problem))),
     )
+
+
+def _advice(problem: Problem) -> Iterator[str]:
+    lost = problem.structure.nodes.lost
+    given_up = {(name, plate) for c in problem.layout.couplings for name in c.latents for plate in c.plates}
+    for latent, plate in sorted(given_up & lost.keys()):
+        mixed = any(r.latent == latent and r.of(plate) == MIXED for o in problem.graph.factors for r in o.reads)
+        if mixed and lost[latent, plate].advice:
+            yield f"{latent}: {lost[latent, plate].advice}"
 
 
 def _of_its_own_accord(problem: Problem, latent: Latent) -> bool:

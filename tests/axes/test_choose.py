@@ -22,6 +22,7 @@ from kayn.axes.state import Case, State, TooLarge
 from kayn.axes.strategies import STRATEGIES, Strategy, proposed
 from kayn.axes.types import Constraint
 from kayn.errors import StructureError
+from kayn.graph.lost import Lost
 from kayn.graph.types import MIXED, Link
 from kayn.support import options
 from tests.axes.graphs import PLATES, apply, state, structure, told
@@ -136,7 +137,7 @@ def test_mixed_elements():
         "a: one particle index over i (y reads several elements of a at once)",
     )
     assert apply(unlike_reads, changed, "y") is None
-    found.nodes.lost["a", "i"] = "line 7"
+    found.nodes.lost["a", "i"] = Lost("line 7")
     assert str(apply(unlike_reads, state(found), "y").couplings[-1]).endswith("at once, by line 7)")
 
 

@@ -13,6 +13,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
+import kayn
 from kayn.axes.request import make_request
 from kayn.evidence.draws import draws_from_runs
 from kayn.evidence.problem import Problem, build_problem
@@ -79,3 +80,21 @@ def log_evidence(plain: bool) -> Any:
 
 def test_evidence_is_that_of_plain_forms():
     np.testing.assert_allclose(log_evidence(False), log_evidence(True), rtol=1e-5)
+
+
+def lossy(y: Any) -> None:
+    with numpyro.plate("groups", GROUPS):
+        z, steps, effects = (numpyro.sample(n, dist.Normal(0.0, 1.0)) for n in ("z", "steps", "effects"))
+    walk = jnp.cumsum(steps)
+    with numpyro.plate("rows", ROWS):
+        centred = effects - effects.mean()
+        numpyro.sample("y", dist.Normal(SAME["concatenate"](z) + walk[INDEX] + centred[INDEX], 1.0), obs=y)
+
+
+def test_analysis_tells_how_elements_are_read_and_what_would_keep_an_index():
+    told = str(kayn.analyze(lossy, np.zeros(ROWS)))
+    lines = [line.split() for line in told.splitlines()]
+    assert ["z", "groups", "z", "y", "-"] in lines
+    assert ["steps", "groups", "steps", "-", "y"] in lines
+    assert "walk = jnp.cumsum(steps)" in told and "centred = effects - effects.mean()" in told
+    assert "to keep it: steps: a running sum" in told and "to keep it: effects: a sum or mean" in told

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from kayn.graph.lost import Lost
 from kayn.support.arrays import Array
 
 
@@ -99,8 +100,8 @@ class Nodes:
     lengths: dict[Node, int] = field(default_factory=dict)
     """How long the vector is that a "take" takes from, where that is known."""
     wrapped: list[Wrapped] = field(default_factory=list)
-    lost: dict[tuple[str, str], str] = field(default_factory=dict)
-    """The line of the model that mixes elements of a latent, by latent and plate (`kayn.graph.lost`)."""
+    lost: dict[tuple[str, str], Lost] = field(default_factory=dict)
+    """What mixes elements of a latent, by latent and plate."""
     _values: dict[int, Array] = field(default_factory=dict)
 
     def leaf(self, position: int) -> Node:

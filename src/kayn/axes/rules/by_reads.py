@@ -33,7 +33,7 @@ def unlike_reads(state: State, output: Output) -> State | None:
 def _mixture(state: State, output: Output, latent: str, plate: str) -> str:
     """Which factor mixes elements of a latent, and where in the model it does."""
     lost = state.case.structure.nodes.lost
-    lines = {p: line for (name, p), line in lost.items() if name == latent and line}
+    lines = {p: where.line for (name, p), where in lost.items() if name == latent and where.line}
     line = lines.get(plate) or next(iter(lines.values()), "")
     what = f"{whole(output.name)} reads several elements of {latent} at once"
     return f"{what}, by {line}" if line else what

@@ -9,6 +9,7 @@ import numpy as np
 
 from kayn.graph.aligned import Aligned, Key
 from kayn.graph.expressions import Node, Nodes
+from kayn.graph.lost import Lost
 from kayn.graph.marks import bodies, moves, places, products
 from kayn.graph.marks.algebra import Mark, own
 from kayn.graph.marks.links import as_annotation, filled, index_along, known_reads
@@ -49,7 +50,7 @@ def resolve(
         some = {k: f for k, f in read.items() if f is not None}
         others = known_reads(nodes, found[name], _shape(program, name))
         out[name] = {**found[name], **as_annotation(nodes, filled(some, sizes, others), sizes)}
-    nodes.lost.update({k: line for k, line in lost.items() if line})
+    nodes.lost.update({k: where for k, where in lost.items() if where.line or k not in nodes.lost})
     return out
 
 
@@ -67,7 +68,7 @@ def _open(program: Program, name: OutputName, annotation: Any, sizes: Mapping[Ke
 
 def _marks(
     program: Program, latents: Sequence[Latent], names: Sequence[OutputName], keys: set[Key], nodes: Nodes
-) -> tuple[dict[OutputName, Mapping[Key, Mark]], dict[Key, str]]:
+) -> tuple[dict[OutputName, Mapping[Key, Mark]], dict[Key, Lost]]:
     inputs, by_name, count = [], {z.name: z for z in latents}, len(program.consts)
     for position in range(count + len(program.jaxpr.invars)):
         place = position - count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from kayn.graph.aligned import Key
 from kayn.graph.expressions import Made, Node, Nodes, Operation, distinct
-from kayn.graph.lost import line_of
+from kayn.graph.lost import Lost, line_of
 from kayn.graph.marks.algebra import Mark, Marks, several, whole
 from kayn.graph.marks.values import Values
 from kayn.programs.calls import called
@@ -72,7 +72,7 @@ class Walk:
     values: Values
     rules: Mapping[str, Rule]
     bodies: Mapping[str, Body]
-    lost: dict[Key, str] = field(default_factory=dict)
+    lost: dict[Key, Lost] = field(default_factory=dict)
     kept: list[Node] = field(default_factory=list)
 
     @property
@@ -114,7 +114,7 @@ class Walk:
             before = set(self.lost)
             results = self.run(inner, [*map(self.constant, consts), *operands])
             for new in self.lost.keys() - before:  # what a library compiles apart has forgotten where it was called
-                self.lost[new] = self.lost[new] or line_of(eqn)
+                self.lost[new] = replace(self.lost[new], line=self.lost[new].line or line_of(eqn))
             return results
         key = (distinct(eqn.params), tuple(v.aval.dtype for v in eqn.outvars))
         operation, compute = Operation(eqn.primitive.name, key, eqn.params), equation_as_function(eqn, jaxpr)
@@ -145,4 +145,4 @@ class Walk:
         """Keep the line of an equation that is the first to join elements which came to it apart."""
         for key in dict.fromkeys(k for marks in found for k in marks):
             if key not in self.lost and any(several(m[key]).any() for m in found if key in m):
-                self.lost[key] = line_of(eqn)
+                self.lost[key] = Lost(line_of(eqn), eqn.primitive.name)
