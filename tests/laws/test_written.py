@@ -20,7 +20,7 @@ from kayn.evidence.problem import Problem, build_problem
 from kayn.evidence.weights import weigh
 from kayn.graph.types import Link, Read
 from tests.laws.oracle import QUICK
-from tests.laws.written import GROUP, GROUPS, INDEX, ROWS, SAME
+from tests.laws.written import GROUP, GROUPS, INDEX, MATRIX, ROWS, SAME
 
 K = 3
 
@@ -67,9 +67,9 @@ def test_every_form_is_read_as_the_plain_one(name):
     np.testing.assert_array_equal(index, GROUP)
 
 
-def log_evidence(plain: bool) -> Any:
-    own, rng = problem(plain), np.random.default_rng(1)
-    runs = {"mu": jnp.asarray(rng.normal(size=K)), "z": jnp.asarray(rng.normal(size=(K, GROUPS)))}
+def log_evidence(own: Problem) -> Any:
+    rng = np.random.default_rng(1)
+    runs = {z.name: jnp.asarray(rng.normal(size=(K, *z.shape))) for z in own.graph.latents}
 
     @partial(jax.jit, compiler_options=QUICK)
     def run(runs: Any) -> Any:
@@ -79,7 +79,49 @@ def log_evidence(plain: bool) -> Any:
 
 
 def test_evidence_is_that_of_plain_forms():
-    np.testing.assert_allclose(log_evidence(False), log_evidence(True), rtol=1e-5)
+    np.testing.assert_allclose(log_evidence(problem(False)), log_evidence(problem(True)), rtol=1e-5)
+
+
+STATE, ITEM = np.arange(GROUPS) // 2, np.arange(ROWS) % 3
+REFERENCE = np.arange(ROWS) >= ROWS - 2
+"""Rows that read no group."""
+
+
+def latents() -> dict[str, Any]:
+    unit, out = dist.Normal(0.0, 1.0), {"b": numpyro.sample("b", dist.Normal(0.0, 1.0).expand([2]).to_event(1))}
+    with numpyro.plate("states", 3):
+        out["s"] = numpyro.sample("s", unit)
+    with numpyro.plate("groups", GROUPS, dim=-1):
+        out |= {n: numpyro.sample(n, unit) for n in ("z", "w")}
+        with numpyro.plate("items", 3, dim=-2):
+            out["x"] = numpyro.sample("x", unit)
+    return out
+
+
+def together(plain: bool) -> None:
+    """Latents of nested plates, of two plates and of none in the same rows, some of which read none of one."""
+    v, data = latents(), np.random.default_rng(5).normal(size=(3, ROWS))
+    covariates = data[2].repeat(2).reshape(ROWS, 2).astype(np.float32) * np.array([1.0, -0.5], np.float32)
+    if plain:
+        first = jnp.where(REFERENCE, 0.0, v["z"][INDEX]) + v["s"][STATE[GROUP]]
+        second, third = v["x"][ITEM, INDEX], covariates @ v["b"] + v["z"][INDEX]
+    else:
+        first = jnp.concatenate([jnp.zeros(1), v["z"]])[np.where(REFERENCE, 0, GROUP + 1)]
+        first = first + jax.nn.one_hot(STATE[GROUP], 3) @ v["s"]
+        second = ((jax.nn.one_hot(ITEM, 3) @ v["x"]) * MATRIX).sum(-1)
+        third = jnp.concatenate([covariates, MATRIX], 1) @ jnp.concatenate([v["b"], v["z"]])
+    with numpyro.plate("rows", ROWS):
+        for number, eta in enumerate((first, second, third)):
+            numpyro.sample(f"y{number}", dist.Normal(eta, jnp.exp(v["w"][INDEX])), obs=data[number])
+
+
+def test_several_latents_and_plates_in_the_same_rows():
+    """Rows that read no group join the one that other latents of the row do, so that groups stay nested in states."""
+    request = make_request(K, "parallel", (), None)
+    found, right = (build_problem(partial(together, p), latents, (), {}, {}, request) for p in (False, True))
+    assert not found.layout.couplings
+    assert [(x.latents, x.scope) for x in found.layout.axes] == [(x.latents, x.scope) for x in right.layout.axes]
+    np.testing.assert_allclose(log_evidence(found), log_evidence(right), rtol=1e-5)
 
 
 def lossy(y: Any) -> None:
