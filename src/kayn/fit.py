@@ -21,7 +21,7 @@ from kayn.guides.factorised import FactorisedGuide, Unstarted
 from kayn.inference.importance import Importance, Weigher
 from kayn.inference.qem import CHUNK, QEM
 from kayn.inference.qem_state import QEMState
-from kayn.inference.stopping import UNKNOWN, until_flat
+from kayn.inference.stopping import MOST_STEPS, UNKNOWN, until_flat
 from kayn.objectives.rws import RWS
 from kayn.objectives.state import first_state
 from kayn.objectives.vi import VI
@@ -175,7 +175,8 @@ def fit(
     *,
     guide: Guide | None = None,
     strategy: Strategy = "parallel",
-    num_steps: Count = 500,
+    num_steps: Count | None = None,
+    max_seconds: Positive | None = None,
     learning_rate: Positive = 0.03,
     groups: Groups = (),
     couple: Couple = None,
@@ -194,7 +195,9 @@ def fit(
         rng_key: a key or an int seed.
         progress: show a bar with the log evidence.
         guide: None for a factorised guide; with "qem", latents that no data lie below follow their prior.
-        num_steps: at most so many steps; fitting stops earlier when the log evidence has stopped improving.
+        num_steps: at most so many steps, None for 1,000 with "qem" and 500 with gradients; fitting stops earlier when
+            the log evidence has stopped improving under good weights, or neither it nor the weights get better.
+        max_seconds: no further steps are begun after so long, compiling included.
         learning_rate: of Adam, for "rws" and "vi".
         params: values of `numpyro.param` sites to start from.
         coords: labels of plates, e.g. {"schools": names}; of columns of categories they are known.
@@ -214,7 +217,8 @@ def fit(
         "method": method,
         "options": options,
         "key": as_key(rng_key),
-        "num_steps": num_steps,
+        "num_steps": MOST_STEPS[method] if num_steps is None else num_steps,
+        "max_seconds": max_seconds,
         "learning_rate": learning_rate,
         "params": dict(params or {}),
     }
@@ -249,6 +253,7 @@ class _Setup:
     options: dict[str, Any]
     key: KeyArray
     num_steps: int
+    max_seconds: float | None
     learning_rate: float
     params: dict[str, PyTree]
     progress: bool
@@ -285,7 +290,8 @@ def _fit_qem(setup: _Setup) -> Fit:
     if setup.found is not None:
         state = QEMState(**setup.found.like("state", _parts(state))) if setup.found.found else state
         return setup.known(qem.guide, qem, state)
-    state, history, converged = until_flat(qem.advance_noticing, state, setup.num_steps, setup.progress)
+    bounds = (setup.num_steps, setup.progress, setup.max_seconds)
+    state, history, converged = until_flat(qem.advance_noticing, state, *bounds)
     proposal = qem.get_proposal(state)
     sampler = Sampler(qem, state, proposal)
     return setup.result(qem.guide, qem.get_params(state), proposal, history, converged, sampler)
@@ -314,7 +320,7 @@ def _fit_svi(setup: _Setup) -> Fit:
 
     run = QuickJit(steps, (1,))
     state, history, converged = until_flat(
-        lambda state, count: (*run(state, count), UNKNOWN), state, setup.num_steps, setup.progress
+        lambda state, count: (*run(state, count), UNKNOWN), state, setup.num_steps, setup.progress, setup.max_seconds
     )
     # with the state of modules, such as running statistics
     params = {**svi.get_params(state), **(state.mutable_state or {})}

@@ -27,9 +27,10 @@ from kayn.evidence.queries import latent_weights
 from kayn.guides.families import Bernoulli, Beta, Categorical, Dirichlet, Exponential, Gamma, Poisson
 from kayn.guides.normal import MultivariateNormal, Normal
 from kayn.inference.mstep import Weights, temper
-from kayn.inference.qem import QEMState
+from kayn.inference.qem import CHUNK, QEMState
 from kayn.inference.stopping import is_flat, until_flat
 from kayn.inference.together import Joint
+from kayn.posterior.diagnostics import poor_below
 
 # -- families: moments and back
 
@@ -898,6 +899,23 @@ def test_a_flat_evidence_ends_a_fit_if_weights_are_good_or_no_better(weights, en
     assert converged == (ends == "converged")
     assert steps == len(history)
     assert (steps == 400) == (ends == "goes on")
+
+
+def test_a_fit_ends_in_time():
+    """No chunk is begun after the time that is allowed, and one is always taken."""
+
+    def advance(step, count):
+        return step + count, np.full(count, float(step)), Weights(True, False, 0.9)
+
+    assert until_flat(advance, 0, 400, False, 1e-9)[0] == CHUNK
+    assert until_flat(advance, 0, 400, False, 1e9)[0] == 400
+
+
+def test_few_particles_have_to_be_more_efficient():
+    """Efficiencies at which weights count as poor: of 30 particles those whose effective number is below 13.5."""
+    assert poor_below(30) == pytest.approx(0.43, abs=2e-3)
+    assert poor_below(5) == 0.43
+    assert poor_below(100) == 0.25
 
 
 def test_guide_parameters_have_readable_names():

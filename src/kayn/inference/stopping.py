@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from kayn.support.arrays import Array, PyTree
 from kayn.support.progress import progress_bar
 from kayn.xla.compilation import is_traced
 
+MOST_STEPS = {"qem": 1000, "rws": 500, "vi": 500}
+"""Steps by method, where a number is not given; learning rates are spread over theirs."""
 UNKNOWN = Weights(True, False, 1.0)
 """Where nothing is known of weights, they have no say."""
 BETTER = 1.1
@@ -24,9 +27,13 @@ PATIENCE = 4
 
 
 def until_flat(
-    advance: Callable[[PyTree, int], tuple[PyTree, Array, Weights]], state: PyTree, num_steps: int, progress: bool
+    advance: Callable[[PyTree, int], tuple[PyTree, Array, Weights]],
+    state: PyTree,
+    num_steps: int,
+    progress: bool,
+    max_seconds: float | None = None,
 ) -> tuple[PyTree, Array, Array]:
-    """Run in chunks until the log evidence is flat, at most `num_steps` steps.
+    """Run in chunks until the log evidence is flat, at most `num_steps` steps, and none after so many seconds.
 
     A log evidence that is flat under poor weights is a stall and no end: a guide far wider than the posterior sees all
     of it with a particle or two. The fit then goes on while the weights become better, and as long as they have to be
@@ -44,7 +51,7 @@ def until_flat(
     """
     parts: list[Any] = []
     efficiencies: list[Any] = []
-    done, converged, stalled = 0, False, False
+    done, converged, stalled, begun = 0, False, False, time.monotonic()
     with progress_bar(num_steps, progress) as show:
         while done < num_steps and not converged and not stalled:
             state, log_z, weights = advance(state, min(CHUNK, num_steps - done))
@@ -57,6 +64,8 @@ def until_flat(
                 if is_flat(parts[0]):
                     converged = bool(weights.good)
                     stalled = not weights.starved and not _rises(efficiencies)
+                if max_seconds is not None and time.monotonic() - begun >= max_seconds:
+                    break
     history = jnp.concatenate(parts) if is_traced(parts) else np.concatenate([np.zeros(0), *parts])
     return state, history, _is_flat(history) & weights.good if is_traced(history) else converged
 
