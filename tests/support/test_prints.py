@@ -58,12 +58,13 @@ def test_an_outline_has_a_line_a_field():
         seen: list
         hidden: int = field(default=1, repr=False)
 
-    held = Held(np.zeros((2, 3), np.float32), {"a": np.arange(4), "b": 1.5}, [1, 2, 3, 4])
+    held = Held(np.zeros((2, 3), np.float32), {"a": np.arange(4), "b": 1.5, "c": np.float32(0.25)}, [1, 2, 3, 4])
     assert repr(held).split("\n") == [
         "Held",
         "  x: float32[2, 3]",
         "  by_name:",
         "    a: int64[4]",
         "    b: 1.5",
+        "    c: 0.25",
         "  seen: list of 4",
     ]

@@ -7,6 +7,8 @@ import html
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+
 MOST = 40
 """Lines of any object's `repr`."""
 WIDEST = 120
@@ -48,6 +50,8 @@ def brief(value: Any) -> str:
     """A value within one line: an array as `float32[8, 3]`."""
     if getattr(value, "shape", ()) and hasattr(value, "dtype"):
         return f"{value.dtype}[{', '.join(map(str, value.shape))}]"
+    if hasattr(value, "dtype") and hasattr(value, "item") and not isinstance(value, jax.core.Tracer):
+        return f"{value.item():.6g}" if value.dtype.kind in "iuf" else str(value.dtype)
     if isinstance(value, list | tuple | Mapping) and len(value) > 3:
         return f"{type(value).__name__} of {len(value)}"
     if callable(value) and hasattr(value, "__name__"):
