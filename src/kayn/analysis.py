@@ -12,13 +12,12 @@ from kayn.axes.types import Axis, Coupling, Layout
 from kayn.contraction.plan import Plan
 from kayn.contraction.steps.sliced import sums_in_parts
 from kayn.evidence.problem import Problem, build_problem
-from kayn.evidence.unguided import without_ceremony
+from kayn.evidence.unguided import inspected_for
 from kayn.factors import by_terms
 from kayn.factors.choose_form import choose
 from kayn.factors.task import reduction
 from kayn.graph.types import MIXED, Graph, Latent, Link, Output
 from kayn.guides.factorised import FactorisedGuide, Unstarted
-from kayn.programs.sites import Inspected
 from kayn.programs.tables import as_arguments
 from kayn.support.memory import format_bytes
 from kayn.support.names import shown, whole
@@ -224,9 +223,8 @@ def analyze(
         params: values of `numpyro.param` sites.
     """
     args, kwargs, _ = as_arguments(model, args, kwargs)
-    inspected = Inspected.of(model, args, kwargs, dict(params or {}))
     request = make_request(num_particles, strategy, groups, couple, target_elements, memory)
-    inspected = without_ceremony(inspected, request) if guide is None else inspected
+    inspected = inspected_for(guide, model, args, kwargs, dict(params or {}), request)
     guide = Unstarted.of(inspected).started() if guide is None else guide
     if isinstance(guide, FactorisedGuide):
         params = {**guide.start, **(params or {})}

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+FREE = "kayn:free:"
+"""Begins the names of latents that stand for others of a model's (`kayn.programs.free`): messages have the model's."""
+
 
 class KaynError(ValueError):
     """Base class of everything kayn raises on purpose."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(str(message).replace(FREE, ""))
 
 
 class ModelError(KaynError):
@@ -51,6 +57,9 @@ class QueryError(KaynError):
 
 class KaynWarning(UserWarning):
     """Base class of kayn's warnings."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(str(message).replace(FREE, ""))
 
 
 class PoorFitWarning(KaynWarning):

@@ -16,7 +16,7 @@ from numpyro.infer import SVI
 from kayn.axes.request import TARGET_ELEMENTS, USUAL, make_request
 from kayn.evidence.problem import Problem, build_problem, refuse_unknown_params
 from kayn.evidence.read import refuse_broken_arguments
-from kayn.evidence.unguided import without_ceremony
+from kayn.evidence.unguided import inspected_for
 from kayn.guides.factorised import FactorisedGuide, Unstarted
 from kayn.inference.importance import Importance, Weigher
 from kayn.inference.qem import CHUNK, QEM
@@ -30,7 +30,6 @@ from kayn.posterior.call import Call, Origin
 from kayn.posterior.checks import warn_if_poor
 from kayn.posterior.posterior import Posterior
 from kayn.posterior.stored import Stored
-from kayn.programs.sites import Inspected
 from kayn.programs.tables import as_arguments
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
@@ -329,8 +328,8 @@ def _fit_svi(setup: _Setup) -> Fit:
 
 def _own_guide(setup: _Setup) -> FactorisedGuide:
     call = setup.call
-    inspected = Inspected.of(call.model, call.args, call.kwargs, setup.params)
-    return Unstarted.of(without_ceremony(inspected, make_request(**setup.options))).started()
+    request = make_request(**setup.options)
+    return Unstarted.of(inspected_for(None, call.model, call.args, call.kwargs, setup.params, request)).started()
 
 
 def _begin(svi: SVI, setup: _Setup) -> Any:

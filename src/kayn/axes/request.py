@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 
 from kayn.errors import StructureError
 from kayn.support.memory import memory_budget
+from kayn.support.names import free
 from kayn.support.options import Couple, Drawing, Elements, Groups, Memory, Particles, Strategy
 from kayn.support.validate import checked
 
@@ -44,6 +45,20 @@ class Request:
     memory: int = 2**32
     draws: Drawing = "independent"
     more: bool = False
+
+    def about(self, latents: Container[str]) -> Request:
+        """The same request about latents some of which stand for those of the user's model."""
+
+        def named(name: str) -> str:
+            return free(name) if free(name) in latents else name
+
+        counts = self.num_particles
+        return replace(
+            self,
+            num_particles=counts if isinstance(counts, int) else tuple((named(n), k) for n, k in counts),
+            groups=tuple(tuple(map(named, g)) for g in self.groups),
+            couple=tuple((named(n), plates) for n, plates in self.couple),
+        )
 
     def particles_of(self, latent: str) -> int:
         """K of a latent: its own number, else that under the empty name, else `USUAL`."""

@@ -11,6 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +29,10 @@ from kayn.factors.task import Operands, Task
 from kayn.graph.discover import Structure, discover_output
 from kayn.graph.types import MIXED, Output
 from kayn.programs.outputs import Part
+from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import Program
 from kayn.support.arrays import Array
-from kayn.support.names import RESERVED
+from kayn.support.names import RESERVED, free
 
 QUERY = Part.VALUE.of(f"{RESERVED}query")
 MAX_ELEMENTS = 2**26
@@ -158,14 +160,49 @@ def traced_function(problem: Problem, function: Callable, names: Sequence[str]) 
     Raises:
         QueryError: the function does not return one array.
     """
-    unique = sorted(set(names))
+    computed, sources = _free_values(problem, names)
+    unique = sorted({n for n in names if n in problem.graph.latent_names}.union(sources))
     values = {n: jax.ShapeDtypeStruct(problem.graph.latent(n).shape, problem.graph.latent(n).dtype) for n in unique}
-    closed, result = jax.make_jaxpr(lambda v: function(*(v[n] for n in names)), return_shape=True)(values)
+
+    def of(values: Mapping[str, Array]) -> Any:
+        known = {**values, **computed(values)}
+        return function(*(known[n] for n in names))
+
+    closed, result = jax.make_jaxpr(of, return_shape=True)(values)
     if not hasattr(result, "shape"):
         raise QueryError(
             f"the function passed to expectation() returned {type(result).__name__}; it must return one array"
         )
     return Program(closed.jaxpr, tuple(closed.consts), tuple(unique), (QUERY,), {}, (), jax.tree.structure({}))
+
+
+def _free_values(
+    problem: Problem, names: Sequence[str]
+) -> tuple[Callable[[Mapping[str, Array]], dict[str, Array]], tuple[str, ...]]:
+    """Those of some latents that are functions of what is drawn in their place, and the names of what they read."""
+    program = problem.model
+    found = sorted(n for n in set(names) if n not in problem.graph.latent_names)
+    if not found:
+        return lambda values: {}, ()
+    run, used = slice_outputs(program.jaxpr, [program.outputs.index(Part.VALUE.of(n)) for n in found])
+    places = {len(program.consts) + i: n for i, n in enumerate(program.inputs)}
+
+    def computed(values: Mapping[str, Array]) -> dict[str, Array]:
+        given = [values[places[i]] if i in places else program.consts[i] for i in used]
+        return dict(zip(found, run(*given), strict=True))
+
+    return computed, tuple(places[i] for i in used if i in places)
+
+
+def can_be_followed(problem: Problem, names: Sequence[str]) -> bool:
+    """Whether all of some names are latents, or functions of latents and constants of the program alone."""
+    program, latents = problem.model, problem.graph.latent_names
+    found = [n for n in names if n not in latents]
+    if not all(free(n) in latents for n in found):
+        return False
+    used = slice_outputs(program.jaxpr, [program.outputs.index(Part.VALUE.of(n)) for n in found])[1] if found else ()
+    places = {len(program.consts) + i: n for i, n in enumerate(program.inputs)}
+    return all(i < len(program.consts) or places.get(i) in latents for i in used)
 
 
 def of_function(problem: Problem, program: Program) -> Expectation | None:

@@ -30,6 +30,7 @@ from kayn.particles.reach import refuse_smaller_ends
 from kayn.particles.shared_noise import evenly
 from kayn.particles.unreached import refuse_values_never_drawn
 from kayn.programs.events import freed
+from kayn.programs.free import as_drawn
 from kayn.programs.sites import Inspected, Site, inspect_sites, share_fixed, summed_out
 from kayn.programs.trace import Program
 from kayn.support.arrays import Array, PyTree
@@ -52,6 +53,8 @@ class Problem(Outlined):
     guide: GuideProgram
     structure: Structure
     layout: Layout
+    fn: Callable
+    """The model as it was read, in which latents may stand for others (`kayn.programs.free`)."""
     denominator: str = "mixture"
     programs: Kept = field(default_factory=Kept, init=False, repr=False)
     """What has been planned and compiled for questions to it, by question."""
@@ -111,8 +114,9 @@ def build_problem(
     if denominator not in DENOMINATORS:
         raise GuideError(f"denominator {denominator!r} is unknown; use one of {', '.join(map(repr, DENOMINATORS))}")
     params = parameter_values(params)
-    inspected = Inspected.of(model, args, kwargs, params) if inspected is None else inspected
+    inspected = Inspected.of(as_drawn(model, guide), args, kwargs, params) if inspected is None else inspected
     sites = inspected.sites
+    request = request.about(sites)
     refuse_reserved(sites)
     if isinstance(guide, FactorisedGuide):
         sites = freed(sites, guide.freed(sites))
@@ -128,7 +132,7 @@ def build_problem(
     layout = choose_layout(structure, request, traced_guide.constraints, mixed, parameters)
     if request.draws == "even":
         traced_guide = evenly(traced_guide, guide, args, kwargs, params)
-    problem = Problem(traced, traced_guide, structure, layout, denominator)
+    problem = Problem(traced, traced_guide, structure, layout, inspected.fn, denominator)
     set_rows(problem, problem.numbers, params)  # which refuses those that differ
     warn_of_strangers(traced, traced_guide.density)
     return problem

@@ -1,19 +1,25 @@
-"""Discrete latents of a model without a guide: which are summed out, and which a guide of kayn's own draws."""
+"""A model without a guide: which discrete latents are summed out, and which a guide of kayn's own draws; which latents
+are read in unconstrained space, since their support depends on others."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 
 from kayn.axes.choose import choose_layout
+from kayn.axes.minibatches import subsampled_plates
 from kayn.axes.request import Request
 from kayn.axes.types import Layout
 from kayn.errors import StructureError
 from kayn.evidence.free_events import with_freed_events
 from kayn.evidence.read import read_model
 from kayn.graph.types import Graph
-from kayn.programs.sites import Inspected, summed_out
+from kayn.guides.start import supports_that_depend
+from kayn.programs.free import Freed, as_drawn, unconstrained
+from kayn.programs.sites import Inspected, Site, summed_out
+from kayn.support.names import refuse_reserved
 
 MOST_ENTRIES = 2**23
 """Entries of a factor up to which a latent is summed out: a tenth of a second on a core."""
@@ -21,13 +27,50 @@ MOST_FLOPS = 2**28
 """Multiply-adds of a contraction, which takes about as long."""
 
 
-def without_ceremony(inspected: Inspected, request: Request) -> Inspected:
+def inspected_for(
+    guide: Callable | None, model: Callable, args: tuple, kwargs: Mapping, params: Mapping, request: Request
+) -> Inspected:
+    """A model as its guide draws it: a user's, or one of kayn's own where there is none.
+
+    Raises:
+        ModelError: as `Inspected.of`, and for a site whose name is kept for kayn.
+    """
+    inspected = Inspected.of(as_drawn(model, guide), args, kwargs, params)
+    if guide is not None:
+        return inspected
+    refuse_reserved(inspected.sites)
+    return _summed(_freed(inspected), request)
+
+
+def _freed(inspected: Inspected) -> Inspected:
+    """A model whose latents are read in unconstrained space where their support depends on other latents.
+
+    Those in loops, and those with a mask or a scale, which would change the density of their place there, are left.
+    """
+    fn, args, kwargs, params, sites = (getattr(inspected, f.name) for f in fields(inspected))
+    latents = {n: s for n, s in sites.items() if s.kind == "sample" and not s.observed}
+    names = [n for n, s in latents.items() if _may_depend(s)]
+    if not names:
+        return inspected
+    plates = subsampled_plates(sites)
+    found = supports_that_depend(fn, args, kwargs, params, latents, names, plates, unconstrained)
+    return Inspected.of(Freed(fn, found), args, kwargs, params) if found else inspected
+
+
+def _may_depend(site: Site) -> bool:
+    if site.discrete or site.delta or site.steps is not None or site.scaled:
+        return False
+    return site.support is None or None in (site.support.lower, site.support.upper)
+
+
+def _summed(inspected: Inspected, request: Request) -> Inspected:
     """A model whose discrete latents are enumerated as far as that can be afforded, without being asked to, and whose
     events are taken apart where that serves (`kayn.evidence.free_events`).
 
     One is not where its axis cannot keep an index of its own over its plates, or shares a group, or where its values
     would make a factor or the contraction too large; `Site.why_drawn` says so, and kayn's own guide draws it.
     """
+    request = request.about(inspected.sites)
     latents = {n: s for n, s in inspected.sites.items() if s.kind == "sample" and not s.observed and s.discrete}
     free = {n: s.num_values for n, s in latents.items() if not s.enumerate and s.num_values is not None}
     why = {n: "its values cannot be listed" for n, s in latents.items() if s.num_values is None}

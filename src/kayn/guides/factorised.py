@@ -33,7 +33,7 @@ from kayn.programs.sites import Inspected, Site, inspect_sites, summed_out
 from kayn.programs.tables import as_arguments
 from kayn.support.arrays import Array
 from kayn.support.keys import as_key
-from kayn.support.names import parameter, refuse_reserved
+from kayn.support.names import in_model, parameter, refuse_reserved
 from kayn.support.options import Arguments, Key, Model, Named, Params
 from kayn.support.prints import Outlined
 from kayn.support.validate import Count, checked
@@ -93,6 +93,12 @@ class FactorisedGuide(Outlined):
         if self.below is not None:
             self.below.run(args, kwargs, out)
         return out
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Latents of the model that are drawn in unconstrained space, given what their support depends on."""
+        names = (*(s.name for s in self.sites), *(() if self.below is None else self.below.names))
+        return tuple(in_model(n) for n in names if in_model(n) != n)
 
     def without(self, below: Conditional) -> FactorisedGuide:
         """The same guide with some of its sites left to their prior."""

@@ -124,15 +124,37 @@ def refuse_dependent_supports(
     plates: Mapping[str, tuple[int, int]] | None = None,
 ) -> None:
     """Raise where the bounds of a latent's support are computed from another latent or from a subsample,
-    whatever the numbers.
+    whatever the numbers; arguments are those of `supports_that_depend`.
+
+    Raises:
+        GuideError: they are.
+    """
+    for name, on in supports_that_depend(model, args, kwargs, params, latents, names, plates).items():
+        raise GuideError(
+            f"the support of latent {name!r} depends on {on}, so one unconstrained space does not fit "
+            "all particles; rewrite it with a fixed support (scale a Uniform(0, 1), or add a positive latent to "
+            "the bound), or pass a guide"
+        )
+
+
+def supports_that_depend(
+    model: Callable,
+    args: tuple,
+    kwargs: Mapping,
+    params: Mapping,
+    latents: Mapping[str, Site],
+    names: Sequence[str],
+    plates: Mapping[str, tuple[int, int]] | None = None,
+    ends: Callable[[Any], Any] = lambda fn: fn.support,
+) -> dict[str, str]:
+    """Latents whose supports are computed from other latents or from a subsample, whatever the numbers; each with one
+    of what it depends on, in words.
 
     Args:
         latents: all latents of the model.
         names: those whose supports are looked at.
-        plates: N and M of subsampled plates, whose rows no support may depend on either.
-
-    Raises:
-        GuideError: they are.
+        plates: N and M of subsampled plates, whose rows supports may depend on too.
+        ends: a distribution to a tree of what its support is made of.
     """
     # a point mass is no source: it passes on what it was computed from
     given = {n: jax.ShapeDtypeStruct(s.shape, s.dtype) for n, s in latents.items() if not s.delta}
@@ -141,7 +163,7 @@ def refuse_dependent_supports(
     def bounds(given: Mapping[str, Array], rows: Mapping[str, Array]) -> list[list[Array]]:
         program = Given(model, params=params, latents=given, subsample=rows)
         trace = handlers.trace(seeded(program, jax.random.key(0))).get_trace(*args, **kwargs)
-        return [jax.tree.leaves(trace[n]["fn"].support) for n in names]
+        return [jax.tree.leaves(ends(trace[n]["fn"])) for n in names]
 
     closed, shapes = jax.make_jaxpr(bounds, return_shape=True)(given, rows)
     # `make_jaxpr` flattens dictionaries by sorted key
@@ -152,14 +174,8 @@ def refuse_dependent_supports(
             + [Sources((f"the rows of plate {n!r}",)) for n in sorted(rows)],
         )
     )
-    for name, own in zip(names, shapes, strict=True):
-        found = Sources().union(*(next(sources) for _ in own))
-        if found:
-            raise GuideError(
-                f"the support of latent {name!r} depends on {min(found)}, so one unconstrained space does not fit "
-                "all particles; rewrite it with a fixed support (scale a Uniform(0, 1), or add a positive latent to "
-                "the bound), or pass a guide"
-            )
+    found = {n: Sources().union(*(next(sources) for _ in own)) for n, own in zip(names, shapes, strict=True)}
+    return {n: min(on) for n, on in found.items() if on}
 
 
 def best_start(

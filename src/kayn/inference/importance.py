@@ -13,7 +13,7 @@ from kayn.axes.request import TARGET_ELEMENTS, Request, make_request
 from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, build_problem
 from kayn.evidence.queries import weighted_draws
-from kayn.evidence.unguided import without_ceremony
+from kayn.evidence.unguided import inspected_for
 from kayn.guides.factorised import Unstarted
 from kayn.guides.start import best_start
 from kayn.posterior.call import Call, Origin
@@ -98,7 +98,7 @@ class Importance:
         params = dict(params or {})
         args, kwargs, labels = as_arguments(self.model, args, kwargs)
         call = self._call(args, kwargs, labels)
-        inspected, guide = self._begun(Inspected.of(self.model, args, kwargs, params))
+        inspected, guide = self._begun(args, kwargs, params)
         starts = guide.starts if self.guide is None else [{}]
         if len(starts) == 1:
             problem = self._problem(guide, params, inspected)
@@ -115,18 +115,16 @@ class Importance:
         """Structure, particle axes and plan for the model's arguments, the guide's Normal sites drawn evenly."""
         params = dict(params or {})
         args, kwargs, _ = as_arguments(self.model, args, kwargs)
-        inspected, guide = self._begun(Inspected.of(self.model, args, kwargs, params))
+        inspected, guide = self._begun(args, kwargs, params)
         return self._problem(guide, params, inspected)
 
     def _call(self, args: tuple, kwargs: Mapping, labels: Labels) -> Call:
         settings = {**asdict(self.request), "denominator": self.denominator}
         return Call(self.model, args, kwargs, Origin("importance", self.guide, settings), labels)
 
-    def _begun(self, inspected: Inspected) -> tuple[Inspected, Any]:
-        if self.guide is not None:
-            return inspected, self.guide
-        inspected = without_ceremony(inspected, self.request)
-        return inspected, Unstarted.of(inspected).started()
+    def _begun(self, args: tuple, kwargs: Mapping, params: Mapping) -> tuple[Inspected, Any]:
+        inspected = inspected_for(self.guide, self.model, args, kwargs, params, self.request)
+        return inspected, Unstarted.of(inspected).started() if self.guide is None else self.guide
 
     def _problem(self, guide: Callable, params: Mapping[str, PyTree], inspected: Inspected) -> Problem:
         args, kwargs = inspected.args, inspected.kwargs

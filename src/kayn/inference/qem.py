@@ -27,7 +27,7 @@ from kayn.evidence.joint_guide import asked_again, joint_guide
 from kayn.evidence.problem import Problem, build_problem
 from kayn.evidence.queries import weighted_draws
 from kayn.evidence.soundness import warn_of_steps
-from kayn.evidence.unguided import without_ceremony
+from kayn.evidence.unguided import inspected_for
 from kayn.guides.factorised import FactorisedGuide, Unstarted
 from kayn.guides.start import best_start
 from kayn.inference import mstep
@@ -36,6 +36,7 @@ from kayn.inference.mstep import Weights
 from kayn.inference.qem_state import QEMResult, QEMState
 from kayn.inference.together import Block, blocks, refuse_dependence
 from kayn.particles.guide_program import trace_guide
+from kayn.programs.free import as_drawn
 from kayn.programs.sites import Inspected
 from kayn.programs.tables import as_arguments
 from kayn.support.arrays import Array, KeyArray, PyTree
@@ -147,11 +148,10 @@ class QEM:
         """
         key, params = as_key(rng_key), dict(params or {})
         args, kwargs, _ = as_arguments(self.model, args, kwargs)
-        inspected = Inspected.of(self.model, args, kwargs, params)
+        inspected = inspected_for(self.user_guide, self.model, args, kwargs, params, self.request)
         if isinstance(self.user_guide, FactorisedGuide):
             begun = Unstarted(self.user_guide)
         elif self.user_guide is None:
-            inspected = without_ceremony(inspected, self.request)
             begun = Unstarted.of(inspected, key)
         else:
             begun = Unstarted(FactorisedGuide.from_guide(self.user_guide, args, kwargs, params, inspected.sites))
@@ -163,7 +163,7 @@ class QEM:
             refuse_dependence(trace_guide(self.user_guide, args, kwargs, params, inspected.sites))
         if self.user_guide is None:
             self.problem, self.guide = keep_priors(
-                self.problem, self.guide, self.model, lambda g: self._read(g, {**g.start, **params}, inspected)
+                self.problem, self.guide, inspected.fn, lambda g: self._read(g, {**g.start, **params}, inspected)
             )
             self.problem, self.guide = joint_guide(self.problem, self.guide, inspected, self.request)
             self.asked = asked_again(self.request, self.problem, self.guide)
@@ -203,7 +203,7 @@ class QEM:
             state, log_z = self.advance(state, 1)
             return state, log_z[0]
         params = self.get_params(state)
-        problem = self._read(self._guide(), params, Inspected.of(self.model, args, kwargs, params))
+        problem = self._read(self._guide(), params, Inspected.of(as_drawn(self.model, self.guide), args, kwargs, params))
         state, (log_z, *_) = _step(self, problem, problem.numbers, state)
         return state, log_z
 

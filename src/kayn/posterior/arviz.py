@@ -21,7 +21,7 @@ from kayn.posterior.prior import prior_draws
 from kayn.posterior.replay import own_data
 from kayn.support.arrays import KeyArray
 from kayn.support.keys import as_key
-from kayn.support.names import fresh
+from kayn.support.names import fresh, in_model
 
 SAMPLES = ("chain", "draw")
 """The dimensions that ArviZ's schema has for samples."""
@@ -54,13 +54,14 @@ def to_datatree(
     """
     key = as_key(rng_key)
     draws = posterior._joint(key, num_samples)
-    for name in draws.values:
+    shown = {n: v for n, v in draws.values.items() if in_model(n) == n}
+    for name in shown:
         posterior._refuse_mixed_rows(name)
     rows = [*data_rows(posterior, key, draws)]
     given = {d: np.asarray(v) for d, v in (coords or {}).items()}
-    names = _Names(posterior, [*draws.values, *(r.name for r in rows)], labels_of(posterior), given)
+    names = _Names(posterior, [*shown, *(r.name for r in rows)], labels_of(posterior), given)
     groups = {
-        "posterior": names.sites(draws.values, draws.values),
+        "posterior": names.sites(shown, shown),
         "log_likelihood": [names.rows(r.name, r.scores[None], r.kept, 2) for r in rows],
         "observed_data": [names.rows(r.name, r.values, r.kept, 0) for r in rows],
     }
@@ -70,7 +71,7 @@ def to_datatree(
     if prior:
         call = posterior.call
         found = prior_draws(call.model, call.args, call.kwargs, key, num_samples, dict(posterior.params))
-        groups |= {"prior": names.sites(draws.values, found), "prior_predictive": names.data(rows, found)}
+        groups |= {"prior": names.sites(shown, found), "prior_predictive": names.data(rows, found)}
     names.check_labels()
     tree = xr.DataTree.from_dict({g: xr.Dataset({v.name: v for v in found}) for g, found in groups.items()})
     tree["posterior"].attrs |= {

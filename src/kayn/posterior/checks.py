@@ -21,7 +21,7 @@ from kayn.posterior.diagnostics import (
     poor_below,
 )
 from kayn.posterior.pool import Pool
-from kayn.support.names import shown
+from kayn.support.names import in_model, shown
 from kayn.xla.compilation import is_traced
 
 MAX_KHATS = 100
@@ -82,7 +82,7 @@ def _known_evidence(posterior: Pool, error: float) -> Iterator[str]:
     latents = posterior.problem.graph.latent_names
     found = float(posterior.log_evidence)
     if is_prior(posterior.problem) and abs(found) > LEAST_OFF + 4 * error:
-        who = ", ".join(map(repr, latents[:5])) + (", ..." if len(latents) > 5 else "")
+        who = ", ".join(repr(in_model(n)) for n in latents[:5]) + (", ..." if len(latents) > 5 else "")
         yield (
             f"nothing is observed, so the log evidence is 0, but it was found to be {found:.2f} +- {error:.2f}: the "
             f"guide does not reach all of the prior of {who}. kayn.fit(..., method='qem') without a guide draws them "
@@ -96,7 +96,7 @@ def _axis_complaints(posterior: Pool, axis: Axis) -> Iterator[str]:
     efficiency = diagnostics.efficiency(by_replicate)
     pooled = by_replicate.reshape(-1, efficiency.size)
     worst = int(np.argmin(efficiency))
-    who = ", ".join(map(repr, axis.latents))
+    who = ", ".join(repr(in_model(n)) for n in axis.latents)
     where = f" (worst element {worst} of {efficiency.size})" if efficiency.size > 1 else ""
     if efficiency[worst] < poor_below(axis.size):
         ess = 1 + efficiency[worst] * (axis.size - 1)
@@ -125,7 +125,10 @@ def _about(posterior: Pool, axis: Axis) -> str:
 def _about_couplings(posterior: Pool, axis: Axis) -> str:
     """What made latents give up an index of their own over plates, and what would not."""
     mine = [c for c in posterior.problem.layout.couplings if c.plates and set(c.latents) & set(axis.latents)]
-    told = [f"{', '.join(map(repr, c.latents))} over {', '.join(map(shown, c.plates))}, since {c.reason}" for c in mine]
+    told = [
+        f"{', '.join(repr(in_model(n)) for n in c.latents)} over {', '.join(map(shown, c.plates))}, since {c.reason}"
+        for c in mine
+    ]
     if not told:
         return ""
     return (

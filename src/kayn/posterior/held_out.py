@@ -66,7 +66,7 @@ def contracted_joint(posterior: Pool, read: Read) -> Array | None:
 def _extended(posterior: Pool, read: Read) -> Problem | None:
     """The posterior's problem with the held-out data as further factors, and the same particle axes."""
     problem, new = posterior.problem, read.sites
-    program, latents = problem.model, posterior.latent_names
+    program, latents = problem.model, posterior.drawn_names
     sites = program.sites
     if any(sites[n].steps is not None for n in latents) or program.subsamples or read.program.subsamples:
         return None
@@ -76,7 +76,7 @@ def _extended(posterior: Pool, read: Read) -> Problem | None:
         return None
     both = _both(program.plain or program, read.program.plain or read.program, posterior.params)
     call = posterior.call
-    extended = structured(Inspected(call.model, call.args, call.kwargs, posterior.params, both.sites), both)
+    extended = structured(Inspected(problem.fn, call.args, call.kwargs, posterior.params, both.sites), both)
     layout = kept_layout(extended.structure, problem.layout)
     if layout is None:
         return None

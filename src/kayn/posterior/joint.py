@@ -18,6 +18,7 @@ from kayn.evidence.weights import weigh
 from kayn.posterior.blocks import block_size, joined, keys_of, on_device, shuffled, starts
 from kayn.programs.outputs import Part
 from kayn.support.arrays import Array, KeyArray
+from kayn.support.names import in_model
 from kayn.support.prints import Outlined
 from kayn.xla.compilation import is_traced
 
@@ -129,10 +130,22 @@ def mode(problem: Problem, numbers: Mapping, params: Mapping, draws: Draws) -> d
 
     def one(mine: Draws) -> tuple[Array, dict[str, Array]]:
         log_weight, chosen = best_indices(weigh(problem, numbers, mine, params))
-        return log_weight, take_particles(problem, mine.values, chosen)
+        return log_weight, _in_model(problem, numbers, params, mine, take_particles(problem, mine.values, chosen))
 
     log_weights, found = jax.lax.map(one, draws)
     return jax.tree.map(lambda v: v[jnp.argmax(log_weights)], found)
+
+
+def _in_model(
+    problem: Problem, numbers: Mapping, params: Mapping, draws: Draws, found: dict[str, Array]
+) -> dict[str, Array]:
+    """Values of the model's latents for those of what stands for them."""
+    names = {n: in_model(n) for n in found if in_model(n) != n}
+    if not names:
+        return found
+    inputs = model_inputs(problem, numbers, params, draws.subsample)
+    values = deterministic_values(problem, {n: v[None] for n, v in found.items()}, inputs)
+    return {names.get(n, n): values[names[n]][0] if n in names else v for n, v in found.items()}
 
 
 def take_particles(problem: Problem, values: Mapping[str, Array], chosen: Mapping[str, Array]) -> dict[str, Array]:

@@ -22,7 +22,7 @@ def dims_of(posterior: Pool, site: str, shape: tuple[int, ...], rank: int) -> li
         rank: how many dimensions of it are those of rows.
     """
     graph, found = posterior.problem.graph, posterior.problem.model.sites[site]
-    if site in posterior.deterministic_names:
+    if posterior.problem.model.sites[site].kind == "deterministic":
         plates = dict(enumerate(graph.output(site).dims))
     else:
         sites = posterior.problem.model.sites

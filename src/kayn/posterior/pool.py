@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr
 
 from kayn.errors import QueryError, StructureWarning
 from kayn.evidence.draws import Draws
-from kayn.evidence.expectation import arguments, of_deterministic, of_function, traced_function
+from kayn.evidence.expectation import arguments, can_be_followed, of_deterministic, of_function, traced_function
 from kayn.evidence.problem import Problem
 from kayn.evidence.queries import latent_weights
 from kayn.posterior import joint
@@ -26,6 +26,7 @@ from kayn.posterior.joint import JointDraws, mixed_plate
 from kayn.support.arrays import Array, KeyArray, PyTree, local, namespace
 from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
+from kayn.support.names import free, in_model
 from kayn.support.options import Key, Name, Samples
 from kayn.support.validate import checked
 from kayn.xla.compilation import is_traced
@@ -93,17 +94,25 @@ class Pool:
     @property
     def latent_names(self) -> tuple[str, ...]:
         """Names of all latents of the model."""
+        return tuple(map(in_model, self.drawn_names))
+
+    @property
+    def drawn_names(self) -> tuple[str, ...]:
+        """Names of what has particles of its own: the latents, but for those whose support depends on others, with what
+        is drawn in their place (`kayn.programs.free`)."""
         return self.problem.graph.latent_names
 
     @property
     def deterministic_names(self) -> tuple[str, ...]:
         """Names of the model's deterministic sites."""
-        return tuple(n for n, s in self.problem.model.sites.items() if s.kind == "deterministic")
+        sites = self.problem.model.sites.items()
+        return tuple(n for n, s in sites if s.kind == "deterministic" and free(n) not in self.drawn_names)
 
     @property
     def particles(self) -> dict[str, Array]:
-        """Pooled particles of every latent: [P, *shape], to be read with `weights`."""
-        return {n: local(v).reshape((-1, *v.shape[2:])) for n, v in self.draws.values.items()}
+        """Pooled particles of every latent that has its own: [P, *shape], to be read with `weights`."""
+        values = {n: v for n, v in self.draws.values.items() if in_model(n) == n}
+        return {n: local(v).reshape((-1, *v.shape[2:])) for n, v in values.items()}
 
     @checked(QueryError)
     def weights(self, name: Name) -> Array:
@@ -111,20 +120,23 @@ class Pool:
 
         A latent that was coupled over a plate has equal weights along it. Source: Bowyer et al. (UAI 2024).
         """
-        by_replicate = self._weights(self._latent(name))
+        return self._pooled(self._latent(name))
+
+    def _pooled(self, name: str) -> Array:
+        by_replicate = self._weights(name)
         pooled = by_replicate * local(self._shares).reshape((-1, *(1,) * (by_replicate.ndim - 1)))
         return pooled.reshape((-1, *pooled.shape[2:]))
 
     @checked(QueryError)
     def ess(self, name: Name) -> Array:
         """Effective sample size of a latent's pooled particles: [*batch shape], between 0 and P."""
-        return jnp.asarray(effective_sample_size(np.asarray(self.weights(name))))
+        return jnp.asarray(effective_sample_size(np.asarray(self._pooled(self._drawn(name)))))
 
     @checked(QueryError)
     def khat(self, name: Name) -> np.ndarray:
         """Pareto k-hat of a latent's weights: [*batch shape]; above 0.7 is unreliable,
         NaN with fewer than 25 particles."""
-        return pareto_khat(self.weights(name))
+        return pareto_khat(self._pooled(self._drawn(name)))
 
     # -- moments
 
@@ -162,7 +174,7 @@ class Pool:
         for name in names:
             self._known(name)
             self._refuse_mixed_rows(name)
-        if all(n in self.latent_names for n in names):
+        if can_be_followed(self.problem, names):
             found = self._of_function(function, names)
             if found is not None:
                 return found
@@ -204,7 +216,7 @@ class Pool:
 
         Along a subsampled plate, the elements of a draw are those that its replicate holds (`draws.subsample`).
         """
-        return self._joint(rng_key, num_samples).values
+        return {n: v for n, v in self._joint(rng_key, num_samples).values.items() if in_model(n) == n}
 
     def mode(self) -> dict[str, Array]:
         """The combination of particles with the largest weight, over all replicates:
@@ -247,8 +259,17 @@ class Pool:
                 f"{list(self.deterministic_names)}"
             )
 
+    def _drawn(self, name: str) -> str:
+        """What has the particles that a latent is made of, given those that its support depends on."""
+        return free(name) if free(name) in self.drawn_names else self._latent(name)
+
     def _latent(self, name: str) -> str:
         self._known(name)
+        if free(name) in self.drawn_names:
+            raise QueryError(
+                f"the support of latent {name!r} depends on other latents, so its value is a function of several "
+                "particles; use mean, std, quantile, sample or expectation"
+            )
         if name not in self.latent_names:
             raise QueryError(
                 f"{name!r} is a deterministic site and has no particles of its own; use mean, std, sample or "
@@ -275,7 +296,7 @@ class Pool:
     def _moments(self, name: str) -> tuple[Array, Array]:
         self._known(name)
         self._refuse_mixed_rows(name)
-        if name in self.latent_names:
+        if name in self.drawn_names:
             values, weights = self.particles[name], self.weights(name)
             weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
             # weights of zero may meet infinite particles

@@ -23,6 +23,7 @@ from kayn.posterior.joint import JointDraws, entries
 from kayn.posterior.pool import Pool
 from kayn.posterior.scores import observed_scores, seen_rows
 from kayn.posterior.states import owned_states, summed_out
+from kayn.programs.free import law_of
 from kayn.programs.given import Given
 from kayn.programs.outputs import Part
 from kayn.programs.roles import Fixed
@@ -31,6 +32,7 @@ from kayn.programs.sites import Inspected, Site
 from kayn.programs.trace import Program
 from kayn.programs.wrappers import innermost
 from kayn.support.arrays import Array, KeyArray, PyTree
+from kayn.support.names import in_model
 from kayn.xla.compilation import is_traced
 from kayn.xla.jit import QuickJit
 
@@ -73,7 +75,7 @@ class Condition(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Have data drawn, or scored as one each."""
-        if msg["type"] == "sample" and isinstance(innermost(msg["fn"]), dist.ImproperUniform) and msg["value"] is None:
+        if msg["type"] == "sample" and isinstance(law_of(msg["fn"]), dist.ImproperUniform) and msg["value"] is None:
             self._place_improper(msg)
         if self.observe:
             if msg["type"] == "sample" and msg["is_observed"]:
@@ -146,7 +148,7 @@ def checked(posterior: Pool, setting: Setting) -> tuple[Setting, Read]:
             latents of a subsample meet other data.
     """
     args, kwargs, new_plates = setting.args, setting.kwargs, setting.new_plates
-    model = Condition(posterior.call.model, {}, (), setting.observe)
+    model = Condition(posterior.problem.fn, {}, (), setting.observe)
     read = read_model(Inspected.of(model, args, kwargs, posterior.params))
     sites = read.sites
     for name, old in _chains(posterior).items():
@@ -193,7 +195,7 @@ def _whole_plates(posterior: Pool, program: Program, setting: Setting) -> dict[s
 
 def _chains(posterior: Pool) -> dict[str, Site]:
     sites = posterior.problem.model.sites
-    return {n: sites[n] for n in posterior.latent_names if sites[n].steps is not None}
+    return {n: sites[n] for n in posterior.drawn_names if sites[n].steps is not None}
 
 
 def run_model(posterior: Pool, setting: Setting, key: KeyArray, draw: JointDraws) -> dict[str, Any]:
@@ -208,23 +210,22 @@ def run_model(posterior: Pool, setting: Setting, key: KeyArray, draw: JointDraws
     all_new = {n for n, s in chains.items() if {f[0] for f in s.frames} & set(new_plates)}
     # NumPyro itself carries on the path of a scan where the draw ends
     paths = {n: values[n] for n, s in chains.items() if not s.walk and n not in all_new}
-    known = {n: values[n] for n in posterior.latent_names if n not in (paths.keys() | all_new)}
+    known = {n: values[n] for n in posterior.drawn_names if n not in (paths.keys() | all_new)}
     rows = {**(draw.subsample if setting.own else {}), **setting.whole}
     # inside the conditioning, so that it records the draw's values
     # what handlers have set is data, as in the posterior; predictions keep it
-    model = Fixed(posterior.call.model) if setting.observe else posterior.call.model
+    model = Fixed(posterior.problem.fn) if setting.observe else posterior.problem.fn
     program = handlers.trace(Given(model, params=posterior.params, latents=paths, subsample=rows))
     seeded(Condition(program, known, new_plates, setting.observe), key)(*setting.args, **setting.kwargs)
     return program.trace
 
 
 def drawn_sites(trace: Mapping[str, Any]) -> dict[str, Array]:
-    """Values of all sample and deterministic sites of a trace, but for factors."""
+    """Values of all sample and deterministic sites of the user's model in a trace, but for factors."""
     kinds = ("sample", "deterministic")
+    own = {n: s for n, s in trace.items() if s["type"] in kinds and in_model(n) == n}
     return {
-        n: s["value"]
-        for n, s in trace.items()
-        if s["type"] in kinds and not (s["type"] == "sample" and isinstance(innermost(s["fn"]), dist.Unit))
+        n: s["value"] for n, s in own.items() if not (s["type"] == "sample" and isinstance(innermost(s["fn"]), dist.Unit))
     }
 
 

@@ -15,7 +15,7 @@ def columns(posterior: Pool, name: str) -> tuple[np.ndarray, np.ndarray]:
 
     Of a latent these are its pooled particles; of a deterministic site, which has none of its own, joint draws.
     """
-    if name in posterior.latent_names:
+    if name in posterior.drawn_names:
         values, weights = np.asarray(posterior.particles[name]), np.asarray(posterior.weights(name))
     else:
         values = np.asarray(posterior._joint(0, FALLBACK_DRAWS).values[name])

@@ -101,6 +101,19 @@ def _label(name: str, where: Iterable[tuple[str, int]], labels: Mapping[str, np.
     return f"{name}[{','.join(str(labels[d][i]) if d in labels else str(int(i)) for d, i in where)}]"
 
 
+def _judged(posterior: Pool, name: str, weights: np.ndarray) -> np.ndarray | None:
+    """Weights that tell how good the answers about a site are, a column for each element: those of its particles, or of
+    what it is made of. What is computed from draws alone has none."""
+    if name in posterior.drawn_names:
+        return weights
+    if name not in posterior.latent_names:
+        return None
+    own = np.asarray(posterior._pooled(posterior._drawn(name)))
+    shape = posterior.problem.model.sites[name].shape
+    whole = np.broadcast_to(own.reshape((*own.shape, *(1,) * (1 + len(shape) - own.ndim))), (len(own), *shape))
+    return whole.reshape(len(own), -1)
+
+
 def summarise(
     posterior: Pool,
     max_rows: int,
@@ -124,7 +137,7 @@ def summarise(
         count = 0 if mixed else min(size, max_rows)
         rows += _rows(posterior, name, shape, count, levels, hdi_prob)
         hidden += [(name, size - count)] if size > count else []
-    sizes = [len(v) for n, v in posterior.particles.items() if n in posterior.latent_names]
+    sizes = [posterior.num_replicates * posterior.problem.layout.axis_of(n).size for n in posterior.drawn_names]
     return Summary(
         tuple(rows),
         tuple(hidden),
@@ -145,16 +158,15 @@ def _rows(
         return []
     values, weights = columns(posterior, name)
     mean, sd = np.ravel(posterior.mean(name)), np.ravel(posterior.std(name))
-    weighed = name in posterior.latent_names
+    judged = _judged(posterior, name, weights)
     dims, labels = dims_of(posterior, name, shape, len(shape)), labels_of(posterior)
     rows = []
     for i in range(count):
         own, shares = values[:, i], weights[:, i]
         quantiles = tuple(float(x) for x in weighted_quantiles(own, shares, np.array(levels)))
         interval = () if hdi_prob is None else tuple(float(x) for x in shortest_interval(own, shares, hdi_prob))
-        # what is computed from draws has no weights to judge
-        ess = float(effective_sample_size(shares[:, None])[0]) if weighed else math.nan
-        khat = float(pareto_khat(shares[:, None])[0]) if weighed else math.nan
+        ess = math.nan if judged is None else float(effective_sample_size(judged[:, i, None])[0])
+        khat = math.nan if judged is None else float(pareto_khat(judged[:, i, None])[0])
         label = _label(name, zip(dims, map(int, np.unravel_index(i, shape)), strict=True), labels) if shape else name
         rows.append(SummaryRow(label, float(mean[i]), float(sd[i]), quantiles, ess, khat, interval))
     return rows

@@ -20,6 +20,7 @@ from kayn.densities.exponential.contract import Family
 from kayn.densities.exponential.members import family_of
 from kayn.errors import GuideError, ModelError
 from kayn.programs.data import explained, refuse_shape
+from kayn.programs.free import Free, law_of
 from kayn.programs.given import FIXED, Given, OneKind, refuse_two_kinds
 from kayn.programs.params import CheckedParams
 from kayn.programs.random_walks import WALK, Walks
@@ -84,6 +85,8 @@ class Site:
     (of model and guide)."""
     freed: int = 0
     """How many of its batch dimensions are events of independent elements in the program (`kayn.programs.events`)."""
+    free: bool = False
+    """Whether it stands for a latent whose support depends on others (`kayn.programs.free`)."""
     scaled: bool = False
     """Whether its log density has a factor of `handlers.scale`."""
 
@@ -276,7 +279,7 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         auxiliary=bool(infer.get("is_auxiliary")),
         delta=isinstance(base, dist.Delta),
         reparameterised=bool(fn.has_rsample),
-        law=type(base),
+        law=type(law_of(base)),
         exponential_family=family_of(base),
         independent_ndim=fn.event_dim - base.event_dim,
         support=None if site["is_observed"] else support_of(fn),
@@ -284,6 +287,7 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         steps=steps,
         walk=walk,
         added=ADDED in infer,
+        free=isinstance(base, Free),
         scaled=own_scale(site, _ratios(trace)) is not None,
     )
 

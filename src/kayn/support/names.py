@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
-from kayn.errors import ModelError
+from kayn.errors import FREE, ModelError
 
 RESERVED = "kayn:"
 """How every name begins that kayn makes."""
@@ -19,7 +19,17 @@ _SUMMAND = f"{RESERVED}summand "
 
 def parameter(latent: str, parameter: str) -> str:
     """The `numpyro.param` site that holds a parameter of kayn's own guide, e.g. `kayn:alpha:loc`."""
-    return f"{RESERVED}{latent}:{parameter}"
+    return f"{RESERVED}{in_model(latent)}:{parameter}"
+
+
+def free(latent: str) -> str:
+    """The latent in unconstrained space that stands for one whose support depends on others."""
+    return FREE + latent
+
+
+def in_model(name: str) -> str:
+    """The latent of the user's model that a latent is, or stands for."""
+    return name.removeprefix(FREE)
 
 
 def joined(names: Iterable[str]) -> str:
@@ -29,7 +39,7 @@ def joined(names: Iterable[str]) -> str:
 
 def shown(name: str) -> str:
     """A name, or a text of names, as messages and tables show it, where what kind of thing each is can be seen."""
-    return name.replace(RESERVED, "")
+    return name.replace(FREE, "").replace(RESERVED, "")
 
 
 def summand(site: str, number: int) -> str:
@@ -39,7 +49,7 @@ def summand(site: str, number: int) -> str:
 
 def whole(factor: str) -> str:
     """The site whose log density a factor is, or is a part of."""
-    return factor.removeprefix(_SUMMAND).partition(":")[2] if factor.startswith(_SUMMAND) else factor
+    return in_model(factor.removeprefix(_SUMMAND).partition(":")[2] if factor.startswith(_SUMMAND) else factor)
 
 
 def fresh(name: str, taken: Container[str]) -> str:
@@ -60,7 +70,7 @@ def refuse_reserved(kinds: Mapping[str, Any]) -> None:
         ModelError: a site's name begins with `kayn:`.
     """
     for name, site in kinds.items():
-        if name.startswith(RESERVED) and not getattr(site, "added", False):
+        if name.startswith(RESERVED) and not (getattr(site, "added", False) or getattr(site, "free", False)):
             raise ModelError(
                 f"the model has a {site.kind} site {name!r}, but names that begin with {RESERVED!r} are kept for "
                 "what kayn adds; rename the site"
