@@ -20,7 +20,7 @@ from kayn.graph.types import MIXED, Graph, Latent, Link, Output
 from kayn.guides.factorised import FactorisedGuide, Unstarted
 from kayn.programs.tables import as_arguments
 from kayn.support.memory import format_bytes
-from kayn.support.names import shown, whole
+from kayn.support.names import in_model, shown, whole
 from kayn.support.options import Couple, Elements, Groups, Guide, Memory, Model, Params, Particles, PathOption, Strategy
 from kayn.support.prints import Printed
 from kayn.support.table import format_table
@@ -50,6 +50,11 @@ class Analysis(Printed):
     def axes(self) -> tuple[Axis, ...]:
         """The particle axes, those of enumerated latents included."""
         return self.layout.axes
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Latents that are read in unconstrained space given others, on which their support depends."""
+        return tuple(in_model(n) for n in self.graph.latent_names if in_model(n) != n)
 
     @property
     def plan(self) -> Plan:
@@ -102,13 +107,18 @@ class Analysis(Printed):
                 format_table(("latent", "plate", "its own", "one, by an index", "several at once"), reads),
             ]
         if self.links:
-            rows = [(shown(k.source), k.target, ", ".join(self._linked(k))) for k in self.links]
+            rows = [(shown(k.source), k.target, shown(", ".join(self._linked(k)))) for k in self.links]
             sections += [
                 "Links (rows -> groups, found in the model's indexing)",
                 format_table(("rows", "groups", "latents read"), rows),
             ]
         if self.sums:
             sections += ["Sums (log densities that add up their terms, each term a factor)", *self._sum_lines()]
+        if self.free:
+            sections += [
+                "Latents whose support depends on others, read in unconstrained space given these: "
+                + ", ".join(self.free)
+            ]
         if self.discrete:
             sections += [
                 "Discrete latents that the model does not ask to enumerate",
@@ -124,7 +134,7 @@ class Analysis(Printed):
             f"at most {format_bytes(self.peak_bytes)} of temporary memory"
         )
         for step in sums_in_parts(self.plan):
-            names = "+".join(next(a for a in self.axes if a.name == step.axis).latents)
+            names = shown("+".join(next(a for a in self.axes if a.name == step.axis).latents))
             sections.append(f"To fit, the particles of {names} are summed in {step.parts} parts, one after the other")
         return "\n".join(sections)
 
@@ -149,7 +159,7 @@ class Analysis(Printed):
         latent, axis = self.graph.latent(name), self.layout.axis_of(name)
         kind = "enumerated" if axis.enumerated else ""
         parents = dict(self.guide_parents).get(name, ())
-        return (
+        row = (
             name,
             str(tuple(latent.shape)),
             ", ".join(latent.plate_names) or "-",
@@ -159,6 +169,7 @@ class Analysis(Printed):
             ", ".join(latent.parents) or "-",
             ", ".join(parents) or "-",
         )
+        return tuple(map(shown, row))
 
     def _read_rows(self, latent: Latent) -> list[tuple[str, ...]]:
         """For every plate of a latent, the factors that read its elements in each way."""
@@ -175,13 +186,14 @@ class Analysis(Printed):
 
     def _factor_row(self, output: Output) -> tuple[str, ...]:
         axes = dict.fromkeys("+".join(self.layout.axis_of(n).latents) for n in output.latents)
-        return (
-            shown(output.name),
+        row = (
+            output.name,
             output.kind.value,
-            shown(", ".join(d for d in output.dims if d)) or "-",
+            ", ".join(d for d in output.dims if d) or "-",
             ", ".join(axes) or "-",
             self._way(output),
         )
+        return tuple(map(shown, row))
 
     def _way(self, output: Output) -> str:
         """Term by term, by the terms of a predictor, or as a matrix product of statistics and naturals,

@@ -225,7 +225,7 @@ STRUCTURE = [
         "no family, analyze", lambda: kayn.analyze(split, 0.3), GuideError, "'z' follows MultinomialProbs",
     ),
     case(
-        "support depends on a latent", lambda: kayn.fit(moving_support, (0.3,), progress=False), GuideError,
+        "support depends on a latent", lambda: kayn.FactorisedGuide.from_model(moving_support, (0.3,)), GuideError,
         "support of latent 'b'", "depends on latent 'a'", "fixed support",
     ),
     case(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kayn.contraction.plan import Plan, Term
-from kayn.support.names import RESERVED, joined
+from kayn.support.names import RESERVED, joined, shown
 
 PROPOSAL = f"{RESERVED}proposal:"
 
@@ -36,7 +36,7 @@ class Coupling:
     def __str__(self) -> str:
         """One line: which latents, what they share, and the reason in parentheses."""
         what = f"one particle index over {', '.join(self.plates)}" if self.plates else "share one particle axis"
-        return f"{', '.join(self.latents)}: {what} ({self.reason})"
+        return shown(f"{', '.join(self.latents)}: {what} ({self.reason})")
 
 
 @dataclass(frozen=True)

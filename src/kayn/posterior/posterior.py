@@ -13,6 +13,7 @@ from kayn.posterior import checks, loo, predict, spread, stored, summary
 from kayn.posterior.pool import Pool
 from kayn.programs.tables import as_arguments
 from kayn.support.arrays import Array
+from kayn.support.names import in_model
 from kayn.support.options import Coords, Key, Levels, Mass, Name, Names, PathName, Plates, Samples
 from kayn.support.prints import Printed
 from kayn.support.table import format_table
@@ -45,8 +46,8 @@ class Posterior(Printed, Pool):
         latents = self.problem.graph.latents
         rows = [
             (
-                z.name,
-                str(tuple(z.shape)),
+                in_model(z.name),
+                str(tuple(self.problem.model.sites[in_model(z.name)].shape)),
                 ", ".join(z.plate_names) or "-",
                 str(self.problem.layout.axis_of(z.name).size),
             )
