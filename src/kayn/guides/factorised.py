@@ -216,8 +216,8 @@ class FactorisedGuide(Outlined):
         others get probabilities by value, or a Normal that is rounded down (`kayn.guides.whole`).
 
         Raises:
-            GuideError: a latent's support depends on another latent (with `kayn.fit`, `QEM` and `Importance`, which read
-                the model themselves, it may), or there is no family for a discrete one.
+            GuideError: a latent's support depends on another latent (it may with `kayn.fit`, `QEM` and `Importance`,
+                which read the model themselves), or there is no family for a discrete one.
         """
         own_args, own_kwargs, _ = as_arguments(model, tuple(args), dict(kwargs or {}))
         return Unstarted.from_model(model, own_args, own_kwargs, params or {}, key).started()
