@@ -52,7 +52,7 @@ class Analysis(Printed):
         return self.layout.axes
 
     @property
-    def free(self) -> tuple[str, ...]:
+    def unbounded(self) -> tuple[str, ...]:
         """Latents that are read in unconstrained space given others, on which their support depends."""
         return tuple(in_model(n) for n in self.graph.latent_names if in_model(n) != n)
 
@@ -114,10 +114,10 @@ class Analysis(Printed):
             ]
         if self.sums:
             sections += ["Sums (log densities that add up their terms, each term a factor)", *self._sum_lines()]
-        if self.free:
+        if self.unbounded:
             sections += [
                 "Latents whose support depends on others, read in unconstrained space given these: "
-                + ", ".join(self.free)
+                + ", ".join(self.unbounded)
             ]
         if self.discrete:
             sections += [

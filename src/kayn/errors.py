@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-FREE = "kayn:free:"
-"""Begins the names of latents that stand for others of a model's (`kayn.programs.free`): messages have the model's."""
+UNBOUNDED = "kayn:unbounded:"
+"""Begins names of latents that stand for others of a model's (`kayn.programs.unbounded`), which messages name."""
 
 
 class KaynError(ValueError):
     """Base class of everything kayn raises on purpose."""
 
     def __init__(self, message: str = ""):
-        super().__init__(str(message).replace(FREE, ""))
+        super().__init__(str(message).replace(UNBOUNDED, ""))
 
 
 class ModelError(KaynError):
@@ -59,7 +59,7 @@ class KaynWarning(UserWarning):
     """Base class of kayn's warnings."""
 
     def __init__(self, message: str = ""):
-        super().__init__(str(message).replace(FREE, ""))
+        super().__init__(str(message).replace(UNBOUNDED, ""))
 
 
 class PoorFitWarning(KaynWarning):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from kayn.errors import StructureError
 from kayn.support.memory import memory_budget
-from kayn.support.names import free
+from kayn.support.names import unbounded
 from kayn.support.options import Couple, Drawing, Elements, Groups, Memory, Particles, Strategy
 from kayn.support.validate import checked
 
@@ -50,7 +50,7 @@ class Request:
         """The same request about latents some of which stand for those of the user's model."""
 
         def named(name: str) -> str:
-            return free(name) if free(name) in latents else name
+            return unbounded(name) if unbounded(name) in latents else name
 
         counts = self.num_particles
         return replace(

@@ -32,7 +32,7 @@ from kayn.programs.outputs import Part
 from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import Program
 from kayn.support.arrays import Array
-from kayn.support.names import RESERVED, free
+from kayn.support.names import RESERVED, unbounded
 
 QUERY = Part.VALUE.of(f"{RESERVED}query")
 MAX_ELEMENTS = 2**26
@@ -160,7 +160,7 @@ def traced_function(problem: Problem, function: Callable, names: Sequence[str]) 
     Raises:
         QueryError: the function does not return one array.
     """
-    computed, sources = _free_values(problem, names)
+    computed, sources = _unbounded_values(problem, names)
     unique = sorted({n for n in names if n in problem.graph.latent_names}.union(sources))
     values = {n: jax.ShapeDtypeStruct(problem.graph.latent(n).shape, problem.graph.latent(n).dtype) for n in unique}
 
@@ -176,7 +176,7 @@ def traced_function(problem: Problem, function: Callable, names: Sequence[str]) 
     return Program(closed.jaxpr, tuple(closed.consts), tuple(unique), (QUERY,), {}, (), jax.tree.structure({}))
 
 
-def _free_values(
+def _unbounded_values(
     problem: Problem, names: Sequence[str]
 ) -> tuple[Callable[[Mapping[str, Array]], dict[str, Array]], tuple[str, ...]]:
     """Those of some latents that are functions of what is drawn in their place, and the names of what they read."""
@@ -198,7 +198,7 @@ def can_be_followed(problem: Problem, names: Sequence[str]) -> bool:
     """Whether all of some names are latents, or functions of latents and constants of the program alone."""
     program, latents = problem.model, problem.graph.latent_names
     found = [n for n in names if n not in latents]
-    if not all(free(n) in latents for n in found):
+    if not all(unbounded(n) in latents for n in found):
         return False
     used = slice_outputs(program.jaxpr, [program.outputs.index(Part.VALUE.of(n)) for n in found])[1] if found else ()
     places = {len(program.consts) + i: n for i, n in enumerate(program.inputs)}

@@ -30,9 +30,9 @@ from kayn.particles.reach import refuse_smaller_ends
 from kayn.particles.shared_noise import evenly
 from kayn.particles.unreached import refuse_values_never_drawn
 from kayn.programs.events import freed
-from kayn.programs.free import as_drawn
 from kayn.programs.sites import Inspected, Site, inspect_sites, share_fixed, summed_out
 from kayn.programs.trace import Program
+from kayn.programs.unbounded import as_drawn
 from kayn.support.arrays import Array, PyTree
 from kayn.support.keys import as_key
 from kayn.support.names import refuse_reserved
@@ -54,7 +54,7 @@ class Problem(Outlined):
     structure: Structure
     layout: Layout
     fn: Callable
-    """The model as it was read, in which latents may stand for others (`kayn.programs.free`)."""
+    """The model as it was read, in which latents may stand for others (`kayn.programs.unbounded`)."""
     denominator: str = "mixture"
     programs: Kept = field(default_factory=Kept, init=False, repr=False)
     """What has been planned and compiled for questions to it, by question."""

@@ -17,8 +17,8 @@ from kayn.evidence.free_events import with_freed_events
 from kayn.evidence.read import read_model
 from kayn.graph.types import Graph
 from kayn.guides.start import supports_that_depend
-from kayn.programs.free import Freed, as_drawn, unconstrained
 from kayn.programs.sites import Inspected, Site, summed_out
+from kayn.programs.unbounded import ReadUnbounded, as_drawn, unconstrained
 from kayn.support.names import refuse_reserved
 
 MOST_ENTRIES = 2**23
@@ -39,10 +39,10 @@ def inspected_for(
     if guide is not None:
         return inspected
     refuse_reserved(inspected.sites)
-    return _summed(_freed(inspected), request)
+    return _summed(_unbounded(inspected), request)
 
 
-def _freed(inspected: Inspected) -> Inspected:
+def _unbounded(inspected: Inspected) -> Inspected:
     """A model whose latents are read in unconstrained space where their support depends on other latents.
 
     Those in loops, and those with a mask or a scale, which would change the density of their place there, are left.
@@ -54,7 +54,7 @@ def _freed(inspected: Inspected) -> Inspected:
         return inspected
     plates = subsampled_plates(sites)
     found = supports_that_depend(fn, args, kwargs, params, latents, names, plates, unconstrained)
-    return Inspected.of(Freed(fn, found), args, kwargs, params) if found else inspected
+    return Inspected.of(ReadUnbounded(fn, found), args, kwargs, params) if found else inspected
 
 
 def _may_depend(site: Site) -> bool:

@@ -95,7 +95,7 @@ class FactorisedGuide(Outlined):
         return out
 
     @property
-    def free(self) -> tuple[str, ...]:
+    def unbounded(self) -> tuple[str, ...]:
         """Latents of the model that are drawn in unconstrained space, given what their support depends on."""
         names = (*(s.name for s in self.sites), *(() if self.below is None else self.below.names))
         return tuple(in_model(n) for n in names if in_model(n) != n)
@@ -283,25 +283,16 @@ class Unstarted:
         latents = [s for s in sites.values() if s.kind == "sample" and not s.observed and s.support_size is None]
         families = {s.name: discrete_family(s) for s in latents if s.discrete}
         found = prior(model.fn, model.args, model.kwargs, model.params, sites, as_key(0 if key is None else key))
-        chosen = []
-        for site in latents:
+
+        def chosen(site: Site) -> GuideSite:
             if site.name in families:
                 family, shape = families[site.name], full_shape(site, site.shape, subsampled_plates(sites))[0]
-                start = discrete_start(family, shape)
-                chosen.append(GuideSite(site.name, family, start, _plates(site, sites)))
-                continue
-            event_dim = len(site.shape) - len(site.batch_shape)
-            transform = biject_to(found.supports[site.name])
-            while site.freed and isinstance(transform, dist.transforms.IndependentTransform):
-                transform = transform.base_transform
-            transform = IdentityTransform() if _identity(transform) else transform
-            shape = jax.eval_shape(
-                lambda value, t=transform: t.inv(value), jax.ShapeDtypeStruct(site.shape, site.dtype)
-            ).shape
-            family = _normal(event_dim, transform, shape)
-            start = family.standard(full_shape(site, shape, subsampled_plates(sites))[0], site.dtype)
-            chosen.append(GuideSite(site.name, family, start, _plates(site, sites)))
-        return Unstarted(FactorisedGuide(tuple(chosen)), found)
+                return GuideSite(site.name, family, discrete_start(family, shape), _plates(site, sites))
+            normal, shape = _continuous(site, found.supports[site.name])
+            start = normal.standard(full_shape(site, shape, subsampled_plates(sites))[0], site.dtype)
+            return GuideSite(site.name, normal, start, _plates(site, sites))
+
+        return Unstarted(FactorisedGuide(tuple(map(chosen, latents))), found)
 
     def started(self) -> FactorisedGuide:
         """The guide with the prior's quantiles, or as it is where it has its own start."""
@@ -322,6 +313,16 @@ def _vectors(shape: tuple[int, ...], family: Gaussian) -> tuple[int, int]:
     """How many vectors a site draws, and their length."""
     batch = len(shape) - family.unconstrained_event_dim
     return math.prod(shape[:batch]), math.prod(shape[batch:])
+
+
+def _continuous(site: Site, support: Any) -> tuple[Gaussian, tuple[int, ...]]:
+    """The family of a latent, and its shape in unconstrained space."""
+    transform = biject_to(support)
+    while site.freed and isinstance(transform, dist.transforms.IndependentTransform):
+        transform = transform.base_transform
+    transform = IdentityTransform() if _identity(transform) else transform
+    shape = transform.inverse_shape(site.shape)
+    return _normal(site.event_dim, transform, shape), shape
 
 
 def _normal(event_dim: int, transform: Any, shape: tuple[int, ...]) -> Gaussian:

@@ -36,9 +36,9 @@ from kayn.inference.mstep import Weights
 from kayn.inference.qem_state import QEMResult, QEMState
 from kayn.inference.together import Block, blocks, refuse_dependence
 from kayn.particles.guide_program import trace_guide
-from kayn.programs.free import as_drawn
 from kayn.programs.sites import Inspected
 from kayn.programs.tables import as_arguments
+from kayn.programs.unbounded import as_drawn
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
@@ -203,7 +203,8 @@ class QEM:
             state, log_z = self.advance(state, 1)
             return state, log_z[0]
         params = self.get_params(state)
-        problem = self._read(self._guide(), params, Inspected.of(as_drawn(self.model, self.guide), args, kwargs, params))
+        inspected = Inspected.of(as_drawn(self.model, self.guide), args, kwargs, params)
+        problem = self._read(self._guide(), params, inspected)
         state, (log_z, *_) = _step(self, problem, problem.numbers, state)
         return state, log_z
 

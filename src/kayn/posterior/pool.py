@@ -26,7 +26,7 @@ from kayn.posterior.joint import JointDraws, mixed_plate
 from kayn.support.arrays import Array, KeyArray, PyTree, local, namespace
 from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
-from kayn.support.names import free, in_model
+from kayn.support.names import in_model, unbounded
 from kayn.support.options import Key, Name, Samples
 from kayn.support.validate import checked
 from kayn.xla.compilation import is_traced
@@ -98,21 +98,19 @@ class Pool:
 
     @property
     def drawn_names(self) -> tuple[str, ...]:
-        """Names of what has particles of its own: the latents, but for those whose support depends on others, with what
-        is drawn in their place (`kayn.programs.free`)."""
+        """Names of what has particles: latents, or what is drawn in their place (`kayn.programs.unbounded`)."""
         return self.problem.graph.latent_names
 
     @property
     def deterministic_names(self) -> tuple[str, ...]:
         """Names of the model's deterministic sites."""
         sites = self.problem.model.sites.items()
-        return tuple(n for n, s in sites if s.kind == "deterministic" and free(n) not in self.drawn_names)
+        return tuple(n for n, s in sites if s.kind == "deterministic" and unbounded(n) not in self.drawn_names)
 
     @property
     def particles(self) -> dict[str, Array]:
         """Pooled particles of every latent that has its own: [P, *shape], to be read with `weights`."""
-        values = {n: v for n, v in self.draws.values.items() if in_model(n) == n}
-        return {n: local(v).reshape((-1, *v.shape[2:])) for n, v in values.items()}
+        return {n: local(v).reshape((-1, *v.shape[2:])) for n, v in self.draws.values.items() if in_model(n) == n}
 
     @checked(QueryError)
     def weights(self, name: Name) -> Array:
@@ -261,19 +259,15 @@ class Pool:
 
     def _drawn(self, name: str) -> str:
         """What has the particles that a latent is made of, given those that its support depends on."""
-        return free(name) if free(name) in self.drawn_names else self._latent(name)
+        return unbounded(name) if unbounded(name) in self.drawn_names else self._latent(name)
 
     def _latent(self, name: str) -> str:
         self._known(name)
-        if free(name) in self.drawn_names:
+        if name not in self.drawn_names:
+            depends = unbounded(name) in self.drawn_names
+            what = "a latent whose support depends on others" if depends else "a deterministic site"
             raise QueryError(
-                f"the support of latent {name!r} depends on other latents, so its value is a function of several "
-                "particles; use mean, std, quantile, sample or expectation"
-            )
-        if name not in self.latent_names:
-            raise QueryError(
-                f"{name!r} is a deterministic site and has no particles of its own; use mean, std, sample or "
-                "expectation"
+                f"{name!r} is {what} and has no particles of its own; use mean, std, sample or expectation"
             )
         return name
 

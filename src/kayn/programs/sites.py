@@ -20,13 +20,13 @@ from kayn.densities.exponential.contract import Family
 from kayn.densities.exponential.members import family_of
 from kayn.errors import GuideError, ModelError
 from kayn.programs.data import explained, refuse_shape
-from kayn.programs.free import Free, law_of
 from kayn.programs.given import FIXED, Given, OneKind, refuse_two_kinds
 from kayn.programs.params import CheckedParams
 from kayn.programs.random_walks import WALK, Walks
 from kayn.programs.randomness import Keys
 from kayn.programs.roles import ADDED, Fixed, Untransformed, as_read, check_guide
 from kayn.programs.supports import Support, support_of
+from kayn.programs.unbounded import Unbounded, law_of
 from kayn.programs.wrappers import element_mask, innermost
 from kayn.support.arrays import Array, PyTree
 from kayn.support.names import fresh
@@ -85,8 +85,8 @@ class Site:
     (of model and guide)."""
     freed: int = 0
     """How many of its batch dimensions are events of independent elements in the program (`kayn.programs.events`)."""
-    free: bool = False
-    """Whether it stands for a latent whose support depends on others (`kayn.programs.free`)."""
+    unbounded: bool = False
+    """Whether it stands for a latent whose support depends on others (`kayn.programs.unbounded`)."""
     scaled: bool = False
     """Whether its log density has a factor of `handlers.scale`."""
 
@@ -287,7 +287,7 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         steps=steps,
         walk=walk,
         added=ADDED in infer,
-        free=isinstance(base, Free),
+        unbounded=isinstance(base, Unbounded),
         scaled=own_scale(site, _ratios(trace)) is not None,
     )
 

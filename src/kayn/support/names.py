@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
-from kayn.errors import FREE, ModelError
+from kayn.errors import UNBOUNDED, ModelError
 
 RESERVED = "kayn:"
 """How every name begins that kayn makes."""
@@ -22,14 +22,14 @@ def parameter(latent: str, parameter: str) -> str:
     return f"{RESERVED}{in_model(latent)}:{parameter}"
 
 
-def free(latent: str) -> str:
+def unbounded(latent: str) -> str:
     """The latent in unconstrained space that stands for one whose support depends on others."""
-    return FREE + latent
+    return UNBOUNDED + latent
 
 
 def in_model(name: str) -> str:
     """The latent of the user's model that a latent is, or stands for."""
-    return name.removeprefix(FREE)
+    return name.removeprefix(UNBOUNDED)
 
 
 def joined(names: Iterable[str]) -> str:
@@ -39,7 +39,7 @@ def joined(names: Iterable[str]) -> str:
 
 def shown(name: str) -> str:
     """A name, or a text of names, as messages and tables show it, where what kind of thing each is can be seen."""
-    return name.replace(FREE, "").replace(RESERVED, "")
+    return name.replace(UNBOUNDED, "").replace(RESERVED, "")
 
 
 def summand(site: str, number: int) -> str:
@@ -70,7 +70,7 @@ def refuse_reserved(kinds: Mapping[str, Any]) -> None:
         ModelError: a site's name begins with `kayn:`.
     """
     for name, site in kinds.items():
-        if name.startswith(RESERVED) and not (getattr(site, "added", False) or getattr(site, "free", False)):
+        if name.startswith(RESERVED) and not (getattr(site, "added", False) or getattr(site, "unbounded", False)):
             raise ModelError(
                 f"the model has a {site.kind} site {name!r}, but names that begin with {RESERVED!r} are kept for "
                 "what kayn adds; rename the site"

@@ -23,10 +23,10 @@ from kayn.densities.log_prob import dependable
 from kayn.programs.supports import BOX, ends_of, support_of
 from kayn.programs.wrappers import element_mask, innermost
 from kayn.support.arrays import Array, KeyArray
-from kayn.support.names import free
+from kayn.support.names import unbounded
 
 
-class Free(dist.Distribution):
+class Unbounded(dist.Distribution):
     """A law in unconstrained space.
 
     Args:
@@ -71,7 +71,7 @@ class Free(dist.Distribution):
 def law_of(fn: dist.Distribution) -> dist.Distribution:
     """The distribution that values follow, without wrappers."""
     base = innermost(fn)
-    return law_of(base.law) if isinstance(base, Free) else base
+    return law_of(base.law) if isinstance(base, Unbounded) else base
 
 
 def unconstrained(fn: dist.Distribution) -> Any:
@@ -96,7 +96,7 @@ def _set_of(fn: dist.Distribution) -> constraints.Constraint:
     return constraints.independent(box, fn.event_dim) if fn.event_dim else box
 
 
-class Freed(Messenger):
+class ReadUnbounded(Messenger):
     """A program whose latents of some names are read in unconstrained space.
 
     Args:
@@ -109,17 +109,17 @@ class Freed(Messenger):
         self.__name__ = getattr(fn, "__name__", type(fn).__name__)
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Put the free latent, and the value that follows from it, in the place of one that is not."""
+        """Put the unbounded latent, and the value that follows from it, in the place of one that is not."""
         if msg["type"] != "sample" or msg["name"] not in self.names or msg["is_observed"] or msg["value"] is not None:
             return
         if element_mask(msg["fn"]) is not None:
             return  # a mask would hide the transform's volume too
         transform = unconstrained(msg["fn"])
-        value = transform(numpyro.sample(free(msg["name"]), Free(msg["fn"], transform), infer=dict(msg["infer"])))
-        msg["type"], msg["value"] = "deterministic", value
+        u = numpyro.sample(unbounded(msg["name"]), Unbounded(msg["fn"], transform), infer=dict(msg["infer"]))
+        msg["type"], msg["value"] = "deterministic", transform(u)
 
 
 def as_drawn(program: Callable, guide: Any) -> Callable:
     """A program as a guide of kayn's reads it: with its latents in unconstrained space that the guide draws there."""
-    names = getattr(guide, "free", ())
-    return Freed(program, names) if names else program
+    names = getattr(guide, "unbounded", ())
+    return ReadUnbounded(program, names) if names else program

@@ -10,7 +10,7 @@ from numpyro.distributions import constraints
 from scipy import stats
 
 import kayn
-from kayn.programs.free import Free, unconstrained
+from kayn.programs.unbounded import Unbounded, unconstrained
 
 S = numpyro.sample
 Y = np.array([0.2, 0.9, 1.4, 0.5], np.float32)
@@ -198,7 +198,7 @@ LAWS = {
 def test_the_density_of_free_coordinates(name):
     """Law and volume: the density of the value, times the Jacobian's determinant by derivatives."""
     law = LAWS[name]
-    free = Free(law, unconstrained(law))
+    free = Unbounded(law, unconstrained(law))
     u = free.sample(jax.random.key(0))
     assert u.shape == free.shape()
     x = free.transform(u)
@@ -261,7 +261,7 @@ def test_it_is_said(posterior):
     assert "Latents whose support depends on others, read in unconstrained space given these: x" in text
     assert "kayn:" not in text
     assert posterior.ess("x").shape == posterior.khat("x").shape == (4,)
-    with pytest.raises(kayn.QueryError, match="the support of latent 'x' depends on other latents"):
+    with pytest.raises(kayn.QueryError, match="'x' is a latent whose support depends on others"):
         posterior.weights("x")
 
 
@@ -325,7 +325,7 @@ def test_rows_of_a_minibatch():
 def test_values_that_are_set_are_data():
     """A handler within the model, and one around it."""
     for model in (numpyro.handlers.condition(rows, {"x": Y}), numpyro.handlers.substitute(rows, {"x": Y})):
-        assert kayn.analyze(model, Y).free == ()
+        assert kayn.analyze(model, Y).unbounded == ()
 
 
 @pytest.mark.parametrize("how", ["mask", "scale", "loop"])
@@ -347,7 +347,7 @@ def test_what_would_change_the_volume_is_left(how):
 
 def test_the_prefix_is_kept_for_kayn():
     def model():
-        S("kayn:free:x", dist.Normal())
+        S("kayn:unbounded:x", dist.Normal())
 
     with pytest.raises(kayn.ModelError, match="rename the site"):
         kayn.analyze(model)
