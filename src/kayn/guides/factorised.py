@@ -15,14 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-import numpyro.distributions as dist
 from numpyro import handlers
-from numpyro.distributions.transforms import IdentityTransform, biject_to
 
 from kayn.axes.minibatches import assembled, blocks_of_rows, full_shape, subsampled_plates
+from kayn.guides.choice import continuous_family
 from kayn.guides.families import Categorical, Family
 from kayn.guides.joint import JointPart, placed
-from kayn.guides.normal import Gaussian, MultivariateNormal, Normal
+from kayn.guides.normal import Gaussian
 from kayn.guides.start import Conditional, Prior, prior
 from kayn.guides.whole import between, discrete_family, discrete_start
 from kayn.guides.written import site_start
@@ -37,9 +36,6 @@ from kayn.support.names import in_model, parameter, refuse_reserved
 from kayn.support.options import Arguments, Key, Model, Named, Params
 from kayn.support.prints import Outlined
 from kayn.support.validate import Count, checked
-
-LONGEST_VECTOR = 32
-"""Vectors of up to this length get a full covariance."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -288,7 +284,7 @@ class Unstarted:
             if site.name in families:
                 family, shape = families[site.name], full_shape(site, site.shape, subsampled_plates(sites))[0]
                 return GuideSite(site.name, family, discrete_start(family, shape), _plates(site, sites))
-            normal, shape = _continuous(site, found.supports[site.name])
+            normal, shape = continuous_family(site, found.supports[site.name])
             start = normal.standard(full_shape(site, shape, subsampled_plates(sites))[0], site.dtype)
             return GuideSite(site.name, normal, start, _plates(site, sites))
 
@@ -315,25 +311,6 @@ def _vectors(shape: tuple[int, ...], family: Gaussian) -> tuple[int, int]:
     return math.prod(shape[:batch]), math.prod(shape[batch:])
 
 
-def _continuous(site: Site, support: Any) -> tuple[Gaussian, tuple[int, ...]]:
-    """The family of a latent, and its shape in unconstrained space."""
-    transform = biject_to(support)
-    while site.freed and isinstance(transform, dist.transforms.IndependentTransform):
-        transform = transform.base_transform
-    transform = IdentityTransform() if _identity(transform) else transform
-    shape = transform.inverse_shape(site.shape)
-    return _normal(site.event_dim, transform, shape), shape
-
-
-def _normal(event_dim: int, transform: Any, shape: tuple[int, ...]) -> Gaussian:
-    """A full covariance for vectors of moderate length, independent coordinates for the rest;
-    `shape` in unconstrained space."""
-    independent = Normal(event_dim=event_dim, transform=transform)
-    if independent.unconstrained_event_dim == 1 and 1 < shape[-1] <= LONGEST_VECTOR:
-        return MultivariateNormal(event_dim=event_dim, transform=transform)
-    return independent
-
-
 def _event_dim(site: GuideSite, parameter: str) -> int:
     """How many dimensions of a parameter are no batch dimensions of the site."""
     family = site.family
@@ -347,9 +324,3 @@ def _plates(site: Site, sites: Mapping[str, Site]) -> tuple[tuple[str, int, int,
     return tuple(
         (name, dim, sites[name].batch_shape[0] if name in sites else size, size) for name, dim, size in site.frames
     )
-
-
-def _identity(transform: Any) -> bool:
-    while isinstance(transform, dist.transforms.IndependentTransform):
-        transform = transform.base_transform
-    return isinstance(transform, IdentityTransform)

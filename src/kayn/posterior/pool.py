@@ -98,7 +98,7 @@ class Pool:
 
     @property
     def drawn_names(self) -> tuple[str, ...]:
-        """Names of what has particles: latents, or what is drawn in their place (`kayn.programs.unbounded`)."""
+        """Of what has particles: latents, or what is drawn in their place (`kayn.programs.unbounded`)."""
         return self.problem.graph.latent_names
 
     @property
