@@ -264,8 +264,9 @@ class Pool:
     def _latent(self, name: str) -> str:
         self._known(name)
         if name not in self.drawn_names:
-            depends = unbounded(name) in self.drawn_names
-            what = "a latent whose support depends on others" if depends else "a deterministic site"
+            what = (
+                "a deterministic site" if name not in self.latent_names else "a latent whose support depends on others"
+            )
             raise QueryError(
                 f"{name!r} is {what} and has no particles of its own; use mean, std, sample or expectation"
             )

@@ -223,10 +223,8 @@ def run_model(posterior: Pool, setting: Setting, key: KeyArray, draw: JointDraws
 def drawn_sites(trace: Mapping[str, Any]) -> dict[str, Array]:
     """Values of all sample and deterministic sites of the user's model in a trace, but for factors."""
     kinds = ("sample", "deterministic")
-    own = {n: s for n, s in trace.items() if s["type"] in kinds and in_model(n) == n}
-    return {
-        n: s["value"] for n, s in own.items() if not (s["type"] == "sample" and isinstance(innermost(s["fn"]), dist.Unit))
-    }
+    own = [(n, s) for n, s in trace.items() if s["type"] in kinds and in_model(n) == n]
+    return {n: s["value"] for n, s in own if s["type"] == kinds[1] or not isinstance(innermost(s["fn"]), dist.Unit)}
 
 
 def scorer(
