@@ -101,7 +101,7 @@ class Analysis(Printed):
                 [self._factor_row(o) for o in self.graph.factors],
             ),
         ]
-        if reads := [row for z in self.graph.latents for row in self._read_rows(z)]:
+        if reads := [tuple(map(shown, row)) for z in self.graph.latents for row in self._read_rows(z)]:
             sections += [
                 "Reads (which elements of a latent an entry of a factor reads)",
                 format_table(("latent", "plate", "its own", "one, by an index", "several at once"), reads),

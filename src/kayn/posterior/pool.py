@@ -236,9 +236,7 @@ class Pool:
 
     def _each(self, name: str | None, answer: Callable[[str], Any]) -> Any:
         """An answer about one site; without its name, those about all latents, by name."""
-        if name is not None:
-            return answer(name)
-        return {n: answer(n) for n in self.latent_names}
+        return {n: answer(n) for n in self.latent_names} if name is None else answer(name)
 
     def _refuse_mixed_rows(self, name: str) -> None:
         plate = mixed_plate(self.problem, self.draws, name)
@@ -264,9 +262,7 @@ class Pool:
     def _latent(self, name: str) -> str:
         self._known(name)
         if name not in self.drawn_names:
-            what = (
-                "a deterministic site" if name not in self.latent_names else "a latent whose support depends on others"
-            )
+            what = ("a deterministic site", "a latent whose support depends on others")[name in self.latent_names]
             raise QueryError(
                 f"{name!r} is {what} and has no particles of its own; use mean, std, sample or expectation"
             )
