@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kayn.graph.marks.algebra import Mark, along, joined, nothing
+from kayn.graph.marks.algebra import Mark, along, joined, nothing, several
 from kayn.graph.marks.walk import Equation, Rule
 from kayn.programs.primitives import ELEMENTWISE, IDENTITY, REDUCTIONS
 
@@ -19,8 +19,11 @@ def elementwise(q: Equation, marks: Sequence[Mark | None]) -> list[Mark]:
 
 
 def select(q: Equation, marks: Sequence[Mark | None]) -> list[Mark]:
-    """The case that is chosen, where the predicate is known."""
-    which, shape = q.known(0), q.out_shape()
+    """The case that is chosen, where the predicate is known and it matters."""
+    shape, either = q.out_shape(), joined(marks, q.out_shape())
+    if not several(either).any():
+        return [either]
+    which = q.known(0)
     if which is None:
         return elementwise(q, marks)
     chosen, out = np.broadcast_to(which, shape).astype(np.int32), nothing(shape)

@@ -9,9 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from kayn.graph.expressions import Made, Node
 from kayn.graph.marks.algebra import FAR, Mark, along, joined, nothing, without
 from kayn.graph.marks.moves import padded
 from kayn.graph.marks.walk import Equation, Rule
+from kayn.programs.primitives import SAME
+
+COMPARED = frozenset(("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "is_finite", "iota"))
+"""What gives truth values and the like, where zeros are common."""
+CARRIED = SAME | {"convert_element_type", "mul"}
+"""What keeps zeros."""
 
 ENTRIES = 2**23
 """How many entries of a constant matrix are looked at in one go."""
@@ -21,12 +28,28 @@ def product(q: Equation, marks: Sequence[Mark | None]) -> list[Mark]:
     """Elementwise."""
 
     def beside(own: int) -> Mark | None:
-        mark, other = marks[own], None if marks[own] is None else q.known(1 - own)
+        looks = marks[own] is not None and may_be_zero(q.operands[1 - own].node)
+        mark, other = marks[own], q.known(1 - own) if looks else None
         if mark is None or other is None or other.all():
             return mark
         return without(joined([mark], q.out_shape()), other == 0)
 
     return [joined([beside(0), beside(1)], q.out_shape())]
+
+
+def may_be_zero(node: Node) -> bool:
+    """Whether a factor is worth computing for its zeros: data, comparisons, and products of such; other numbers are
+    hardly ever exactly zero."""
+    seen, ahead = set[int](), [node]
+    while ahead:
+        node = ahead.pop()
+        name = node.operation.name
+        if node.compute is None or name is Made.CONSTANT or name in COMPARED:
+            return True
+        if name in CARRIED and id(node) not in seen:
+            seen.add(id(node))
+            ahead.extend(node.inputs)
+    return False
 
 
 def by_row(rows: np.ndarray, values: Mark, count: int) -> Mark:
@@ -215,7 +238,7 @@ def convolution(q: Equation, marks: Sequence[Mark | None]) -> list[Mark] | None:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("mul", "mul_no_nan", "and"), product),
+    **dict.fromkeys(("mul", "mul_no_nan"), product),
     "dot_general": dot_general,
     "bcoo_dot_general": bcoo_dot_general,
     "bcsr_dot_general": bcsr_dot_general,
