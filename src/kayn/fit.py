@@ -30,7 +30,6 @@ from kayn.posterior.call import Call, Origin
 from kayn.posterior.checks import warn_if_poor
 from kayn.posterior.posterior import Posterior
 from kayn.posterior.stored import Stored
-from kayn.programs.tables import as_arguments
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.options import (
@@ -221,10 +220,7 @@ def fit(
         "learning_rate": learning_rate,
         "params": dict(params or {}),
     }
-    own_args, own_kwargs, labels = as_arguments(model, tuple(args), dict(kwargs or {}))
-    labels.given.update({d: np.asarray(v) for d, v in (coords or {}).items()})
-    call = Call(model, own_args, own_kwargs, Origin("fit", guide, settings), labels)
-    return _run(call, progress)
+    return _run(Call.of(model, args, kwargs or {}, Origin("fit", guide, settings), coords or {}), progress)
 
 
 def restored(call: Call, found: Stored | None) -> Fit:
