@@ -30,6 +30,7 @@ from kayn.posterior.call import Call, Origin
 from kayn.posterior.checks import warn_if_poor
 from kayn.posterior.posterior import Posterior
 from kayn.posterior.stored import Stored
+from kayn.programs.tables import as_arguments
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.options import (
@@ -182,6 +183,7 @@ def fit(
     memory: Memory = None,
     params: Params = None,
     coords: Coords = None,
+    key: Key | None = None,
 ) -> Fit:
     """Fit a guide to a model's posterior.
 
@@ -199,6 +201,7 @@ def fit(
         learning_rate: of Adam, for "rws" and "vi".
         params: values of `numpyro.param` sites to start from.
         coords: labels of plates, e.g. {"schools": names}; of columns of categories they are known.
+        key: the same as `rng_key`.
 
     Raises:
         KaynError: an unknown method, and everything that building the problem raises.
@@ -214,13 +217,16 @@ def fit(
     settings = {
         "method": method,
         "options": options,
-        "key": as_key(rng_key),
+        "key": as_key(rng_key if key is None else key),
         "num_steps": MOST_STEPS[method] if num_steps is None else num_steps,
         "max_seconds": max_seconds,
         "learning_rate": learning_rate,
         "params": dict(params or {}),
     }
-    return _run(Call.of(model, args, kwargs or {}, Origin("fit", guide, settings), coords or {}), progress)
+    own_args, own_kwargs, labels = as_arguments(model, tuple(args), dict(kwargs or {}))
+    labels.given.update({d: np.asarray(v) for d, v in (coords or {}).items()})
+    call = Call(model, own_args, own_kwargs, Origin("fit", guide, settings), labels)
+    return _run(call, progress)
 
 
 def restored(call: Call, found: Stored | None) -> Fit:

@@ -4,7 +4,7 @@ no more than that either."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jax import lax
 from jax.experimental import sparse
 from jax.experimental.ode import odeint
@@ -255,65 +253,3 @@ def test_a_wrong_rule_is_noticed(name, x64):
     shifted = [[{k: m + np.array([-1, 1]).reshape(2, *(1,) * (m.ndim - 1)) * (abs(m) < 100) for k, m in r.items()}
                 for r in marks_of(c)] for c in CASES[name]]  # fmt: skip
     assert any(wrong(c, moved, marks, True) for (c, moved), marks in zip(seen(name), shifted, strict=True))
-
-
-def chosen(rng: np.random.Generator, n: int) -> np.ndarray:
-    return rng.integers(0, n, rng.integers(2, 7))
-
-
-def placed(x: Any, rng: np.random.Generator) -> Any:
-    where, which = rng.integers(0, x.shape[0], 2)
-    return x.at[where].set(x[which])
-
-
-def over_rows(x: Any, rng: np.random.Generator) -> Any:
-    return lax.scan(lambda c, i: (x[i], c + x[i]), x[0] * 0, jnp.asarray(chosen(rng, x.shape[0])))[1]
-
-
-def weights(rng: np.random.Generator, n: int) -> np.ndarray:
-    return (rng.random((5, n)) < 0.3) * rng.uniform(1, 2, (5, n))
-
-
-STEPS: dict[str, Callable[[Any, np.random.Generator], Any]] = {
-    "gather": lambda x, rng: x[chosen(rng, x.shape[0])],
-    "lookup": lambda x, rng: jax.vmap(lambda i: x[i])(jnp.asarray(chosen(rng, x.shape[0]))),
-    "matrix": lambda x, rng: weights(rng, x.shape[0]) @ x,
-    "mask": lambda x, rng: x * (rng.random(x.shape[0]) < 0.5),
-    "where": lambda x, rng: jnp.where(rng.random(x.shape[0]) < 0.5, x, jnp.roll(x, 1)),
-    "concatenate": lambda x, rng: jnp.concatenate([jnp.zeros(1), x[:-1], x[:1]]),
-    "pad": lambda x, rng: lax.pad(x, np.zeros((), x.dtype), (tuple(map(int, rng.integers((-1, 0, 0), (2, 2, 2)))),)),
-    "add": lambda x, rng: jnp.zeros(4).at[rng.integers(0, 5, x.shape[0])].add(x),
-    "set": placed,
-    "tile": lambda x, rng: jnp.tile(x[:, None], (1, 2)).T.reshape(-1),
-    "scan": over_rows,
-    "recursion": lambda x, rng: lax.scan(lambda c, t: (0.5 * c + t * x, None), x, jnp.arange(2.0))[0],
-    "convolve": lambda x, rng: jnp.convolve(x, jnp.asarray(rng.integers(0, 2, 3) * 1.0)),
-    "cumsum": lambda x, rng: jnp.cumsum(x),
-}
-"""Steps of random linear programs with positive numbers, [n] to [m]."""
-
-
-@settings(max_examples=20, deadline=None, derandomize=True)
-@given(st.lists(st.sampled_from([*STEPS]), min_size=2, max_size=5), st.integers(0, 1000))
-def test_random_programs_read_what_their_derivatives_say(steps, seed):
-    """A linear program with positive numbers reads the elements that it has a derivative in."""
-
-    def function(x: Any) -> Any:
-        rng = np.random.default_rng(seed)
-        for how in steps:
-            x = STEPS[how](x, rng)
-            if x.shape[0] < 2:
-                x = jnp.concatenate([x, jnp.zeros(2)])
-        return x
-
-    with jax.enable_x64(True):
-        one = case(function, (5,))
-        (marks,) = marks_of(one)
-        reads = np.stack([np.asarray(function(column)) for column in jnp.eye(5)]) > 0
-    ids = np.arange(5)[:, None]
-    first, last = np.where(reads, ids, 99).min(0), np.where(reads, ids, -99).max(0)
-    mark = marks.get((0, 0))
-    none = np.ones(reads.shape[1], bool) if mark is None else mark.sum(0) < 0
-    np.testing.assert_array_equal(~none, reads.any(0), str(steps))
-    if mark is not None:
-        np.testing.assert_array_equal(mark[:, ~none], np.stack([-first, last])[:, ~none], str(steps))

@@ -993,3 +993,14 @@ def test_models_with_cholesky_factors_as_parameters_are_fitted():
 
     fitted = kayn.fit(model, (y,), method="vi", num_particles=10, num_steps=64, progress=False)
     np.testing.assert_allclose(fitted.params["factor"], np.linalg.cholesky(np.cov(y.T)), atol=0.3)
+
+
+def test_a_key_by_either_name():
+    def model():
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(z, 0.5), obs=1.0)
+
+    keys = ({"key": 3}, {"rng_key": 3}, {"key": 4})
+    one, same, other = (kayn.fit(model, num_steps=8, progress=False, **given).log_evidence for given in keys)
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)

@@ -136,9 +136,8 @@ def test_deterministic_sites(posterior):
 
 def test_a_site_that_mixes_elements_falls_back_to_draws(posterior):
     ones = np.array([0.0, *np.ones(J)])
-    with pytest.warns(StructureWarning, match=r"total.*joint draws") as told:
+    with pytest.warns(StructureWarning, match=r"total.*joint draws"):
         mean = posterior.mean("total")
-    assert told[0].filename == __file__
     with pytest.warns(StructureWarning, match=r"alpha.*joint draws"):
         largest = posterior.expectation(lambda a: a.max(), "alpha")
     # 2000 draws from 40 sets of particles

@@ -19,6 +19,7 @@ from kayn.graph.types import Graph
 from kayn.guides.factorised import FactorisedGuide, GuideSite
 from kayn.guides.joint import Coordinates, JointPart
 from kayn.guides.normal import Gaussian, MultivariateNormal, Normal
+from kayn.guides.skewed import Skewed
 from kayn.programs.outputs import Part
 from kayn.programs.trace import Program
 
@@ -50,7 +51,7 @@ def joined(guide: FactorisedGuide, layout: Layout, graph: Graph, model: Program)
 def _may(site: GuideSite, graph: Graph, model: Program) -> bool:
     steps = any(graph.plate(p).steps for p in graph.latent(site.name).plate_names)
     masked = Part.MASK.of(site.name) in model.outputs
-    return type(site.family) in (Normal, MultivariateNormal) and not (steps or masked or site.subsampled)
+    return type(site.family) in (Normal, Skewed, MultivariateNormal) and not (steps or masked or site.subsampled)
 
 
 def _block(axis: Axis, sites: Sequence[GuideSite], graph: Graph) -> list[tuple[GuideSite, Coordinates]]:

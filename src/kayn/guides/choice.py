@@ -7,6 +7,7 @@ from typing import Any
 from numpyro.distributions.transforms import IdentityTransform, IndependentTransform, biject_to
 
 from kayn.guides.normal import Gaussian, MultivariateNormal, Normal
+from kayn.guides.skewed import Skewed
 from kayn.programs.sites import Site
 
 LONGEST_VECTOR = 32
@@ -24,9 +25,10 @@ def continuous_family(site: Site, support: Any) -> tuple[Gaussian, tuple[int, ..
 
 
 def _normal(event_dim: int, transform: Any, shape: tuple[int, ...]) -> Gaussian:
-    """A full covariance for vectors of moderate length, independent coordinates for the rest;
-    `shape` in unconstrained space."""
-    independent = Normal(event_dim=event_dim, transform=transform)
+    """A full covariance for vectors of moderate length, independent coordinates for the rest, which may have longer
+    tails where a support has an end; `shape` in unconstrained space."""
+    whole = isinstance(transform, IdentityTransform)
+    independent = Normal(event_dim) if whole else Skewed(event_dim=event_dim, transform=transform)
     if independent.unconstrained_event_dim == 1 and 1 < shape[-1] <= LONGEST_VECTOR:
         return MultivariateNormal(event_dim=event_dim, transform=transform)
     return independent

@@ -20,7 +20,7 @@ from kayn.posterior.call import Call, Origin
 from kayn.posterior.checks import warn_if_poor
 from kayn.posterior.posterior import Posterior
 from kayn.programs.sites import Inspected
-from kayn.programs.tables import as_arguments
+from kayn.programs.tables import Labels, as_arguments
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.memory import refuse_too_many
 from kayn.support.options import (
@@ -96,8 +96,9 @@ class Importance:
             params: values of `numpyro.param` sites in model and guide, as `SVI.get_params` gives them.
         """
         params = dict(params or {})
-        call = self._call(args, kwargs)
-        inspected, guide = self._begun(call.args, dict(call.kwargs), params)
+        args, kwargs, labels = as_arguments(self.model, args, kwargs)
+        call = self._call(args, kwargs, labels)
+        inspected, guide = self._begun(args, kwargs, params)
         starts = guide.starts if self.guide is None else [{}]
         if len(starts) == 1:
             problem = self._problem(guide, params, inspected)
@@ -117,9 +118,9 @@ class Importance:
         inspected, guide = self._begun(args, kwargs, params)
         return self._problem(guide, params, inspected)
 
-    def _call(self, args: tuple, kwargs: Mapping) -> Call:
+    def _call(self, args: tuple, kwargs: Mapping, labels: Labels) -> Call:
         settings = {**asdict(self.request), "denominator": self.denominator}
-        return Call.of(self.model, args, kwargs, Origin("importance", self.guide, settings))
+        return Call(self.model, args, kwargs, Origin("importance", self.guide, settings), labels)
 
     def _begun(self, args: tuple, kwargs: Mapping, params: Mapping) -> tuple[Inspected, Any]:
         inspected = inspected_for(self.guide, self.model, args, kwargs, params, self.request)

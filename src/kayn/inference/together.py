@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,7 @@ from kayn.guides.factorised import GuideSite
 from kayn.guides.families import Family, Moments, Params
 from kayn.guides.joint import Exchangeable, JointPart, by_part, chains
 from kayn.guides.normal import MultivariateNormal, Normal
+from kayn.guides.skewed import OF_TAILS, Skewed
 from kayn.particles.guide_program import GuideProgram
 from kayn.support.arrays import Array
 from kayn.support.names import RESERVED, joined
@@ -98,7 +99,16 @@ class SideBySide:
     sites: tuple[GuideSite, ...]
     size: int
     widening: tuple[float, ...]
-    family: Normal = field(default_factory=Normal)
+
+    @cached_property
+    def family(self) -> Normal:
+        """That of all coordinates; those of Normal sites have no longer tails."""
+        return Skewed() if any(self.skewed) else Normal()
+
+    @cached_property
+    def skewed(self) -> list[bool]:
+        """Which sites may have longer tails."""
+        return [isinstance(s.family, Skewed) for s in self.sites]
 
     @property
     def name(self) -> str:
@@ -124,7 +134,7 @@ class SideBySide:
         """Mean parameters of the members with these parameters."""
 
         def together(name: str) -> Array:
-            own = [by_site[s.name][name] for s in self.sites]
+            own = [by_site[s.name].get(name, 0.0) for s in self.sites]
             # plain NumPy for plain arrays: nothing to compile before the first step
             xp: Any = jnp if is_traced(own) else np
             return xp.concatenate(
@@ -136,15 +146,19 @@ class SideBySide:
     def parameters(self, moments: Moments) -> tuple[Params, Params]:
         """Parameters with these mean parameters, and those of the wider proposal."""
         units = [_normal(s).unit for s in self.sites]
-        found = self.family.from_moments(moments, np.repeat(units, self.lengths).astype(self.dtype))
+        family, unit = self.family, np.repeat(units, self.lengths).astype(self.dtype)
+        if isinstance(family, Skewed):
+            found = family.from_moments(moments, unit, np.repeat(self.skewed, self.lengths))
+        else:
+            found = family.from_moments(moments, unit)
         return found, self.family.widened(found, np.repeat(self.widening, self.lengths))
 
     def by_site(self, params: Params) -> dict[str, Params]:
         """Parameters, or mean parameters, of every site."""
         ends = np.cumsum(self.lengths)
         return {
-            s.name: {p: v[end - n : end].reshape(shape) for p, v in params.items()}
-            for s, shape, n, end in zip(self.sites, self.shapes, self.lengths, ends, strict=True)
+            s.name: {p: v[end - n : end].reshape(shape) for p, v in params.items() if may or p not in OF_TAILS}
+            for s, may, shape, n, end in zip(self.sites, self.skewed, self.shapes, self.lengths, ends, strict=True)
         }
 
     def by_coordinate(self, of_sites: Sequence[np.ndarray]) -> np.ndarray:
@@ -249,7 +263,7 @@ def blocks(problem: Problem, sites: Sequence[GuideSite], widening: Mapping[str, 
     sizes = {s.name: problem.layout.axis_of(s.name).size for s in sites}
     normal: dict[int, list[GuideSite]] = {}
     for site in sites:
-        if type(site.family) is Normal:
+        if type(site.family) in (Normal, Skewed):
             normal.setdefault(sizes[site.name], []).append(site)
     beside = [SideBySide(tuple(own), size, tuple(widening[s.name] for s in own)) for size, own in normal.items()]
     parts: dict[tuple[str, ...], list[GuideSite]] = {}
@@ -257,7 +271,7 @@ def blocks(problem: Problem, sites: Sequence[GuideSite], widening: Mapping[str, 
         if isinstance(site.family, JointPart):
             parts.setdefault(site.family.block, []).append(site)
     joint = [Joint(tuple(own), sizes[names[0]], widening[names[0]]) for names, own in parts.items()]
-    others = [s for s in sites if type(s.family) not in (Normal, JointPart)]
+    others = [s for s in sites if type(s.family) not in (Normal, Skewed, JointPart)]
     return (*beside, *joint, *(Single(s, sizes[s.name], widening[s.name]) for s in others))
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
-from kayn.programs.tables import Labels, as_arguments
+from kayn.programs.tables import Labels
 from kayn.support.prints import Outlined
 
 
@@ -42,26 +39,6 @@ class Call(Outlined):
     kwargs: Mapping[str, Any]
     origin: Origin | None = None
     labels: Labels = field(default_factory=Labels)
-
-    @staticmethod
-    def of(
-        model: Callable,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        origin: Origin,
-        coords: Mapping[str, Any] = MappingProxyType({}),
-    ) -> Call:
-        """With arguments as people have them, which become arrays.
-
-        Args:
-            coords: labels of plates that the user gave.
-
-        Raises:
-            DataError: categories are missing.
-        """
-        given = Labels(given={d: np.asarray(v) for d, v in coords.items()})
-        own_args, own_kwargs, labels = as_arguments(model, tuple(args), kwargs, given)
-        return Call(model, own_args, own_kwargs, origin, labels)
 
     @property
     def name(self) -> str:

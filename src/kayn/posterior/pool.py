@@ -141,13 +141,13 @@ class Pool:
     @checked(QueryError)
     def mean(self, name: Name | None = None) -> Any:
         """Posterior mean of a latent or deterministic site: the site's shape. Without a name, by latent."""
-        return self._moments(name)[0] if name is not None else {n: self._moments(n)[0] for n in self.latent_names}
+        return self._each(name, lambda n: self._moments(n)[0])
 
     @checked(QueryError)
     def std(self, name: Name | None = None) -> Any:
         """Posterior standard deviation of a latent or deterministic site: the site's shape.
         Without a name, by latent."""
-        return self._moments(name)[1] if name is not None else {n: self._moments(n)[1] for n in self.latent_names}
+        return self._each(name, lambda n: self._moments(n)[1])
 
     @checked(QueryError)
     def expectation(self, function: Callable, *names: Name) -> Array:

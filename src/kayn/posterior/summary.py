@@ -159,15 +159,14 @@ def _rows(
     values, weights = columns(posterior, name)
     mean, sd = np.ravel(posterior.mean(name)), np.ravel(posterior.std(name))
     judged = _judged(posterior, name, weights)
-    unknown = np.full(count, math.nan)
-    ess = unknown if judged is None else effective_sample_size(judged[:, :count])
-    khat = unknown if judged is None else pareto_khat(judged[:, :count])
     dims, labels = dims_of(posterior, name, shape, len(shape)), labels_of(posterior)
     rows = []
     for i in range(count):
         own, shares = values[:, i], weights[:, i]
         quantiles = tuple(float(x) for x in weighted_quantiles(own, shares, np.array(levels)))
         interval = () if hdi_prob is None else tuple(float(x) for x in shortest_interval(own, shares, hdi_prob))
+        ess = math.nan if judged is None else float(effective_sample_size(judged[:, i, None])[0])
+        khat = math.nan if judged is None else float(pareto_khat(judged[:, i, None])[0])
         label = _label(name, zip(dims, map(int, np.unravel_index(i, shape)), strict=True), labels) if shape else name
-        rows.append(SummaryRow(label, float(mean[i]), float(sd[i]), quantiles, float(ess[i]), float(khat[i]), interval))
+        rows.append(SummaryRow(label, float(mean[i]), float(sd[i]), quantiles, ess, khat, interval))
     return rows

@@ -40,7 +40,7 @@ def as_arguments(fn: Callable, args: tuple, kwargs: Mapping[str, Any], known: La
     """A model's arguments with arrays in the place of columns and tables: (args, kwargs, labels).
 
     Args:
-        known: labels that there are already. Categories that a column has not had before get the numbers after theirs.
+        known: categories that columns have had before; others get the numbers after theirs.
 
     Raises:
         DataError: categories are missing.
@@ -65,7 +65,7 @@ def _names(fn: Callable, count: int) -> list[str]:
 
 class _Converter:
     def __init__(self, known: Labels):
-        self.known, self.labels = known, Labels({}, dict(known.dims), dict(known.given))
+        self.known, self.labels = known, Labels({}, dict(known.dims))
 
     def of(self, name: str, value: Any) -> Any:
         """A value of which nothing is a column or a table any more."""

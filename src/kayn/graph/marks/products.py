@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kayn.graph.expressions import Made, Node
-from kayn.graph.marks.algebra import FAR, Mark, along, joined, nothing, single, without
+from kayn.graph.marks.algebra import FAR, Mark, along, joined, nothing, without
 from kayn.graph.marks.moves import padded
 from kayn.graph.marks.walk import Equation, Rule
 from kayn.programs.primitives import SAME
@@ -211,31 +211,28 @@ def reduce_window(q: Equation, marks: Sequence[Mark | None]) -> list[Mark] | Non
 
 
 def convolution(q: Equation, marks: Sequence[Mark | None]) -> list[Mark] | None:
-    """Of its window, every entry reads what meets no zero of the kernel, and of the kernel what meets none there."""
+    """Of its window, every entry reads what meets no zero of the kernel; of the kernel, all of its channel's."""
     p, numbers, groups = q.params, q.params["dimension_numbers"], q.params["feature_group_count"]
     if p["batch_group_count"] != 1:
         return None
     plain = [q.out_shape()[d] for d in numbers.out_spec]
-    (rows, channels, *out), (_, inner, *window) = plain, [q.shape(1)[d] for d in numbers.rhs_spec]
+    sizes = [q.shape(1)[d] for d in numbers.rhs_spec]
+    (rows, channels, *out), (_, inner, *window) = plain, sizes
     found = np.full((2, rows, groups, channels // groups, *out), -FAR, np.int32)
-
-    def in_order(operand: int, spec: Sequence[int]) -> tuple[Mark, Mark]:
-        """Its marks and, as marks of one element, which of its entries are there."""
-        value, shape = q.known(operand) if marks[1 - operand] is not None else None, q.shape(operand)
-        there = single(np.zeros(shape, int) if value is None else np.where(value != 0, 0, -1))
-        order = (0, *(d + 1 for d in spec))
-        return joined([marks[operand]], shape).transpose(order), there.transpose(order)
-
-    ahead, kernels = in_order(0, numbers.lhs_spec), in_order(1, numbers.rhs_spec)
-    taps = [windows(around(m, p["padding"], p["lhs_dilation"]), window, p["window_strides"], p["rhs_dilation"], out)
-            for m in ahead]  # fmt: skip
-    columns = [k.reshape(2, 1, groups, channels // groups, inner, -1, *(1,) * len(out)) for k in kernels]
-    for tap, parts in enumerate(zip(*taps, strict=True)):
-        mark, there = (part.reshape(2, rows, groups, 1, inner, *out) for _, part in parts)
-        for channel in range(inner):
-            own, own_there = (k[:, :, :, :, channel, tap] for k in columns)
-            np.maximum(found, mark[:, :, :, :, channel], out=found, where=own_there[1] >= 0)
-            np.maximum(found, own, out=found, where=there[1][:, :, :, channel] >= 0)
+    if marks[0] is not None:
+        value = q.known(1)
+        kernel = np.ones(sizes, bool) if value is None else value.transpose(numbers.rhs_spec) != 0
+        kernel = kernel.reshape(groups, channels // groups, *sizes[1:])
+        mark = around(marks[0].transpose(0, *(d + 1 for d in numbers.lhs_spec)), p["padding"], p["lhs_dilation"])
+        for place, part in windows(mark, window, p["window_strides"], p["rhs_dilation"], out):
+            taps = part.reshape(2, rows, groups, 1, inner, *out)
+            for channel in range(inner):
+                counts = kernel[:, :, channel].reshape(*kernel.shape[:2], -1)[..., np.ravel_multi_index(place, window)]
+                own = taps[:, :, :, :, channel]
+                np.maximum(found, own, out=found, where=counts.reshape(*counts.shape, *(1,) * len(out)))
+    if marks[1] is not None:
+        of_kernel = along(marks[1].transpose(0, *(d + 1 for d in numbers.rhs_spec)), range(1, len(sizes)))
+        found = np.maximum(found, of_kernel.reshape(2, 1, groups, channels // groups, *(1,) * len(out)))
     back = np.argsort(numbers.out_spec)
     return [found.reshape(2, *plain).transpose(0, *(d + 1 for d in back))]
 
