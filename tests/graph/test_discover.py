@@ -17,59 +17,17 @@ from scipy import stats
 from scipy.special import logsumexp
 
 import kayn
-from kayn.axes.request import make_request
 from kayn.errors import ModelError, StructureError
 from kayn.evidence.draws import draw_particles, draws_from_runs
-from kayn.evidence.problem import build_problem
 from kayn.evidence.weights import log_evidence, weigh
 from kayn.graph.types import MIXED, Link
+from tests.graph.enumerated import agrees, build, normal, prior_of
 from tests.laws.oracle import QUICK, BruteForce
 
 # 32-bit on purpose: JAX 0.10 cannot trace one 64-bit NumPy array first with and then without x64
 COUNTY = np.array([0, 2, 2, 0, 1], np.int32)
 STATE = np.array([1, 0, 1], np.int32)
 Y = np.array([0.1, 0.5, -1.0, 2.0, 1.5], np.float32)
-
-
-def normal(name, loc=0.0, scale=1.0, **options):
-    return numpyro.sample(name, dist.Normal(loc, scale), **options)
-
-
-def prior_of(model):
-    """The model's prior as guide: its own program without the data. Sites depend on each other as in the model."""
-
-    def hidden(site):
-        return site["type"] == "deterministic" or (
-            site["type"] == "sample" and (site["is_observed"] or "enumerate" in site["infer"])
-        )
-
-    return handlers.block(model, hide_fn=hidden)
-
-
-def build(
-    model, *args, guide=None, params=None, num_particles=2, strategy="parallel", groups=(), couple=None, **kwargs
-):
-    request = make_request(num_particles, strategy, groups, couple)
-    return build_problem(model, guide or prior_of(model), args, kwargs, params or {}, request)
-
-
-def agrees(model, *args, guide=None, params=None, masks=None, **options):
-    """Build, compare log Z with enumeration in float64, and return the problem."""
-    with jax.enable_x64(True):
-        problem = build(model, *args, guide=guide, params=params, **options)
-        oracle = BruteForce(problem, model, guide or prior_of(model), args, {}, masks)
-        assert oracle.combinations <= 50_000
-        found, expected = _both(problem, oracle, params or {}, jax.random.key(3))
-        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
-        assert np.isfinite(found)
-        return problem
-
-
-@partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
-def _both(problem, oracle, params, key):
-    draws = draw_particles(problem, problem.numbers, key, params)
-    slots = weigh(problem, problem.numbers, draws, params)
-    return log_evidence(problem, problem.numbers, slots, params, draws.subsample), oracle.log_evidence(draws, params)
 
 
 def reads(problem, output):

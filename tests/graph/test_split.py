@@ -23,7 +23,7 @@ from kayn.graph.types import MIXED
 from kayn.programs.outputs import Part
 from kayn.programs.sites import Inspected
 from kayn.support.names import whole
-from tests.graph.test_discover import agrees, build, normal, prior_of
+from tests.graph.enumerated import agrees, build, normal, prior_of
 
 GROUP = np.array([0, 2, 2, 1], np.int32)
 Y = np.array([0.1, 0.5, -1.0, 2.0], np.float32)
