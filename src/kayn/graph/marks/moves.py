@@ -19,10 +19,15 @@ def elementwise(q: Equation, marks: Sequence[Mark | None]) -> list[Mark]:
 
 
 def select(q: Equation, marks: Sequence[Mark | None]) -> list[Mark]:
-    """The case that is chosen, where the predicate is known and it matters."""
+    """The case that is chosen, where the predicate is known.
+
+    One that is far from data, as in the guards of a density, is computed only where cases read different elements.
+    """
     shape, either = q.out_shape(), joined(marks, q.out_shape())
-    if not several(either).any():
-        return [either]
+    if not q.walk.values.is_near(q.operands[0].node):
+        mixed = [several(m).all() for m in marks[1:] if m is not None]
+        if all(mixed) or not several(either).any():
+            return [either]
     which = q.known(0)
     if which is None:
         return elementwise(q, marks)

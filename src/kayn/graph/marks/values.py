@@ -13,6 +13,9 @@ import numpy as np
 from kayn.graph.expressions import Node, Nodes, evaluate, is_key, is_known
 from kayn.support.arrays import Array
 
+NEAR = 8
+"""Operations that are few: each is compiled for itself."""
+
 
 @dataclass
 class Table:
@@ -53,6 +56,16 @@ class Values:
     def known(self, node: Node) -> np.ndarray | None:
         """The value, if data alone decide it."""
         return self._known.value(node)
+
+    def is_near(self, node: Node) -> bool:
+        """Whether a few operations give the value."""
+        seen, ahead = set[int](), [node]
+        while ahead and len(seen) <= NEAR:
+            node = ahead.pop()
+            if id(node) not in seen and node.compute is not None:
+                seen.add(id(node))
+                ahead.extend(node.inputs)
+        return len(seen) <= NEAR
 
     def tried(self, node: Node) -> np.ndarray | None:
         """The value at the trial values, outside of what changes from step to step."""
