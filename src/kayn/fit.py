@@ -206,17 +206,10 @@ def fit(
     Raises:
         KaynError: an unknown method, and everything that building the problem raises.
     """
-    options = {
-        "num_particles": num_particles,
-        "strategy": strategy,
-        "groups": groups,
-        "couple": couple,
-        "target_elements": target_elements,
-        "memory": memory,
-    }
+    asked = {"num_particles": num_particles, "strategy": strategy, "groups": groups, "couple": couple}
     settings = {
         "method": method,
-        "options": options,
+        "options": {**asked, "target_elements": target_elements, "memory": memory},
         "key": as_key(rng_key if key is None else key),
         "num_steps": MOST_STEPS[method] if num_steps is None else num_steps,
         "max_seconds": max_seconds,
