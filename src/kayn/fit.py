@@ -191,7 +191,7 @@ def fit(
         model: an ordinary NumPyro model; `args` and `kwargs` are its arguments.
         method: "qem" (moment matching, the default), "rws" (reweighted wake-sleep) or "vi" (pathwise gradients).
         num_particles: K particles of every latent, one number or a mapping from latent name; None for 30, and 100 where
-            latents or elements have to share an index.
+            latents or elements share an index, or have one each over plates, and that is affordable.
         rng_key: a key or an int seed.
         progress: show a bar with the log evidence.
         guide: None for a factorised guide; with "qem", latents that no data lie below follow their prior.

@@ -100,6 +100,16 @@ def test_more_particles_only_where_they_are_affordable():
     assert {a.size for a in with_more_particles(settled(begun), begun).axes} == {USUAL}
 
 
+def test_more_particles_for_many_elements():
+    """What is short with a hundred gets them, what would be long keeps the usual number."""
+    small = structure({"i": 40}, {"a": "i", "m": ""}, {"a": reads("am", "i")})
+    begun = state(small)
+    assert {a.latents: a.size for a in with_more_particles(begun, begun).axes} == {("a",): MORE, ("m",): USUAL}
+    large = structure({"i": 400_000}, {"a": "i", "m": ""}, {"a": reads("am", "i")})
+    begun = state(large)
+    assert {a.size for a in with_more_particles(begun, begun).axes} == {USUAL}
+
+
 def test_a_number_that_is_given_is_kept():
     assert make_request(7).num_particles == 7
     assert not make_request(7).more

@@ -1,7 +1,8 @@
-"""More particles where a number was not given, and latents or elements have to share an index.
+"""More particles where a number was not given and they are affordable.
 
-An index that several numbers share needs more particles than one of a single number. They cost next to nothing where
-an axis has lost its index over a plate, or has taken in others, since there is so much less to combine.
+An index that several numbers share needs more particles than one of a single number, and costs next to nothing where
+there is so much less to combine. Where each of many elements has an index of its own, what a few particles lack in each
+adds up, and pulls the latents that all of them depend on: these get more as long as a step stays short.
 """
 
 from __future__ import annotations
@@ -14,30 +15,37 @@ from kayn.axes.rules.by_cost import evaluating
 from kayn.axes.rules.by_size import large_factor, large_particles, large_step
 from kayn.axes.state import State
 
-OPERATIONS = 2**28
-"""More particles are taken where a step stays below so many operations: well below a tenth of a second on two cores."""
+SHARED, OWN = 2**28, 2**25
+"""More particles are taken where a step stays below so many operations: on an axis that a rule has made what it is,
+well below a tenth of a second on two cores; on one with an index of its own over plates, a few thousandths."""
 
 
 def with_more_particles(state: State, begun: State) -> State:
-    """The state with `MORE` particles on every axis that a rule has made what it is, where that is affordable.
+    """The state with `MORE` particles where that is affordable: first on axes that a rule has made what they are, then
+    on those with an index of their own over plates.
 
     Args:
         begun: the state that the rules began with.
     """
-    for axis in state.axes if state.case.request.more else ():
-        if axis in begun.axes or axis.enumerated or axis.size >= MORE:
-            continue
-        more = replace(state, axes=tuple(replace(a, size=MORE) if a == axis else a for a in state.axes))
-        if _affordable(more):
-            state = more
+    if not state.case.request.more:
+        return state
+    raised = [a for a in state.axes if not a.enumerated and a.size < MORE]
+    for most, axes in (
+        (SHARED, [a for a in raised if a not in begun.axes]),
+        (OWN, [a for a in raised if a in begun.axes and a.scope]),
+    ):
+        for axis in axes:
+            more = replace(state, axes=tuple(replace(a, size=MORE) if a == axis else a for a in state.axes))
+            if _affordable(more, most):
+                state = more
     return state
 
 
-def _affordable(state: State) -> bool:
+def _affordable(state: State, most: float) -> bool:
     factors = state.case.graph.factors
     if any(large_factor(state, f) is not None for f in factors):
         return False
-    return large_particles(state) is None and large_step(state) is None and _operations(state) <= OPERATIONS
+    return large_particles(state) is None and large_step(state) is None and _operations(state) <= most
 
 
 def _operations(state: State) -> float:

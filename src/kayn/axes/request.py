@@ -14,8 +14,7 @@ from kayn.support.validate import checked
 TARGET_ELEMENTS = 2**20
 """Default number of entries above which latents without plates are put on one axis, which costs little accuracy."""
 USUAL, MORE = 30, 100
-"""Particles where a number is not given: of a latent with an index of its own, and of latents or elements that share
-one for want of time, memory or an order to contract in, where that fits."""
+"""Particles where a number is not given, and where more are affordable (`kayn.axes.more`)."""
 
 
 @dataclass(frozen=True)
