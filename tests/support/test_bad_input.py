@@ -413,7 +413,7 @@ OPTIONS = [
             f"K is {k!r}", lambda k=k: kayn.analyze(flat, Y, num_particles=k), StructureError,
             "num_particles", repr(k), "at least 1",
         )
-        for k in (0, -1, 2.5, "3", True, None)
+        for k in (0, -1, 2.5, "3", True)
     ),
     case("K of one latent", lambda: Importance(flat, num_particles={"mu": 0}), StructureError, "'mu'", "at least 1"),
     case("K, VI", lambda: VI(0), StructureError, "num_particles is 0"),
