@@ -151,7 +151,7 @@ def test_elements_without_data_beside_others_are_named():
         with numpyro.plate("rows", 1):
             numpyro.sample("y", dist.Normal(x[np.array([0])], 1.0), obs=0.3)
 
-    fit = kayn.fit(model, progress=False)
+    fit = kayn.fit(model, num_particles=30, progress=False)
     with pytest.warns(PoorFitWarning, match="'width'.*k-hat"):
         posterior = fit.posterior(num_replicates=200)
     # by quadrature: -1.40

@@ -185,7 +185,8 @@ def test_numpyro_runs_the_default_guide_of_every_name():
 
     guide = kayn.FactorisedGuide.from_model(model)
     assert set(guide.start) == {
-        parameter(z, p) for z in ("alpha", "alpha_loc", "alpha_scale") for p in ("loc", "scale")
+        parameter("alpha_scale", "skew"),
+        *(parameter(z, p) for z in ("alpha", "alpha_loc", "alpha_scale") for p in ("loc", "scale")),
     }
     svi = SVI(model, guide, numpyro.optim.Adam(0.01), kayn.VI(4))
     state, _ = svi.update(svi.init(jax.random.key(0)))

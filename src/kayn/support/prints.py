@@ -51,7 +51,7 @@ def brief(value: Any) -> str:
     if getattr(value, "shape", ()) and hasattr(value, "dtype"):
         return f"{value.dtype}[{', '.join(map(str, value.shape))}]"
     if hasattr(value, "dtype") and hasattr(value, "item") and not isinstance(value, jax.core.Tracer):
-        return f"{value.item():.6g}" if value.dtype.kind in "iuf" else str(value.dtype)
+        return f"{value.item():.6g}" if getattr(value.dtype, "kind", "?") in "iuf" else str(value.dtype)
     if isinstance(value, list | tuple | Mapping) and len(value) > 3:
         return f"{type(value).__name__} of {len(value)}"
     if callable(value) and hasattr(value, "__name__"):
