@@ -50,6 +50,18 @@ def test_operations_are_repeated_for_what_they_depend_on():
     assert both == {("a",): 1000, ("a", "b"): 1000 + 4 * 1000 + 1000 + 1, ("b",): 6000}
 
 
+def test_matrix_products_count_for_less():
+    """Eight multiply-adds of a product in the time of one operation."""
+    matrix = jnp.ones((60, 40))
+
+    def model():
+        z = numpyro.sample("z", dist.Normal(jnp.zeros(40), 1.0).to_event(1))
+        numpyro.factor("f", jnp.max(matrix @ z))
+
+    work = dict(read_model(Inspected.of(model, (), {}, {})).structure.graph.output("f").work)
+    assert work == {("z",): 60 * 40 / 8 + 60}
+
+
 def test_operations_inside_loops_and_calls():
     def model():
         a, b = numpyro.sample("a", dist.Normal(0.0, 1.0)), numpyro.sample("b", dist.Normal(0.0, 1.0))

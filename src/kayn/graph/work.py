@@ -21,6 +21,8 @@ from kayn.programs.trace import Program
 
 DEAR, DEARER = 4, 32
 """Operations of a transcendental function, and of a special one that is computed by polynomials or series."""
+MULTIPLY_ADDS = 8
+"""Of a matrix product, in the time of one elementwise operation (as in `kayn.factors.choose_form`)."""
 
 
 def work_of(program: Program, outputs: Iterable[OutputName]) -> dict[Sources, float]:
@@ -84,7 +86,7 @@ def _operations(eqn: JaxprEqn) -> float:
     size = max((math.prod(getattr(v.aval, "shape", ())) for v in eqn.outvars), default=1)
     if name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
-        return size * math.prod(eqn.invars[0].aval.shape[d] for d in contracted)
+        return size * math.prod(eqn.invars[0].aval.shape[d] for d in contracted) / MULTIPLY_ADDS
     if name in TRANSCENDENTAL:
         return DEAR * size
     if name in POLYNOMIAL:
