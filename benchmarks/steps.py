@@ -65,7 +65,7 @@ def qem_step(model: Callable, args: tuple, particles: int) -> tuple[Any, Callabl
 
     def warmed() -> Callable:
         later = qem.init(0, *args, params=fitted(model, args, particles))
-        return partial(compiled, qem._problem().numbers, later, 1.0)
+        return partial(qem._advance, qem._problem().numbers, later, 1.0, STEPS)
 
     return compiled, warmed, STEPS
 
@@ -78,13 +78,14 @@ def svi_step(loss: type, model: Callable, args: tuple, particles: int) -> tuple[
     def steps(state: Any) -> Any:
         return jax.lax.scan(lambda s, _: svi.update(s, *args), state, None, length=STEPS)
 
-    compiled = QuickJit(steps).lower(state).compile()
+    run = QuickJit(steps)
+    compiled = run.lower(state).compile()
 
     def warmed() -> Callable:
         now = state
         for _ in range(WARM // STEPS):
-            now, _ = compiled(now)
-        return partial(compiled, now)
+            now, _ = run(now)
+        return partial(run, now)
 
     return compiled, warmed, STEPS
 
@@ -109,8 +110,9 @@ def posterior_step(what: str, model: Callable, args: tuple, particles: int) -> t
         return draw_indices(weighed, jax.random.split(key, DRAWS))
 
     key = jax.random.key(1)
-    compiled = QuickJit(moments if what == "moments" else sample).lower(problem.numbers, guide.start, key).compile()
-    return compiled, lambda: partial(compiled, problem.numbers, fitted(model, args, particles), key), 1
+    run = QuickJit(moments if what == "moments" else sample)
+    compiled = run.lower(problem.numbers, guide.start, key).compile()
+    return compiled, lambda: partial(run, problem.numbers, guide.start, key), 1
 
 
 TASKS: dict[str, Callable[..., tuple[Any, Callable, int]]] = {

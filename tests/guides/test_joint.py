@@ -300,3 +300,22 @@ def test_share_of_the_target():
     none, all_ = (float(closest(covariance, jnp.eye(3), jnp.asarray(noise))) for noise in (0.0, 0.5))
     assert none < 1e-3
     assert all_ > 0.5
+
+
+def test_a_fit_goes_on_from_the_parameters_of_another():
+    """Parameters of joint Normals are taken where a guide is made anew; those of none are refused."""
+
+    def model():
+        a, b = (numpyro.sample(n, dist.Normal(0.0, 1.0)) for n in "ab")
+        numpyro.sample("y", dist.Normal(a + b, 0.3), obs=1.0)
+
+    first = kayn.QEM(model, num_particles=10, groups=[("a", "b")])
+    state, _ = first.advance(first.init(0), 8)
+    found = first.get_params(state)
+    assert any(n.endswith("scale_tril") for n in found)
+    again = kayn.QEM(model, num_particles=10, groups=[("a", "b")])
+    begun = again.get_params(again.init(1, params=found))
+    for name, value in found.items():
+        np.testing.assert_allclose(begun[name], value, rtol=1e-3, atol=1e-4)
+    with pytest.raises(kayn.KaynError, match="kayn:a:scale_trill"):
+        again.init(1, params={"kayn:a:scale_trill": np.ones((1, 1))})

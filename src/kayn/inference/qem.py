@@ -24,7 +24,7 @@ from kayn.errors import KaynError
 from kayn.evidence.dataless import keep_priors
 from kayn.evidence.draws import Draws
 from kayn.evidence.joint_guide import asked_again, joint_guide
-from kayn.evidence.problem import Problem, build_problem
+from kayn.evidence.problem import Problem, build_problem, refuse_unknown_params
 from kayn.evidence.queries import weighted_draws
 from kayn.evidence.soundness import warn_of_steps
 from kayn.evidence.unguided import inspected_for
@@ -42,7 +42,7 @@ from kayn.programs.unbounded import as_drawn
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
-from kayn.support.names import parameter
+from kayn.support.names import RESERVED, parameter
 from kayn.support.options import (
     Couple,
     Drawing,
@@ -156,18 +156,21 @@ class QEM:
         else:
             begun = Unstarted(FactorisedGuide.from_guide(self.user_guide, args, kwargs, params, inspected.sites))
         self.guide, self.asked = begun.guide, self.request
-        everything = {**self.guide.start, **params}
-        self.model_params = {n: v for n, v in params.items() if n not in self.guide.start}
-        self.problem = self._read(self.guide, everything, inspected)
+        # parameters of joint Normals are known once axes are chosen
+        early = {n: v for n, v in params.items() if not n.startswith(RESERVED) or n in self.guide.start}
+        self.model_params = {n: v for n, v in early.items() if n not in self.guide.start}
+        self.problem = self._read(self.guide, {**self.guide.start, **early}, inspected)
         if self.user_guide is not None and not isinstance(self.user_guide, FactorisedGuide):
             refuse_dependence(trace_guide(self.user_guide, args, kwargs, params, inspected.sites))
         if self.user_guide is None:
             self.problem, self.guide = keep_priors(
-                self.problem, self.guide, inspected.fn, lambda g: self._read(g, {**g.start, **params}, inspected)
+                self.problem, self.guide, inspected.fn, lambda g: self._read(g, {**g.start, **early}, inspected)
             )
             self.problem, self.guide = joint_guide(self.problem, self.guide, inspected, self.request)
             self.asked = asked_again(self.request, self.problem, self.guide)
             begun = replace(begun, guide=self.guide)
+        if len(early) < len(params):
+            refuse_unknown_params(self.model, self.guide, args, kwargs, params)
         warn_of_averages(self.problem.graph, self.problem.model, "QEM")
         self.blocks = blocks(self.problem, self.guide.sites, self._widening())
         self._arguments = (args, kwargs)
