@@ -55,6 +55,8 @@ def scales(x, y):
     S("y", dist.Normal(jnp.log(z).sum(), 0.5), obs=y)
 
 
+# 32-bit: JAX 0.10 cannot trace one 64-bit NumPy array first with and then without x64
+X, Y = np.float32(X), np.float32(Y)
 CASES = {
     "coefficients": (coefficients, (X, Y), {"groups": [["a", "b"]]}, (("a", "b"),)),
     "lines": (lines, (X[:4], Y.reshape(4, 3)), {"groups": [["a", "b"]]}, (("a", "b"),)),

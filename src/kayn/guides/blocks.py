@@ -40,12 +40,18 @@ def joined(guide: FactorisedGuide, layout: Layout, graph: Graph, model: Program)
         total = sum(c.length for _, c in block)
         beside = bytes_beside(0, total**2 * math.prod(block[0][1].batch)) if block else 0
         # one site whose elements are apart has a covariance of its own
-        alone = len(block) == 1 and len(block[0][1].apart) == block[0][0].batch_ndim
+        alone = len(block) == 1 and _apart(*block[0])
         if total < 2 or alone or beside > room:
             continue
         room -= beside
         chosen |= {s.name: s for s in _parts(block)}
     return replace(guide, sites=tuple(chosen.get(s.name, s) for s in guide.sites)) if chosen else guide
+
+
+def _apart(site: GuideSite, coordinates: Coordinates) -> bool:
+    """Whether each element of a site's plates has a vector of its own."""
+    batch = coordinates.shape[: site.batch_ndim]
+    return all(n == 1 for d, n in enumerate(batch) if d not in coordinates.apart)
 
 
 def _may(site: GuideSite, graph: Graph, model: Program) -> bool:

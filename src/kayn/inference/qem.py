@@ -155,11 +155,11 @@ class QEM:
             begun = Unstarted.of(inspected, key)
         else:
             begun = Unstarted(FactorisedGuide.from_guide(self.user_guide, args, kwargs, params, inspected.sites))
-        self.guide, self.asked = begun.guide, self.request
-        # parameters of joint Normals are known once axes are chosen
-        early = {n: v for n, v in params.items() if not n.startswith(RESERVED) or n in self.guide.start}
-        self.model_params = {n: v for n, v in early.items() if n not in self.guide.start}
-        self.problem = self._read(self.guide, {**self.guide.start, **early}, inspected)
+        self.guide, self.asked, begins = begun.guide, self.request, begun.guide.start
+        late = {n for n, v in params.items() if n.startswith(RESERVED) and np.shape(v) != np.shape(begins.get(n, ()))}
+        early = {n: v for n, v in params.items() if n not in late}  # joint Normals are made once axes are chosen
+        self.model_params = {n: v for n, v in early.items() if n not in begins}
+        self.problem = self._read(self.guide, {**begins, **early}, inspected)
         if self.user_guide is not None and not isinstance(self.user_guide, FactorisedGuide):
             refuse_dependence(trace_guide(self.user_guide, args, kwargs, params, inspected.sites))
         if self.user_guide is None:
@@ -169,7 +169,7 @@ class QEM:
             self.problem, self.guide = joint_guide(self.problem, self.guide, inspected, self.request)
             self.asked = asked_again(self.request, self.problem, self.guide)
             begun = replace(begun, guide=self.guide)
-        if len(early) < len(params):
+        if late:
             refuse_unknown_params(self.model, self.guide, args, kwargs, params)
         warn_of_averages(self.problem.graph, self.problem.model, "QEM")
         self.blocks = blocks(self.problem, self.guide.sites, self._widening())
