@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,6 @@ import kayn
 from benchmarks._machine import counted, described, limit_seconds, save, seconds
 from kayn import QEM
 from kayn.analysis import Analysis
-from kayn.axes.request import make_request
 from kayn.evidence.draws import draw_particles
 from kayn.evidence.problem import build_problem
 from kayn.evidence.queries import draw_indices, latent_weights, weighted_draws
@@ -50,12 +50,12 @@ REFERENCE = {
 }
 
 
-def fitted(model: Callable, args: tuple, particles: int) -> dict[str, Any]:
-    """Parameters of a guide after a short fit."""
-    qem = QEM(model, num_particles=min(particles, 10))
-    state = qem.init(0, *args)
-    state, _ = qem.advance(state, WARM)
-    return qem.get_params(state)
+def fitted(qem: QEM, args: tuple, particles: int) -> dict[str, Any]:
+    """Parameters of its guide after a short fit with few particles, on the same axes."""
+    asked = qem.asked
+    short = QEM(qem.model, num_particles=min(particles, 10), groups=asked.groups, couple=dict(asked.couple))
+    state, _ = short.advance(short.init(0, *args), WARM)
+    return short.get_params(state)
 
 
 def qem_step(model: Callable, args: tuple, particles: int) -> tuple[Any, Callable, int]:
@@ -64,7 +64,7 @@ def qem_step(model: Callable, args: tuple, particles: int) -> tuple[Any, Callabl
     compiled = qem._advance.lower(qem._problem().numbers, state, 1.0, STEPS).compile()
 
     def warmed() -> Callable:
-        later = qem.init(0, *args, params=fitted(model, args, particles))
+        later = qem.init(0, *args, params=fitted(qem, args, particles))
         return partial(qem._advance, qem._problem().numbers, later, 1.0, STEPS)
 
     return compiled, warmed, STEPS
@@ -91,8 +91,11 @@ def svi_step(loss: type, model: Callable, args: tuple, particles: int) -> tuple[
 
 
 def posterior_step(what: str, model: Callable, args: tuple, particles: int) -> tuple[Any, Callable, int]:
-    guide = FactorisedGuide.from_model(model, args)
-    problem = build_problem(model, guide, args, {}, guide.start, make_request(particles))
+    qem = QEM(model, num_particles=particles)
+    qem.init(0, *args)
+    guide = qem.guide
+    assert guide is not None
+    problem = build_problem(model, guide, args, {}, guide.start, replace(qem.asked, draws="independent"))
 
     def moments(numbers: Any, params: Any, key: Any) -> Any:
         _, weights, draws = weighted_draws(problem, numbers, params, key)
@@ -112,7 +115,7 @@ def posterior_step(what: str, model: Callable, args: tuple, particles: int) -> t
     key = jax.random.key(1)
     run = QuickJit(moments if what == "moments" else sample)
     compiled = run.lower(problem.numbers, guide.start, key).compile()
-    return compiled, lambda: partial(run, problem.numbers, guide.start, key), 1
+    return compiled, lambda: partial(run, problem.numbers, fitted(qem, args, particles), key), 1
 
 
 TASKS: dict[str, Callable[..., tuple[Any, Callable, int]]] = {

@@ -91,18 +91,18 @@ def exact(model, args):
     return mean, np.linalg.inv(precision), log_z - 0.5 * np.linalg.slogdet(precision)[1], back
 
 
+def places(parts, block, numbers):
+    """Where the coordinates of a block's vectors stand among those of the model, which are numbered: int [*S, N]."""
+    own = zip(block, parts, strict=True)
+    vectors = [p.coordinates.vectors(np.asarray(numbers[n]).reshape(p.coordinates.shape)) for n, p in own]
+    return np.concatenate(vectors, -1).astype(int)
+
+
 def at_the_posterior(guide, mean, covariance, back, block):
     """Parameters of the guide's joint Normal at the exact posterior."""
     sites = {s.name: s for s in guide.sites}
     parts = guide.parts(block)
-    numbers = back(jnp.arange(len(mean)))
-    index = np.concatenate(
-        [
-            p.coordinates.vectors(np.asarray(numbers[n]).reshape(p.coordinates.shape))
-            for n, p in zip(block, parts, strict=True)
-        ],
-        -1,
-    ).astype(int)
+    index = places(parts, block, back(jnp.arange(len(mean))))
     params = {
         "loc": mean[index],
         "scale_tril": np.linalg.cholesky(covariance[index[..., :, None], index[..., None, :]]),
@@ -144,14 +144,7 @@ def test_fit_finds_the_joint_posterior(name):
     parts = fit.guide.parts(block)
     found = [{p: np.asarray(fit.params[f"kayn:{n}:{p}"]) for p in s.start} for n, s in by_name(fit.guide, block)]
     loc, tril = (np.asarray(v, np.float64) for v in chains(parts, found))
-    numbers = back(jnp.arange(len(mean)))
-    index = np.concatenate(
-        [
-            p.coordinates.vectors(np.asarray(numbers[n]).reshape(p.coordinates.shape))
-            for n, p in zip(block, parts, strict=True)
-        ],
-        -1,
-    ).astype(int)
+    index = places(parts, block, back(jnp.arange(len(mean))))
     for i in np.ndindex(index.shape[:-1]):
         right, inverse = covariance[np.ix_(index[i], index[i])], np.linalg.inv(tril[i] @ tril[i].T)
         off, relative = loc[i] - mean[index[i]], inverse @ right

@@ -52,7 +52,7 @@ def test_parameters_from_their_own_moments():
     found = family.from_moments(family.moments(params))
     for name, value in params.items():
         np.testing.assert_allclose(found[name], value, rtol=2e-3, atol=2e-3)
-    plain = family.from_moments(family.moments(params), may=np.array([False, True, True]))
+    plain = Skewed(may=np.array([False, True, True])).from_moments(family.moments(params))
     assert float(plain["skew"][0]) == 0.0
     assert float(plain["scale"][0]) == pytest.approx(np.sqrt(family.moments(params)["variance"][0]), rel=1e-4)
 

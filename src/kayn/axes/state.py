@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -114,6 +114,18 @@ class State:
         """The axis that a read axis stands for, without latents at other steps."""
         name = axis.alias_of or axis.name
         return next(a for a in self.axes if a.name == name)
+
+    def axes_read(self, latents: Iterable[str]) -> list[Axis]:
+        """The axes of some latents, which may be at other steps."""
+        return list(dict.fromkeys(self.as_read(n) for n in latents))
+
+    def real_axes(self, latents: Iterable[str]) -> list[Axis]:
+        """Their axes without those of other steps."""
+        return list(dict.fromkeys(self.real(a) for a in self.axes_read(latents)))
+
+    def combinations(self, latents: Iterable[str]) -> int:
+        """Of the particles of some latents."""
+        return math.prod(a.size for a in self.axes_read(latents))
 
     def loss(self, axis: Axis, plates: Sequence[str]) -> float:
         """log of the number of combinations given up by dropping plates from an axis."""

@@ -14,6 +14,7 @@ from kayn.evidence.missing import argument_of, is_broken, refuse_missing, refuse
 from kayn.graph.absent import with_absences
 from kayn.graph.discover import Structure, discover
 from kayn.graph.split import split_sums
+from kayn.graph.work import with_work
 from kayn.programs.sites import Inspected
 from kayn.programs.trace import Program, trace_program
 from kayn.support.arrays import Array, PyTree
@@ -70,7 +71,8 @@ def structured(inspected: Inspected, program: Program) -> Read:
         latents, subsamples = [None] * len(program.inputs), [None] * len(program.subsamples)
         return [*program.consts, *latents, *jax.tree.leaves(inspected.params), *subsamples]
 
-    return Read(inspected, *split_sums(program, discover(program, known(program)), known))
+    program, structure = split_sums(program, discover(program, known(program)), known)
+    return Read(inspected, program, with_work(structure, program))
 
 
 def refuse_broken_arguments(

@@ -27,11 +27,12 @@ from kayn.axes.types import Axis
 from kayn.contraction.logsum import expand
 from kayn.densities.exponential.contract import WEIGHTS, Predictor
 from kayn.densities.exponential.scales import LOG_ROOT_2PI
-from kayn.factors.choose_form import MATMUL_SPEED, MIN_WORK, num_terms
+from kayn.factors.choose_form import MIN_WORK, num_terms
 from kayn.factors.elementwise import in_front, in_parts, of_one_particle, on_axes
 from kayn.factors.precision import LOST_BITS, SMALL_ERROR
 from kayn.factors.task import Operands, Particles, Reduction, Task
 from kayn.graph.types import Density
+from kayn.graph.work import MATMUL_SPEED
 from kayn.programs.outputs import Part
 from kayn.support.arrays import Array, PyTree
 from kayn.xla.compilation import matmul_precision

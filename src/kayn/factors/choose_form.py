@@ -13,11 +13,10 @@ from kayn.axes.types import Axis
 from kayn.densities.exponential.contract import WEIGHTS, Form, weighted
 from kayn.factors.task import Reduction
 from kayn.graph.types import Density
+from kayn.graph.work import MATMUL_SPEED
 
 MIN_WORK = 2**19
 """Factors with fewer terms are not worth a second program."""
-MATMUL_SPEED = 8
-"""Multiply-adds of a matrix product in the time of one elementwise operation (2 CPU cores; more on accelerators)."""
 MIN_GAIN = 1.0
 """How much cheaper a product has to look."""
 

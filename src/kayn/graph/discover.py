@@ -16,7 +16,6 @@ from kayn.graph.expressions import Made, Node, Nodes, Operation, evaluate, neste
 from kayn.graph.marks.resolve import resolve
 from kayn.graph.predictor_terms import CONSTANT, read_parts
 from kayn.graph.types import MIXED, AliasOf, Argument, Density, Graph, Kind, Latent, Link, Output, Plate, Read
-from kayn.graph.work import work_of
 from kayn.programs.outputs import OutputName, Part
 from kayn.programs.scans import Alias
 from kayn.programs.sites import Site
@@ -114,7 +113,7 @@ def discover(program: Program, known: Sequence[Array]) -> Structure:
     for output, annotation in found.items():
         builder.add(output, annotation, program)
     densities = _densities(program, found)
-    outputs = tuple(_completed(o, program, densities.get(o.name)) for o in builder.finish())
+    outputs = tuple(replace(o, density=densities.get(o.name)) for o in builder.finish())
     rename = builder.rename
     kept = {rename(p): plates[rename(p)] for p in (*plates, *builder.plates)}
     priors = {o.name: o.latents for o in outputs if o.kind is Kind.PRIOR}
@@ -130,18 +129,6 @@ def discover(program: Program, known: Sequence[Array]) -> Structure:
         tuple(replace(a, latent=renamed(a.latent), time=rename(a.time)) for a in aliases),
     )
     return Structure(graph, nodes, builder.links)
-
-
-def _completed(output: Output, program: Program, density: Density | None) -> Output:
-    """An output with its density, and with what it takes to compute it (see `Output`)."""
-    if output.kind is Kind.VALUE:
-        return replace(output, density=density)
-    arguments = () if density is None else density.arguments
-    names = [Part.ARGUMENT.of(output.name, a.name) for a in arguments] or [output.traced]
-    terms = density.terms if density is not None and len(density.terms) > 1 else (output.latents,)
-    work = work_of(program, names).items()
-    kept = ((tuple(sorted(z)), n) for z, n in work if any(z <= set(term) for term in terms))
-    return replace(output, density=density, work=tuple(sorted(kept)))
 
 
 def discover_output(

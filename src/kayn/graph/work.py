@@ -8,21 +8,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
+from kayn.graph.discover import Structure
 from kayn.graph.flow import Sources, results
+from kayn.graph.types import Kind, Output
 from kayn.programs.calls import called
-from kayn.programs.outputs import OutputName
+from kayn.programs.outputs import OutputName, Part
 from kayn.programs.primitives import ELEMENTWISE, POLYNOMIAL, TRANSCENDENTAL
 from kayn.programs.slices import needed_equations
 from kayn.programs.trace import Program
 
 DEAR, DEARER = 4, 32
 """Operations of a transcendental function, and of a special one that is computed by polynomials or series."""
-MULTIPLY_ADDS = 8
-"""Of a matrix product, in the time of one elementwise operation (as in `kayn.factors.choose_form`)."""
+MATMUL_SPEED = 8
+"""Multiply-adds of a matrix product in the time of one elementwise operation (2 CPU cores; more on accelerators)."""
+
+
+def with_work(structure: Structure, program: Program) -> Structure:
+    """The structure of a program, with what it takes to compute each of its factors (see `Output`)."""
+    outputs = (o if o.kind is Kind.VALUE else replace(o, work=_of_factor(o, program)) for o in structure.graph.outputs)
+    return replace(structure, graph=replace(structure.graph, outputs=tuple(outputs)))
+
+
+def _of_factor(output: Output, program: Program) -> tuple[tuple[tuple[str, ...], float], ...]:
+    density = output.density
+    arguments = () if density is None else density.arguments
+    names = [Part.ARGUMENT.of(output.name, a.name) for a in arguments] or [output.traced]
+    terms = density.terms if density is not None and len(density.terms) > 1 else (output.latents,)
+    found = work_of(program, names).items()
+    return tuple(sorted((tuple(sorted(z)), n) for z, n in found if any(z <= set(term) for term in terms)))
 
 
 def work_of(program: Program, outputs: Iterable[OutputName]) -> dict[Sources, float]:
@@ -86,7 +104,7 @@ def _operations(eqn: JaxprEqn) -> float:
     size = max((math.prod(getattr(v.aval, "shape", ())) for v in eqn.outvars), default=1)
     if name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
-        return size * math.prod(eqn.invars[0].aval.shape[d] for d in contracted) / MULTIPLY_ADDS
+        return size * math.prod(eqn.invars[0].aval.shape[d] for d in contracted) / MATMUL_SPEED
     if name in TRANSCENDENTAL:
         return DEAR * size
     if name in POLYNOMIAL:

@@ -35,7 +35,12 @@ class Skewed(Normal):
 
     Mean parameters are mean, variance and third central moment; `loc` and `scale` are those of the Normal that is left
     without `skew`, not mean and standard deviation.
+
+    Attributes:
+        may: which coordinates may have a longer tail.
     """
+
+    may: Any = True
 
     parameters: ClassVar[Mapping[str, constraints.Constraint]] = {
         "loc": constraints.real,
@@ -82,20 +87,17 @@ class Skewed(Normal):
         third = (1 - rate) * about(old, -rate * step) + rate * about(new, (1 - rate) * step)
         return {**mixed, "third": third}
 
-    def from_moments(self, moments: Moments, unit: Array | float | None = None, may: Array | bool = True) -> Params:
+    def from_moments(self, moments: Moments, unit: Array | float | None = None) -> Params:
         """The member with these moments, as far as the skewness is more than noise and within reach.
 
         Skewness is shrunk by the share of its square that noise explains, six over the effective number of particles.
-
-        Args:
-            may: which coordinates may have a longer tail.
         """
         plain = super().from_moments(moments, unit)
         skewness = jnp.clip(moments["third"] / plain["scale"] ** 3, -10.0, 10.0)
         explained = 6 * moments["noise"] / jnp.maximum(skewness**2, jnp.finfo(skewness.dtype).tiny)
         skewness = skewness * (1 - jnp.minimum(explained, 1.0))
         table = jnp.asarray(SKEWNESS, skewness.dtype), jnp.asarray(LENGTHS, skewness.dtype)
-        skew = jnp.where(may, jnp.sign(skewness) * jnp.interp(jnp.abs(skewness), *table), 0.0)
+        skew = jnp.where(self.may, jnp.sign(skewness) * jnp.interp(jnp.abs(skewness), *table), 0.0)
         mean, variance, _ = central(skew)
         scale = plain["scale"] / jnp.sqrt(variance)
         return {"loc": plain["loc"] - scale * mean, "scale": scale, "skew": skew}

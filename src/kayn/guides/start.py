@@ -109,27 +109,18 @@ def prior(
     continuous = [n for n in names if not latents[n].discrete]
     computed = [n for n in continuous if n not in fixed]
     if computed:
-        refuse_dependent_supports(model, args, kwargs, params, latents, computed, plates)
+        refuse_dependent_supports(supports_that_depend(model, args, kwargs, params, latents, computed, plates))
         fixed |= {n: [b[0] for b in bounds] for n, bounds in wait()[1].items()}
     return Prior({n: jax.tree.unflatten(forms[n], fixed[n]) for n in continuous}, lambda: wait()[0])
 
 
-def refuse_dependent_supports(
-    model: Callable,
-    args: tuple,
-    kwargs: Mapping,
-    params: Mapping,
-    latents: Mapping[str, Site],
-    names: Sequence[str],
-    plates: Mapping[str, tuple[int, int]] | None = None,
-) -> None:
-    """Raise where the bounds of a latent's support are computed from another latent or from a subsample,
-    whatever the numbers; arguments are those of `supports_that_depend`.
+def refuse_dependent_supports(found: Mapping[str, str]) -> None:
+    """Refuse supports that are computed from another latent or from a subsample, as `supports_that_depend` finds them.
 
     Raises:
-        GuideError: they are.
+        GuideError: there is one.
     """
-    for name, on in supports_that_depend(model, args, kwargs, params, latents, names, plates).items():
+    for name, on in found.items():
         raise GuideError(
             f"the support of latent {name!r} depends on {on}, so one unconstrained space does not fit "
             "all particles; rewrite it with a fixed support (scale a Uniform(0, 1), or add a positive latent to "

@@ -156,8 +156,8 @@ class QEM:
         else:
             begun = Unstarted(FactorisedGuide.from_guide(self.user_guide, args, kwargs, params, inspected.sites))
         self.guide, self.asked, begins = begun.guide, self.request, begun.guide.start
-        late = {n for n, v in params.items() if n.startswith(RESERVED) and np.shape(v) != np.shape(begins.get(n, ()))}
-        early = {n: v for n, v in params.items() if n not in late}  # joint Normals are made once axes are chosen
+        # those of kayn's own guide count from when it is known which coordinates are joint
+        early = {n: v for n, v in params.items() if not n.startswith(RESERVED)}
         self.model_params = {n: v for n, v in early.items() if n not in begins}
         self.problem = self._read(self.guide, {**begins, **early}, inspected)
         if self.user_guide is not None and not isinstance(self.user_guide, FactorisedGuide):
@@ -169,7 +169,7 @@ class QEM:
             self.problem, self.guide = joint_guide(self.problem, self.guide, inspected, self.request)
             self.asked = asked_again(self.request, self.problem, self.guide)
             begun = replace(begun, guide=self.guide)
-        if late:
+        if len(early) < len(params):
             refuse_unknown_params(self.model, self.guide, args, kwargs, params)
         warn_of_averages(self.problem.graph, self.problem.model, "QEM")
         self.blocks = blocks(self.problem, self.guide.sites, self._widening())

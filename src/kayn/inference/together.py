@@ -103,7 +103,7 @@ class SideBySide:
     @cached_property
     def family(self) -> Normal:
         """That of all coordinates; those of Normal sites have no longer tails."""
-        return Skewed() if any(self.skewed) else Normal()
+        return Skewed(may=np.repeat(self.skewed, self.lengths)) if any(self.skewed) else Normal()
 
     @cached_property
     def skewed(self) -> list[bool]:
@@ -146,11 +146,7 @@ class SideBySide:
     def parameters(self, moments: Moments) -> tuple[Params, Params]:
         """Parameters with these mean parameters, and those of the wider proposal."""
         units = [_normal(s).unit for s in self.sites]
-        family, unit = self.family, np.repeat(units, self.lengths).astype(self.dtype)
-        if isinstance(family, Skewed):
-            found = family.from_moments(moments, unit, np.repeat(self.skewed, self.lengths))
-        else:
-            found = family.from_moments(moments, unit)
+        found = self.family.from_moments(moments, np.repeat(units, self.lengths).astype(self.dtype))
         return found, self.family.widened(found, np.repeat(self.widening, self.lengths))
 
     def by_site(self, params: Params) -> dict[str, Params]:

@@ -7,8 +7,6 @@ not the few latents inside of one, so that this costs little, as long as the gui
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from itertools import combinations
 
 from kayn.axes.state import State
@@ -31,15 +29,11 @@ def slow_factor(state: State, output: Output) -> State | None:
 
 def evaluating(state: State, output: Output) -> float:
     """How many operations it takes to compute a factor on all particles of its axes."""
-    return sum(operations * _combinations(state, latents) for latents, operations in output.work)
-
-
-def _combinations(state: State, latents: Sequence[str]) -> int:
-    return math.prod(axis.size for axis in dict.fromkeys(state.as_read(n) for n in latents))
+    return sum(operations * state.combinations(latents) for latents, operations in output.work)
 
 
 def _mergers(state: State, output: Output, operations: float) -> list[State]:
-    axes = dict.fromkeys(state.real(state.as_read(n)) for latents, _ in output.work for n in latents)
+    axes = state.real_axes(n for latents, _ in output.work for n in latents)
     free = [a for a in axes if not a.enumerated and a.size > 1]
     reason = f"{output.name} would take {operations:.2g} operations"
     return [state.merged(a, b, reason) for a, b in combinations(free, 2) if _alike(a, b)]

@@ -23,8 +23,8 @@ MAX_MERGED_COORDINATES = 8
 
 def much_work(state: State, output: Output) -> State | None:
     """Two axes without plates of a factor that would be too much work."""
-    work = _combinations(state, output) * math.prod(state.case.sizes[d] for d in output.dims if d)
-    pair = cheapest_pair(state, _axes(state, output), plates=False)
+    work = state.combinations(output.latents) * math.prod(state.case.sizes[d] for d in output.dims if d)
+    pair = cheapest_pair(state, state.real_axes(output.latents), plates=False)
     if work <= state.case.request.target_elements or pair is None:
         return None
     return state.merged(*pair, f"{whole(output.name)} would have {work:.2g} entries")
@@ -32,10 +32,10 @@ def much_work(state: State, output: Output) -> State | None:
 
 def large_factor(state: State, output: Output) -> Change:
     """Two axes of a factor that would be too large to hold."""
-    mine = _axes(state, output)
-    held = _combinations(state, output) * math.prod(state.case.sizes[d] for d in _kept_dims(output, mine))
+    mine = state.real_axes(output.latents)
+    held = state.combinations(output.latents) * math.prod(state.case.sizes[d] for d in _kept_dims(output, mine))
     # the particles of one axis without plates can be gone through one by one
-    alone = max((a.size for a in _read_axes(state, output) if not (a.scope or a.alias_of)), default=1)
+    alone = max((a.size for a in state.axes_read(output.latents) if not (a.scope or a.alias_of)), default=1)
     size = held * jnp.result_type(float).itemsize // alone
     if 4 * size <= state.case.request.memory:
         return None
@@ -92,18 +92,6 @@ def cheapest_pair(state: State, axes: Sequence[Axis], plates: bool) -> tuple[Axi
 
 def _coordinates(state: State, axis: Axis) -> int:
     return sum(math.prod(state.case.graph.latent(n).shape) for n in axis.latents)
-
-
-def _read_axes(state: State, output: Output) -> list[Axis]:
-    return list(dict.fromkeys(state.as_read(n) for n in output.latents))
-
-
-def _axes(state: State, output: Output) -> list[Axis]:
-    return list(dict.fromkeys(state.real(a) for a in _read_axes(state, output)))
-
-
-def _combinations(state: State, output: Output) -> int:
-    return math.prod(a.size for a in _read_axes(state, output))
 
 
 def _kept_dims(output: Output, axes: Sequence[Axis]) -> list[str]:
