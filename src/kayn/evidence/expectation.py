@@ -33,6 +33,7 @@ from kayn.programs.slices import slice_outputs
 from kayn.programs.trace import Program
 from kayn.support.arrays import Array
 from kayn.support.names import RESERVED, unbounded
+from kayn.xla.compilation import apart
 
 QUERY = Part.VALUE.of(f"{RESERVED}query")
 MAX_ELEMENTS = 2**26
@@ -89,7 +90,8 @@ class Expectation:
         program = asked.program
         own = inputs if program is self.problem.model else [*program.consts, *([None] * len(program.inputs))]
         task = Task(asked.output, asked.axes, self.problem.layout.plan, (), program)
-        value = evaluate(task, Operands(draws.values, own))
+        # fused into the sums below, within the loop over replicates, it can be computed again for every entry of them
+        value = apart(evaluate(task, Operands(draws.values, own)), jnp.ravel(weights)[0])
         over = tuple(range(weights.ndim - len(asked.axes), weights.ndim))
         mean = jnp.sum(jnp.where(weights > 0, weights * value, 0), over)
         # once more about itself, as in `Posterior.mean`
