@@ -18,7 +18,12 @@ from kayn.support.arrays import Array, KeyArray
 
 
 def draw(plan: Plan, arrays: Slots, index: Index, rng_keys: KeyArray) -> dict[str, Array]:
-    """Exact joint draws of all particle indices.
+    """Exact joint draws of all particle indices, see `draw_and_total`."""
+    return draw_and_total(plan, arrays, index, rng_keys)[0]
+
+
+def draw_and_total(plan: Plan, arrays: Slots, index: Index, rng_keys: KeyArray) -> tuple[dict[str, Array], Array]:
+    """Exact joint draws of all particle indices, and the log average weight that they were drawn from, a scalar.
 
     The forward pass is shared; for every key the plan is then walked backwards, drawing each eliminated variable from
     its conditional given those drawn already (Bowyer, Heap & Aitchison, UAI 2024, section on sampling).
@@ -38,7 +43,7 @@ def draw(plan: Plan, arrays: Slots, index: Index, rng_keys: KeyArray) -> dict[st
 
         return choose(plan, slots, WayBack(index, sum_rule, _by_share, numbers), {})
 
-    return jax.vmap(one)(rng_keys)
+    return jax.vmap(one)(rng_keys), total(plan, slots)
 
 
 def best(plan: Plan, arrays: Slots, index: Index) -> tuple[Array, dict[str, Array]]:

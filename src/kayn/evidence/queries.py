@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kayn.axes.types import proposal_name
-from kayn.contraction.backward import best, draw
+from kayn.contraction.backward import best, draw, draw_and_total
 from kayn.evidence.draws import Draws, draw_particles
 from kayn.evidence.problem import Problem
 from kayn.evidence.weighed import Weighed
@@ -75,6 +75,28 @@ def joint_marginals(weighed: Weighed, asked: Sequence[int]) -> list[Array]:
 def draw_indices(weighed: Weighed, keys: KeyArray) -> dict[str, Array]:
     """Exact joint draws of particle indices: int [num draws, *scope] for every axis."""
     return draw(weighed.plan, weighed.slots, weighed.index, keys)
+
+
+def draw_combination(weighed: Weighed, key: KeyArray) -> tuple[dict[str, Array], Array]:
+    """One joint draw of particle indices, int [*scope] for every axis, and log Z, which says whether there was any to
+    draw."""
+    found, log_z = draw_and_total(weighed.plan, weighed.slots, weighed.index, key[None])
+    return {name: index[0] for name, index in found.items()}, log_z
+
+
+def take_latent(problem: Problem, name: str, values: Array, index: Array) -> Array:
+    """A latent's values at particle indices of its axis: [*batch, *event] from [K, *batch, *event].
+
+    Args:
+        index: int [*scope], as `draw_indices` gives it.
+    """
+    latent, axis = problem.graph.latent(name), problem.layout.axis_of(name)
+    dims, sorted_scope = dict(latent.plates), sorted(axis.scope)
+    order = sorted(axis.scope, key=dims.__getitem__)
+    aligned = jnp.transpose(index, [sorted_scope.index(p) for p in order])
+    shape = [n if any(dims[p] == d for p in order) else 1 for d, n in enumerate(latent.shape[: latent.batch_ndim])]
+    aligned = aligned.reshape((1, *shape, *(1,) * (values.ndim - 1 - latent.batch_ndim)))
+    return jnp.broadcast_to(jnp.take_along_axis(values, aligned, axis=0, mode="clip")[0], values.shape[1:])
 
 
 def best_indices(weighed: Weighed) -> tuple[Array, dict[str, Array]]:

@@ -30,13 +30,19 @@ from kayn.programs.outputs import Part
 from kayn.support.arrays import Array, PyTree
 
 
-def proposal_terms(problem: Problem, numbers: Mapping, draws: Draws, params: PyTree) -> dict[str, Array]:
-    """Minus the log density that the particles of every axis are divided by: [*scope, K]; zero for enumerated axes."""
+def proposal_terms(
+    problem: Problem, numbers: Mapping, draws: Draws, params: PyTree, axes: Sequence[Axis] | None = None
+) -> dict[str, Array]:
+    """Minus the log density that the particles of every axis are divided by: [*scope, K]; zero for enumerated axes.
+
+    Args:
+        axes: those that are asked for, which may lack latents of the layout's; None for all.
+    """
     inputs = guide_inputs(problem, numbers, params, draws.subsample)
     absent = absences(problem.model, model_inputs(problem, numbers, params, draws.subsample))
     plan = problem.layout.plan
     out = {}
-    for axis in problem.layout.axes:
+    for axis in problem.layout.axes if axes is None else axes:
         if axis.enumerated:
             shape = [*(plan.size[p] for p in axis.scope), axis.size]
             out[proposal_name(axis)] = jnp.broadcast_to(_averaged(problem, axis, absent), shape)

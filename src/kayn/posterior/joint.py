@@ -13,7 +13,7 @@ import numpy as np
 
 from kayn.evidence.draws import Draws, deterministic_values
 from kayn.evidence.problem import Problem, model_inputs
-from kayn.evidence.queries import best_indices, draw_indices
+from kayn.evidence.queries import best_indices, draw_indices, take_latent
 from kayn.evidence.weights import weigh
 from kayn.posterior.blocks import block_size, joined, keys_of, on_device, shuffled, starts
 from kayn.programs.outputs import Part
@@ -150,16 +150,8 @@ def _in_model(
 
 def take_particles(problem: Problem, values: Mapping[str, Array], chosen: Mapping[str, Array]) -> dict[str, Array]:
     """The latents' values at chosen particle indices ([*scope] for every axis): the site's shape for every latent."""
-    out = {}
-    for axis in problem.layout.axes:
-        index = chosen[axis.name]
-        sorted_scope = sorted(axis.scope)
-        for name in axis.latents:
-            latent = problem.graph.latent(name)
-            dims = dict(latent.plates)
-            order = sorted(axis.scope, key=dims.__getitem__)
-            aligned = jnp.transpose(index, [sorted_scope.index(p) for p in order])
-            shape = [latent.shape[d] if any(dims[p] == d for p in order) else 1 for d in range(len(latent.shape))]
-            picked = jnp.take_along_axis(values[name], aligned.reshape((1, *shape)), axis=0, mode="clip")
-            out[name] = jnp.broadcast_to(picked[0], latent.shape)
-    return out
+    return {
+        name: take_latent(problem, name, values[name], chosen[axis.name])
+        for axis in problem.layout.axes
+        for name in axis.latents
+    }

@@ -1,0 +1,302 @@
+"""One sweep: in every pass particles of the latents that move, the current value among them, and one exact joint draw
+from all their combinations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kayn.axes.types import Axis, proposal_name
+from kayn.evidence.draws import Draws
+from kayn.evidence.problem import Problem, model_inputs
+from kayn.evidence.queries import draw_combination, take_latent
+from kayn.evidence.weighed import Weighed
+from kayn.evidence.weights import proposal_terms, weigh_against
+from kayn.graph.absent import absences
+from kayn.inference.mcmc.adaptation import adapted, spread_after, target_rate
+from kayn.inference.mcmc.coordinates import Coordinates
+from kayn.inference.mcmc.independent import inputs_of, only, order_of, slot_logits
+from kayn.inference.mcmc.local import local_particles
+from kayn.inference.mcmc.passes import Pass
+from kayn.particles.draw import supports
+from kayn.support.arrays import Array, KeyArray, PyTree
+
+
+class Tuning(NamedTuple):
+    """Steps of local proposals.
+
+    Attributes:
+        log_step: by axis that moves locally, [*scope].
+        mean, variance: running moments of latents with several coordinates on an index, in their coordinates.
+    """
+
+    log_step: dict[str, Array]
+    mean: dict[str, Array]
+    variance: dict[str, Array]
+
+
+class Told(NamedTuple):
+    """What a sweep has to tell.
+
+    Attributes:
+        moved: by latent, the share of its elements that have another value now.
+        unsound: by factor, whether any of its log densities was +inf.
+        log_weight: the least log average weight of a pass; -inf where there was nothing to draw from.
+    """
+
+    moved: dict[str, Array]
+    unsound: dict[str, Array]
+    log_weight: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """What does not change from sweep to sweep, nor from chain to chain.
+
+    Attributes:
+        passes: in order.
+        coordinates: by latent that moves locally.
+        params: values of `numpyro.param` sites.
+        draw_sites: for every group of sites that the guide draws together, a function of a key and known values.
+    """
+
+    passes: tuple[Pass, ...]
+    coordinates: Mapping[str, Coordinates]
+    params: Mapping[str, PyTree]
+    count: int
+    draw_sites: Callable[[tuple[str, ...]], Callable]
+    orders: tuple[list[tuple[str, ...]], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find the order in which sites of guides are drawn."""
+        object.__setattr__(self, "orders", tuple(order_of(p.problem.guide, p.guided, p.axes) for p in self.passes))
+
+    def values(self, state: Mapping[str, Array]) -> dict[str, Array]:
+        """Values of latents from their coordinates, with any leading dimensions."""
+        return {n: self.coordinates[n].values(u) if n in self.coordinates else u for n, u in state.items()}
+
+    def of_values(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """Coordinates of values."""
+        return {n: self.coordinates[n].of_values(x) if n in self.coordinates else x for n, x in values.items()}
+
+    # -- tuning
+
+    def first_tuning(self, state: Mapping[str, Array]) -> Tuning:
+        """Steps of size one."""
+        steps, mean, variance = {}, {}, {}
+        for one in self.passes:
+            for axis in one.axes:
+                moving = self.moves_locally(one, axis)
+                if moving:
+                    sizes = [one.problem.layout.plan.size[p] for p in sorted(axis.scope)]
+                    steps[_step_name(one, axis)] = jnp.zeros(sizes)
+                for name in moving:
+                    if self._numbers(one, axis) > 1 and not self.coordinates[name].discrete:
+                        mean[name], variance[name] = state[name], jnp.ones_like(state[name])
+        return Tuning(steps, mean, variance)
+
+    def moves_locally(self, one: Pass, axis: Axis) -> list[str]:
+        """Those latents of an axis that do."""
+        return [] if axis.enumerated else [n for n in axis.latents if n not in one.guided]
+
+    def _numbers(self, one: Pass, axis: Axis) -> int:
+        return sum(one.problem.coordinates(n) for n in axis.latents)
+
+    # -- a sweep
+
+    def sweep(
+        self, state: dict[str, Array], tuning: Tuning, key: KeyArray, number: Array, learning: Array
+    ) -> tuple[dict[str, Array], Tuning, Told]:
+        """The next state.
+
+        Args:
+            state: coordinates by latent, [*shape].
+            number: of the sweep.
+            learning: whether steps are adapted to it.
+        """
+        before, steps, weights = state, dict(tuning.log_step), []
+        unsound: dict[str, Array] = {}
+        for index, one in enumerate(self.passes):
+            key, own = jax.random.split(key)
+            state, moved, told, log_z = self._passed(index, state, tuning, own)
+            weights.append(log_z)
+            unsound |= {n: unsound.get(n, False) | v for n, v in told.items()}
+            for axis in one.axes:
+                if (name := _step_name(one, axis)) in steps:
+                    rate = target_rate(axis.size, self._numbers(one, axis))
+                    new = adapted(steps[name], moved[axis.name], rate, number)
+                    steps[name] = jnp.where(learning, new, steps[name])
+        mean, variance = {}, {}
+        for name in tuning.mean:
+            old = tuning.mean[name], tuning.variance[name]
+            new = spread_after(*old, state[name], number)
+            mean[name], variance[name] = (jnp.where(learning, a, b) for a, b in zip(new, old, strict=True))
+        changed = {n: jnp.mean(state[n] != before[n], dtype=float) for n in state}
+        return state, Tuning(steps, mean, variance), Told(changed, unsound, jnp.min(jnp.stack(weights)))
+
+    def _passed(
+        self, index: int, state: dict[str, Array], tuning: Tuning, key: KeyArray
+    ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array], Array]:
+        """After one pass: the state, which indices have changed by axis, unsound factors, log average weight."""
+        one = self.passes[index]
+        place_key, draw_key = jax.random.split(key)
+        places, slots, weighed = self.weighed(index, state, tuning, place_key)
+        chosen, log_z = draw_combination(weighed, draw_key)
+        new = dict(state)
+        for axis in one.axes:
+            for name in axis.latents:
+                found = take_latent(one.problem, name, places[name], chosen[axis.name])
+                # where nothing has any weight there was nothing to draw from
+                new[name] = jnp.where(jnp.isfinite(log_z), found, state[name])
+        moved = {a.name: chosen[a.name] != slots[a.name] for a in one.axes if not a.enumerated}
+        return new, moved, weighed.unsound, log_z
+
+    def weighed(
+        self, index: int, state: Mapping[str, Array], tuning: Tuning, key: KeyArray
+    ) -> tuple[dict[str, Array], dict[str, Array], Weighed]:
+        """Particles of a pass, [K, *shape] in their coordinates; the places of the current values, int [*scope] by
+        axis; and the weights of all combinations."""
+        one = self.passes[index]
+        problem = one.problem
+        places = {n: state[n][None] for n in problem.graph.latent_names if n not in one.free}
+        exact = [n for a in one.axes if a.enumerated for n in a.latents]
+        inputs = model_inputs(problem, problem.numbers, self.params, {})
+        places |= {
+            n: v.astype(problem.graph.latent(n).dtype) for n, v in supports(problem.model, exact, inputs).items()
+        }
+        slots = {a.name: jnp.zeros([problem.layout.plan.size[p] for p in sorted(a.scope)], int) for a in one.axes}
+        absent = absences(problem.model, inputs)
+        for axis in one.axes:
+            for name in self.moves_locally(one, axis):
+                key, own = jax.random.split(key)
+                scale = self._scale(one, axis, name, tuning, absent)
+                current, coordinates = state[name], self.coordinates[name]
+                places[name] = local_particles(own, current, scale, self.count, coordinates)
+        self._guided(index, state, places, slots, key)
+        values = self.values(places)
+        terms = self._terms(one, places, values)
+        draws = Draws(problem.model.with_aliases(values, leading=1), {}, {})
+        return places, slots, weigh_against(problem, problem.numbers, draws, self.params, terms)
+
+    def _scale(self, one: Pass, axis: Axis, name: str, tuning: Tuning, absent: Mapping[str, Array]) -> Array:
+        """Standard deviations of steps, that broadcast to a latent in its coordinates."""
+        problem, latent = one.problem, one.problem.graph.latent(name)
+        ndim = jnp.ndim(tuning.mean[name]) if name in tuning.mean else len(latent.shape)
+        step = jnp.exp(tuning.log_step[_step_name(one, axis)])
+        scale = _aligned(problem, axis, name, step, ndim)
+        if name in tuning.variance:
+            scale = scale * jnp.sqrt(tuning.variance[name] + 1e-12)
+        if name in absent:
+            gone = absent[name]
+            scale = jnp.where(gone.reshape((*gone.shape, *(1,) * (ndim - gone.ndim))), 0.0, scale)
+        return scale
+
+    def _guided(
+        self,
+        index: int,
+        state: Mapping[str, Array],
+        places: dict[str, Array],
+        slots: dict[str, Array],
+        key: KeyArray,
+    ) -> None:
+        """Particles from the guide, parents first, the current values in the places that are drawn for them."""
+        one = self.passes[index]
+        problem, density = one.problem, one.problem.guide.density
+        inputs = inputs_of(problem, self.params) if one.guided else []
+        extra: dict[str, Array] = {}
+        for names in self.orders[index]:
+            key, draw_key, slot_key = jax.random.split(key, 3)
+            known = {**_all(self.values(places), self.count), **extra}
+            drawn = self.draw_sites(names)(draw_key, known)
+            if names[0] not in one.free:
+                extra |= drawn
+                continue
+            axis = only(problem.layout.axis_of(names[0]), one.guided)
+            current = {n: jnp.broadcast_to(state[n], (self.count, *state[n].shape)) for n in names}
+            runs = density.with_aliases({**known, **current}, leading=1)
+            logits = slot_logits(problem, axis, runs, inputs)
+            slot = jnp.zeros((), int) if logits is None else jax.random.categorical(slot_key, logits)
+            order = [axis.scope.index(p) for p in sorted(axis.scope)]
+            slot = jnp.transpose(slot, order) if logits is not None else slots[axis.name]
+            slots[axis.name] = slot
+            for name in names:
+                places[name] = _placed(problem, axis, name, drawn[name].astype(state[name].dtype), state[name], slot)
+
+    def _terms(self, one: Pass, places: Mapping[str, Array], values: Mapping[str, Array]) -> dict[str, Array]:
+        """What particles of every axis are weighed by besides the model: [*scope, K]."""
+        problem, layout = one.problem, one.problem.layout
+        runs = problem.guide.density.with_aliases(_all(values, self.count), leading=1)
+        draws = Draws(dict(values), runs, {})
+        asked = [only(a, one.guided) for a in one.axes if not a.enumerated]
+        asked = [a for a in asked if a.latents] + [a for a in one.axes if a.enumerated]
+        terms = proposal_terms(problem, problem.numbers, draws, self.params, asked) if asked else {}
+        for axis in layout.axes:
+            name = proposal_name(axis)
+            for latent in self.moves_locally(one, axis) if axis in one.axes else ():
+                z = problem.graph.latent(latent)
+                volume = self.coordinates[latent].log_volume(places[latent], z.batch_ndim)
+                terms[name] = terms.get(name, 0.0) + _to_scope(problem, axis, latent, volume)
+            if name not in terms:
+                terms[name] = jnp.zeros([*(layout.plan.size[p] for p in axis.scope), axis.size])
+        return terms
+
+
+def _step_name(one: Pass, axis: Axis) -> str:
+    """The same in every pass in which the latents of an axis move on the same indices."""
+    return f"{axis.name}{list(axis.scope)}"
+
+
+def _all(values: Mapping[str, Array], count: int) -> dict[str, Array]:
+    """Values for every run of the guide: those of latents with one particle as often as there are others."""
+    return {n: v if v.shape[0] == count else jnp.broadcast_to(v[:1], (count, *v.shape[1:])) for n, v in values.items()}
+
+
+def _aligned(problem: Problem, axis: Axis, name: str, array: Array, ndim: int) -> Array:
+    """An array [*sorted scope] in the dimensions of a latent: sizes of one where the axis has no index."""
+    latent = problem.graph.latent(name)
+    dims, own = dict(latent.plates), sorted(axis.scope)
+    order = sorted(own, key=dims.__getitem__)
+    at = {dims[p]: n for p, n in zip(order, jnp.transpose(array, [own.index(p) for p in order]).shape, strict=True)}
+    return jnp.transpose(array, [own.index(p) for p in order]).reshape([at.get(d, 1) for d in range(ndim)])
+
+
+def _placed(problem: Problem, axis: Axis, name: str, drawn: Array, current: Array, slot: Array) -> Array:
+    """Particles with the current value in its place: [K, *shape]."""
+    place = _aligned(problem, axis, name, slot, current.ndim)
+    numbers = jnp.arange(drawn.shape[0]).reshape((-1, *(1,) * current.ndim))
+    return jnp.where(numbers == place, current, drawn)
+
+
+def _to_scope(problem: Problem, axis: Axis, name: str, array: Array) -> Array:
+    """[K, *batch] summed to [*scope, K]."""
+    dims = dict(problem.graph.latent(name).plates)
+    kept = [dims[p] + 1 for p in axis.scope]
+    summed = array.sum(tuple(d for d in range(1, array.ndim) if d not in kept))
+    left = sorted(kept)
+    return jnp.transpose(summed, [*(1 + left.index(d) for d in kept), 0])
+
+
+def with_all_from_guide(kernel: Kernel, index: int, state: Mapping[str, Array], runs: Mapping[str, Array]) -> Weighed:
+    """A pass's combinations of particles that all come from a guide, to begin with.
+
+    Args:
+        runs: values of every guide site, [K, *shape].
+    """
+    one = kernel.passes[index]
+    problem = replace(one.problem, denominator="paired")
+    held = {n: state[n][None] for n in problem.graph.latent_names if n not in one.free}
+    exact = [n for a in one.axes if a.enumerated for n in a.latents]
+    inputs = model_inputs(problem, problem.numbers, kernel.params, {})
+    values = {n: runs[n] for n in one.free if n not in exact} | held | supports(problem.model, exact, inputs)
+    draws = Draws(
+        problem.model.with_aliases(values, leading=1), problem.guide.density.with_aliases(dict(runs), leading=1), {}
+    )
+    terms = proposal_terms(problem, problem.numbers, draws, kernel.params, one.axes)
+    for axis in problem.layout.axes:
+        if axis not in one.axes:
+            terms[proposal_name(axis)] = jnp.zeros([*(problem.layout.plan.size[p] for p in axis.scope), axis.size])
+    return weigh_against(problem, problem.numbers, draws, kernel.params, terms)
