@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Development commands. Needs only Python 3.11 or later; the rest is installed into `.venv` next to this file.
 
-    python3 dev.py demo [arguments] fit the demonstration model and draw kayn_demo.png python3 dev.py test [arguments]
-    run the tests (arguments go to pytest; --quick: a selection, two minutes) python3 dev.py lint run ruff, mypy and the
-    import checker python3 dev.py lane oldest [arguments] run the quick tests with the oldest releases that kayn
-    supports python3 dev.py lane newest [arguments] the same with the newest releases, on the newest Python of this
-    machine python3 dev.py lane float64 [arguments] ask ordinary models everything in double precision; lane leaks:
-    looking for
-                                              leaked tracers; lane nans: up to the first NaN; lane devices:
-                                              with two devices
+    python3 dev.py demo [arguments]        fit the demonstration model and draw kayn_demo.png
+    python3 dev.py test [arguments]        run the tests (arguments go to pytest; --quick: a selection, two minutes)
+    python3 dev.py lint                    run ruff, mypy and the import checker
+    python3 dev.py lane oldest [arguments] run the quick tests with the oldest releases that kayn supports
+    python3 dev.py lane newest [arguments] the same with the newest releases, on the newest Python of this machine
+    python3 dev.py lane float64 [arguments]
+                                           ask ordinary models everything in double precision; lane leaks: looking
+                                           for leaked tracers; lane nans: up to the first NaN; lane devices: with two
 
 The virtual environments are made on first use and brought up to date only when pyproject.toml has changed, so that
 later runs need no network. Set KAYN_VENV to keep them elsewhere.

@@ -13,7 +13,7 @@ import kayn
 from kayn.axes.choose import settled
 from kayn.axes.more import MORE, with_more_particles
 from kayn.axes.request import USUAL, make_request
-from kayn.axes.rules.by_cost import OPERATIONS, evaluating, slow_factor
+from kayn.axes.rules.by_cost import OPERATIONS, contracting, evaluating, slow_contraction, slow_factor
 from kayn.axes.types import axis_of
 from kayn.evidence.read import read_model
 from kayn.graph.types import MIXED
@@ -93,6 +93,39 @@ def test_a_slow_factor_keeps_indices_over_plates():
     found = structure(PLATES, {"a": "i", "m": ""}, {"y": reads("am", "i")})
     found = with_work(found, y={"am": 1e9})
     assert apply(slow_factor, state(found, num_particles=10), "y") is None
+
+
+def test_a_slow_contraction_joins_latents_without_plates_first():
+    """Four elements of z, whose 30 particles meet those of a, b and c: 3e6 combinations, or 1e5 where two share."""
+    graph = {"z": reads("zab", "i"), "y": reads("zc", "i")}
+    found = structure(PLATES, {"z": "i", "a": "", "b": "", "c": ""}, graph)
+    start = state(found, target_elements=10_000)
+    assert 4 * 30**4 <= contracting(start.plan) < 5 * 30**4
+    changed = apply(slow_contraction, start)
+    axes, why = told(changed)
+    assert axes == {"z": "i", "ab": "", "c": ""}
+    took = f"{contracting(start.plan):.2g}"
+    assert why == f"a, b: share one particle axis (the contraction would take {took} multiply-adds)"
+    assert apply(slow_contraction, changed) is None
+    # where a number is given, and where there is time
+    assert apply(slow_contraction, state(found, num_particles=USUAL, target_elements=10_000)) is None
+    assert apply(slow_contraction, state(found)) is None
+
+
+def test_a_slow_contraction_joins_latents_of_the_same_plates():
+    found = structure(PLATES, {"u": "i", "v": "i", "a": ""}, {"p": reads("uva", "i")})
+    changed = apply(slow_contraction, state(found, target_elements=300))
+    assert told(changed)[0] == {"uv": "i", "a": ""}
+    alone = structure(PLATES, {"u": "i", "a": ""}, {"p": reads("ua", "i")})
+    assert apply(slow_contraction, state(alone, target_elements=2)) is None
+
+
+def test_sums_over_rows_are_no_contraction():
+    """Factors are summed over their rows while they are made."""
+    found = structure({"i": 4, "n": 1000}, {"z": "i", "a": ""}, {"z": reads("za", "i"), "y": ("n", {"a": {}})})
+    plan = state(found).plan
+    assert plan.flops - contracting(plan) == 30 * 1000
+    assert contracting(plan) < 4 * 30 * 30 * 3
 
 
 def test_more_particles_for_what_shares_an_index():

@@ -12,7 +12,7 @@ from dataclasses import replace
 from kayn.axes.memory import cut_to_fit, step_bytes
 from kayn.axes.more import with_more_particles
 from kayn.axes.request import Request
-from kayn.axes.rules.by_cost import slow_factor
+from kayn.axes.rules.by_cost import slow_contraction, slow_factor
 from kayn.axes.rules.by_guide import several_elements, there_and_back
 from kayn.axes.rules.by_order import no_order
 from kayn.axes.rules.by_reads import unlike_reads
@@ -44,6 +44,7 @@ RULES: tuple[Rule, ...] = (
     FACTORS,
     no_order,
     large_contraction,
+    slow_contraction,
     large_particles,
     large_step,
 )

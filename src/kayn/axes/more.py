@@ -11,9 +11,10 @@ import math
 from dataclasses import replace
 
 from kayn.axes.request import MORE
-from kayn.axes.rules.by_cost import evaluating
+from kayn.axes.rules.by_cost import contracting, evaluating
 from kayn.axes.rules.by_size import large_factor, large_particles, large_step
 from kayn.axes.state import State
+from kayn.graph.work import MATMUL_SPEED
 
 SHARED, OWN = 2**28, 2**25
 """More particles are taken where a step stays below so many operations: on an axis that a rule has made what it is,
@@ -49,7 +50,10 @@ def _affordable(state: State, most: float) -> bool:
 
 
 def _operations(state: State) -> float:
-    """Of a step: the contraction, every entry of every factor before rows are multiplied out, and computing these."""
-    plan = state.plan
-    entries = sum(math.prod(plan.size[a] for a in plan.axes[slot]) for slot in range(len(plan.terms)))
-    return plan.flops + entries + sum(evaluating(state, f) for f in state.case.graph.factors)
+    """Of a step: the contraction, every entry of every factor before rows are summed, and computing these. Densities of
+    exponential families may be summed over rows by matrix products."""
+    plan, factors = state.plan, state.case.graph.factors
+    entries = [math.prod(plan.size[a] for a in plan.axes[slot]) for slot in range(len(plan.terms))]
+    for position, factor in enumerate(factors):
+        entries[position] //= 1 if factor.density is None else MATMUL_SPEED
+    return contracting(plan) + sum(entries) + sum(evaluating(state, f) for f in factors)

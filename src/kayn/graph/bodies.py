@@ -122,10 +122,7 @@ def is_whole(value: Any) -> bool:
 
 def run_equations(jaxpr: Jaxpr, inputs: Sequence[Array]) -> dict[Any, Array]:
     """The value of every variable; `inputs` are those of constants and inputs."""
-    env = dict(zip((*jaxpr.constvars, *jaxpr.invars), inputs, strict=True))
-    for eqn in jaxpr.eqns:
-        variables = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, Literal)))
-        alone = Jaxpr([], variables, list(eqn.outvars), [eqn], eqn.effects, jaxpr.debug_info)
-        out = jaxpr_as_fun(ClosedJaxpr(alone, []))(*(env[v] for v in variables))
-        env.update(zip(eqn.outvars, out, strict=True))
-    return env
+    inside = [v for eqn in jaxpr.eqns for v in eqn.outvars]
+    given = [*jaxpr.constvars, *jaxpr.invars]
+    whole = Jaxpr([], given, inside, jaxpr.eqns, jaxpr.effects, jaxpr.debug_info)
+    return dict(zip((*given, *inside), (*inputs, *jaxpr_as_fun(ClosedJaxpr(whole, []))(*inputs)), strict=True))

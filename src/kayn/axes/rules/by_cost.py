@@ -1,21 +1,29 @@
-"""What the time of a step demands: axes of a factor share an index where all their combinations would take too long.
+"""What the time of a step demands: axes share an index where all their combinations would take too long.
 
 A factor's result may be small and what it takes to compute it large: a sum over thousands of rows, a series, an
-integral. Latents of the same plates then share an axis. The many groups of a model give the gain of all combinations,
-not the few latents inside of one, so that this costs little, as long as the guide can hold their correlations.
+integral. And small factors may be many, and take long to contract. Latents of the same plates then share an axis. The
+many groups of a model give the gain of all combinations, not the few latents inside of one, so that this costs little,
+as long as the guide can hold their correlations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import combinations
 
 from kayn.axes.state import State
 from kayn.axes.types import Axis
+from kayn.contraction.plan import Plan
+from kayn.contraction.steps.product import settled_slot
 from kayn.graph.types import Output
 
 OPERATIONS = 2**9
 """A factor may take so many operations for each entry that an array may have (`target_elements`), by default 5e8 in
 all: less than a tenth of a second on two cores."""
+CONTRACTED = 2**8
+"""The contraction may take half as many multiply-adds, where the number of particles is left to kayn: a tenth of a
+second with the way back, and several times that in the first steps, far from the posterior, where sums of exponentials
+have to be exact."""
 
 
 def slow_factor(state: State, output: Output) -> State | None:
@@ -27,6 +35,27 @@ def slow_factor(state: State, output: Output) -> State | None:
     return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
+def slow_contraction(state: State) -> State | None:
+    """Two axes over the same plates that leave the least to contract, if it takes too long: those without plates if
+    that halves it. Who asks for a number of particles gets their combinations."""
+    before, request = contracting(state.plan), state.case.request
+    if not request.more or before <= CONTRACTED * request.target_elements:
+        return None
+    reason = f"the contraction would take {before:.2g} multiply-adds"
+    for axes in ([a for a in state.axes if not a.scope], state.axes):
+        found = [(contracting(s.plan), s) for s in _merged(state, axes, reason) if s.stuck is None]
+        least, best = min(found, key=lambda pair: pair[0], default=(before, state))
+        if least <= before / 2:
+            return best
+    return None
+
+
+def contracting(plan: Plan) -> int:
+    """Multiply-adds of a contraction, but for sums over rows: factors are summed over these while they are made."""
+    rows = [step for term in range(len(plan.terms)) for step in settled_slot(plan, term)[0]]
+    return plan.flops - sum(step.flops(plan) for step in rows)
+
+
 def evaluating(state: State, output: Output) -> float:
     """How many operations it takes to compute a factor on all particles of its axes."""
     return sum(operations * state.combinations(latents) for latents, operations in output.work)
@@ -34,8 +63,11 @@ def evaluating(state: State, output: Output) -> float:
 
 def _mergers(state: State, output: Output, operations: float) -> list[State]:
     axes = state.real_axes(n for latents, _ in output.work for n in latents)
+    return _merged(state, axes, f"{output.name} would take {operations:.2g} operations")
+
+
+def _merged(state: State, axes: Iterable[Axis], reason: str) -> list[State]:
     free = [a for a in axes if not a.enumerated and a.size > 1]
-    reason = f"{output.name} would take {operations:.2g} operations"
     return [state.merged(a, b, reason) for a, b in combinations(free, 2) if _alike(a, b)]
 
 
