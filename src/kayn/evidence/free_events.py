@@ -4,35 +4,80 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from kayn.axes.choose import choose_layout
+from kayn.axes.request import Request
+from kayn.errors import StructureError
 from kayn.evidence.read import read_model
-from kayn.graph.types import MIXED, Kind
+from kayn.graph.discover import Structure
+from kayn.graph.types import MIXED, Graph, Kind
+from kayn.guides.blocks import LARGEST_BLOCK
 from kayn.guides.choice import LONGEST_VECTOR
 from kayn.programs.events import freed, with_free_elements
 from kayn.programs.sites import Inspected
 
 
-def with_freed_events(inspected: Inspected) -> Inspected:
+def with_freed_events(inspected: Inspected, request: Request) -> Inspected:
     """The model with the elements of such events as dimensions of a batch; of other models nothing changes.
 
     kayn's own guide then draws these elements one by one, where it would draw them together. A short vector stays one
     where a deterministic value reads several of its elements, or one by its number, too: its covariance loses little.
     """
-    names = {*with_free_elements(inspected.sites)}
+    names = frozenset(with_free_elements(inspected.sites))
     while names:
         own = replace(inspected, sites=freed(inspected.sites, names))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what there is to say is said when the problem is built
-            graph = read_model(own).structure.graph
-        mixed = {
-            r.latent
-            for o in graph.outputs
-            for r in o.reads
-            if any(how == MIXED for _, how in r.through)
-            and (o.kind is not Kind.VALUE or math.prod(graph.latent(r.latent).shape) <= LONGEST_VECTOR)
-        }
-        if not names & mixed:
+            structure = read_model(own).structure
+            apart = names - _read_together(structure.graph)
+            found = worth_freeing(structure, request, {n: len(inspected.sites[n].batch_shape) for n in apart})
+        if found == names:
             return own
-        names -= mixed
+        names = found
     return inspected
+
+
+def _read_together(graph: Graph) -> set[str]:
+    return {
+        r.latent
+        for o in graph.outputs
+        for r in o.reads
+        if any(how == MIXED for _, how in r.through)
+        and (o.kind is not Kind.VALUE or math.prod(graph.latent(r.latent).shape) <= LONGEST_VECTOR)
+    }
+
+
+def worth_freeing(structure: Structure, request: Request, batch_ndims: Mapping[str, int]) -> frozenset[str]:
+    """Those of some latents whose elements had better have particle indices of their own.
+
+    Elements that share a particle have a joint covariance as long as they are few, and lose little. Few elements are
+    therefore freed only where no other latent has fewer indices for it, since its plates would cross theirs; many, the
+    longest event first, wherever they come to have more indices.
+
+    Args:
+        structure: of the model with all of them freed.
+        batch_ndims: of these latents, how many leading dimensions are not those of the event.
+    """
+    graph, size = structure.graph, {p.name: p.size for p in structure.graph.plates}
+    plates = {n: tuple(p for p, dim in graph.latent(n).plates if dim >= ndim) for n, ndim in batch_ndims.items()}
+    elements = {n: math.prod(size[p] for p in own) for n, own in plates.items()}
+
+    def indices(free: Collection[str]) -> dict[str, int]:
+        """How many particle indices every latent has if these are free."""
+        together = tuple((n, own) for n, own in plates.items() if n not in free)
+        layout = choose_layout(structure, replace(request, couple=(*request.couple, *together)))
+        return {z.name: math.prod(size[p] for p in layout.axis_of(z.name).scope) for z in graph.latents}
+
+    free: frozenset[str] = frozenset()
+    try:
+        now = indices(free)
+        for name in sorted(plates, key=lambda n: -elements[n]):
+            then = indices(free | {name})
+            harmless = elements[name] > LARGEST_BLOCK or all(then[n] >= now[n] for n in now)
+            if then[name] > now[name] and harmless:
+                free, now = free | {name}, then
+    except StructureError:  # which is raised when the problem is built
+        return frozenset(plates)
+    return free

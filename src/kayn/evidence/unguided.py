@@ -78,10 +78,10 @@ def _summed(inspected: Inspected, request: Request) -> Inspected:
         own = _decided(inspected, why)
         found = _too_dear(own, free, request)
         if found is None:
-            return with_freed_events(own)
+            return with_freed_events(own, request)
         name, why[name] = found
         del free[name]
-    return with_freed_events(_decided(inspected, why))
+    return with_freed_events(_decided(inspected, why), request)
 
 
 def _decided(inspected: Inspected, why: dict[str, str]) -> Inspected:
