@@ -150,25 +150,48 @@ class Exchangeable(MultivariateNormal):
 
     kinds: tuple[int, ...] = ()
 
+    @cached_property
+    def member(self) -> np.ndarray:
+        """Which coordinates are of which kind: zeros and ones [kinds, E]."""
+        return np.equal.outer(np.unique(self.kinds), np.array(self.kinds)).astype(float)
+
     def shrunk(self, correlation: Array, noise: Array) -> Array:
         """See `MultivariateNormal.shrunk`."""
-        apart = 1 - np.eye(len(self.kinds), dtype=correlation.dtype)
-        member = np.equal.outer(np.unique(self.kinds), np.array(self.kinds)).astype(correlation.dtype)
+        member, eye = self.member.astype(correlation.dtype), np.eye(len(self.kinds), dtype=correlation.dtype)
+        apart = 1 - eye
         pairs = np.maximum(member @ apart @ member.T, 1)
         means = jnp.einsum("ai,...ij,bj->...ab", member, correlation, member) / pairs
         target = jnp.einsum("ai,...ab,bj->...ij", member, means, member) * apart
         # within a kind each pair stands twice
         alike = (member.T @ ((1 + np.eye(len(pairs), dtype=pairs.dtype)) / pairs) @ member) * apart
-        target = kept(target, noise, alike) * target
-        share = closest(correlation + (1 - apart), target + (1 - apart), noise)[..., None, None]
-        return correlation + share * (target - correlation)
+        share = kept(target, noise, alike)
+        whiten = self.whitened(share * means)
+        share, target = closest(whiten @ (correlation + eye) @ whiten.swapaxes(-1, -2), noise), share * target
+        return correlation + share[..., None, None] * (target - correlation)
+
+    def whitened(self, means: Array) -> Array:
+        """R [*B, E, E] with R T R' = I, where T are correlations that are all alike, `means` [*B, kinds, kinds].
+
+        No matrix of E rows is factorised: T scales deviations within a kind, and acts as a matrix of the size of
+        `means` on their averages. (Triangular systems of 32 right sides and more are given to several threads, which
+        wait for each other while other programs run.)
+        """
+        counts = self.member.sum(-1)
+        basis = (self.member / np.sqrt(counts)[:, None]).astype(means.dtype)
+        within = 1 - jnp.diagonal(means, axis1=-2, axis2=-1)
+        eye = np.eye(len(counts), dtype=means.dtype)
+        sizes = np.sqrt(np.outer(counts, counts)).astype(means.dtype)
+        root = jnp.linalg.cholesky(within[..., None] * eye + sizes * means)
+        between = solve_triangular(root, jnp.broadcast_to(eye, root.shape), lower=True)
+        deviations = np.eye(basis.shape[-1], dtype=means.dtype) - basis.T @ basis
+        return deviations / jnp.sqrt(within @ self.member.astype(means.dtype))[..., None] + basis.T @ between @ basis
 
 
 SHARES = np.geomspace(GUARD, 1.0, 41)
 """Shares of a target in a covariance that are compared."""
 
 
-def closest(covariance: Array, target: Array, noise: Array) -> Array:
+def closest(relative: Array, noise: Array) -> Array:
     """The share of a target in a noisy covariance with which a Normal predicts a further particle best: [*B].
 
     Prediction counts each direction by its own variance, where shrinkage by squared distances would widen directions in
@@ -177,13 +200,10 @@ def closest(covariance: Array, target: Array, noise: Array) -> Array:
     squared distances being taken as equal, so that their moments tell all.
 
     Args:
-        covariance, target: [*B, E, E], the target positive definite.
+        relative: the covariance [*B, E, E] in coordinates in which the target is the identity.
         noise: [*B].
     """
-    root = jnp.linalg.cholesky(target)
-    half = solve_triangular(root, covariance, lower=True)
-    relative = solve_triangular(root, half.swapaxes(-1, -2), lower=True)
-    values = jnp.maximum(jnp.linalg.eigvalsh(relative), 0.0)[..., None, :]
+    values = jnp.maximum(eigenvalues(relative), 0.0)[..., None, :]
     shares = jnp.asarray(SHARES, values.dtype)[:, None]
     noise = jnp.minimum(noise, 0.5)[..., None]
     mixed = (1 - shares) * values / (1 - noise[..., None]) + shares
@@ -192,6 +212,16 @@ def closest(covariance: Array, target: Array, noise: Array) -> Array:
     safe = jnp.maximum(others, jnp.finfo(values.dtype).tiny)
     loss = jnp.where(others > 0, jnp.sum(jnp.log(mixed), -1) + jnp.log(safe) + distance / safe, jnp.inf)
     return shares[jnp.argmin(jnp.nan_to_num(loss, nan=jnp.inf), -1), 0]
+
+
+def eigenvalues(symmetric: Array) -> Array:
+    """Of symmetric matrices [*B, E, E], ascending: [*B, E]. Those of two rows, of which there may be many, at once."""
+    if symmetric.shape[-1] != 2:
+        return jnp.linalg.eigvalsh(symmetric)
+    first, second = symmetric[..., 0, 0], symmetric[..., 1, 1]
+    middle, off = (first + second) / 2, (symmetric[..., 0, 1] + symmetric[..., 1, 0]) / 2
+    radius = jnp.hypot((first - second) / 2, off)
+    return jnp.stack([middle - radius, middle + radius], -1)
 
 
 class Elements(dist.Distribution):
