@@ -9,6 +9,10 @@ import numpyro.distributions as dist
 import pytest
 
 import kayn
+from kayn.axes.choose import choose_layout
+from kayn.axes.request import make_request
+from kayn.evidence.read import read_model
+from kayn.evidence.unguided import inspected_for
 
 GROUP = np.repeat(np.arange(6), 3).astype(np.int32)
 X = np.linspace(-1, 1, 18, dtype=np.float32)
@@ -101,3 +105,43 @@ def test_events_in_plates():
     scopes = [len(p.problem.layout.axis_of("z").scope) for p in posteriors]
     assert scopes == [2, 2]
     np.testing.assert_allclose(*(p.log_evidence for p in posteriors), rtol=1e-5)
+
+
+def crossed(*sizes):
+    """Rows of a table: a latent in a plate of two and events of these sizes, each read by an index of its own."""
+    rows, rng = np.arange(280), np.random.default_rng(0)
+    at = [rng.permutation(rows) % size for size in sizes]
+
+    def model(plate):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        total = 0.0
+        if plate:
+            with numpyro.plate("pair", 2):
+                total = numpyro.sample("a", dist.Normal(mu, 1.0))[rows % 2]
+        for i, (size, index) in enumerate(zip(sizes, at, strict=True)):
+            z = numpyro.sample(f"z{i}", dist.Normal(mu, 1.0).expand([size]).to_event(1))
+            total = total + z[index]
+        with numpyro.plate("rows", rows.size):
+            numpyro.sample("y", dist.Normal(total, 1.0), obs=np.sin(rows).astype(np.float32))
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("sizes", "plate", "free"),
+    [
+        ((5,), False, {"z0"}),
+        ((5,), True, set()),  # the plate's latent would give up its index
+        ((70,), True, {"z0"}),  # too long for a covariance
+        ((3, 5), False, {"z1"}),  # the shorter would gain none: its groups cross those of the longer
+        ((70, 5), True, {"z0"}),
+    ],
+)
+def test_short_events_stay_together_where_others_would_lose(sizes, plate, free):
+    request = make_request()
+    inspected = inspected_for(None, crossed(*sizes), (plate,), {}, {}, request)
+    assert {n for n, s in inspected.sites.items() if s.freed} == free
+    structure = read_model(inspected).structure
+    layout = choose_layout(structure, request)
+    own = {n for n in structure.graph.latent_names if layout.axis_of(n).scope}
+    assert own == free | ({"a"} if plate and "z0" not in free else set())
