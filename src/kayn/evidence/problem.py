@@ -17,6 +17,7 @@ from kayn.axes.minibatches import warn_of_strangers
 from kayn.axes.request import Request
 from kayn.axes.types import Layout
 from kayn.errors import GuideError, KaynError
+from kayn.evidence.as_drawn import inspected_as_drawn
 from kayn.evidence.fixed_rows import fixed_rows
 from kayn.evidence.missing import warn_if_nothing_observed
 from kayn.evidence.read import read_model
@@ -32,7 +33,6 @@ from kayn.particles.unreached import refuse_values_never_drawn
 from kayn.programs.events import freed
 from kayn.programs.sites import Inspected, Site, inspect_sites, share_fixed, summed_out
 from kayn.programs.trace import Program
-from kayn.programs.unbounded import as_drawn
 from kayn.support.arrays import Array, PyTree
 from kayn.support.keys import as_key
 from kayn.support.names import refuse_reserved
@@ -114,7 +114,7 @@ def build_problem(
     if denominator not in DENOMINATORS:
         raise GuideError(f"denominator {denominator!r} is unknown; use one of {', '.join(map(repr, DENOMINATORS))}")
     params = parameter_values(params)
-    inspected = Inspected.of(as_drawn(model, guide), args, kwargs, params) if inspected is None else inspected
+    inspected = inspected_as_drawn(model, guide, args, kwargs, params) if inspected is None else inspected
     sites = inspected.sites
     request = request.about(sites)
     refuse_reserved(sites)

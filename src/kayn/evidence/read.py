@@ -13,6 +13,7 @@ from kayn.errors import DataError, IndexRangeError, StructureWarning
 from kayn.evidence.missing import argument_of, is_broken, refuse_missing, refuse_missing_groups
 from kayn.graph.absent import with_absences
 from kayn.graph.discover import Structure, discover
+from kayn.graph.running_sums import with_running_sums
 from kayn.graph.split import split_sums
 from kayn.graph.work import with_work
 from kayn.programs.sites import Inspected
@@ -63,7 +64,7 @@ def read_model(inspected: Inspected) -> Read:
 
 def structured(inspected: Inspected, program: Program) -> Read:
     """A traced model with its structure."""
-    program = with_absences(program)
+    program = with_absences(with_running_sums(program))
     for why in program.not_markov:
         warnings.warn(f"{why}; its particles are whole paths", StructureWarning, stacklevel=2)
 

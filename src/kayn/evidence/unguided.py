@@ -13,12 +13,13 @@ from kayn.axes.minibatches import subsampled_plates
 from kayn.axes.request import Request
 from kayn.axes.types import Layout
 from kayn.errors import StructureError
+from kayn.evidence.as_drawn import in_running_sums, inspected_as_drawn
 from kayn.evidence.free_events import with_freed_events
 from kayn.evidence.read import read_model
 from kayn.graph.types import Graph
 from kayn.guides.start import supports_that_depend
 from kayn.programs.sites import Inspected, Site, summed_out
-from kayn.programs.unbounded import ReadUnbounded, as_drawn, unconstrained
+from kayn.programs.unbounded import ReadUnbounded, unconstrained
 from kayn.support.names import refuse_reserved
 
 MOST_ENTRIES = 2**23
@@ -35,11 +36,11 @@ def inspected_for(
     Raises:
         ModelError: as `Inspected.of`, and for a site whose name is kept for kayn.
     """
-    inspected = Inspected.of(as_drawn(model, guide), args, kwargs, params)
+    inspected = inspected_as_drawn(model, guide, args, kwargs, params)
     if guide is not None:
         return inspected
     refuse_reserved(inspected.sites)
-    return _summed(_unbounded(inspected), request)
+    return _summed(in_running_sums(_unbounded(inspected)), request)
 
 
 def _unbounded(inspected: Inspected) -> Inspected:
@@ -47,7 +48,7 @@ def _unbounded(inspected: Inspected) -> Inspected:
 
     Those in loops, and those with a mask or a scale, which would change the density of their place there, are left.
     """
-    fn, args, kwargs, params, sites = (getattr(inspected, f.name) for f in fields(inspected))
+    fn, args, kwargs, params, sites, _ = (getattr(inspected, f.name) for f in fields(inspected))
     latents = {n: s for n, s in sites.items() if s.kind == "sample" and not s.observed}
     names = [n for n, s in latents.items() if _may_depend(s)]
     if not names:

@@ -97,7 +97,9 @@ def discover(program: Program, known: Sequence[Array]) -> Structure:
     for site in program.sites.values():
         for name, dim, size in site.frames:  # plates inside loops, and the loops' steps
             leading = site.steps is not None and dim == -len(site.batch_shape)
-            plates.setdefault(name, Plate(name, size, size, steps=leading))
+            plates.setdefault(name, Plate(name, size, size))
+            if leading:
+                plates[name] = replace(plates[name], steps=True)
     latents = [_latent(s, plates) for s in program.sites.values() if s.kind == "sample" and not s.observed]
     aliases = [_alias(a, program, latents) for a in program.aliases]
     if not latents:

@@ -21,6 +21,7 @@ import numpy as np
 from kayn.axes.minibatches import warn_of_averages
 from kayn.axes.request import TARGET_ELEMENTS, make_request
 from kayn.errors import KaynError
+from kayn.evidence.as_drawn import inspected_as_drawn
 from kayn.evidence.dataless import keep_priors
 from kayn.evidence.draws import Draws
 from kayn.evidence.joint_guide import asked_again, joint_guide
@@ -38,7 +39,6 @@ from kayn.inference.together import Block, blocks, refuse_dependence
 from kayn.particles.guide_program import trace_guide
 from kayn.programs.sites import Inspected
 from kayn.programs.tables import as_arguments
-from kayn.programs.unbounded import as_drawn
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
@@ -206,7 +206,7 @@ class QEM:
             state, log_z = self.advance(state, 1)
             return state, log_z[0]
         params = self.get_params(state)
-        inspected = Inspected.of(as_drawn(self.model, self.guide), args, kwargs, params)
+        inspected = inspected_as_drawn(self.model, self.guide, args, kwargs, params)
         problem = self._read(self._guide(), params, inspected)
         state, (log_z, *_) = _step(self, problem, problem.numbers, state)
         return state, log_z

@@ -26,6 +26,7 @@ from kayn.posterior.states import owned_states, summed_out
 from kayn.programs.given import Given
 from kayn.programs.outputs import Part
 from kayn.programs.roles import Fixed
+from kayn.programs.running import running
 from kayn.programs.seeding import seeded
 from kayn.programs.sites import Inspected, Site
 from kayn.programs.trace import Program
@@ -108,6 +109,9 @@ class Condition(Messenger):
         msg["value"] = self._merge(msg["name"], msg["value"], self.values[msg["name"]], msg)
 
     def _merge(self, name: str, fresh: Array, drawn: Array, msg: Mapping[str, Any]) -> Array:
+        new_steps = {f.name for f in msg["cond_indep_stack"]} & set(self.new_plates)
+        if (sums := running(msg["fn"])) and not new_steps and fresh.size > drawn.size:
+            return sums.coordinates.carried_on(drawn, fresh)
         walk = isinstance(innermost(msg["fn"]), dist.GaussianRandomWalk)
         if walk and fresh.shape[:-1] == drawn.shape[:-1] and fresh.shape[-1] > drawn.shape[-1]:
             return _carried_on(fresh, drawn)

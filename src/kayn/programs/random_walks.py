@@ -1,4 +1,5 @@
-"""Random walks that are one site, `numpyro.distributions.GaussianRandomWalk`, read as Markov chains of their steps.
+"""Random walks that are one site, `numpyro.distributions.GaussianRandomWalk` or the running sum of innovations, read as
+Markov chains of their steps.
 
 As one vector all steps would share a particle. Given the walk's value one step earlier (an `Alias`), its density is one
 Normal a step, as that of a `scan` is, and every step has particles of its own.
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.primitives import Messenger
 
+from kayn.programs.running import EARLIER, Running
 from kayn.programs.scans import Alias
 from kayn.support.arrays import Array
 from kayn.support.numpyro_internals import is_in_scan
@@ -37,14 +39,19 @@ class Walks(Messenger):
         self.orders: dict[str, int] = {}
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Put a Normal along the steps in the place of a latent walk, given the walk one step earlier."""
-        if msg["type"] != "sample" or msg["is_observed"] or not isinstance(msg["fn"], dist.GaussianRandomWalk):
+        """Put a law along the steps in the place of a latent walk, given the walk one step earlier."""
+        if msg["type"] != "sample" or msg["is_observed"] or is_in_scan(msg):
             return
-        fn: dist.GaussianRandomWalk = msg["fn"]
-        steps = fn.event_shape[0]
-        if fn.batch_shape or msg["cond_indep_stack"] or is_in_scan(msg) or steps < 2:
+        fn, name = msg["fn"], msg["name"]
+        walk = isinstance(fn, dist.GaussianRandomWalk) and not fn.batch_shape and not msg["cond_indep_stack"]
+        if not (walk or isinstance(fn, Running)) or fn.shape()[-1] < 2:
             return
-        self.orders[msg["name"]] = 1
-        before = self.values.get(Alias(msg["name"], 1, False).name, jnp.zeros(steps))
-        msg["fn"] = dist.Normal(jnp.where(jnp.arange(steps) == 0, 0.0, before), fn.scale)
+        steps = fn.shape()[-1]
+        self.orders[name] = 1
+        before = self.values.get(Alias(name, 1, False).name, jnp.zeros(steps))
+        if walk:
+            msg["fn"] = dist.Normal(jnp.where(jnp.arange(steps) == 0, 0.0, before), fn.scale)
+        else:
+            msg["fn"] = fn.steps(before)
+            msg["infer"][EARLIER].values.append(before)
         msg["infer"] = {**msg["infer"], WALK: True}

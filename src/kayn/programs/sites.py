@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.extend.core import ClosedJaxpr
 from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.distributions.util import is_identically_one
@@ -25,6 +26,7 @@ from kayn.programs.params import CheckedParams
 from kayn.programs.random_walks import WALK, Walks
 from kayn.programs.randomness import Keys
 from kayn.programs.roles import ADDED, Fixed, Untransformed, as_read, check_guide
+from kayn.programs.running import EARLIER, Coordinates
 from kayn.programs.supports import Support, support_of
 from kayn.programs.unbounded import Unbounded, law_of
 from kayn.programs.wrappers import element_mask, innermost
@@ -78,6 +80,8 @@ class Site:
     """Number of steps of the chain that the site is; its leading dimension."""
     walk: bool = False
     """Whether the chain is one site in the model, and not one of a `scan`."""
+    running: Coordinates | None = None
+    """What it is the running sum of, where innovations are read in theirs (`kayn.programs.running`)."""
     added: bool = False
     """Whether kayn has added it: keys, and log densities of point masses."""
     fixed: bool = False
@@ -86,7 +90,8 @@ class Site:
     freed: int = 0
     """How many of its batch dimensions are events of independent elements in the program (`kayn.programs.events`)."""
     unbounded: bool = False
-    """Whether it stands for a latent whose support depends on others (`kayn.programs.unbounded`)."""
+    """Whether it stands for a latent of the model: one whose support depends on others (`kayn.programs.unbounded`), or
+    innovations that are added up (`kayn.programs.running`)."""
     scaled: bool = False
     """Whether its log density has a factor of `handlers.scale`."""
 
@@ -105,8 +110,28 @@ class Site:
         return len(self.shape) - len(self.batch_shape)
 
 
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A program as it is run, with values of latents that are drawn within it.
+
+    Attributes:
+        closed: its results are the values of latents, and all that sites are made of.
+        latents: names of the first of its results.
+    """
+
+    closed: ClosedJaxpr
+    latents: tuple[str, ...]
+
+
 def inspect_sites(fn: Callable, args: tuple, kwargs: Mapping, params: PyTree, guide: bool = False) -> dict[str, Site]:
-    """All sites of a program, found by abstract evaluation (nothing is computed).
+    """All sites of a program, see `inspect_program`."""
+    return inspect_program(fn, args, kwargs, params, guide)[0]
+
+
+def inspect_program(
+    fn: Callable, args: tuple, kwargs: Mapping, params: PyTree, guide: bool = False
+) -> tuple[dict[str, Site], Drawn]:
+    """All sites of a program, found by abstract evaluation (nothing is computed), and what was evaluated.
 
     Args:
         guide: whether the program is a guide, where point masses are draws as others are.
@@ -121,8 +146,9 @@ def inspect_sites(fn: Callable, args: tuple, kwargs: Mapping, params: PyTree, gu
     if isinstance(fn, AutoGuide):
         _set_up_autoguide(fn, args, kwargs)
     found: dict[str, Site] = {}
+    names: list[str] = []
 
-    def run() -> int:
+    def run() -> list[Array]:
         program = CheckedParams(OneKind(Given(Fixed(Untransformed(fn)), params=params)), params or {})
         program = Keys(handlers.seed(handlers.substitute(program, substitute_fn=placeholder), jax.random.key(0)))
         try:
@@ -148,28 +174,39 @@ def inspect_sites(fn: Callable, args: tuple, kwargs: Mapping, params: PyTree, gu
         trace = as_read(trace, guide)
         found.update({name: _site(name, site, trace) for name, site in trace.items() if _is_site(site)})
         found.update({n: Site(n, "key", jnp.shape(v), "uint32", added=True) for n, v in program.found.items()})
-        return 0
+        latents = {n: s["value"] for n, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
+        names.extend(latents)
+        return [*latents.values(), *_made(trace)]
 
-    jax.eval_shape(run)
+    closed = jax.make_jaxpr(run)()
     found = _name_steps(found)
     _check_plates(found)
-    return found
+    return found, Drawn(closed, tuple(names))
+
+
+def _made(trace: Mapping[str, Any]) -> list[Array]:
+    """What sites are made of: values, and parameters of distributions."""
+    values = [s["value"] for s in trace.values() if s["type"] in ("sample", "deterministic")]
+    laws = [s["fn"] for s in trace.values() if s["type"] == "sample"]
+    return [x for x in jax.tree.leaves((values, laws)) if isinstance(x, jax.core.Tracer)]
 
 
 @dataclass(frozen=True, eq=False)
 class Inspected:
-    """A program under its arguments, with its sites: found once, and handed to whatever needs to know of them."""
+    """A program under its arguments, with its sites and how these are made: found once, and handed to whatever needs to
+    know of them."""
 
     fn: Callable
     args: tuple
     kwargs: Mapping[str, Any]
     params: Mapping[str, PyTree]
     sites: Mapping[str, Site]
+    drawn: Drawn | None = None
 
     @staticmethod
     def of(fn: Callable, args: tuple, kwargs: Mapping, params: Any, guide: bool = False) -> Inspected:
-        """See `inspect_sites`."""
-        return Inspected(fn, args, kwargs, params, inspect_sites(fn, args, kwargs, params, guide))
+        """See `inspect_program`."""
+        return Inspected(fn, args, kwargs, params, *inspect_program(fn, args, kwargs, params, guide))
 
 
 def share_fixed(sites: Mapping[str, Site], partner: Mapping[str, Site]) -> dict[str, Site]:
@@ -203,8 +240,8 @@ def _name_steps(sites: Mapping[str, Site]) -> dict[str, Site]:
     names = {length: fresh(base if len(lengths) == 1 else f"{base}_{length}", taken) for length in sorted(lengths)}
 
     def named(site: Site) -> Site:
-        if site.steps is None:
-            return site
+        if site.steps is None or any(dim == -len(site.batch_shape) for _, dim, _ in site.frames):
+            return site  # its steps may be a plate of the user's
         return replace(site, frames=(*site.frames, (names[site.steps], -len(site.batch_shape), site.steps)))
 
     return {n: named(s) for n, s in sites.items()}
@@ -286,8 +323,9 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         mask_ndim=0 if (mask := element_mask(fn)) is None else mask.ndim,
         steps=steps,
         walk=walk,
+        running=infer[EARLIER].coordinates if walk and EARLIER in infer else None,
         added=ADDED in infer,
-        unbounded=isinstance(base, Unbounded),
+        unbounded=isinstance(base, Unbounded) or EARLIER in infer,
         scaled=own_scale(site, _ratios(trace)) is not None,
     )
 

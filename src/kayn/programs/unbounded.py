@@ -117,9 +117,3 @@ class ReadUnbounded(Messenger):
         transform = unconstrained(msg["fn"])
         u = numpyro.sample(unbounded(msg["name"]), Unbounded(msg["fn"], transform), infer=dict(msg["infer"]))
         msg["type"], msg["value"] = "deterministic", transform(u)
-
-
-def as_drawn(program: Callable, guide: Any) -> Callable:
-    """A program as a guide of kayn's reads it: with its latents in unconstrained space that the guide draws there."""
-    names = getattr(guide, "unbounded", ())
-    return ReadUnbounded(program, names) if names else program
