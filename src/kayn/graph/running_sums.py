@@ -229,12 +229,11 @@ class Change:
     ):
         self.steps = start.aval.shape[0]
         probes = _probes(self.steps)
-        with jax.ensure_compile_time_eval():
-            moved = [np.concatenate([p[:1], p[:-1]]) for p in probes]
-            of_sums = [
-                np.asarray(coordinates.innovations(*map(jnp.asarray, x))) for x in zip(probes, moved, strict=True)
-            ]
-        self.following = Following(jaxpr, known, start, [*of_sums, *probes], opaque)
+        if coordinates.computed is None:
+            of_sums, states = [_innovations(coordinates, p) for p in probes], []
+        else:  # whose innovations are not known
+            of_sums, states = [np.full(self.steps, np.nan)] * len(probes), probes
+        self.following = Following(jaxpr, known, start, [*of_sums, *probes], opaque, states)
         self.written: dict[Any, Entries] = {}
         self.left = False
         self._seen: set[Any] = set()
