@@ -20,10 +20,10 @@ from kayn.graph.linear import Following, Linear
 from kayn.graph.recursions import is_recursion, with_recursions
 from kayn.graph.totals import run_flat
 from kayn.programs.calls import called
+from kayn.programs.drawn import Drawn
 from kayn.programs.outputs import Part
 from kayn.programs.running import Computed, Coordinates, one_earlier
 from kayn.programs.scans import Alias
-from kayn.programs.sites import Drawn
 from kayn.programs.slices import equation_as_function
 from kayn.programs.trace import Program
 from kayn.support.arrays import Array

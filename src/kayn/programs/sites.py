@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax.extend.core import ClosedJaxpr
 from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.distributions.util import is_identically_one
@@ -21,13 +20,14 @@ from kayn.densities.exponential.contract import Family
 from kayn.densities.exponential.members import family_of
 from kayn.errors import GuideError, ModelError
 from kayn.programs.data import explained, refuse_shape
+from kayn.programs.drawn import Drawn, made_of
 from kayn.programs.given import FIXED, Given, OneKind, refuse_two_kinds
 from kayn.programs.params import CheckedParams
 from kayn.programs.random_walks import WALK, Walks
 from kayn.programs.randomness import Keys
 from kayn.programs.roles import ADDED, Fixed, Untransformed, as_read, check_guide
 from kayn.programs.running import EARLIER, Coordinates
-from kayn.programs.supports import Support, support_of
+from kayn.programs.supports import Support, number_of_values, support_of
 from kayn.programs.unbounded import Unbounded, law_of
 from kayn.programs.wrappers import element_mask, innermost
 from kayn.support.arrays import Array, PyTree
@@ -110,19 +110,6 @@ class Site:
         return len(self.shape) - len(self.batch_shape)
 
 
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """A program as it is run, with values of latents that are drawn within it.
-
-    Attributes:
-        closed: its results are the values of latents, and all that sites are made of.
-        latents: names of the first of its results.
-    """
-
-    closed: ClosedJaxpr
-    latents: tuple[str, ...]
-
-
 def inspect_sites(fn: Callable, args: tuple, kwargs: Mapping, params: PyTree, guide: bool = False) -> dict[str, Site]:
     """All sites of a program, see `inspect_program`."""
     return inspect_program(fn, args, kwargs, params, guide)[0]
@@ -176,7 +163,7 @@ def inspect_program(
         found.update({n: Site(n, "key", jnp.shape(v), "uint32", added=True) for n, v in program.found.items()})
         latents = {n: s["value"] for n, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
         names.extend(latents)
-        return [*latents.values(), *_made(trace)]
+        return [*latents.values(), *made_of(trace)]
 
     closed = jax.make_jaxpr(run)()
     found = _name_steps(found)
@@ -184,17 +171,9 @@ def inspect_program(
     return found, Drawn(closed, tuple(names))
 
 
-def _made(trace: Mapping[str, Any]) -> list[Array]:
-    """What sites are made of: values, and parameters of distributions."""
-    values = [s["value"] for s in trace.values() if s["type"] in ("sample", "deterministic")]
-    laws = [s["fn"] for s in trace.values() if s["type"] == "sample"]
-    return [x for x in jax.tree.leaves((values, laws)) if isinstance(x, jax.core.Tracer)]
-
-
 @dataclass(frozen=True, eq=False)
 class Inspected:
-    """A program under its arguments, with its sites and how these are made: found once, and handed to whatever needs to
-    know of them."""
+    """A program under its arguments, with its sites and how these are made: found once, handed to what needs them."""
 
     fn: Callable
     args: tuple
@@ -298,7 +277,7 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
     base = innermost(fn)
     discrete = bool(getattr(fn.support, "is_discrete", False)) if not isinstance(base, dist.Unit) else False
     asked = infer.get("enumerate") == "parallel"
-    num_values = _num_values(fn) if (discrete or asked) and not site["is_observed"] else None
+    num_values = number_of_values(fn) if (discrete or asked) and not site["is_observed"] else None
     if asked and num_values is None and not site["is_observed"]:
         _refuse_enumeration(name, fn)
     return Site(
@@ -328,16 +307,6 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         unbounded=isinstance(base, Unbounded) or EARLIER in infer,
         scaled=own_scale(site, _ratios(trace)) is not None,
     )
-
-
-def _num_values(fn: dist.Distribution) -> int | None:
-    """How many values each element may have, all of the same; None where these cannot be listed."""
-    if not fn.has_enumerate_support or fn.event_dim > 0:
-        return None
-    try:
-        return int(jax.eval_shape(lambda: fn.enumerate_support(expand=False)).shape[0])
-    except (NotImplementedError, jax.errors.ConcretizationTypeError):  # ends are computed, or differ between elements
-        return None
 
 
 def _refuse_enumeration(name: str, fn: dist.Distribution) -> None:

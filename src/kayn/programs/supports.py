@@ -166,3 +166,13 @@ def _number(end: Array | float) -> float | None:
     if isinstance(end, jax.core.Tracer) or np.size(end) != 1:
         return None
     return float(np.asarray(end).reshape(()))
+
+
+def number_of_values(fn: dist.Distribution) -> int | None:
+    """How many values each element may have, all of the same; None where these cannot be listed."""
+    if not fn.has_enumerate_support or fn.event_dim > 0:
+        return None
+    try:
+        return int(jax.eval_shape(lambda: fn.enumerate_support(expand=False)).shape[0])
+    except (NotImplementedError, jax.errors.ConcretizationTypeError):  # ends are computed, or differ between elements
+        return None

@@ -1,0 +1,243 @@
+"""Innovations that a model adds up: read in their running sum, whatever the form of the sum, with results in theirs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from scipy.stats import multivariate_normal
+
+import kayn
+from kayn.evidence.as_drawn import in_running_sums
+from kayn.graph.types import MIXED
+from kayn.programs.sites import Inspected
+
+STEPS = 8
+Y = np.array([0.3, 0.1, 0.8, 1.2, 0.9, 1.6, 1.4, 2.1], np.float32)
+GAPS = np.array([1.0, 0.5, 0.7, 2.0, 1.0, 1.3, 0.4, 0.9], np.float32)
+LOWER = np.tril(np.ones((STEPS, STEPS), np.float32))
+
+
+def innovations(how):
+    if how == "event":
+        return numpyro.sample("z", dist.Normal(0.0, 1.0).expand([STEPS]).to_event(1))
+    if how == "batch":
+        return numpyro.sample("z", dist.Normal(jnp.zeros(STEPS), 1.0))
+    with numpyro.plate("time", STEPS):
+        return numpyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def walk_of(levels, how="plate"):
+    """A model whose levels are a function of a scale and of innovations."""
+
+    def model(y):
+        scale = numpyro.sample("scale", dist.LogNormal(-1.0, 0.5))
+        level = numpyro.deterministic("level", levels(scale, innovations(how)))
+        with numpyro.plate("rows", STEPS):
+            numpyro.sample("y", dist.Normal(level, 0.4), obs=y)
+
+    return model
+
+
+def loop(decay):
+    def levels(scale, z):
+        def step(state, now):
+            state = decay * state + scale * now
+            return state, state
+
+        return jax.lax.scan(step, 0.0, z)[1]
+
+    return levels
+
+
+def loop_of_states_before(scale, z):
+    def step(carry, now):
+        count, state = carry
+        return (count + 1, state + scale * now), (state, count)
+
+    (_, last), (states, _) = jax.lax.scan(step, (0, 0.0), z)
+    return jnp.concatenate([states[1:], last[None]])
+
+
+PLAIN = walk_of(lambda s, z: s * jnp.cumsum(z))
+SAME = {
+    "scaled before": walk_of(lambda s, z: jnp.cumsum(s * z)),
+    "an event": walk_of(lambda s, z: s * jnp.cumsum(z), "event"),
+    "a batch": walk_of(lambda s, z: s * jnp.cumsum(z), "batch"),
+    "an associative scan": walk_of(lambda s, z: jax.lax.associative_scan(jnp.add, s * z)),
+    "a matrix": walk_of(lambda s, z: LOWER @ (s * z)),
+    "a matrix of the model's": walk_of(lambda s, z: s * (jnp.tril(jnp.ones((STEPS, STEPS))) @ z)),
+    "a loop": walk_of(loop(1.0)),
+    "the first apart": walk_of(lambda s, z: jnp.concatenate([z[:1] * s, s * (z[0] + jnp.cumsum(z[1:]))])),
+    "states before a step": walk_of(loop_of_states_before),
+}
+OTHERS = {
+    "gaps": (walk_of(lambda s, z: s * jnp.cumsum(jnp.sqrt(GAPS) * z)), LOWER * np.sqrt(GAPS)),
+    "an autoregression": (
+        walk_of(loop(0.8)),
+        LOWER * 0.8 ** np.maximum(np.arange(STEPS)[:, None] - np.arange(STEPS), 0),
+    ),
+}
+
+
+def evidence_and_scale(matrix):
+    """Log evidence, and mean and standard deviation of the scale, by quadrature over a scale of levels `matrix @ z`."""
+    logs = np.linspace(-5.0, 3.0, 801)
+    prior = -0.5 * ((logs + 1.0) / 0.5) ** 2 - np.log(0.5 * np.sqrt(2 * np.pi))
+    unit = 0.16 * np.eye(STEPS)
+    at = [multivariate_normal(np.zeros(STEPS), np.exp(2 * u) * matrix @ matrix.T + unit).logpdf(Y) for u in logs]
+    joint = prior + np.array(at)
+    weight = np.exp(joint - joint.max())
+    scales = np.exp(logs)
+    mean = (weight * scales).sum() / weight.sum()
+    spread = np.sqrt((weight * (scales - mean) ** 2).sum() / weight.sum())
+    return np.log(weight.sum() * (logs[1] - logs[0])) + joint.max(), mean, spread
+
+
+def running(model, *args):
+    """The coordinates that a model's innovations are read in, None where these are their own."""
+    site = in_running_sums(Inspected.of(model, args, {}, {})).sites.get("kayn:unbounded:z")
+    return None if site is None else site.running
+
+
+def fitted(model, particles=30, **options):
+    return kayn.fit(model, args=(Y,), progress=False, num_particles=particles, **options).posterior()
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return fitted(PLAIN, 100)
+
+
+@pytest.mark.parametrize("form", SAME)
+def test_one_structure_in_every_form(form):
+    coordinates = running(SAME[form], Y)
+    assert (coordinates.decay, coordinates.weight, coordinates.computed) == (None, None, None)
+    analysis = kayn.analyze(SAME[form], Y)
+    assert not [c for c in analysis.layout.couplings if "kayn:unbounded:z" in c.latents]
+    (read,) = (r for r in analysis.graph.output("y").reads if r.latent == "kayn:unbounded:z")
+    assert all(how != MIXED for _, how in read.through)
+
+
+@pytest.mark.parametrize("form", ["an associative scan", "a loop"])
+def test_one_evidence_for_one_key(form):
+    whole = [kayn.Importance(m, num_particles=20).run(0, None, Y).log_evidence for m in (PLAIN, SAME[form])]
+    np.testing.assert_allclose(*whole, rtol=1e-5)
+
+
+def test_a_random_walk_has_its_evidence_and_moments(plain):
+    """Within 0.1 nats and a tenth of a standard deviation: five times what other keys change."""
+    evidence, mean, spread = evidence_and_scale(LOWER)
+    assert abs(float(plain.log_evidence) - evidence) < 0.1
+    assert abs(float(plain.mean("scale")) - mean) < 0.1 * spread
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_weights_and_decays_that_are_numbers(case):
+    model, matrix = OTHERS[case]
+    posterior = fitted(model, 100)
+    evidence, mean, spread = evidence_and_scale(matrix)
+    assert abs(float(posterior.log_evidence) - evidence) < 0.1
+    assert abs(float(posterior.mean("scale")) - mean) < 0.1 * spread
+
+
+def test_a_decay_that_is_a_latent():
+    """Against quadrature over the decay: an autoregression of known scale."""
+
+    def model(y):
+        decay = numpyro.sample("decay", dist.Uniform(0.0, 1.0))
+        with numpyro.plate("time", STEPS):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        level = loop(decay)(0.5, z)
+        numpyro.sample("y", dist.Normal(level, 0.4), obs=y)
+
+    def behind(y):
+        with numpyro.plate("time", STEPS):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        decay = numpyro.sample("decay", dist.Uniform(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(loop(decay)(0.5, z), 0.4), obs=y)
+
+    assert running(model, Y).computed.latents == ("decay",)
+    assert running(behind, Y) is None
+    decays = (np.arange(400) + 0.5) / 400
+    lags = np.arange(STEPS)[:, None] - np.arange(STEPS)
+    matrices = [0.5 * LOWER * d ** np.maximum(lags, 0) for d in decays]
+    logs = np.array([multivariate_normal(np.zeros(STEPS), m @ m.T + 0.16 * np.eye(STEPS)).logpdf(Y) for m in matrices])
+    weight = np.exp(logs - logs.max())
+    mean = (weight * decays).sum() / weight.sum()
+    posterior = fitted(model)
+    assert abs(float(posterior.log_evidence) - np.log(weight.mean()) - logs.max()) < 0.1
+    assert abs(float(posterior.mean("decay")) - mean) < 0.03
+
+
+def test_results_are_those_of_the_innovations():
+    """Of a known scale, where their posterior is Normal; within a fifth of a standard deviation of it."""
+
+    def model(y, steps=STEPS):
+        with numpyro.plate("time", steps):
+            z = numpyro.sample("z", dist.Normal(0.1, 1.0))
+            level = numpyro.deterministic("level", 0.5 * jnp.cumsum(z))
+            numpyro.sample("y", dist.Normal(level, 0.4), obs=y)
+
+    posterior = fitted(model, 100)
+    matrix = 0.5 * LOWER
+    precision = np.eye(STEPS) + matrix.T @ matrix / 0.16
+    mean = np.linalg.solve(precision, 0.1 + matrix.T @ Y / 0.16)
+    spread = np.sqrt(np.diag(np.linalg.inv(precision)))
+    assert posterior.latent_names == ("z",)
+    draws = posterior.sample(1, 2000)
+    assert set(draws) == {"z", "level"}
+    for found in (posterior.mean("z"), draws["z"].mean(0)):
+        np.testing.assert_allclose(found, mean, atol=0.2 * spread.min())
+    np.testing.assert_allclose(posterior.std("z"), spread, rtol=0.15)
+    np.testing.assert_allclose(draws["level"], 0.5 * np.cumsum(draws["z"], -1), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(posterior.mean("level"), matrix @ mean, atol=0.1)
+    longer = posterior.predictive(0, 500, None, STEPS + 3)
+    assert {n: v.shape for n, v in longer.items()} == dict.fromkeys(("z", "level", "y"), (500, STEPS + 3))
+    # innovations behind the data are those of the prior: five standard errors
+    np.testing.assert_allclose(longer["z"][:, STEPS:].mean(), 0.1, atol=5 / np.sqrt(1500))
+    np.testing.assert_allclose(longer["z"][:, :STEPS].mean(0), mean, atol=5 * spread.max() / np.sqrt(500))
+    np.testing.assert_allclose(longer["level"], 0.5 * np.cumsum(longer["z"], -1), rtol=1e-3, atol=1e-4)
+    assert posterior.to_datatree(num_samples=20)["posterior"]["z"].shape[-1] == STEPS
+    np.testing.assert_allclose(posterior.expectation(lambda z: z), mean, atol=0.2 * spread.min())
+    scores = posterior.log_predictive(0, 50, np.append(Y, [2.2, 2.3, 2.4]), STEPS + 3)
+    assert scores.pointwise["y"].shape == (STEPS + 3,)
+
+
+def test_heavy_tails_stay_what_they_are():
+    def model(y):
+        with numpyro.plate("time", STEPS):
+            z = numpyro.sample("z", dist.StudentT(4.0, 0.0, 1.0))
+        numpyro.sample("y", dist.Normal(0.5 * jnp.cumsum(z), 0.4), obs=y)
+
+    posterior = fitted(model, 100)
+    rng = np.random.default_rng(0)
+    z = rng.standard_t(4.0, (400_000, STEPS))
+    logs = -0.5 * ((Y - 0.5 * np.cumsum(z, -1)) ** 2).sum(-1) / 0.16 - STEPS * np.log(0.4 * np.sqrt(2 * np.pi))
+    # draws from the prior know it to 0.03 nats
+    assert abs(float(posterior.log_evidence) - np.log(np.exp(logs - logs.max()).mean()) - logs.max()) < 0.2
+
+
+def test_what_is_no_chain_stays_as_it_is():
+    """Sums of sums, sums of two levels, sums the other way round; latents that a handler sets, and masked ones."""
+    kept = {
+        "twice": walk_of(lambda s, z: s * jnp.cumsum(jnp.cumsum(z))),
+        "two levels": walk_of(lambda s, z: s * (jnp.cumsum(z) + jnp.cumsum(z)[::-1])),
+        "of squares": walk_of(lambda s, z: s * jnp.cumsum(z**2)),
+        "weights that are latents": walk_of(lambda s, z: jnp.cumsum(z * s ** jnp.arange(1.0, 1.0 + STEPS))),
+        "elementwise": walk_of(lambda s, z: s * z),
+        "set": numpyro.handlers.condition(PLAIN, {"z": jnp.zeros(STEPS)}),
+        "masked": numpyro.handlers.mask(PLAIN, mask=False),
+    }
+    assert {n for n, m in kept.items() if running(m, Y) is not None} == set()
+
+
+def test_a_guide_of_the_users_draws_the_innovations():
+    def guide(y):
+        numpyro.sample("scale", dist.LogNormal(-1.0, 0.3))
+        with numpyro.plate("time", STEPS):
+            numpyro.sample("z", dist.Normal(0.0, 1.0))
+
+    posterior = kayn.Importance(PLAIN, guide, num_particles=5).run(0, None, Y)
+    assert set(posterior.problem.graph.latent_names) == {"scale", "z"}
