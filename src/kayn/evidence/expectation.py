@@ -202,6 +202,7 @@ def can_be_followed(problem: Problem, names: Sequence[str]) -> bool:
     found = [n for n in names if n not in latents]
     if not all(unbounded(n) in latents for n in found):
         return False
+    latents = (*latents, *(a.latent.name for a in problem.graph.aliases))
     used = slice_outputs(program.jaxpr, [program.outputs.index(Part.VALUE.of(n)) for n in found])[1] if found else ()
     places = {len(program.consts) + i: n for i, n in enumerate(program.inputs)}
     return all(i < len(program.consts) or places.get(i) in latents for i in used)
