@@ -56,6 +56,15 @@ def test_the_estimator_of_the_guide_is_numpyros(alpha):
     assert errors[0] < 0.1
 
 
+def test_the_sampling_of_the_guide_runs(capsys):
+    mcmc = run(block("sampling.md", "MPGibbs"))["mcmc"]
+    assert "held: film" in capsys.readouterr().out
+    found, stars = mcmc.get_samples(), np.asarray(run(block("sampling.md", "MPGibbs").split("kernel =")[0])["data"][2])
+    # what rows say of their users' means, to half a standard deviation of these
+    means = np.asarray(found["level"][:, None] + found["user"]).mean(0) + np.asarray(found["film"]).mean()
+    assert np.abs(means - stars.reshape(12, 8).mean(1)).max() < 0.25
+
+
 def test_the_training_of_the_guide_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = block("training.md", "eqx_module").replace("20_000", "6").replace("batch_size=100", "batch_size=10")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from kayn.contraction.execute import log_contract, look_up
 from kayn.contraction.plan import Plan
@@ -70,4 +71,5 @@ def links_of(problem: Problem, numbers: Mapping, params: PyTree, subsample: Mapp
     """Index vectors of all links of a problem's plan, each computed once: int [source plate]."""
     inputs, memo = model_inputs(problem, numbers, params, subsample), dict[int, Array]()
     links = (link for links in problem.layout.plan.links for link in links)
-    return look_up(links, lambda key: problem.structure.index(key, inputs, memo))
+    # arrays of JAX, where data are known in plain NumPy: a traced place cannot be looked up in others
+    return look_up(links, lambda key: jnp.asarray(problem.structure.index(key, inputs, memo)))
