@@ -17,6 +17,8 @@ import pytest
 import kayn
 from kayn.contraction import logmatmul
 from kayn.contraction.logmatmul import log_matmul
+from kayn.guides.start import best_start
+from kayn.inference.stopping import UNKNOWN, until_flat
 from kayn.xla import compilation, jit
 from kayn.xla.compilation import compiled_now, matmul_precision, once_options, quick_options
 from kayn.xla.jit import LONG_SCATTER, QuickJit
@@ -219,6 +221,19 @@ def test_another_fit_of_the_same_form_compiles_nothing():
     assert not any(first[name] for name in ("another", "its deviation", "again"))
     assert not any(count for name, count in first.items() if name.startswith("30"))
     assert not any(second.values())
+
+
+def test_what_is_decided_between_steps_compiles_nothing():
+    """Which start is better, and whether the evidence is flat: of shapes that nothing else has."""
+    logs = [jnp.asarray(np.linspace(-9, at, 13), jnp.float32) for at in (-8, -2)] + [jnp.full(13, jnp.nan)]
+    starts = [{"at": 0}, {"at": 1}, {"at": 2}]
+    for pair, better in (((0, 1), 1), ((1, 0), 1), ((2, 0), 0), ((0, 2), 0)):
+        count, found = compilations(lambda pair=pair: best_start([starts[i] for i in pair], lambda s: logs[s["at"]]))
+        assert (count, found["at"]) == (0, better)
+    count, (_, history, converged) = compilations(
+        lambda: until_flat(lambda state, count: (state, logs[0], UNKNOWN), None, 26, progress=False)
+    )
+    assert (count, history.shape, converged) == (0, (26,), False)
 
 
 def test_what_is_compiled_keeps_no_problem_alive():

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
@@ -180,12 +181,13 @@ def best_start(
     if len(starts) == 1:
         return starts[0]
     near, wide = starts
-    logs = [jax.nn.logsumexp(jnp.nan_to_num(log_evidence(s), nan=-jnp.inf)) for s in starts]
-    # plain numbers stay plain, and traced ones are chosen between at run time
-    wider = logs[1] > logs[0]
-    if is_traced(wider):
-        return jax.tree.map(lambda a, b: jnp.where(wider, b, a), near, wide)
-    return wide if wider else near
+    found = [log_evidence(s) for s in starts]
+    if is_traced(found):  # these are chosen between at run time
+        first, second = (jax.nn.logsumexp(jnp.nan_to_num(logs, nan=-jnp.inf)) for logs in found)
+        return jax.tree.map(lambda a, b: jnp.where(second > first, b, a), near, wide)
+    # plain NumPy for plain numbers: nothing to compile
+    first, second = (np.logaddexp.reduce(np.nan_to_num(np.asarray(logs, float), nan=-np.inf)) for logs in found)
+    return wide if second > first else near
 
 
 def _draws_of(one: Callable[[KeyArray], PyTree], key: KeyArray, many: bool) -> Callable[[], PyTree]:

@@ -191,7 +191,8 @@ class QEM:
     def _look(self, params: Mapping[str, PyTree], key: KeyArray) -> Any:
         """log Z after the first steps from some parameters, [CHUNK // 2]."""
         state = jax.device_put(self._first(params, key))
-        return self.advance(state, CHUNK)[1][CHUNK // 2 :]
+        log_z = self.advance(state, CHUNK)[1]
+        return (log_z if is_traced(log_z) else np.asarray(log_z))[CHUNK // 2 :]
 
     @checked()
     def update(self, state: State, *args: Any, **kwargs: Any) -> tuple[QEMState, Array]:

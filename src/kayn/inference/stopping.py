@@ -55,10 +55,10 @@ def until_flat(
     with progress_bar(num_steps, progress) as show:
         while done < num_steps and not converged and not stalled:
             state, log_z, weights = advance(state, min(CHUNK, num_steps - done))
-            parts.append(jnp.ravel(log_z))
+            parts.append(jnp.ravel(log_z) if is_traced(log_z) else np.ravel(np.asarray(log_z, np.float64)))
             done += len(parts[-1])
             if not is_traced(log_z):
-                parts = [np.concatenate([np.asarray(p, np.float64) for p in parts])]
+                parts = [np.concatenate(parts)]
                 show(done, float(np.mean(parts[0][-CHUNK:])))
                 efficiencies.append(float(weights.worst))
                 if is_flat(parts[0]):
@@ -92,7 +92,7 @@ def _is_flat(history: Array, shortest: int = 2 * CHUNK) -> Array:
     """As `is_flat`, of numbers that may not be known yet."""
     window = max(shortest, len(history) // 4)
     if len(history) < max(3 * shortest, 2 * window):
-        return jnp.array(False)
+        return np.array(False)
     before, last = history[-2 * window : -window], history[-window:]
     error = ((before.var() + last.var()) / window) ** 0.5
     # false where anything is NaN or infinite
