@@ -9,6 +9,7 @@
     python3 dev.py lane float64 [arguments]
                                            ask ordinary models everything in double precision; lane leaks: looking
                                            for leaked tracers; lane nans: up to the first NaN; lane devices: with two
+                                           devices
 
 The virtual environments are made on first use and brought up to date only when pyproject.toml has changed, so that
 later runs need no network. Set KAYN_VENV to keep them elsewhere.
