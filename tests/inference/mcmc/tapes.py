@@ -80,30 +80,54 @@ class Tape:
 
 
 def transitions(kernel, states, values, guide=None, args=()):
-    """The transition matrix of a sweep, by enumeration.
+    """The transition matrix of the passes of a sweep, by enumeration.
 
     Args:
         states: all of them, by latent [S, *shape]; each element of a latent has one of `values`.
     """
-    size = len(next(iter(states.values())))
-    whole = np.eye(size)
-    for index in range(len(kernel.passes)):
-        row = _row_of(kernel, index, {n: v[0] for n, v in states.items()}, values, guide, args)
-        whole = whole @ np.array([row({n: v[s] for n, v in states.items()}) for s in range(size)])
+    whole = np.eye(len(next(iter(states.values()))))
+    for index, one in enumerate(kernel.passes):
+
+        def weighed(tape, state, index=index):
+            own = replace(kernel, draw_sites=tape.draw_sites(guide, args, kernel.count, values)) if guide else kernel
+            places, _, found = own.weighed(index, state, kernel.first_tuning(state), jax.random.key(0))
+            return places, found
+
+        whole = whole @ _matrix(one, weighed, states, values)
     return whole
 
 
-def _row_of(kernel, index, state, values, guide, args):
-    """A function of a state that gives the probabilities of all states after a pass."""
-    one = kernel.passes[index]
-    key, names = jax.random.key(0), one.problem.graph.latent_names
+def along(kernel, tuning, states, values):
+    """The transition matrix of a step along each direction, as `transitions`."""
+    whole = np.eye(len(next(iter(states.values()))))
+    for number in range(len(tuning.directions.log_step)):
+
+        def weighed(tape, state, number=number):
+            return kernel.weighed_along(number, state, tuning, jax.random.key(0))
+
+        whole = whole @ _matrix(kernel.joint, weighed, states, values)
+    return whole
+
+
+def _matrix(one, weighed, states, values):
+    row = _row_of(one, weighed, {n: v[0] for n, v in states.items()}, values)
+    size = len(next(iter(states.values())))
+    return np.array([row({n: v[s] for n, v in states.items()}) for s in range(size)])
+
+
+def _row_of(one, weighed, state, values):
+    """A function of a state that gives the probabilities of all states after a pass.
+
+    Args:
+        weighed: particles and weights, of a tape and a state.
+    """
+    names = one.problem.graph.latent_names
 
     def run(tape, state):
-        own = replace(kernel, draw_sites=tape.draw_sites(guide, args, kernel.count, values)) if guide else kernel
         with pytest.MonkeyPatch.context() as patch:
             for name in ("normal", "randint", "categorical"):
                 patch.setattr(jax.random, name, getattr(tape, name))
-            return own.weighed(index, state, kernel.first_tuning(state), key)
+            return weighed(tape, state)
 
     record = Tape()
     jax.eval_shape(lambda s: jnp.zeros(()) * 0.0 if run(record, s) else 0.0, state)
@@ -115,7 +139,7 @@ def _row_of(kernel, index, state, values, guide, args):
 
     def one_tape(choices, state):
         tape = Tape(choices)
-        places, _, weighed = run(tape, state)
+        places, found = run(tape, state)
 
         def one_combination(flat):
             own, after, first = {}, dict(state), 0
@@ -126,11 +150,11 @@ def _row_of(kernel, index, state, values, guide, args):
                 slot = terms.index(proposal_name(a))
                 aligned = jnp.transpose(chosen, [sorted(a.scope).index(p) for p in a.scope])
                 mask = jnp.arange(a.size) == aligned[..., None]
-                own[slot] = jnp.where(mask, weighed[slot], -jnp.inf)
+                own[slot] = jnp.where(mask, found[slot], -jnp.inf)
                 after |= {n: take_latent(one.problem, n, places[n], chosen) for n in a.latents if n in one.free}
             place = jnp.concatenate([jnp.ravel(after[n]) for n in names])
             digits = jnp.searchsorted(jnp.array(values), place)
-            return weighed.log_evidence(own), digits @ len(values) ** jnp.arange(len(place))[::-1]
+            return found.log_evidence(own), digits @ len(values) ** jnp.arange(len(place))[::-1]
 
         logs, ends = jax.vmap(one_combination)(combinations)
         shares = jnp.exp(tape.log_probability) * jax.nn.softmax(logs)

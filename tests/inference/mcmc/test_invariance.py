@@ -10,9 +10,10 @@ import numpyro.distributions as dist
 import pytest
 
 import kayn
-from kayn.inference.mcmc import passes
+from kayn.inference.mcmc import passes, prepare
+from kayn.inference.mcmc.directions import Directions
 
-from .tapes import Tape, all_states, posterior_of, precise, transitions
+from .tapes import Tape, all_states, along, posterior_of, precise, transitions
 
 Y = np.array([0.3, 1.2])
 EXACT = 1e-10
@@ -132,6 +133,24 @@ def test_places_drawn_evenly_would_be_wrong(monkeypatch):
     monkeypatch.setattr(Tape, "categorical", evenly)
     with precise():
         assert error(nested, (Y,), NESTED, 3, guide=nested_guide) > 1e-5
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_directions(count, drawn, monkeypatch):
+    """Steps of whole numbers along directions of whole numbers."""
+    monkeypatch.setattr(prepare, "moving_together", list)
+    with precise():
+        kernel = by_whole_numbers(pair, (Y[0],), count)
+        states = all_states(PAIR, (0, 1, 2))
+        first = kernel.first_tuning({n: v[0] for n, v in states.items()})
+        directions = Directions(jnp.array([[1.0, 1.0], [1.0, -2.0]]), jnp.zeros((2, 2)), jnp.zeros(2))
+        ones = {n: jnp.ones(()) for n in PAIR}
+        tuning = first._replace(mean=ones, variance=ones, directions=directions)
+        matrix = along(kernel, tuning, states, (0, 1, 2))
+        before = posterior_of(pair, (Y[0],), states)
+        np.testing.assert_allclose(matrix.sum(1), 1, atol=EXACT)
+        assert (np.diag(matrix) < 0.95).any()
+        assert np.abs(before @ matrix - before).max() < EXACT
 
 
 def test_passes(drawn):

@@ -129,6 +129,7 @@ def test_crossed_groups_are_updated_in_turn():
         "Pass 2 of 2",
         "  f: 10 particles for every element of films, local",
         "  held: u",
+        "Along learnt directions, together: u, f",
     ]
     draws = run(kernel, y, users, films, samples=3000).get_samples(group_by_chain=True)
     both = np.concatenate([draws["u"], draws["f"]], -1)

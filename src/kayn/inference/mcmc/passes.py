@@ -7,6 +7,7 @@ in every pass, since they are what the groups of both sides hang on.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,6 +60,8 @@ class Passes(Printed):
     passes: tuple[Pass, ...]
     proposals: Mapping[str, str]
     """How particles of each latent are proposed, in words."""
+    joint: Pass | None = None
+    """The one in which latents move together, along learnt directions."""
 
     def __str__(self) -> str:
         """A paragraph a pass."""
@@ -75,6 +78,8 @@ class Passes(Printed):
             if held:
                 lines.append(f"  held: {', '.join(map(in_model, held))}")
             lines += [f"  given up: {line}" for line in one.given_up]
+        if self.joint is not None:
+            lines.append(f"Along learnt directions, together: {', '.join(map(in_model, self.joint.free))}")
         return "\n".join(lines)
 
 
@@ -112,6 +117,20 @@ class Planner:
             out.append(one)
             waiting = [n for n in waiting if n not in one.free]
         return tuple(out)
+
+    def joint(self, names: Sequence[str]) -> Pass | None:
+        """The pass in which some latents share one index; None where they have one coordinate, or are too large."""
+        graph, read = self.graph, self._read(frozenset())
+        if sum(math.prod(graph.latent(n).shape) for n in names) < 2:
+            return None
+        alone = {n: p for n in names if (p := self._plated(n))}
+        request = replace(self.request, groups=(tuple(names),), couple=tuple(alone.items()))
+        try:
+            layout = self._layout(read, names, request)
+        except StructureError:
+            return None
+        order = tuple(n for n in graph.latent_names if n in names)
+        return Pass(Problem(read.program, self.guide, read.structure, layout, self.base.fn), order, ())
 
     def _grown(self, level: Sequence[str], waiting: Sequence[str]) -> Pass:
         """The pass of the first that waits, and of all others that cost no latent an index."""
@@ -159,17 +178,17 @@ class Planner:
             order = tuple(n for n in self.graph.latent_names if n in free)
             return Pass(problem, order, tuple(n for n in order if n in self.guided))
 
-    def _layout(self, read: Read, free: Collection[str]) -> Layout:
-        graph = read.structure.graph
+    def _layout(self, read: Read, free: Collection[str], asked: Request | None = None) -> Layout:
+        graph, asked = read.structure.graph, asked or self.request
         held = [z for z in graph.latents if z.name not in free]
         counts = (*((z.name, 1) for z in held), ("", int(self.request.particles_of(""))))
         real = {p.name for p in graph.plates if p.size > 1}
         couple = tuple((z.name, kept) for z in held if (kept := tuple(p for p in z.plate_names if p in real)))
-        groups = [tuple(n for n in g if n in free) for g in self.request.groups]
+        groups = [tuple(n for n in g if n in free) for g in asked.groups]
         request = replace(
-            self.request,
+            asked,
             num_particles=counts,
-            couple=(*couple, *((n, p) for n, p in self.request.couple if n in free)),
+            couple=(*couple, *((n, p) for n, p in asked.couple if n in free)),
             groups=tuple(g for g in groups if len(g) > 1),
         )
         constraints = [c for c in self.guide.constraints if set(c.latents) & self.guided & set(free)]

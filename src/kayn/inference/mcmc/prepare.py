@@ -19,12 +19,13 @@ from kayn.evidence.problem import model_inputs
 from kayn.evidence.queries import draw_combination, take_latent
 from kayn.evidence.unguided import inspected_for
 from kayn.guides.factorised import FactorisedGuide, Unstarted
-from kayn.inference.mcmc.coordinates import coordinates_of
+from kayn.inference.mcmc.begin import with_all_from_guide
+from kayn.inference.mcmc.coordinates import Coordinates, coordinates_of
 from kayn.inference.mcmc.independent import draw_sites, refuse_unkept
 from kayn.inference.mcmc.passes import Passes, Planner
 from kayn.inference.mcmc.proposals import LOCAL, PRIOR, Proposals, local_words, prior_guide, proposals_of
 from kayn.inference.mcmc.state import GibbsState
-from kayn.inference.mcmc.sweep import Kernel, with_all_from_guide
+from kayn.inference.mcmc.sweep import Kernel
 from kayn.particles.draw import draw_runs, supports
 from kayn.particles.guide_program import GuideProgram, trace_guide
 from kayn.programs.events import freed
@@ -186,9 +187,16 @@ def prepared(
     def draws_of(group: tuple[str, ...]) -> Callable:
         return draw_sites(guide, args, kwargs, params, group, count)
 
-    kernel = Kernel(chosen, coordinates, params, count, draws_of)
+    kernel = Kernel(chosen, coordinates, params, count, draws_of, planner.joint(moving_together(coordinates)))
     words = {n: kinds[n] if n in guided else local_words(coordinates[n]) for n in graph.latent_names}
-    return Prepared(getattr(model, "__name__", type(model).__name__), kernel, Passes(chosen, words), traced)
+    return Prepared(
+        getattr(model, "__name__", type(model).__name__), kernel, Passes(chosen, words, kernel.joint), traced
+    )
+
+
+def moving_together(coordinates: Mapping[str, Coordinates]) -> list[str]:
+    """Latents that move along directions too: those whose coordinates are real numbers."""
+    return [n for n, c in coordinates.items() if not c.discrete]
 
 
 def _latents(base: Inspected) -> list[str]:

@@ -16,9 +16,9 @@ class GibbsState(NamedTuple):
     Attributes:
         i: sweeps so far.
         z: latents in their coordinates: unconstrained where they move locally, else values.
-        moved: by latent, the share of its elements that the last sweep gave another value.
+        moved: by latent, the share of its elements that the passes of the last sweep gave another value.
         log_weight: log of the average weight of all combinations of the last sweep, in nats.
-        still: by latent, for how many sweeps no element of it has moved.
+        still: by latent, for how many sweeps no pass has moved an element of it.
         told: what there was to tell has been told, by kind.
         tuning: steps of local proposals.
         num_warmup: sweeps that adapt these.

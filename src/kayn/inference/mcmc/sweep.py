@@ -4,26 +4,33 @@ from all their combinations."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpyro.distributions.transforms import IdentityTransform
 
 from kayn.axes.types import Axis, proposal_name
 from kayn.evidence.draws import Draws
-from kayn.evidence.problem import Problem, model_inputs
+from kayn.evidence.problem import model_inputs
 from kayn.evidence.queries import draw_combination, take_latent
 from kayn.evidence.weighed import Weighed
 from kayn.evidence.weights import proposal_terms, weigh_against
 from kayn.graph.absent import absences
 from kayn.inference.mcmc.adaptation import adapted, spread_after, target_rate
+from kayn.inference.mcmc.arrange import aligned, for_all_runs, placed, step_name, to_scope
 from kayn.inference.mcmc.coordinates import Coordinates
+from kayn.inference.mcmc.directions import Directions
 from kayn.inference.mcmc.independent import inputs_of, only, order_of, slot_logits
 from kayn.inference.mcmc.local import local_particles
 from kayn.inference.mcmc.passes import Pass
 from kayn.particles.draw import supports
 from kayn.support.arrays import Array, KeyArray, PyTree
+
+ALONG = Coordinates(IdentityTransform())
+"""Of a step along a direction: a real number."""
 
 
 class Tuning(NamedTuple):
@@ -31,19 +38,21 @@ class Tuning(NamedTuple):
 
     Attributes:
         log_step: by axis that moves locally, [*scope].
-        mean, variance: running moments of latents with several coordinates on an index, in their coordinates.
+        mean, variance: running moments of latents that move locally and are no whole numbers, in their coordinates.
+        directions: in which these move together; None where there are none.
     """
 
     log_step: dict[str, Array]
     mean: dict[str, Array]
     variance: dict[str, Array]
+    directions: Directions | None
 
 
 class Told(NamedTuple):
     """What a sweep has to tell.
 
     Attributes:
-        moved: by latent, the share of its elements that have another value now.
+        moved: by latent, the share of its elements that have another value after the passes.
         unsound: by factor, whether any of its log densities was +inf.
         log_weight: the least log average weight of a pass; -inf where there was nothing to draw from.
     """
@@ -61,6 +70,8 @@ class Kernel:
         passes: in order.
         coordinates: by latent that moves locally.
         params: values of `numpyro.param` sites.
+        count: K.
+        joint: the pass in which all that moves along directions has one index; None where nothing does.
         draw_sites: for every group of sites that the guide draws together, a function of a key and known values.
     """
 
@@ -69,6 +80,7 @@ class Kernel:
     params: Mapping[str, PyTree]
     count: int
     draw_sites: Callable[[tuple[str, ...]], Callable]
+    joint: Pass | None = None
     orders: tuple[list[tuple[str, ...]], ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -93,11 +105,12 @@ class Kernel:
                 moving = self.moves_locally(one, axis)
                 if moving:
                     sizes = [one.problem.layout.plan.size[p] for p in sorted(axis.scope)]
-                    steps[_step_name(one, axis)] = jnp.zeros(sizes)
+                    steps[step_name(one, axis)] = jnp.zeros(sizes)
                 for name in moving:
-                    if self._numbers(one, axis) > 1 and not self.coordinates[name].discrete:
+                    if not self.coordinates[name].discrete:
                         mean[name], variance[name] = state[name], jnp.ones_like(state[name])
-        return Tuning(steps, mean, variance)
+        directions = Directions.first(sum(state[n].size for n in self.joint.free)) if self.joint else None
+        return Tuning(steps, mean, variance, directions)
 
     def moves_locally(self, one: Pass, axis: Axis) -> list[str]:
         """Those latents of an axis that do."""
@@ -126,17 +139,66 @@ class Kernel:
             weights.append(log_z)
             unsound |= {n: unsound.get(n, False) | v for n, v in told.items()}
             for axis in one.axes:
-                if (name := _step_name(one, axis)) in steps:
+                if (name := step_name(one, axis)) in steps:
                     rate = target_rate(axis.size, self._numbers(one, axis))
-                    new = adapted(steps[name], moved[axis.name], rate, number)
-                    steps[name] = jnp.where(learning, new, steps[name])
+                    steps[name] = adapted(steps[name], moved[axis.name], rate, number)
+        changed = {n: jnp.mean(state[n] != before[n], dtype=float) for n in state}
+        directions = tuning.directions
+        if self.joint is not None and directions is not None:
+            state, moved, log_zs = self._passed_along(state, tuning, key)
+            weights.append(jnp.min(log_zs))
+            centred = [(state[n] - tuning.mean[n]) / _spread(tuning, n) for n in self.joint.free]
+            directions = directions.stepped(moved, self.count, number)
+            directions = directions.learnt(jnp.concatenate([c.ravel() for c in centred]), number)
         mean, variance = {}, {}
         for name in tuning.mean:
-            old = tuning.mean[name], tuning.variance[name]
-            new = spread_after(*old, state[name], number)
-            mean[name], variance[name] = (jnp.where(learning, a, b) for a, b in zip(new, old, strict=True))
-        changed = {n: jnp.mean(state[n] != before[n], dtype=float) for n in state}
-        return state, Tuning(steps, mean, variance), Told(changed, unsound, jnp.min(jnp.stack(weights)))
+            mean[name], variance[name] = spread_after(tuning.mean[name], tuning.variance[name], state[name], number)
+        new = Tuning(steps, mean, variance, directions)
+        new = jax.tree.map(lambda a, b: jnp.where(learning, a, b), new, tuning)
+        return state, new, Told(changed, unsound, jnp.min(jnp.stack(weights)))
+
+    def _passed_along(
+        self, state: dict[str, Array], tuning: Tuning, key: KeyArray
+    ) -> tuple[dict[str, Array], Array, Array]:
+        """After a step along each direction: the state, whether it has moved along each, log average weights."""
+        assert self.joint is not None
+        assert tuning.directions is not None
+        axis = self.joint.axes[0]
+
+        def step(state: dict[str, Array], item: tuple[Array, KeyArray]) -> tuple[dict[str, Array], tuple[Array, Array]]:
+            place_key, draw_key = jax.random.split(item[1])
+            places, weighed = self.weighed_along(item[0], state, tuning, place_key)
+            chosen, log_z = draw_combination(weighed, draw_key)
+            moved = jnp.isfinite(log_z) & (chosen[axis.name] != 0)
+            new = {n: jnp.where(moved, places[n][chosen[axis.name]], state[n]) for n in axis.latents}
+            return {**state, **new}, (moved, log_z)
+
+        numbers = jnp.arange(len(tuning.directions.log_step))
+        state, (moved, log_zs) = jax.lax.scan(step, state, (numbers, jax.random.split(key, len(numbers))))
+        return state, moved, log_zs
+
+    def weighed_along(
+        self, number: Array, state: Mapping[str, Array], tuning: Tuning, key: KeyArray
+    ) -> tuple[dict[str, Array], Weighed]:
+        """Particles along a direction, the current state first, and their weights."""
+        one, directions = self.joint, tuning.directions
+        assert one is not None
+        assert directions is not None
+        problem = one.problem
+        inputs = model_inputs(problem, problem.numbers, self.params, {})
+        absent = absences(problem.model, inputs)
+        far = local_particles(key, jnp.zeros(()), jnp.exp(directions.log_step[number]), self.count, ALONG)
+        sizes = np.cumsum([state[n].size for n in one.free])[:-1]
+        places = {n: state[n][None] for n in problem.graph.latent_names if n not in one.free}
+        for name, part in zip(one.free, jnp.split(directions.vectors[number], sizes), strict=True):
+            towards = part.reshape(state[name].shape) * _spread(tuning, name)
+            towards = _if_present(absent, name, towards, state[name].ndim)
+            moved = far.reshape((-1, *(1,) * towards.ndim)) * towards
+            places[name] = state[name] + moved.astype(state[name].dtype)
+        values = self.values(places)
+        draws = Draws(problem.model.with_aliases(values, leading=1), {}, {})
+        terms = self._terms(one, places, values)
+        return places, weigh_against(problem, problem.numbers, draws, self.params, terms)
 
     def _passed(
         self, index: int, state: dict[str, Array], tuning: Tuning, key: KeyArray
@@ -186,14 +248,11 @@ class Kernel:
         """Standard deviations of steps, that broadcast to a latent in its coordinates."""
         problem, latent = one.problem, one.problem.graph.latent(name)
         ndim = jnp.ndim(tuning.mean[name]) if name in tuning.mean else len(latent.shape)
-        step = jnp.exp(tuning.log_step[_step_name(one, axis)])
-        scale = _aligned(problem, axis, name, step, ndim)
-        if name in tuning.variance:
-            scale = scale * jnp.sqrt(tuning.variance[name] + 1e-12)
-        if name in absent:
-            gone = absent[name]
-            scale = jnp.where(gone.reshape((*gone.shape, *(1,) * (ndim - gone.ndim))), 0.0, scale)
-        return scale
+        step = jnp.exp(tuning.log_step[step_name(one, axis)])
+        scale = aligned(problem, axis, name, step, ndim)
+        if name in tuning.variance and self._numbers(one, axis) > 1:
+            scale = scale * _spread(tuning, name)
+        return _if_present(absent, name, scale, ndim)
 
     def _guided(
         self,
@@ -210,7 +269,7 @@ class Kernel:
         extra: dict[str, Array] = {}
         for names in self.orders[index]:
             key, draw_key, slot_key = jax.random.split(key, 3)
-            known = {**_all(self.values(places), self.count), **extra}
+            known = {**for_all_runs(self.values(places), self.count), **extra}
             drawn = self.draw_sites(names)(draw_key, known)
             if names[0] not in one.free:
                 extra |= drawn
@@ -224,12 +283,12 @@ class Kernel:
             slot = jnp.transpose(slot, order) if logits is not None else slots[axis.name]
             slots[axis.name] = slot
             for name in names:
-                places[name] = _placed(problem, axis, name, drawn[name].astype(state[name].dtype), state[name], slot)
+                places[name] = placed(problem, axis, name, drawn[name].astype(state[name].dtype), state[name], slot)
 
     def _terms(self, one: Pass, places: Mapping[str, Array], values: Mapping[str, Array]) -> dict[str, Array]:
         """What particles of every axis are weighed by besides the model: [*scope, K]."""
         problem, layout = one.problem, one.problem.layout
-        runs = problem.guide.density.with_aliases(_all(values, self.count), leading=1)
+        runs = problem.guide.density.with_aliases(for_all_runs(values, self.count), leading=1)
         draws = Draws(dict(values), runs, {})
         asked = [only(a, one.guided) for a in one.axes if not a.enumerated]
         asked = [a for a in asked if a.latents] + [a for a in one.axes if a.enumerated]
@@ -239,64 +298,19 @@ class Kernel:
             for latent in self.moves_locally(one, axis) if axis in one.axes else ():
                 z = problem.graph.latent(latent)
                 volume = self.coordinates[latent].log_volume(places[latent], z.batch_ndim)
-                terms[name] = terms.get(name, 0.0) + _to_scope(problem, axis, latent, volume)
+                terms[name] = terms.get(name, 0.0) + to_scope(problem, axis, latent, volume)
             if name not in terms:
                 terms[name] = jnp.zeros([*(layout.plan.size[p] for p in axis.scope), axis.size])
         return terms
 
 
-def _step_name(one: Pass, axis: Axis) -> str:
-    """The same in every pass in which the latents of an axis move on the same indices."""
-    return f"{axis.name}{list(axis.scope)}"
+def _spread(tuning: Tuning, name: str) -> Array:
+    return jnp.sqrt(tuning.variance[name] + 1e-12)
 
 
-def _all(values: Mapping[str, Array], count: int) -> dict[str, Array]:
-    """Values for every run of the guide: those of latents with one particle as often as there are others."""
-    return {n: v if v.shape[0] == count else jnp.broadcast_to(v[:1], (count, *v.shape[1:])) for n, v in values.items()}
-
-
-def _aligned(problem: Problem, axis: Axis, name: str, array: Array, ndim: int) -> Array:
-    """An array [*sorted scope] in the dimensions of a latent: sizes of one where the axis has no index."""
-    latent = problem.graph.latent(name)
-    dims, own = dict(latent.plates), sorted(axis.scope)
-    order = sorted(own, key=dims.__getitem__)
-    at = {dims[p]: n for p, n in zip(order, jnp.transpose(array, [own.index(p) for p in order]).shape, strict=True)}
-    return jnp.transpose(array, [own.index(p) for p in order]).reshape([at.get(d, 1) for d in range(ndim)])
-
-
-def _placed(problem: Problem, axis: Axis, name: str, drawn: Array, current: Array, slot: Array) -> Array:
-    """Particles with the current value in its place: [K, *shape]."""
-    place = _aligned(problem, axis, name, slot, current.ndim)
-    numbers = jnp.arange(drawn.shape[0]).reshape((-1, *(1,) * current.ndim))
-    return jnp.where(numbers == place, current, drawn)
-
-
-def _to_scope(problem: Problem, axis: Axis, name: str, array: Array) -> Array:
-    """[K, *batch] summed to [*scope, K]."""
-    dims = dict(problem.graph.latent(name).plates)
-    kept = [dims[p] + 1 for p in axis.scope]
-    summed = array.sum(tuple(d for d in range(1, array.ndim) if d not in kept))
-    left = sorted(kept)
-    return jnp.transpose(summed, [*(1 + left.index(d) for d in kept), 0])
-
-
-def with_all_from_guide(kernel: Kernel, index: int, state: Mapping[str, Array], runs: Mapping[str, Array]) -> Weighed:
-    """A pass's combinations of particles that all come from a guide, to begin with.
-
-    Args:
-        runs: values of every guide site, [K, *shape].
-    """
-    one = kernel.passes[index]
-    problem = replace(one.problem, denominator="paired")
-    held = {n: state[n][None] for n in problem.graph.latent_names if n not in one.free}
-    exact = [n for a in one.axes if a.enumerated for n in a.latents]
-    inputs = model_inputs(problem, problem.numbers, kernel.params, {})
-    values = {n: runs[n] for n in one.free if n not in exact} | held | supports(problem.model, exact, inputs)
-    draws = Draws(
-        problem.model.with_aliases(values, leading=1), problem.guide.density.with_aliases(dict(runs), leading=1), {}
-    )
-    terms = proposal_terms(problem, problem.numbers, draws, kernel.params, one.axes)
-    for axis in problem.layout.axes:
-        if axis not in one.axes:
-            terms[proposal_name(axis)] = jnp.zeros([*(problem.layout.plan.size[p] for p in axis.scope), axis.size])
-    return weigh_against(problem, problem.numbers, draws, kernel.params, terms)
+def _if_present(absent: Mapping[str, Array], name: str, array: Array, ndim: int) -> Array:
+    """An array in the dimensions of a latent, zero for elements that are in no factor."""
+    if name not in absent:
+        return array
+    gone = absent[name]
+    return jnp.where(gone.reshape((*gone.shape, *(1,) * (ndim - gone.ndim))), 0.0, array)

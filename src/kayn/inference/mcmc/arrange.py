@@ -1,0 +1,47 @@
+"""Arrays of indices, steps and densities in the dimensions of a latent, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+
+from kayn.axes.types import Axis
+from kayn.evidence.problem import Problem
+from kayn.inference.mcmc.passes import Pass
+from kayn.support.arrays import Array
+
+
+def step_name(one: Pass, axis: Axis) -> str:
+    """The same in every pass in which the latents of an axis move on the same indices."""
+    return f"{axis.name}{list(axis.scope)}"
+
+
+def for_all_runs(values: Mapping[str, Array], count: int) -> dict[str, Array]:
+    """Values for every run of the guide: those of latents with one particle as often as there are others."""
+    return {n: v if v.shape[0] == count else jnp.broadcast_to(v[:1], (count, *v.shape[1:])) for n, v in values.items()}
+
+
+def aligned(problem: Problem, axis: Axis, name: str, array: Array, ndim: int) -> Array:
+    """An array [*sorted scope] in the dimensions of a latent: sizes of one where the axis has no index."""
+    latent = problem.graph.latent(name)
+    dims, own = dict(latent.plates), sorted(axis.scope)
+    order = sorted(own, key=dims.__getitem__)
+    at = {dims[p]: n for p, n in zip(order, jnp.transpose(array, [own.index(p) for p in order]).shape, strict=True)}
+    return jnp.transpose(array, [own.index(p) for p in order]).reshape([at.get(d, 1) for d in range(ndim)])
+
+
+def placed(problem: Problem, axis: Axis, name: str, drawn: Array, current: Array, slot: Array) -> Array:
+    """Particles with the current value in its place: [K, *shape]."""
+    place = aligned(problem, axis, name, slot, current.ndim)
+    numbers = jnp.arange(drawn.shape[0]).reshape((-1, *(1,) * current.ndim))
+    return jnp.where(numbers == place, current, drawn)
+
+
+def to_scope(problem: Problem, axis: Axis, name: str, array: Array) -> Array:
+    """[K, *batch] summed to [*scope, K]."""
+    dims = dict(problem.graph.latent(name).plates)
+    kept = [dims[p] + 1 for p in axis.scope]
+    summed = array.sum(tuple(d for d in range(1, array.ndim) if d not in kept))
+    left = sorted(kept)
+    return jnp.transpose(summed, [*(1 + left.index(d) for d in kept), 0])
