@@ -14,7 +14,9 @@ from kayn.evidence.soundness import unsound
 from kayn.posterior import diagnostics
 from kayn.posterior.diagnostics import (
     GOOD_EFFICIENCY,
+    MIN_REPLICATES,
     POOR_KHAT,
+    POOR_SHIFT,
     POOR_SPREAD,
     endless_khat,
     pareto_khat,
@@ -74,7 +76,34 @@ def complaints(posterior: Pool) -> Iterator[str]:
     yield from _known_evidence(posterior, spread / possible.size**0.5)
     for axis in posterior.problem.layout.axes:
         if not axis.enumerated and axis.size > 1:
-            yield from _axis_complaints(posterior, axis)
+            told = list(_axis_complaints(posterior, axis))
+            # what is poor is off as well
+            yield from told or _few_particles(posterior, axis)
+
+
+def _few_particles(posterior: Pool, axis: Axis) -> Iterator[str]:
+    """Means that the number of particles moves: what each of many groups lacks a little of shows in none of them."""
+    log_z = np.asarray(posterior.log_evidences, np.float64)
+    possible = np.isfinite(log_z)
+    if possible.sum() < MIN_REPLICATES or posterior.draws.subsample:
+        return
+    for name in axis.latents:
+        if posterior.problem.graph.latent(name).discrete:
+            continue
+        values = np.asarray(posterior.draws.values[name], np.float64)[possible]
+        weights = np.asarray(posterior._weights(name), np.float64)[possible]
+        weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
+        means = np.where(weights > 0, weights * values, 0).sum(1)
+        squares = np.where(weights > 0, weights * (values - means.mean(0)) ** 2, 0).sum(1)
+        shift, error = diagnostics.shift(log_z[possible], means, np.sqrt(squares.mean(0)))
+        worst = np.unravel_index(np.argmax(np.abs(shift)), shift.shape)
+        if np.abs(shift[worst]) > POOR_SHIFT:
+            where = f" of element {', '.join(map(str, worst))}" if worst else ""
+            yield (
+                f"latent {in_model(name)!r}: replicates of higher evidence have other means: particles are too "
+                f"few: the mean{where} is off by about {-shift[worst]:+.2f} +- {error[worst]:.2f} posterior sds. "
+                "Use more particles: twice as many halve this"
+            )
 
 
 def _known_evidence(posterior: Pool, error: float) -> Iterator[str]:

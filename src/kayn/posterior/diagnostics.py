@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 
@@ -21,6 +22,12 @@ POOR_SPREAD = 2.0
 POOR_KHAT = 0.7
 """Pareto k-hat above which importance estimates are unreliable
 (Vehtari et al., Pareto smoothed importance sampling, 2024)."""
+POOR_SHIFT = 0.3
+"""Posterior standard deviations by which the number of particles may move a mean, estimated between replicates."""
+FALSE_ALARM = 0.01
+"""How often means and log evidences that have nothing in common are taken to move together, a latent."""
+MIN_REPLICATES = 8
+"""Fewer replicates than this say nothing of what moves together."""
 MIN_PARTICLES_FOR_KHAT = 25
 """Fewer weights than this have no tail to speak of."""
 
@@ -41,6 +48,35 @@ def efficiency(weights: Array) -> np.ndarray:
     """
     ess = effective_sample_size(np.moveaxis(np.asarray(weights), 1, 0))
     return np.mean((ess - 1) / (weights.shape[1] - 1), axis=0)
+
+
+def shift(log_z: Array, means: Array, sd: Array) -> tuple[np.ndarray, np.ndarray]:
+    """By how much the posterior means of single replicates are off, since their particles are so few.
+
+    Z and Z times a replicate's mean are unbiased, so that the posterior mean is E[Z m] / E[Z], or E[m] plus the
+    covariance of m and Z / E[Z]: means of equal shares are off by minus this covariance, which falls as 1 / K.
+
+    Args:
+        log_z: [R], finite.
+        means: [R, ...] of single replicates.
+        sd: [...], of the posterior.
+
+    Returns:
+        What is to be added to the average of the means, in posterior standard deviations [...], and its standard error;
+        both are zero where nothing says that means and log Z move together (Fisher's test of their correlation, for all
+        elements at once).
+    """
+    count, size = len(log_z), max(math.prod(np.shape(sd)), 1)
+    own = (means - means.mean(0)) / np.where(sd > 0, sd, np.inf)
+    ratio, apart = np.exp(log_z - log_z.max()), log_z - log_z.mean()
+    ratio = ratio / ratio.mean() - 1
+    spread = np.std(own, axis=0, ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        correlation = np.tensordot(apart, own, 1) / ((count - 1) * np.std(apart, ddof=1) * spread)
+        seen = np.abs(np.arctanh(np.clip(np.nan_to_num(correlation), -1, 1))) * math.sqrt(count - 3)
+    told = seen > NormalDist().inv_cdf(1 - FALSE_ALARM / 2 / size)
+    error = np.std(ratio, ddof=1) * spread / math.sqrt(count)
+    return np.where(told, np.tensordot(ratio, own, 1) / count, 0.0), np.where(told, error, 0.0)
 
 
 def poor_below(size: int) -> float:
