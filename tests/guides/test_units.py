@@ -1,5 +1,6 @@
 """Units: shifting or rescaling a latent together with its data changes the units of the answer and nothing else."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -95,6 +96,19 @@ def test_vague_priors(centre, scale, at, noise):
     assert abs(float(posterior.std("z")) * precision**0.5 - 1) < 0.05
     exact = stats.norm(centre, np.hypot(scale, noise)).logpdf(at)
     assert abs(float(posterior.log_evidence) - exact) < 0.05
+
+
+def test_steps_that_chose_a_start_are_not_taken_again():
+    """They are the first ones of the fit, bit for bit."""
+    qem = kayn.QEM(narrow, num_particles=10)
+    begun = qem.init(0, 1e3, 0.1, 5.0)
+    known, log_z = qem.advance(begun, 8)
+    again, found = qem.advance(jax.device_put(begun), 8)
+    assert qem.advance(begun, 8)[0] is known
+    assert again is not known
+    np.testing.assert_array_equal(found, log_z)
+    for name, moments in again.moments.items():
+        jax.tree.map(np.testing.assert_array_equal, moments, known.moments[name])
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1.0])

@@ -6,9 +6,9 @@ All axes of a size are tempered at once (`kayn.inference.together` says why).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,26 @@ from kayn.guides.families import Moments
 from kayn.inference.together import Block
 from kayn.posterior.diagnostics import poor_below
 from kayn.support.arrays import Array
+from kayn.support.validate import Rule
 from kayn.xla.compilation import is_traced
 
 FULL_RATE_ESS = 5.0
 """Effective particles of a latent from which it takes the whole step; with fewer, a share in proportion."""
+
+Schedule = Callable[[Any], Any]
+Rate = Annotated[
+    float | Schedule,
+    Rule(
+        "the step towards new moments, a number in (0, 1] or a function of the step",
+        lambda r: callable(r) or 0 < r <= 1,
+    ),
+]
+LeastSize = Annotated[float, Rule("a number of particles, 1 (no tempering) or more", lambda n: 1 <= n < math.inf)]
+
+
+def default_rate(step: Array) -> Array:
+    """0.5 for the first steps, then falling as step^-0.75: large moves first, averaging later."""
+    return jnp.minimum(0.5, 5.0 / (step + 1.0) ** 0.75)
 
 
 def step(

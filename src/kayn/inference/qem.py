@@ -9,7 +9,7 @@ guide are parameterised. Parameters of the model (`numpyro.param`) stay as they 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar
@@ -33,7 +33,7 @@ from kayn.guides.factorised import FactorisedGuide, Unstarted
 from kayn.guides.start import best_start
 from kayn.inference import mstep
 from kayn.inference.arguments import same
-from kayn.inference.mstep import Weights
+from kayn.inference.mstep import LeastSize, Rate, Schedule, Weights, default_rate
 from kayn.inference.qem_state import QEMResult, QEMState
 from kayn.inference.together import Block, blocks, refuse_dependence
 from kayn.particles.guide_program import trace_guide
@@ -65,22 +65,6 @@ CHUNK = 8
 """Steps in one compiled loop; progress is shown between loops."""
 KEPT_BYTES = 2**28
 """Particles of a whole chunk are kept if they fit; they serve as posterior replicates without another compilation."""
-
-Schedule = Callable[[Any], Any]
-Rate = Annotated[
-    float | Schedule,
-    Rule(
-        "the step towards new moments, a number in (0, 1] or a function of the step",
-        lambda r: callable(r) or 0 < r <= 1,
-    ),
-]
-LeastSize = Annotated[float, Rule("a number of particles, 1 (no tempering) or more", lambda n: 1 <= n < math.inf)]
-
-
-def default_rate(step: Array) -> Array:
-    """0.5 for the first steps, then falling as step^-0.75: large moves first, averaging later."""
-    return jnp.minimum(0.5, 5.0 / (step + 1.0) ** 0.75)
-
 
 State = Annotated[
     QEMState, Rule("the state that QEM.init(rng_key, *args) gives; call it before update, get_params or advance")
@@ -138,6 +122,7 @@ class QEM:
         self.problem: Problem | None = None
         self.blocks: tuple[Block, ...] = ()
         self.model_params: dict[str, Array] = {}
+        self._begun: tuple[Any, list | None] = (None, None)
 
     @checked()
     def init(self, rng_key: Key, *args: Any, params: Params = None, **kwargs: Any) -> QEMState:
@@ -180,19 +165,22 @@ class QEM:
         # only types matter here, so this is done while the prior that the guide starts from is being compiled
         self._one_step.trace(self.problem.numbers, self._first(params, key), 1.0)
         self.guide = begun.started()
-        chosen = best_start(self.guide.starts, lambda start: self._look({**start, **params}, key))
+        starts, looks = self.guide.starts, dict[int, list]()
+        chosen = best_start(starts, lambda start: self._look({**start, **params}, key, looks.setdefault(id(start), [])))
         self.guide = self.guide.started_at(chosen)
-        return jax.device_put(self._first(params, key))
+        state = jax.device_put(self._first(params, key))
+        self._begun = (state, looks.get(id(chosen)))
+        return state
 
     def _read(self, guide: Any, params: Mapping, inspected: Inspected) -> Problem:
         args, kwargs = inspected.args, inspected.kwargs
         return build_problem(self.model, guide, args, kwargs, params, self.asked, inspected=inspected)
 
-    def _look(self, params: Mapping[str, PyTree], key: KeyArray) -> Any:
-        """log Z after the first steps from some parameters, [CHUNK // 2]."""
-        state = jax.device_put(self._first(params, key))
-        log_z = self.advance(state, CHUNK)[1]
-        return (log_z if is_traced(log_z) else np.asarray(log_z))[CHUNK // 2 :]
+    def _look(self, params: Mapping[str, PyTree], key: KeyArray, taken: list) -> Any:
+        """log Z after the first steps from some parameters, [CHUNK // 2]; these steps are added to what was taken."""
+        state, weighed = self._advance(self._problem().numbers, jax.device_put(self._first(params, key)), 1.0, CHUNK)
+        taken.append((state, weighed[:2]))
+        return (weighed[0] if is_traced(weighed[0]) else np.asarray(weighed[0]))[CHUNK // 2 :]
 
     @checked()
     def update(self, state: State, *args: Any, **kwargs: Any) -> tuple[QEMState, Array]:
@@ -277,8 +265,15 @@ class QEM:
         return state, log_z
 
     def advance_noticing(self, state: QEMState, count: int) -> tuple[QEMState, Array, Weights]:
-        """As `advance`, and what the weights of these steps say of the guide."""
-        state, (log_z, sizes, *_) = self._advance(self._problem().numbers, state, 1.0, count)
+        """As `advance`, and what the weights of these steps say of the guide.
+
+        The first steps are not taken again where they chose between starts.
+        """
+        begun, taken = self._begun
+        if taken and state is begun and count == CHUNK:
+            state, (log_z, sizes) = taken[0]
+        else:
+            state, (log_z, sizes, *_) = self._advance(self._problem().numbers, state, 1.0, count)
         return state, log_z, mstep.judged(self._problem(), sizes, self.min_ess)
 
     @checked()

@@ -70,8 +70,8 @@ def complaints(posterior: Pool) -> Iterator[str]:
     spread = float(np.std(possible))
     if not spread < POOR_SPREAD:
         yield (
-            f"log evidence varies by {spread:.1f} nats (sd) between replicates, so its error is underestimated. "
-            f"{ADVICE}"
+            f"log evidence varies by {spread:.1f} nats (sd) between replicates, so its error is underestimated, and "
+            f"means may be off{_shared_by_many(posterior)}. {ADVICE}"
         )
     yield from _known_evidence(posterior, spread / possible.size**0.5)
     for axis in posterior.problem.layout.axes:
@@ -104,6 +104,12 @@ def _few_particles(posterior: Pool, axis: Axis) -> Iterator[str]:
                 f"few: the mean{where} is off by about {-shift[worst]:+.2f} +- {error[worst]:.2f} posterior sds. "
                 "Use more particles: twice as many halve this"
             )
+
+
+def _shared_by_many(posterior: Pool) -> str:
+    """Names of the latents on which all that lacks a little pulls: those without plates."""
+    names = [in_model(z.name) for z in posterior.problem.graph.latents if not z.plates]
+    return f", those of {', '.join(map(repr, names[:5]))}{', ...' * (len(names) > 5)} first" if names else ""
 
 
 def _known_evidence(posterior: Pool, error: float) -> Iterator[str]:

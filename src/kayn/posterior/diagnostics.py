@@ -17,8 +17,9 @@ FAIR_ESS = 13.5
 """Effective sample size from which it takes less than that: the error of weighted averages falls with their number."""
 GOOD_EFFICIENCY = 0.8
 """Efficiency above which weights are so even that the shape of their tail matters only where it is endless."""
-POOR_SPREAD = 2.0
-"""Standard deviation of log Z over replicates, in nats, above which their average is dominated by a few of them."""
+POOR_SPREAD = 1.0
+"""Standard deviation of log Z over replicates, in nats, above which it is low by half a nat and more (half of its
+variance), and means of what many groups depend on with it: by .3 to .6 of their sd in hierarchies of 300 groups."""
 POOR_KHAT = 0.7
 """Pareto k-hat above which importance estimates are unreliable
 (Vehtari et al., Pareto smoothed importance sampling, 2024)."""
