@@ -18,6 +18,7 @@ from kayn.errors import (
 from kayn.fit import Fit, fit
 from kayn.guides.factorised import FactorisedGuide
 from kayn.inference.importance import Importance
+from kayn.inference.mcmc.chains import Chains
 from kayn.inference.mcmc.kernel import MPGibbs
 from kayn.inference.qem import QEM
 from kayn.inference.training import Phase, Training, by_parameter, train
@@ -43,6 +44,7 @@ __all__ = [
     "VI",
     "VIMCO",
     "Analysis",
+    "Chains",
     "Comparison",
     "Concrete",
     "ConcreteHardPrior",

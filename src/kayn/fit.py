@@ -14,13 +14,16 @@ import optax
 from numpyro.infer import SVI
 
 from kayn.axes.request import TARGET_ELEMENTS, USUAL, make_request
-from kayn.evidence.problem import Problem, build_problem, refuse_unknown_params
+from kayn.evidence.problem import build_problem, refuse_unknown_params
 from kayn.evidence.read import refuse_broken_arguments
 from kayn.evidence.unguided import inspected_for
 from kayn.guides.factorised import FactorisedGuide, Unstarted
 from kayn.inference.importance import Importance, Weigher
+from kayn.inference.mcmc.chains import Chains, run_chains
+from kayn.inference.mcmc.kernel import MPGibbs, Several
 from kayn.inference.qem import CHUNK, QEM
 from kayn.inference.qem_state import QEMState
+from kayn.inference.sampler import Sampler
 from kayn.inference.stopping import MOST_STEPS, UNKNOWN, until_flat
 from kayn.objectives.rws import RWS
 from kayn.objectives.state import first_state
@@ -50,34 +53,11 @@ from kayn.support.options import (
     Strategy,
 )
 from kayn.support.prints import Printed, brief
-from kayn.support.validate import Count, Positive, checked
+from kayn.support.validate import Count, Natural, Positive, checked
 from kayn.xla.jit import QuickJit
 
 WEIGHED = "weighed"
 """In the settings of a posterior's origin: of how many particles it is, where the fit's own did not serve."""
-
-
-@dataclass(frozen=True, eq=False)
-class Sampler:
-    """Draws posterior replicates with what a fit by QEM has compiled already."""
-
-    qem: QEM
-    state: QEMState
-    proposal: dict[str, PyTree]
-
-    @property
-    def problem(self) -> Problem:
-        """The problem that the fit has built."""
-        assert self.qem.problem is not None
-        return self.qem.problem
-
-    def __call__(self, key: KeyArray, num_replicates: int, call: Call) -> Posterior | None:
-        """A posterior; None if particles are too large to be kept."""
-        found = self.qem.replicates(replace(self.state, rng_key=key), num_replicates)
-        if found is None:
-            return None
-        log_evidences, weights, draws = found
-        return Posterior(self.problem, call, self.problem.numbers, self.proposal, draws, log_evidences, weights)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -135,6 +115,29 @@ class Fit(Printed):
                 warn_if_poor(posterior)
                 return posterior
         return self.weigher(num_particles).run(key, self.proposal, num_replicates)
+
+    @checked()
+    def mcmc(
+        self,
+        num_samples: Count = 1000,
+        num_chains: Count = 4,
+        num_warmup: Natural = 500,
+        num_particles: Several | None = None,
+        rng_key: Key | None = None,
+    ) -> Chains:
+        """Sample the posterior with `kayn.MPGibbs`, local proposals, from chains that start at draws of the fitted
+        guide.
+
+        Args:
+            num_samples: of each chain, after `num_warmup` sweeps in which steps are learnt.
+            num_particles: K; None for 10.
+
+        Returns:
+            draws by chain; `print` them for moments, Monte Carlo errors, effective sample sizes and R-hat.
+        """
+        key = jax.random.fold_in(self.rng_key, 2) if rng_key is None else rng_key
+        kernel = MPGibbs(self.call.model, num_particles, start=self)
+        return run_chains(kernel, self.call.args, dict(self.call.kwargs), num_samples, num_chains, num_warmup, key)
 
     def weigher(self, num_particles: Particles | None) -> Weigher:
         """What draws and weighs particles of the fitted guide, compiled once for each number of them."""

@@ -16,6 +16,7 @@ from numpyro.infer import MCMC
 from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 import kayn
+from kayn.inference.mcmc.chains import Chains
 
 from .tapes import precise
 
@@ -286,3 +287,26 @@ def still(y):
 def test_a_latent_that_stays_is_named():
     with pytest.warns(kayn.PoorFitWarning, match="no element of 'a' has moved for 500 sweeps"):
         run(kayn.MPGibbs(still, 2, "prior"), jnp.array(0.5), warmup=1, samples=2500, chains=1)
+
+
+def test_a_fit_samples_from_where_it_is():
+    fit = kayn.fit(normals, (SD, Y), progress=False, num_steps=50)
+    chains = fit.mcmc(num_samples=800, num_warmup=200, rng_key=1)
+    mean, covariance = normals_exact(SD, Y)
+    compare(chains.draws["theta"], mean[1:], np.diag(covariance)[1:] ** 0.5, 300)
+    table = chains.summary(["mu", "theta"]).to_dataframe()
+    assert list(table.index) == ["mu", *(f"theta[{i}]" for i in range(6))]
+    np.testing.assert_allclose(table["mean"].to_numpy()[1:], chains.draws["theta"].mean((0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(table["bulk ESS"].iloc[0], effective_sample_size(chains.draws["mu"]), rtol=0.5)
+    assert str(chains).startswith("4 chains of 800 draws")
+    few = Chains({"mu": chains.draws["mu"][:, :50]}, chains.mcmc).summary()
+    assert "mu: R-hat up to" in str(few)
+    with pytest.raises(kayn.QueryError, match="no draws of 'nu'"):
+        chains.summary(["nu"])
+
+
+def test_a_start_is_a_guide_and_for_local_proposals():
+    with pytest.raises(kayn.KaynError, match="start is 3; it must be a NumPyro guide"):
+        kayn.MPGibbs(normals, start=3).passes(SD, Y)
+    with pytest.raises(kayn.KaynError, match="start= is for chains whose proposals are all local"):
+        kayn.MPGibbs(normals, proposal="prior", start=part).passes(SD, Y)

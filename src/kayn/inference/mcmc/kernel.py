@@ -45,6 +45,8 @@ class MPGibbs(MCMCKernel):
             steps that are learnt in warm-up. "prior": the model's prior. A NumPyro guide, or the result of `kayn.fit`:
             independent draws from it. Or a mapping from latents to these ("" for the rest), with one guide at most.
             Discrete latents of few values that the guide does not draw are drawn from their exact conditional.
+        start: a NumPyro guide, or the result of `kayn.fit`, that chains start from where all proposals are local; None
+            for the prior's quantiles.
         groups: latents that share a particle axis.
         params: values of `numpyro.param` sites in model and guide.
         target_elements, memory: as in `kayn.Importance`.
@@ -62,6 +64,7 @@ class MPGibbs(MCMCKernel):
         num_particles: Several | None = None,
         proposal: Any = "local",
         *,
+        start: Any = None,
         groups: Groups = (),
         params: Params = None,
         target_elements: Elements = TARGET_ELEMENTS,
@@ -69,7 +72,7 @@ class MPGibbs(MCMCKernel):
     ):
         self._model = model
         self.num_particles = USUAL if num_particles is None else num_particles
-        self.proposal, self.params = proposal, dict(params or {})
+        self.proposal, self.start, self.params = proposal, start, dict(params or {})
         self.options = {"groups": groups, "target_elements": target_elements, "memory": memory}
         self._known: tuple[Any, Prepared] | None = None
 
@@ -153,12 +156,8 @@ class MPGibbs(MCMCKernel):
         leaves = jax.tree.leaves((args, dict(kwargs)))
         if self._known is None or not _same(self._known[0], leaves):
             own_args, own_kwargs, _ = as_arguments(self._model, tuple(args), dict(kwargs))
-            self._known = (
-                leaves,
-                prepared(
-                    self._model, own_args, own_kwargs, self.num_particles, self.proposal, self.params, self.options
-                ),
-            )
+            asked = (self.num_particles, self.proposal, self.start, self.params, self.options)
+            self._known = (leaves, prepared(self._model, own_args, own_kwargs, *asked))
         return self._known[1]
 
 

@@ -23,7 +23,7 @@ from kayn.inference.mcmc.begin import with_all_from_guide
 from kayn.inference.mcmc.coordinates import Coordinates, coordinates_of
 from kayn.inference.mcmc.independent import draw_sites, refuse_unkept
 from kayn.inference.mcmc.passes import Passes, Planner
-from kayn.inference.mcmc.proposals import LOCAL, PRIOR, Proposals, local_words, prior_guide, proposals_of
+from kayn.inference.mcmc.proposals import LOCAL, PRIOR, Proposals, local_words, prior_guide, proposals_of, started_from
 from kayn.inference.mcmc.state import GibbsState
 from kayn.inference.mcmc.sweep import Kernel
 from kayn.particles.draw import draw_runs, supports
@@ -156,15 +156,19 @@ def prepared(
     kwargs: Mapping[str, Any],
     count: int,
     proposal: Any,
+    start: Any,
     params: Mapping[str, PyTree],
     options: Mapping[str, Any],
 ) -> Prepared:
     """Read a model and a guide, and choose passes.
 
+    Args:
+        start: a guide or a fit that chains start from, where no guide proposes; None for the prior's quantiles.
+
     Raises:
         KaynError: no kernel supports a site, or a proposal does not fit the model.
     """
-    proposals = proposals_of(proposal)
+    proposals = started_from(proposals_of(proposal), start)
     params = {**proposals.params, **params}
     request = make_request(count, **options)
     base = inspected_for(proposals.guide, model, args, kwargs, params, request)

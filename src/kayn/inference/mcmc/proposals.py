@@ -24,7 +24,7 @@ class Proposals:
 
     Attributes:
         kinds: "local", "prior" or "guide" by latent, "" for the rest.
-        guide: the guide, None where there is none.
+        guide: what proposes or what chains start from, None where there is none.
         params: values of its parameters that came with it.
     """
 
@@ -80,6 +80,23 @@ def proposals_of(proposal: Any) -> Proposals:
         return Proposals(kinds)
     guide = guides[0]
     return Proposals(kinds, guide.guide, dict(guide.proposal)) if _is_fit(guide) else Proposals(kinds, guide)
+
+
+def started_from(proposals: Proposals, start: Any) -> Proposals:
+    """The same proposals, with a guide that chains start from.
+
+    Raises:
+        KaynError: it is no guide, or another guide proposes.
+    """
+    if start is None:
+        return proposals
+    if not (callable(start) or _is_fit(start)):
+        raise KaynError(f"start is {start!r}; it must be a NumPyro guide, the result of kayn.fit, or None")
+    if proposals.guide is not None or PRIOR in proposals.kinds.values():
+        raise KaynError("start= is for chains whose proposals are all local; others start from the guide that proposes")
+    if _is_fit(start):
+        return Proposals(proposals.kinds, start.guide, dict(start.proposal))
+    return Proposals(proposals.kinds, start)
 
 
 def _is_fit(value: Any) -> bool:
