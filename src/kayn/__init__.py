@@ -16,6 +16,7 @@ from kayn.errors import (
     StructureWarning,
 )
 from kayn.fit import Fit, fit
+from kayn.formulas.formula import Formula, formula
 from kayn.guides.factorised import FactorisedGuide
 from kayn.inference.importance import Importance
 from kayn.inference.mcmc.chains import Chains
@@ -53,6 +54,7 @@ __all__ = [
     "DataWarning",
     "FactorisedGuide",
     "Fit",
+    "Formula",
     "GuideError",
     "Importance",
     "KaynError",
@@ -74,6 +76,7 @@ __all__ = [
     "cache_compilation",
     "compare",
     "fit",
+    "formula",
     "load",
     "lookup",
     "prior_predictive",

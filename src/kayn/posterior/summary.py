@@ -15,6 +15,7 @@ from kayn.posterior.joint import mixed_plate
 from kayn.posterior.labels import dims_of, labels_of
 from kayn.posterior.pool import Pool
 from kayn.posterior.spread import columns, shortest_interval, weighted_quantiles
+from kayn.support.prepared import Prepared
 from kayn.support.prints import Printed
 from kayn.support.table import format_table
 
@@ -121,12 +122,15 @@ def summarise(
     levels: tuple[float, ...] = QUANTILES,
     hdi_prob: float | None = None,
 ) -> Summary:
-    """Summarise sites, at most `max_rows` elements of each; all latents where no names are given.
+    """Summarise sites, at most `max_rows` elements of each; where no names are given, those that the model says
+    tell what was asked, or all latents.
 
     Raises:
         QueryError: a name is unknown.
     """
-    names = posterior.latent_names if names is None else (names,) if isinstance(names, str) else names
+    if names is None:
+        names = posterior.call.model.names if isinstance(posterior.call.model, Prepared) else posterior.latent_names
+    names = (names,) if isinstance(names, str) else names
     rows: list[SummaryRow] = []
     hidden = []
     for name in names:

@@ -18,6 +18,7 @@ import numpy as np
 
 from kayn.errors import DataError
 from kayn.programs.data import is_column, listed
+from kayn.support.prepared import Prepared
 from kayn.support.tables import Table
 
 
@@ -39,13 +40,19 @@ class Labels:
 def as_arguments(fn: Callable, args: tuple, kwargs: Mapping[str, Any], known: Labels | None = None) -> tuple:
     """A model's arguments with arrays in the place of columns and tables: (args, kwargs, labels).
 
+    A model that brings its own is called with these where none are given.
+
     Args:
         known: categories that columns have had before; others get the numbers after theirs.
 
     Raises:
         DataError: categories are missing.
     """
+    own: dict[str, np.ndarray] = {}
+    if known is None and isinstance(fn, Prepared) and not args and not kwargs:
+        args, own = fn.args, dict(fn.labels)
     converter = _Converter(known or Labels())
+    converter.labels.given.update(own)
     names = _names(fn, len(args))
     new = tuple(converter.of(n, v) for n, v in zip(names, args, strict=True))
     return new, {n: converter.of(n, v) for n, v in kwargs.items()}, converter.labels

@@ -1,0 +1,79 @@
+"""Tables of any library as a pandas frame, which `formulae` reads; rows with gaps are told of."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kayn.errors import DataError, DataWarning
+from kayn.programs.data import listed
+from kayn.support.validate import shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def as_frame(data: Any) -> pd.DataFrame:
+    """A table of pandas, polars or Arrow, or a mapping of columns, as a pandas frame with rows by number.
+
+    Raises:
+        DataError: it is none, or has no rows.
+    """
+    import narwhals as nw  # takes long to import
+    import pandas as pd
+
+    try:
+        if isinstance(data, Mapping):
+            frame = pd.DataFrame({str(n): np.asarray(v) if not hasattr(v, "dtype") else v for n, v in data.items()})
+        elif isinstance(data, pd.DataFrame):
+            frame = data
+        else:
+            frame = nw.from_native(data, eager_only=True).to_pandas()
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"data is {shown(data)}, not a table (of pandas, polars, Arrow) or a mapping of columns: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    if not len(frame):
+        raise DataError("data has no rows")
+    return frame.reset_index(drop=True)
+
+
+def refuse_unknown(frame: pd.DataFrame, names: Iterable[str]) -> None:
+    """Refuse names that are no columns.
+
+    Raises:
+        DataError: a name is none.
+    """
+    unknown = sorted(set(names) - set(frame.columns))
+    if unknown:
+        known = ", ".join(map(repr, frame.columns[:20])) + (", ..." if len(frame.columns) > 20 else "")
+        raise DataError(f"data has no column {unknown[0]!r}; it has {known}")
+
+
+def complete(frame: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
+    """The rows that have a value in all of some columns; a warning tells which are left out.
+
+    Raises:
+        DataError: there are none, or a column has an infinite number.
+    """
+    names = [n for n in frame.columns if n in set(names)]
+    for name in names:
+        if frame[name].dtype.kind == "f" and (infinite := np.isinf(frame[name].to_numpy())).any():
+            raise DataError(f"column {name!r} has infinite numbers {listed(np.argwhere(infinite))}")
+    missing = frame[names].isna()
+    gaps = missing.any(axis=1).to_numpy()
+    if not gaps.any():
+        return frame
+    told = ", ".join(f"{n!r} in {count}" for n, count in missing.sum().items() if count)
+    if gaps.all():
+        raise DataError(f"no row has a value in every column of the formula (missing: {told})")
+    warnings.warn(
+        f"{gaps.sum()} of {len(frame)} rows are left out, {listed(np.argwhere(gaps))}: values are missing ({told})",
+        DataWarning,
+        stacklevel=4,
+    )
+    return frame[~gaps].reset_index(drop=True)

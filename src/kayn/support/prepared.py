@@ -1,0 +1,22 @@
+"""A model that brings its data: what a call of kayn takes from it where no arguments are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+class Prepared:
+    """A NumPyro program that can be called with its own arguments.
+
+    Attributes:
+        args: its arguments.
+        labels: what the elements of its plates are called, by plate.
+        names: the sites that tell what was asked, in the order in which a summary shows them.
+    """
+
+    args: tuple[Any, ...]
+    labels: Mapping[str, np.ndarray]
+    names: tuple[str, ...]
