@@ -1,6 +1,8 @@
 """Formulas: the source that is shown, its density by hand, names, new rows, and what is refused."""
 
 import re
+import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +14,7 @@ from scipy import stats
 import kayn
 from kayn.errors import DataError, DataWarning, KaynError, ModelError
 
+ROOT = Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
 ROWS = 40
 TABLE = pd.DataFrame(
@@ -39,7 +42,7 @@ def pasted(formula):
 def drawn(formula):
     """Values of all latents, and of deterministic sites."""
     found = kayn.prior_predictive(formula, num_samples=1, rng_key=3)
-    return {n: np.asarray(v[0], float) for n, v in found.items()}
+    return {n: np.asarray(v[0]) for n, v in found.items()}
 
 
 def test_the_density_of_correlated_and_nested_groups_is_that_by_hand():
@@ -119,15 +122,14 @@ def test_the_likelihood_of_a_family_is_that_by_hand(family):
     outcome, density = FAMILIES[family]
     formula = kayn.formula(f"{outcome} ~ hours", TABLE, family=family)
     v = drawn(formula)
-    v["hours"] *= 0.1
+    v["hours"] = v["hours"] * np.float32(0.1)
     level = "cutpoints_at_means" if family == "ordinal" else "Intercept_at_means"
     eta = v["hours"] * (TABLE.hours.to_numpy() - TABLE.hours.mean()) + (0 if family == "ordinal" else v[level])
     y = formula.args[-1]
     latents = {n: v[n] for n in formula.priors}
     model = pasted(formula)
     with_data, _ = log_density(model, formula.args, {}, latents)
-    prior, _ = log_density(model, (*formula.args[:-1], None), {}, {**latents, outcome.replace(",", ", ").replace(
-        "  ", " "): y})  # fmt: skip
+    prior, _ = log_density(model, (*formula.args[:-1], None), {}, {**latents, outcome: y})
     assert with_data == pytest.approx(float(prior), rel=1e-6)
     scored = kayn_scores(model, formula.args, latents)
     np.testing.assert_allclose(scored, density(np.asarray(y), eta, v), rtol=2e-4, atol=2e-4)
@@ -258,7 +260,17 @@ def test_priors_are_distributions_or_their_text():
 
 
 def test_names_that_are_no_identifiers_or_are_taken_are_quoted():
-    table = TABLE.rename(columns={"hours": "for", "school": "eta", "klass": "model", "score": 'say "y"'})
-    formula = kayn.formula('`say "y"` ~ `for` + model + (1 | eta)'.replace('`say "y"`', "share"), table, family="beta")
+    table = TABLE.rename(columns={"hours": "for", "school": "eta", "klass": "model"})
+    formula = kayn.formula("share ~ `for` + model + (1 | eta)", table, family="beta")
     assert {"for", "model[b]", "1|eta"} <= {*formula.names}
     kayn.prior_predictive(formula, num_samples=2)
+
+
+def test_the_guide_runs():
+    text = (ROOT / "docs" / "guides" / "formulas.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S)).replace("kayn.fit(f)", "kayn.fit(f, num_steps=2)")
+    names = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # two steps are a poor fit
+        exec(code, names)  # noqa: S102 (our own documentation)
+    assert names["drawn"].shape == (1000, 2)

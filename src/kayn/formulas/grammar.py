@@ -47,6 +47,10 @@ class Grammar:
         for piece in _split(sides[1], "+", text):
             group = _group(piece, text)
             if group is None:
+                if "|" in piece:
+                    raise ModelError(
+                        f"formula {text!r}: write what varies by group in brackets of its own, e.g. ... + (1 + x | g)"
+                    )
                 common.append(piece)
             else:
                 groups.append(group)
