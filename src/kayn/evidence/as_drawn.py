@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from kayn.axes.minibatches import subsampled_plates
 from kayn.graph.running_sums import added_up
 from kayn.programs.running import ReadRunning
 from kayn.programs.sites import Inspected, Site
@@ -34,7 +35,9 @@ def in_running_sums(inspected: Inspected, names: Collection[str] | None = None) 
     Args:
         names: the only latents that may be; by default all.
     """
-    able = [n for n, s in inspected.sites.items() if _are_innovations(s) and (names is None or n in names)]
+    some = subsampled_plates(inspected.sites)
+    sites = {n: s for n, s in inspected.sites.items() if names is None or n in names}
+    able = [n for n, s in sites.items() if _are_innovations(s) and not some.keys() & {f[0] for f in s.frames}]
     if not able or inspected.drawn is None:
         return inspected
     found = added_up(inspected.drawn, able)

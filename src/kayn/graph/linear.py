@@ -76,7 +76,7 @@ class Following:
         for eqn in jaxpr.eqns:
             if any(v in self.unknown for v in eqn.invars if not isinstance(v, Literal)):
                 self.unknown.update(eqn.outvars)
-        self.vector = tuple(np.asarray(p, np.float32) for p in probes)
+        self.vector = tuple(np.asarray(p, start.aval.dtype) for p in probes)
         self.found: dict[Any, Linear] = {start: Linear({}, self.vector)}
 
     def of(self, atom: Any) -> Linear | None:

@@ -200,14 +200,15 @@ def _recursion(value: Linear, steps: int) -> Coordinates | None:
         fits = np.abs(other - decay * before[1] - weight * probes[1]) <= CLOSE * size
     if not decay.any() or not np.all(fits) or not np.all(np.abs(weight) > CLOSE * np.max(np.abs(weight))):
         return None
-    return Coordinates(_brief(decay[1:], decay), _brief(weight / weight[-1], weight / weight[-1]))
+    weight, dtype = weight / weight[-1], value.numbers[0].dtype
+    return Coordinates(_brief(decay[1:], decay, dtype), _brief(weight, weight, dtype))
 
 
-def _brief(numbers: np.ndarray, whole: np.ndarray) -> Any:
+def _brief(numbers: np.ndarray, whole: np.ndarray, dtype: Any) -> Any:
     """One number for all steps where it is the same, None where it is one."""
     if np.allclose(numbers, 1.0, atol=1e-5):
         return None
-    return np.float32(numbers[0]) if np.allclose(numbers, numbers[0], rtol=1e-5) else whole.astype(np.float32)
+    return numbers[0].astype(dtype) if np.allclose(numbers, numbers[0], rtol=1e-5) else whole.astype(dtype)
 
 
 def _innovations(coordinates: Coordinates, sums: np.ndarray) -> np.ndarray:
