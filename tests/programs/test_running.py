@@ -209,6 +209,34 @@ def test_results_are_those_of_the_innovations():
     assert scores.pointwise["y"].shape == (STEPS + 3,)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_walk_for_every_element_of_a_plate(axis):
+    """Steps in front of the plate and behind it, of a known scale and with gaps: walks do not know of each other."""
+    data = np.moveaxis(np.stack([Y, -Y, 1.5 - Y]), 1, axis)
+    gaps = np.sqrt(GAPS) if axis else np.sqrt(GAPS)[:, None]
+
+    def model(y):
+        with numpyro.plate("walks", 3, dim=-1 - axis), numpyro.plate("time", STEPS, dim=axis - 2):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            level = numpyro.deterministic("level", 0.5 * jnp.cumsum(gaps * z, axis))
+            numpyro.sample("y", dist.Normal(level, 0.4), obs=y)
+
+    covariance = 0.25 * (LOWER * GAPS) @ LOWER.T
+    unit = covariance + 0.16 * np.eye(STEPS)
+    rows = np.moveaxis(data, axis, 1)
+    posterior = kayn.fit(model, args=(data,), progress=False, num_particles=30).posterior()
+    assert posterior.problem.layout.axis_of("kayn:unbounded:z").scope == tuple(
+        n for n, _ in posterior.problem.graph.latent("kayn:unbounded:z").plates
+    )
+    evidence = sum(multivariate_normal(np.zeros(STEPS), unit).logpdf(row) for row in rows)
+    assert abs(float(posterior.log_evidence) - evidence) < 0.3
+    levels = np.moveaxis(np.asarray(posterior.mean("level")), axis, 1)
+    spread = np.sqrt(np.diag(covariance - covariance @ np.linalg.solve(unit, covariance)))
+    np.testing.assert_allclose(levels, rows @ np.linalg.solve(unit, covariance), atol=0.3 * spread.min())
+    draws = posterior.sample(0, 100)
+    np.testing.assert_allclose(draws["level"], 0.5 * np.cumsum(gaps * draws["z"], axis + 1), rtol=1e-3, atol=1e-4)
+
+
 def test_heavy_tails_stay_what_they_are():
     def model(y):
         with numpyro.plate("time", STEPS):

@@ -47,13 +47,12 @@ def in_running_sums(inspected: Inspected, names: Collection[str] | None = None) 
 
 
 def _are_innovations(site: Site) -> bool:
-    """Whether a latent may be innovations: a vector of independent numbers, each anywhere."""
+    """Whether a latent may be innovations: independent numbers, each anywhere, a batch or one event."""
     plain = site.kind == "sample" and not (site.observed or site.discrete or site.delta or site.scaled or site.added)
     if not plain or site.steps is not None or site.mask_ndim or site.unbounded or not _everything(site):
         return False
-    frames = all(dim == -1 and size == site.shape[-1] for _, dim, size in site.frames)
-    independent = site.event_dim == site.independent_ndim
-    return frames and independent and len(site.shape) == 1 and site.shape[0] >= SHORTEST
+    alone = site.event_dim == site.independent_ndim and (not site.event_dim or len(site.shape) == 1)
+    return alone and max(site.shape, default=1) >= SHORTEST
 
 
 def _everything(site: Site) -> bool:

@@ -96,7 +96,7 @@ def discover(program: Program, known: Sequence[Array]) -> Structure:
     plates = {n: Plate(n, s.shape[0], s.batch_shape[0]) for n, s in program.sites.items() if s.kind == "plate"}
     for site in program.sites.values():
         for name, dim, size in site.frames:  # plates inside loops, and the loops' steps
-            leading = site.steps is not None and dim == -len(site.batch_shape)
+            leading = site.steps is not None and dim == site.step_dim - len(site.batch_shape)
             plates.setdefault(name, Plate(name, size, size))
             if leading:
                 plates[name] = replace(plates[name], steps=True)
@@ -187,11 +187,12 @@ def _densities(program: Program, found: Mapping[OutputName, Any]) -> dict[str, D
 
 def _alias(alias: Alias, program: Program, latents: Sequence[Latent]) -> AliasOf:
     base = next(z for z in latents if z.name == alias.base)
-    time = next(name for name, dim in base.plates if dim == 0)
+    time = next(name for name, dim in base.plates if dim == alias.dim)
     latent = replace(base, name=alias.name)
     if alias.end:
-        plates = tuple((name, dim - 1) for name, dim in base.plates if dim > 0)
-        latent = replace(latent, shape=base.shape[1:], batch_ndim=base.batch_ndim - 1, plates=plates)
+        plates = tuple((name, dim - (dim > alias.dim)) for name, dim in base.plates if dim != alias.dim)
+        shape = base.shape[: alias.dim] + base.shape[alias.dim + 1 :]
+        latent = replace(latent, shape=shape, batch_ndim=base.batch_ndim - 1, plates=plates)
     return AliasOf(latent, alias.base, alias.lag, alias.end, time)
 
 

@@ -46,7 +46,7 @@ class Following:
     Args:
         known: values of the program's constants and inputs, None where unknown.
         start: the variable that is the vector.
-        probes: [T] each.
+        probes: values of it.
         opaque: variables whose values are not known although they are computed of what is.
         states: what a recursion of unknown decays gives for the first of the probes, which are then its innovations
             divided by their weight.
@@ -120,7 +120,7 @@ class Following:
         """How often a value is the vector itself, of whose probes, the last, it gives these numbers; None where it is
         something else."""
         probes = self.vector[len(self.vector) - len(numbers) :]
-        weight = float(numbers[0].ravel()[0] / probes[0][0])
+        weight = float(numbers[0].ravel()[0] / probes[0].ravel()[0])
         same = all(
             n.shape == p.shape and np.allclose(n, weight * p, rtol=1e-5) for n, p in zip(numbers, probes, strict=True)
         )

@@ -6,6 +6,7 @@ value that is linear in z, and whose entries read many elements of z but one of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -22,7 +23,7 @@ from kayn.graph.totals import run_flat
 from kayn.programs.calls import called
 from kayn.programs.drawn import Drawn
 from kayn.programs.outputs import Part
-from kayn.programs.running import Computed, Coordinates, one_earlier
+from kayn.programs.running import Computed, Coordinates
 from kayn.programs.scans import Alias
 from kayn.programs.slices import equation_as_function
 from kayn.programs.trace import Program
@@ -39,28 +40,30 @@ class Entries:
     """A value each entry of which reads one element of a vector at most.
 
     Attributes:
-        index, weight: which element, and how often: in the value's shape.
+        index, weight: which element, all counted in one row, and how often: in the value's shape.
     """
 
     index: np.ndarray
     weight: np.ndarray
 
 
-def _probes(steps: int) -> list[np.ndarray]:
-    """Whole numbers [T], so that sums of them are exact; the second is the first times one more than the index."""
+def _probes(shape: tuple[int, ...]) -> list[np.ndarray]:
+    """Whole numbers, so that sums of them are exact: two, and the first times one more than each index."""
     rng = np.random.default_rng(0)
-    first, other = (rng.integers(1, 5, steps) * rng.choice([-1, 1], steps) for _ in range(2))
-    return [first.astype(float), first * (1.0 + np.arange(steps)), other.astype(float)]
+    first, other = (rng.integers(1, 5, shape) * rng.choice([-1.0, 1.0], shape) for _ in range(2))
+    return [first, other, *(first * (1.0 + index) for index in np.indices(shape))]
 
 
-def _entries(numbers: Sequence[np.ndarray], steps: int) -> Entries | None:
+def _entries(numbers: Sequence[np.ndarray], shape: tuple[int, ...]) -> Entries | None:
     """What a linear map reads, of whose results for `_probes` these are the numbers; None where an entry reads more."""
-    first, by_index = (n.astype(float) for n in numbers[:2])
-    probes = _probes(steps)
+    first, _, *by_index = (n.astype(float) for n in numbers)
     some = np.abs(first) > CLOSE * np.max(np.abs(first), initial=1e-30)
-    index = np.where(some, np.round(by_index / np.where(some, first, 1.0)) - 1, 0).astype(int)
-    if np.isnan(first).any() or np.any((index < 0) | (index >= steps)):
+    if np.isnan(first).any():
         return None
+    places = [np.where(some, np.round(n / np.where(some, first, 1.0)) - 1, 0).astype(int) for n in by_index]
+    if any(np.any((place < 0) | (place >= size)) for place, size in zip(places, shape, strict=True)):
+        return None
+    index, probes = np.ravel_multi_index(places, shape), [p.ravel() for p in _probes(shape)]
     weight = np.where(some, first / probes[0][index], 0.0)
     scale = CLOSE * np.max(np.abs(weight), initial=1e-30)
     fits = [np.abs(weight * p[index] - n) <= scale * np.abs(p[index]) for p, n in zip(probes, numbers, strict=True)]
@@ -72,7 +75,7 @@ def added_up(drawn: Drawn, names: Collection[str]) -> dict[str, Coordinates]:
 
     Args:
         drawn: the model as it is run.
-        names: latents of shape [T] of independent elements.
+        names: latents of independent elements.
     """
     jaxpr = drawn.closed.jaxpr
     latents = dict(zip(drawn.latents, jaxpr.outvars, strict=False))
@@ -115,10 +118,10 @@ def _may_add_up(jaxpr: Jaxpr, start: Any) -> bool:
     """Whether an operation that may add a vector up reads what is computed of it."""
     if isinstance(start, Literal):
         return False
-    steps, reached = start.aval.shape[0], {start}
+    shape, reached = start.aval.shape, {start}
     for eqn in jaxpr.eqns:
         if any(v in reached for v in eqn.invars if not isinstance(v, Literal)):
-            if any(_adds_up(e, steps) for e in _within(eqn)):
+            if any(_adds_up(e, shape) for e in _within(eqn)):
                 return True
             reached.update(eqn.outvars)
     return False
@@ -129,10 +132,10 @@ def _within(eqn: JaxprEqn) -> list[JaxprEqn]:
     return [eqn] if call is None else [e for inner in call[0].eqns for e in _within(inner)]
 
 
-def _adds_up(eqn: JaxprEqn, steps: int) -> bool:
+def _adds_up(eqn: JaxprEqn, shape: tuple[int, ...]) -> bool:
     if eqn.primitive.name == "dot_general":
-        return any(v.aval.shape[-2:] == (steps, steps) for v in eqn.invars)
-    return eqn.primitive.name in ("cumsum", "pad") or (eqn.primitive.name == "scan" and eqn.params["length"] == steps)
+        return any(v.aval.shape[-2:] == (steps, steps) for v in eqn.invars for steps in shape)
+    return eqn.primitive.name in ("cumsum", "pad") or (eqn.primitive.name == "scan" and eqn.params["length"] in shape)
 
 
 def _coordinates(jaxpr: Jaxpr, known: Sequence[Any], start: Any, earlier: Mapping[Any, str]) -> Coordinates | None:
@@ -141,15 +144,18 @@ def _coordinates(jaxpr: Jaxpr, known: Sequence[Any], start: Any, earlier: Mappin
     Args:
         earlier: latents by variable; those behind the vector are called by an empty name.
     """
-    steps = start.aval.shape[0]
-    following = Following(jaxpr, known, start, [np.eye(1, steps)[0], *_probes(steps)[::2]], [*earlier])
+    shape = start.aval.shape
+    ones = [np.where(place == 0, 1.0, 0.0) for place in np.indices(shape)]
+    following = Following(jaxpr, known, start, [*ones, *_probes(shape)[:2]], [*earlier])
     found = None
     for eqn in jaxpr.eqns:
         if not following.reads(eqn):
             continue
         if following.follow(eqn):
             adds = eqn.primitive.name in ADDING
-            found = _recursion(following.found[eqn.outvars[-1]], steps) if adds else None
+            value = following.found[eqn.outvars[-1]]
+            along = (_recursion(value, shape, axis) for axis in range(len(shape)) if adds)
+            found = next((c for c in along if c is not None), None)
         elif is_recursion(eqn) and following.known(decay := following.decay_of(eqn)) is None:
             computed = _computed(jaxpr, following.values, decay, earlier)
             found = None if computed is None else Coordinates(computed=computed)
@@ -186,35 +192,42 @@ def _computed(jaxpr: Jaxpr, values: Mapping[Any, Any], variable: Any, earlier: M
     return Computed(tuple(earlier[v] for v in latents), run)
 
 
-def _recursion(value: Linear, steps: int) -> Coordinates | None:
-    """The recursion `r_t = d_t r_{t-1} + w_t z_t` whose r a value is, but for a factor; None where it is none."""
-    if value.numbers[0].size != steps:
+def _recursion(value: Linear, shape: tuple[int, ...], axis: int) -> Coordinates | None:
+    """The recursion `r_t = d_t r_{t-1} + w_t z_t` along an axis whose r a value is, but for a factor; None where it is
+    none.
+
+    Args:
+        value: as it follows from what is one at the first step along each axis and zero then, and from two probes.
+    """
+    if value.numbers[0].size != math.prod(shape):
         return None
-    once, first, other = (n.ravel().astype(float) for n in value.numbers)
-    probes = _probes(steps)[::2]
+    *ones, first, other = (np.moveaxis(n.reshape(shape).astype(float), axis, 0) for n in value.numbers)
+    once, probes = ones[axis], [np.moveaxis(p, axis, 0) for p in _probes(shape)[:2]]
     with np.errstate(all="ignore"):
-        decay = np.concatenate([[0.0], np.where(once[:-1] == 0, 0.0, once[1:] / once[:-1])])
-        before = [np.concatenate([[0.0], n[:-1]]) for n in (first, other)]
+        decay = np.concatenate([0 * once[:1], np.where(once[:-1] == 0, 0.0, once[1:] / once[:-1])])
+        before = [np.concatenate([0 * n[:1], n[:-1]]) for n in (first, other)]
         weight = (first - decay * before[0]) / probes[0]
         size = np.abs(other) + np.abs(decay * before[1]) + np.abs(weight)
         fits = np.abs(other - decay * before[1] - weight * probes[1]) <= CLOSE * size
     if not decay.any() or not np.all(fits) or not np.all(np.abs(weight) > CLOSE * np.max(np.abs(weight))):
         return None
-    weight, dtype = weight / weight[-1], value.numbers[0].dtype
-    return Coordinates(_brief(decay[1:], decay, dtype), _brief(weight, weight, dtype))
+    weight, dtype = weight / weight.ravel()[-1], value.numbers[0].dtype
+    decays, weights = (np.moveaxis(x, 0, axis).astype(dtype) for x in (decay, weight))
+    return Coordinates(_brief(decay[1:], decays), _brief(weight, weights), axis=axis - len(shape))
 
 
-def _brief(numbers: np.ndarray, whole: np.ndarray, dtype: Any) -> Any:
-    """One number for all steps where it is the same, None where it is one."""
+def _brief(numbers: np.ndarray, whole: np.ndarray) -> Any:
+    """One number for all elements where it is the same, None where it is one."""
     if np.allclose(numbers, 1.0, atol=1e-5):
         return None
-    return numbers[0].astype(dtype) if np.allclose(numbers, numbers[0], rtol=1e-5) else whole.astype(dtype)
+    one = numbers.ravel()[0]
+    return one.astype(whole.dtype) if np.allclose(numbers, one, rtol=1e-5) else whole
 
 
 def _innovations(coordinates: Coordinates, sums: np.ndarray) -> np.ndarray:
     with jax.ensure_compile_time_eval():
         r = jnp.asarray(sums)
-        return np.asarray(coordinates.innovations(r, one_earlier(r)))
+        return np.asarray(coordinates.innovations(r, coordinates.earlier(r)))
 
 
 class Change:
@@ -228,13 +241,14 @@ class Change:
     def __init__(
         self, jaxpr: Jaxpr, known: Sequence[Any], start: Any, coordinates: Coordinates, opaque: Sequence[Any] = ()
     ):
-        self.steps = start.aval.shape[0]
-        probes = _probes(self.steps)
+        self.shape = start.aval.shape
+        probes = _probes(self.shape)
         if coordinates.computed is None:
             of_sums, states = [_innovations(coordinates, p) for p in probes], []
         else:  # whose innovations are not known
-            of_sums, states = [np.full(self.steps, np.nan)] * len(probes), probes
+            of_sums, states = [np.full(self.shape, np.nan)] * len(probes), probes
         self.following = Following(jaxpr, known, start, [*of_sums, *probes], opaque, states)
+        self.axis = coordinates.axis
         self.written: dict[Any, Entries] = {}
         self.left = False
         self._seen: set[Any] = set()
@@ -254,9 +268,10 @@ class Change:
 
     def _is_written(self, variable: Any) -> bool:
         numbers = self.following.found[variable].numbers
-        if _entries(numbers[3:], self.steps) is not None:
+        half = len(numbers) // 2
+        if _entries(numbers[half:], self.shape) is not None:
             return False
-        entries = _entries(numbers[:3], self.steps)
+        entries = _entries(numbers[:half], self.shape)
         if entries is None:
             self.left = True
             return False
@@ -305,7 +320,7 @@ def _run_changed(
         for v in variables:
             factors = change.following.found[v].factors.items()
             c = reduce(jnp.multiply, (value(f).reshape(()) ** n for f, n in factors), jnp.ones((), v.aval.dtype))
-            env[v] = c * _read(change.written[v], r, before).astype(v.aval.dtype) + offsets[v]
+            env[v] = c * _read(change.written[v], r, before, change.axis).astype(v.aval.dtype) + offsets[v]
 
     for eqn in jaxpr.eqns:
         write(change.read(eqn))
@@ -319,12 +334,12 @@ def _run_changed(
     return [value(v) for v in jaxpr.outvars]
 
 
-def _read(entries: Entries, r: Array, before: Array) -> Array:
+def _read(entries: Entries, r: Array, before: Array, axis: int) -> Array:
     """The elements of the sums that the entries of a value read, times their weights."""
-    steps, shape = r.shape[0], entries.index.shape
+    shape, stride = entries.index.shape, math.prod(r.shape[r.ndim + axis + 1 :])
     some, row = entries.weight.ravel() != 0, entries.index.ravel()
-    fits = [len(row) == steps and np.all((row == np.arange(steps) - lag)[some]) for lag in (0, 1)]
-    read = r.reshape(shape) if fits[0] else before.reshape(shape) if fits[1] else r[entries.index]
+    fits = [len(row) == r.size and np.all((row == np.arange(r.size) - lag * stride)[some]) for lag in (0, 1)]
+    read = r.reshape(shape) if fits[0] else before.reshape(shape) if fits[1] else r.ravel()[entries.index]
     weight = (
         np.round(entries.weight) if np.allclose(entries.weight, np.round(entries.weight), atol=1e-5) else entries.weight
     )

@@ -24,7 +24,7 @@ from kayn.programs.outputs import Part
 from kayn.programs.randomness import Keys
 from kayn.programs.roles import Fixed
 from kayn.programs.seeding import InvertedDraws, seeded
-from kayn.programs.sites import Site, inspect_sites, refuse_point_estimates, share_fixed
+from kayn.programs.sites import Site, inspect_sites, share_fixed
 from kayn.programs.trace import Program, trace_program
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
@@ -71,7 +71,7 @@ def trace_guide(
     """
     sites = share_fixed(inspect_sites(guide, args, kwargs, params, guide=True), model_sites)
     drawn = {n: s for n, s in sites.items() if s.kind == "sample" and not s.observed}
-    refuse_point_estimates(sites)
+    _refuse_point_estimates(sites)
     _check_match(drawn, model_sites)
     refuse_smaller_supports(drawn, model_sites)
     refuse_points(guide, args, kwargs, params, sites, model_sites)
@@ -213,3 +213,14 @@ def run_guide(
     program = Keys(seeded(InvertedDraws(Given(Fixed(guide), params=params, subsample=subsample)), key))
     trace = handlers.trace(program).get_trace(*args, **kwargs)
     return [program.found[n] if n in program.found else jnp.asarray(trace[n]["value"]) for n in names]
+
+
+def _refuse_point_estimates(sites: Mapping[str, Site]) -> None:
+    """Raise for guides such as AutoDelta, whose draws have no density."""
+    random = [s for s in sites.values() if s.kind == "sample" and not s.delta and not s.observed]
+    points = [s.name for s in sites.values() if s.kind == "sample" and s.delta and not s.observed]
+    if points and not random:
+        raise GuideError(
+            f"the guide puts a point mass on {', '.join(map(repr, points))} (as AutoDelta does); a point has no "
+            "density to weight particles with. Use a guide with spread, such as AutoNormal, or guide=None"
+        )

@@ -159,7 +159,9 @@ def checked(posterior: Pool, setting: Setting) -> tuple[Setting, Read]:
         if name not in sites or {f[0] for f in old.frames} & set(new_plates):
             continue
         new = sites[name]
-        if new.shape[0] < old.shape[0] or new.shape[1:] != old.shape[1:]:
+        dim = old.step_dim
+        others = [s.shape[:dim] + s.shape[dim + 1 :] for s in (new, old)]
+        if new.shape[dim] < old.shape[dim] or others[0] != others[1]:
             raise QueryError(
                 f"time series {name!r} has shape {old.shape} in the posterior but {new.shape} under the new "
                 "arguments; it may get more steps, after those of the training data, but no new elements of other "

@@ -48,7 +48,7 @@ class Walks(Messenger):
             return
         steps = fn.shape()[-1]
         self.orders[name] = 1
-        before = self.values.get(Alias(name, 1, False).name, jnp.zeros(steps))
+        before = self.values.get(Alias(name, 1, False).name, jnp.zeros(fn.shape()))
         if walk:
             msg["fn"] = dist.Normal(jnp.where(jnp.arange(steps) == 0, 0.0, before), fn.scale)
         else:

@@ -46,58 +46,67 @@ class Computed:
     run: Callable[..., Array]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("decay", "weight"), meta_fields=("computed",))
+@partial(jax.tree_util.register_dataclass, data_fields=("decay", "weight"), meta_fields=("computed", "axis"))
 @dataclass(frozen=True, eq=False)
 class Coordinates:
     """What the innovations z of a latent are replaced by: `r_t = d_t r_{t-1} + w_t z_t`, with r_0 = w_0 z_0.
 
     Attributes:
-        decay, weight: d and w, one for all steps or [T]; None where they are one.
+        decay, weight: d and w, one for all elements or one each; None where they are one.
         computed: d, where it depends on latents.
+        axis: the dimension that steps are, from the last, which is -1.
     """
 
     decay: Any = None
     weight: Any = None
     computed: Computed | None = None
+    axis: int = -1
 
     def given(self, values: Mapping[str, Array]) -> Coordinates:
         """With decays that are computed of the values of latents."""
         if self.computed is None:
             return self
-        return Coordinates(self.computed.run(*(values[n] for n in self.computed.latents)), self.weight)
+        return Coordinates(self.computed.run(*(values[n] for n in self.computed.latents)), self.weight, axis=self.axis)
 
     @property
-    def steps(self) -> int | None:
-        """The number of steps that these are coordinates of; None for any."""
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of the latents that these are coordinates of; None for any."""
         shapes = [np.shape(x) for x in (self.decay, self.weight) if x is not None]
-        return next((shape[0] for shape in shapes if shape), None)
+        return next((shape for shape in shapes if shape), None)
 
     def sums(self, z: Array) -> Array:
-        """r: [..., T]."""
+        """r, in the shape of z."""
         added = z if self.weight is None else z * jnp.asarray(self.weight, z.dtype)
         if self.decay is None:
-            return jnp.cumsum(added, -1)
+            return jnp.cumsum(added, self.axis)
 
         def join(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
             return a[0] * b[0], a[1] * b[0] + b[1]
 
         decay = jnp.broadcast_to(jnp.asarray(self.decay, z.dtype), z.shape)
-        return jax.lax.associative_scan(join, (decay, added), axis=-1)[1]
+        return jax.lax.associative_scan(join, (decay, added), axis=z.ndim + self.axis)[1]
 
     def moved(self, before: Array) -> Array:
-        """What of the values one step earlier, [..., T], is in r; the first of them is not used."""
+        """What of the values one step earlier is in r; the first of them is not used."""
         moved = before if self.decay is None else jnp.asarray(self.decay, before.dtype) * before
-        return jnp.where(jnp.arange(before.shape[-1]) == 0, 0.0, moved)
+        step = jnp.arange(before.shape[self.axis]).reshape((-1, *(1,) * (-self.axis - 1)))
+        return jnp.where(step == 0, 0.0, moved)
 
     def innovations(self, r: Array, before: Array) -> Array:
-        """z, given r and its values one step earlier: [..., T]."""
+        """z, given r and its values one step earlier."""
         z = r - self.moved(before)
         return z if self.weight is None else z / jnp.asarray(self.weight, r.dtype)
 
     def carried_on(self, r: Array, fresh: Array) -> Array:
         """r, with the innovations of a longer one in the steps behind it."""
-        own, others = self.innovations(r, one_earlier(r)), self.innovations(fresh, one_earlier(fresh))
-        return self.sums(jnp.concatenate([own, others[..., r.shape[-1] :]], -1))
+        own, others = (self.innovations(x, self.earlier(x)) for x in (r, fresh))
+        behind = jax.lax.slice_in_dim(others, r.shape[self.axis], None, axis=r.ndim + self.axis)
+        return self.sums(jnp.concatenate([own, behind], self.axis))
+
+    def earlier(self, r: Array) -> Array:
+        """r one step earlier, of which the first step repeats the first."""
+        steps, axis = r.shape[self.axis], r.ndim + self.axis
+        return jnp.take(r, np.maximum(np.arange(steps) - 1, 0), axis)
 
 
 PLAIN = Coordinates()
@@ -116,16 +125,11 @@ class Earlier:
     values: list[Array] = field(default_factory=list)
 
 
-def one_earlier(r: Array) -> Array:
-    """A path one step earlier, of which the first step repeats the first: [..., T]."""
-    return jnp.concatenate([r[..., :1], r[..., :-1]], -1)
-
-
 class Running(dist.Distribution):
     """The law of the running sum of innovations, which are independent.
 
     Args:
-        law: of the innovations, along its last dimension of batch or event.
+        law: of the innovations, which are a batch, or an event in no batch.
     """
 
     pytree_data_fields = ("law", "coordinates")
@@ -146,12 +150,12 @@ class Running(dist.Distribution):
         return constraints.independent(constraints.real, self.event_dim) if self.event_dim else constraints.real
 
     def sample(self, key: KeyArray, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Draws [*sample_shape, T]."""
+        """Draws, [*sample_shape, *shape]."""
         return self.coordinates.sums(self.law.sample(key, sample_shape))
 
     def log_prob(self, value: Array) -> Array:
         """Log density of r, nats: that of the innovations, and of the volume that they have there."""
-        z = self.coordinates.innovations(value, one_earlier(value))
+        z = self.coordinates.innovations(value, self.coordinates.earlier(value))
         density, weight = dependable(self.law, z).log_prob(z), self.coordinates.weight
         if weight is None:
             return density
@@ -159,7 +163,7 @@ class Running(dist.Distribution):
         return density - (volume.sum() if self.event_dim else volume)
 
     def steps(self, before: Array) -> dist.Distribution:
-        """The law of every step given the one before, which the first step does not use: a batch [T]."""
+        """The law of every step given the one before, which the first step does not use: a batch."""
         base = self.law
         while isinstance(base, dist.Independent | dist.ExpandedDistribution):
             base = base.base_dist
@@ -194,16 +198,16 @@ class ReadRunning(Messenger):
         name = msg["name"]
         if msg["type"] != "sample" or name not in self.coordinates or msg["is_observed"] or msg["value"] is not None:
             return
-        whole, (steps,) = self.coordinates[name], msg["fn"].shape()
-        if whole.steps not in (None, steps):
+        whole, shape = self.coordinates[name], msg["fn"].shape()
+        if whole.shape not in (None, shape):
             raise ModelError(
-                f"latent {name!r} has {steps} elements, but had {whole.steps} where the weights were found by which "
-                "the model adds them up; keep their number, or give all elements one weight"
+                f"latent {name!r} has shape {shape}, but had {whole.shape} where the weights were found by which "
+                "the model adds them up; keep its shape, or give all elements one weight"
             )
         coordinates, earlier = whole.given(self.seen), Earlier(whole)
         law = Running(msg["fn"], coordinates)
         r = numpyro.sample(unbounded(name), law, infer={**msg["infer"], EARLIER: earlier})
-        before = earlier.values[0] if earlier.values else one_earlier(r)
+        before = earlier.values[0] if earlier.values else coordinates.earlier(r)
         msg["type"], msg["value"] = "deterministic", coordinates.innovations(r, before)
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:

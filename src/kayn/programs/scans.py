@@ -30,11 +30,16 @@ from kayn.support.numpyro_internals import align_steps, as_pytree, at_step, is_s
 
 @dataclass(frozen=True)
 class Alias:
-    """A chain latent at another step: `lag` steps before each (`end` false), or before the last one (`end` true)."""
+    """A chain latent at another step: `lag` steps before each (`end` false), or before the last one (`end` true).
+
+    Attributes:
+        dim: the dimension of the latent's shape that steps run along.
+    """
 
     base: str
     lag: int
     end: bool
+    dim: int = 0
 
     @property
     def name(self) -> str:
@@ -42,23 +47,28 @@ class Alias:
         moment = "T" if self.end else "t"
         return f"{RESERVED}{self.base}@{moment}-{self.lag}" if self.lag else f"{RESERVED}{self.base}@{moment}"
 
-    def move(self, value: Array, axis: int) -> Array:
+    def move(self, value: Array, leading: int) -> Array:
         """The chain's values where this alias stands for them; steps before the first repeat the first,
         and are not used.
 
         Args:
-            value: values of the latent, steps along dimension `axis`.
+            value: values of the latent, with some leading dimensions more than it has.
         """
+        axis = leading + self.dim
         steps = value.shape[axis]
         if self.end:
             return jnp.take(value, max(steps - 1 - self.lag, 0), axis)
         return jnp.take(value, np.maximum(np.arange(steps) - self.lag, 0), axis)
 
 
-def aliases(orders: Mapping[str, int]) -> tuple[Alias, ...]:
-    """All aliases of chain latents, given how many steps back each is read."""
+def aliases(orders: Mapping[str, int], dims: Mapping[str, int] | None = None) -> tuple[Alias, ...]:
+    """All aliases of chain latents, given how many steps back each is read, and where steps are not the first of its
+    dimensions, which they are."""
     return tuple(
-        Alias(name, lag, end) for name, order in orders.items() for end in (False, True) for lag in _lags(order, end)
+        Alias(name, lag, end, (dims or {}).get(name, 0))
+        for name, order in orders.items()
+        for end in (False, True)
+        for lag in _lags(order, end)
     )
 
 

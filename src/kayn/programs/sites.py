@@ -77,7 +77,9 @@ class Site:
     mask_ndim: int = 0
     """Dimensions of what its masks stand at: those of the batch, and of events that are made of masked elements."""
     steps: int | None = None
-    """Number of steps of the chain that the site is; its leading dimension."""
+    """Number of steps of the chain that the site is."""
+    step_dim: int = 0
+    """The dimension that they are."""
     walk: bool = False
     """Whether the chain is one site in the model, and not one of a `scan`."""
     running: Coordinates | None = None
@@ -218,10 +220,13 @@ def _name_steps(sites: Mapping[str, Site]) -> dict[str, Site]:
     base = "time" if "time" not in taken else "scan_time"
     names = {length: fresh(base if len(lengths) == 1 else f"{base}_{length}", taken) for length in sorted(lengths)}
 
+    def place(site: Site) -> int:
+        return site.step_dim - len(site.batch_shape)
+
     def named(site: Site) -> Site:
-        if site.steps is None or any(dim == -len(site.batch_shape) for _, dim, _ in site.frames):
+        if site.steps is None or any(dim == place(site) for _, dim, _ in site.frames):
             return site  # its steps may be a plate of the user's
-        return replace(site, frames=(*site.frames, (names[site.steps], -len(site.batch_shape), site.steps)))
+        return replace(site, frames=(*site.frames, (names[site.steps], place(site), site.steps)))
 
     return {n: named(s) for n, s in sites.items()}
 
@@ -273,7 +278,9 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         refuse_shape(name, shape, fn.shape(), innermost(fn).event_dim, plates)
     infer = site["infer"]
     walk = WALK in infer
-    steps = shape[0] if walk or (is_in_scan(site) and shape) else None
+    sums = infer[EARLIER].coordinates if walk and EARLIER in infer else None
+    step_dim = 0 if sums is None else len(shape) + sums.axis
+    steps = shape[step_dim] if walk or (is_in_scan(site) and shape) else None
     base = innermost(fn)
     discrete = bool(getattr(fn.support, "is_discrete", False)) if not isinstance(base, dist.Unit) else False
     asked = infer.get("enumerate") == "parallel"
@@ -301,8 +308,9 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         support=None if site["is_observed"] else support_of(fn),
         mask_ndim=0 if (mask := element_mask(fn)) is None else mask.ndim,
         steps=steps,
+        step_dim=step_dim,
         walk=walk,
-        running=infer[EARLIER].coordinates if walk and EARLIER in infer else None,
+        running=sums,
         added=ADDED in infer,
         unbounded=isinstance(base, Unbounded) or EARLIER in infer,
         scaled=own_scale(site, _ratios(trace)) is not None,
@@ -337,14 +345,3 @@ def own_scale(site: Mapping[str, Any], ratios: Mapping[str, float]) -> Array | f
     scale = scale / ratio
     concrete = not isinstance(scale, jax.core.Tracer)
     return None if concrete and (is_identically_one(scale) or np.allclose(scale, 1.0, rtol=1e-12)) else scale
-
-
-def refuse_point_estimates(sites: Mapping[str, Site]) -> None:
-    """Raise for guides such as AutoDelta, whose draws have no density."""
-    random = [s for s in sites.values() if s.kind == "sample" and not s.delta and not s.observed]
-    points = [s.name for s in sites.values() if s.kind == "sample" and s.delta and not s.observed]
-    if points and not random:
-        raise GuideError(
-            f"the guide puts a point mass on {', '.join(map(repr, points))} (as AutoDelta does); a point has no "
-            "density to weight particles with. Use a guide with spread, such as AutoNormal, or guide=None"
-        )

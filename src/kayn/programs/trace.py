@@ -125,7 +125,8 @@ def trace_program(
     if lengths:
         # how many steps back a loop reads is known once its body has been read
         jax.eval_shape(run, values, params, indices)
-        values |= {a.name: _alias_shape(a, sites[a.base]) for a in aliases(orders)}
+        dims = {n: sites[n].step_dim for n in orders}
+        values |= {a.name: _alias_shape(a, sites[a.base]) for a in aliases(orders, dims)}
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(values, params, indices)
     consts, names = tuple(closed.consts), tuple(jax.tree.leaves({n: n for n in shapes}))
     # `make_jaxpr` flattens dictionaries by sorted key
@@ -133,7 +134,8 @@ def trace_program(
     if not known.guide:
         _refuse_unrecorded(closed.jaxpr, names, consts, [sites.get(n) for n in inputs])
     tree = jax.tree.structure(params)
-    return Program(closed.jaxpr, consts, inputs, names, sites, subsamples, tree, aliases(orders), tuple(broken))
+    moved = aliases(orders, {n: sites[n].step_dim for n in orders})
+    return Program(closed.jaxpr, consts, inputs, names, sites, subsamples, tree, moved, tuple(broken))
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,7 +260,8 @@ def _refuse_unrecorded(jaxpr: Jaxpr, names: Sequence[OutputName], consts: tuple,
 
 
 def _alias_shape(alias: Alias, site: Site) -> Any:
-    return jax.ShapeDtypeStruct(site.shape[1:] if alias.end else site.shape, site.dtype)
+    shape = site.shape[: alias.dim] + site.shape[alias.dim + alias.end :]
+    return jax.ShapeDtypeStruct(shape, site.dtype)
 
 
 def _log_prob(site: Mapping[str, Any], ratios: Mapping[str, float], keep: int | None) -> Array:
