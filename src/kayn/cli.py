@@ -1,8 +1,9 @@
-"""The command line: `kayn demo` fits and draws a hierarchical model, `kayn data` finds or fetches a data set."""
+"""The command line: `kayn fit` fits a formula to a table, `kayn demo` a demonstration, `kayn data` finds data sets."""
 
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,70 @@ if TYPE_CHECKING:
 @click.version_option(package_name="kayn")
 def main() -> None:
     """Massively parallel Bayesian inference in NumPyro models."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# kayn fit
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Refused(click.ClickException):
+    """What was asked cannot be done; told in a line."""
+
+    exit_code = 2
+
+
+@main.command()
+@click.argument("table", type=click.Path(path_type=Path))
+@click.argument("formula")
+@click.option("--family", default="gaussian", show_default=True, help="What the outcome follows.")
+@click.option("--prior", "priors", multiple=True, metavar="SITE=PRIOR", help="E.g. 'hours=Normal(0, 1)'.")
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write a page of HTML here.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the inference.")
+def fit(table: Path, formula: str, family: str, priors: tuple[str, ...], report: Path | None, seed: int) -> None:
+    """Fit FORMULA to TABLE (CSV, Parquet or Feather), e.g. kayn fit pupils.csv "score ~ hours + (1 | school)"."""
+    from kayn.errors import KaynError
+
+    try:
+        _fit(table, formula, family, dict(_prior(p) for p in priors), report, seed)
+    except KaynError as error:
+        raise Refused(" ".join(str(error).split())) from error
+
+
+def _prior(text: str) -> tuple[str, str]:
+    site, equals, prior = text.partition("=")
+    if not equals:
+        raise Refused(f"--prior {text!r} must read SITE=PRIOR, e.g. 'hours=Normal(0, 1)'")
+    return site.strip(), prior.strip()
+
+
+def _fit(table: Path, text: str, family: str, priors: dict[str, str], path: Path | None, seed: int) -> None:
+    import kayn
+    from kayn import report
+    from kayn.formulas.frames import read_frame
+
+    if path is not None:
+        report.needs_matplotlib()
+        if not path.parent.is_dir():
+            raise Refused(f"--report: there is no directory {str(path.parent)!r}")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model = kayn.formula(text, read_frame(table), family, priors)
+        notes = [str(w.message) for w in told if issubclass(w.category, kayn.DataWarning)]
+        for note in notes:
+            click.echo(f"note: {note}", err=True)
+        found = kayn.fit(model, rng_key=seed)
+        posterior = found.posterior()
+        findings = report.Findings.of(model, found, posterior, notes)
+    click.echo(f"{model}\n{findings.summary}\n\nChecked:")
+    for sentence in findings.checks():
+        click.echo(f"  {sentence}")
+    click.echo("To doubt:")
+    for sentence in findings.doubts():
+        click.echo(f"  {sentence}")
+    if path is not None:
+        report.write(findings, path)
+        click.echo(f"Report: {path}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

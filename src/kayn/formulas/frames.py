@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,11 +37,40 @@ def as_frame(data: Any) -> pd.DataFrame:
     except (TypeError, ValueError) as error:
         raise DataError(
             f"data is {shown(data)}, not a table (of pandas, polars, Arrow) or a mapping of columns: "
-            f"{str(error).splitlines()[0]}"
+            f"{first_line(error)}"
         ) from error
     if not len(frame):
         raise DataError("data has no rows")
     return frame.reset_index(drop=True)
+
+
+def read_frame(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """The table of a CSV, Parquet or Feather file.
+
+    Raises:
+        DataError: it is none of these, is damaged, or cannot be found.
+    """
+    import pandas as pd
+
+    endings = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".feather": pd.read_feather, ".arrow": pd.read_feather}
+    reader = endings.get(Path(path).suffix.lower())
+    if reader is None:
+        raise DataError(f"{str(path)!r} is no table that can be read; its name must end in {', '.join(endings)}")
+    try:
+        return as_frame(reader(path))
+    except ImportError as error:
+        raise DataError(f"{str(path)!r}: Parquet and Feather files need pyarrow: pip install pyarrow") from error
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be read: {error.strerror or first_line(error)}") from error
+    except DataError:
+        raise
+    except (ValueError, TypeError, KeyError) as error:  # what readers of damaged files raise
+        raise DataError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def refuse_unknown(frame: pd.DataFrame, names: Iterable[str]) -> None:
