@@ -11,6 +11,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.control_flow import scan
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import MCMC
 from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
@@ -135,6 +136,24 @@ def test_crossed_groups_are_updated_in_turn():
     draws = run(kernel, y, users, films, samples=3000).get_samples(group_by_chain=True)
     both = np.concatenate([draws["u"], draws["f"]], -1)
     compare(both, mean, np.diag(covariance) ** 0.5)
+
+
+def chain(y):
+    def step(x, seen):
+        x = numpyro.sample("x", dist.Normal(0.9 * x, 0.6))
+        numpyro.sample("y", dist.Normal(x, 0.5), obs=seen)
+        return x, None
+
+    scan(step, jnp.zeros(()), y)
+
+
+def test_every_step_of_a_chain_has_an_index_of_its_own():
+    kernel = kayn.MPGibbs(chain)
+    assert "x: 10 particles for every element of time, local" in str(kernel.passes(Y))
+    step = np.eye(6) - 0.9 * np.eye(6, k=-1)
+    covariance = np.linalg.inv(step.T @ step / 0.36 + np.eye(6) / 0.25)
+    draws = run(kernel, Y).get_samples(group_by_chain=True)
+    compare(draws["x"], covariance @ np.asarray(Y) / 0.25, np.diag(covariance) ** 0.5)
 
 
 def constrained(counts, trials):
