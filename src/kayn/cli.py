@@ -64,9 +64,10 @@ def _fit(table: Path, text: str, family: str, priors: dict[str, str], path: Path
     import kayn
     from kayn import report
     from kayn.formulas.frames import read_frame
+    from kayn.support.drawing import needs_matplotlib
 
     if path is not None:
-        report.needs_matplotlib()
+        needs_matplotlib()
         if not path.parent.is_dir():
             raise Refused(f"--report: there is no directory {str(path.parent)!r}")
     with warnings.catch_warnings(record=True) as told:

@@ -18,6 +18,7 @@ from kayn.fit import Fit
 from kayn.formulas.formula import Formula
 from kayn.posterior.posterior import Posterior
 from kayn.posterior.summary import Summary, SummaryRow
+from kayn.support.drawing import intervals, literal, new_figure, outcome
 
 SHOWN = 40
 """Elements of a site on a page, at most."""
@@ -25,7 +26,6 @@ SMALL = 5
 """Rows of a group below which its effect is mostly that of the others."""
 DRAWS = 400
 """Draws of data that the fit is held against."""
-COLOURS = ("#1f5fa8", "#9a9a9a", "#c2571a")
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#222}"
     "table{border-collapse:collapse;font-size:.85rem;display:block;overflow-x:auto}"
@@ -164,21 +164,8 @@ def _table(summary: Summary) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def needs_matplotlib() -> None:
-    """Refuse to go on without what draws pictures.
-
-    Raises:
-        KaynError: matplotlib is missing.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise KaynError("the pictures of a report need matplotlib: pip install 'kayn[plots]'") from error
-
-
 def pictures(findings: Findings) -> Iterator[tuple[str, str]]:
     """What each picture shows in words, and the picture as an address that holds it."""
-    needs_matplotlib()
     by_site: dict[str, list[SummaryRow]] = {}
     for row in findings.summary.rows:
         by_site.setdefault(row.name.split("[")[0] if _grouped(findings, row) else "", []).append(row)
@@ -193,57 +180,22 @@ def _grouped(findings: Findings, row: SummaryRow) -> bool:
     return any(row.name.startswith(f"{name}[") for name in effects)
 
 
-def _figure(height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _address(figure: Any) -> str:
     held = io.BytesIO()
     figure.savefig(held, format="png", dpi=110)
     return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
 
 
-def _plain(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def _intervals(rows: Sequence[SummaryRow], title: str) -> str:
-    figure = _figure(1.0 + 0.24 * len(rows))
-    axes = figure.subplots()
-    y = np.arange(len(rows))[::-1]
-    low, high = (np.array([r.quantiles[i] for r in rows]) for i in (0, -1))
-    axes.hlines(y, low, high, color=COLOURS[0], linewidth=1.2)
-    axes.scatter([r.mean for r in rows], y, s=18, color=COLOURS[0], zorder=3)
-    axes.axvline(0.0, color=COLOURS[1], linewidth=0.8, linestyle="--")
-    axes.set_yticks(y, [_literal(r.name) for r in rows], fontsize=8)
-    axes.set_title(_literal(title), loc="left", fontsize=11)
-    _plain(axes)
+    figure, axes = new_figure(7.5, 1.0 + 0.24 * len(rows))
+    low, high = ([r.quantiles[i] for r in rows] for i in (0, -1))
+    intervals(axes[0, 0], [r.name for r in rows], [r.mean for r in rows], low, high)
+    axes[0, 0].set_title(literal(title), loc="left", fontsize=11)
     return _address(figure)
 
 
 def _outcome(findings: Findings) -> str:
-    figure = _figure(3.2)
-    axes = figure.subplots()
-    low, high = np.quantile(findings.data, (0.0, 1.0))
-    margin = 0.1 * (high - low) or 1.0
-    edges = np.linspace(low - margin, high + margin, 31)
-    if np.all(findings.data == np.floor(findings.data)) and high - low <= 40:
-        edges = np.arange(low - 1.5, high + 2.0)
-    counts = np.stack([np.histogram(d, edges)[0] for d in findings.drawn])
-    ends = np.quantile(counts, (0.05, 0.95), axis=0)
-    axes.stairs(ends[1], edges, baseline=ends[0], fill=True, color=COLOURS[0], alpha=0.3, label="drawn, middle 90%")
-    axes.stairs(np.histogram(findings.data, edges)[0], edges, color=COLOURS[2], linewidth=1.4, label="data")
-    axes.set(xlabel=_literal(findings.formula.parts.design.outcome), ylabel="rows")
-    axes.legend(frameon=False, fontsize=9)
-    _plain(axes)
+    figure, axes = new_figure(7.5, 3.2)
+    outcome(axes[0, 0], findings.data, findings.drawn)
+    axes[0, 0].set(xlabel=literal(findings.formula.parts.design.outcome), ylabel="rows")
     return _address(figure)
-
-
-def _literal(text: str) -> str:
-    """A text without what matplotlib reads as a formula."""
-    return text.replace("$", r"\$")

@@ -10,6 +10,7 @@ import numpy as np
 
 from kayn.errors import QueryError
 from kayn.posterior import checks, loo, predict, spread, stored, summary
+from kayn.posterior.plots import Plots
 from kayn.posterior.pool import Pool
 from kayn.programs.tables import as_arguments
 from kayn.support.arrays import Array
@@ -173,6 +174,11 @@ class Posterior(Printed, Pool):
         draws = {f.name: getattr(self.draws, f.name) for f in fields(self.draws)}
         found = {**{n: getattr(self, n) for n in names}, "draws": draws}
         stored.save(path, "posterior", self.call, self.params, found)
+
+    @property
+    def plot(self) -> Plots:
+        """Pictures: `forest()`, `pairs()`, `prior_posterior()`, `ppc()` and `evidence()`, with the extra `plots`."""
+        return Plots(self)
 
     def check(self) -> list[str]:
         """What is wrong with this posterior, as sentences that name the latent; empty when nothing is."""

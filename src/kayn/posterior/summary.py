@@ -115,6 +115,24 @@ def _judged(posterior: Pool, name: str, weights: np.ndarray) -> np.ndarray | Non
     return whole.reshape(len(own), -1)
 
 
+def asked(posterior: Pool, names: str | Sequence[str] | None) -> Sequence[str]:
+    """Some sites; where no names are given, those that the model says tell what was asked, or all latents."""
+    if names is None:
+        model = posterior.call.model
+        return model.names if isinstance(model, Prepared) else posterior.latent_names
+    return (names,) if isinstance(names, str) else names
+
+
+def element_names(posterior: Pool, name: str, count: int) -> list[str]:
+    """What the first elements of a site are called."""
+    shape = posterior.problem.model.sites[name].shape
+    if not shape:
+        return [name]
+    dims, labels = dims_of(posterior, name, shape, len(shape)), labels_of(posterior)
+    where = (np.unravel_index(i, shape) for i in range(min(count, math.prod(shape))))
+    return [_label(name, zip(dims, map(int, w), strict=True), labels) for w in where]
+
+
 def summarise(
     posterior: Pool,
     max_rows: int,
@@ -128,9 +146,7 @@ def summarise(
     Raises:
         QueryError: a name is unknown.
     """
-    if names is None:
-        names = posterior.call.model.names if isinstance(posterior.call.model, Prepared) else posterior.latent_names
-    names = (names,) if isinstance(names, str) else names
+    names = asked(posterior, names)
     rows: list[SummaryRow] = []
     hidden = []
     for name in names:
@@ -139,7 +155,7 @@ def summarise(
         size = math.prod(shape)
         mixed = mixed_plate(posterior.problem, posterior.draws, name) is not None
         count = 0 if mixed else min(size, max_rows)
-        rows += _rows(posterior, name, shape, count, levels, hdi_prob)
+        rows += _rows(posterior, name, count, levels, hdi_prob)
         hidden += [(name, size - count)] if size > count else []
     sizes = [posterior.num_replicates * posterior.problem.layout.axis_of(n).size for n in posterior.drawn_names]
     return Summary(
@@ -155,7 +171,7 @@ def summarise(
 
 
 def _rows(
-    posterior: Pool, name: str, shape: tuple[int, ...], count: int, levels: tuple[float, ...], hdi_prob: float | None
+    posterior: Pool, name: str, count: int, levels: tuple[float, ...], hdi_prob: float | None
 ) -> list[SummaryRow]:
     """Of the first `count` elements of a site."""
     if not count:
@@ -163,14 +179,12 @@ def _rows(
     values, weights = columns(posterior, name)
     mean, sd = np.ravel(posterior.mean(name)), np.ravel(posterior.std(name))
     judged = _judged(posterior, name, weights)
-    dims, labels = dims_of(posterior, name, shape, len(shape)), labels_of(posterior)
     rows = []
-    for i in range(count):
+    for i, label in enumerate(element_names(posterior, name, count)):
         own, shares = values[:, i], weights[:, i]
         quantiles = tuple(float(x) for x in weighted_quantiles(own, shares, np.array(levels)))
         interval = () if hdi_prob is None else tuple(float(x) for x in shortest_interval(own, shares, hdi_prob))
         ess = math.nan if judged is None else float(effective_sample_size(judged[:, i, None])[0])
         khat = math.nan if judged is None else float(pareto_khat(judged[:, i, None])[0])
-        label = _label(name, zip(dims, map(int, np.unravel_index(i, shape)), strict=True), labels) if shape else name
         rows.append(SummaryRow(label, float(mean[i]), float(sd[i]), quantiles, ess, khat, interval))
     return rows
