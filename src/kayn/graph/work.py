@@ -105,6 +105,9 @@ def _operations(eqn: JaxprEqn) -> float:
     if name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
         return size * math.prod(eqn.invars[0].aval.shape[d] for d in contracted) / MATMUL_SPEED
+    if name in ("cholesky", "triangular_solve"):
+        # the entries of the result times the rows of the matrix, about as slow as elementwise operations
+        return size * eqn.invars[0].aval.shape[-1]
     if name in TRANSCENDENTAL:
         return DEAR * size
     if name in POLYNOMIAL:

@@ -40,7 +40,7 @@ def joined(guide: FactorisedGuide, layout: Layout, graph: Graph, model: Program)
         total = sum(c.length for _, c in block)
         beside = bytes_beside(0, total**2 * math.prod(block[0][1].batch)) if block else 0
         # one site whose elements are apart has a covariance of its own
-        alone = len(block) == 1 and _apart(*block[0])
+        alone = len(block) == 1 and isinstance(block[0][0].family, MultivariateNormal) and _apart(*block[0])
         if total < 2 or alone or beside > room:
             continue
         room -= beside
