@@ -95,7 +95,10 @@ def _few_particles(posterior: Pool, axis: Axis) -> Iterator[str]:
         weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
         means = np.where(weights > 0, weights * values, 0).sum(1)
         squares = np.where(weights > 0, weights * (values - means.mean(0)) ** 2, 0).sum(1)
-        shift, error = diagnostics.shift(log_z[possible], means, np.sqrt(squares.mean(0)))
+        sd = np.sqrt(squares.mean(0))
+        # what spreads no more than its rounding is a constant
+        sd = np.where(sd > 1e-5 * np.abs(means).max(0), sd, 0.0)
+        shift, error = diagnostics.shift(log_z[possible], means, sd)
         worst = np.unravel_index(np.argmax(np.abs(shift)), shift.shape)
         if np.abs(shift[worst]) > POOR_SHIFT:
             where = f" of element {', '.join(map(str, worst))}" if worst else ""
