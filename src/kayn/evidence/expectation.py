@@ -175,7 +175,7 @@ def traced_function(problem: Problem, function: Callable, names: Sequence[str]) 
         raise QueryError(
             f"the function passed to expectation() returned {type(result).__name__}; it must return one array"
         )
-    return Program(closed.jaxpr, tuple(closed.consts), tuple(unique), (QUERY,), {}, (), jax.tree.structure({}))
+    return Program(closed.jaxpr, tuple(closed.consts), tuple(unique), (QUERY,), {}, ())
 
 
 def _unbounded_values(

@@ -69,8 +69,7 @@ def structured(inspected: Inspected, program: Program) -> Read:
         warnings.warn(f"{why}; its particles are whole paths", StructureWarning, stacklevel=2)
 
     def known(program: Program) -> list[Array | None]:
-        latents, subsamples = [None] * len(program.inputs), [None] * len(program.subsamples)
-        return [*program.consts, *latents, *jax.tree.leaves(inspected.params), *subsamples]
+        return [*program.consts, *program.leaves({}, inspected.params, {})]
 
     program, structure = split_sums(program, discover(program, known(program)), known)
     return Read(inspected, program, with_work(structure, program))

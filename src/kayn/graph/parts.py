@@ -151,7 +151,7 @@ def _carried(found: Sum, in_a_row: Container[Any]) -> list[dict[int, int]]:
         Latent(n, s, "float32", len(s), tuple((str(d), d) for d in range(len(s))), False)
         for n, s in zip(names, (v.aval.shape for v in found.terms), strict=True)
     ]
-    like = Program(closed.jaxpr, tuple(closed.consts), tuple(names), (TOTAL,), {}, (), jax.tree.structure(None))
+    like = Program(closed.jaxpr, tuple(closed.consts), tuple(names), (TOTAL,), {}, ())
     known = [*closed.consts, *(None for _ in closed.jaxpr.invars)]
     read: Any = read_program(like, latents, known)[0][TOTAL]
     return [

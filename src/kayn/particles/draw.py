@@ -30,7 +30,7 @@ def draw_runs(
     """`num` runs of the guide: [num, *shape] for every guide site."""
     if guide.draw is not None:
         return guide.draw(key, num, params)
-    leaves = [*jax.tree.leaves(params), *(subsample[n] for n in guide.density.subsamples)]
+    leaves = [*jax.tree.leaves(guide.density.own(params)), *(subsample[n] for n in guide.density.subsamples)]
     key, noise = (key, {}) if not guide.noise else _draw_noise(guide.noise, key, num)
 
     def one(key: KeyArray, noise: Mapping[str, Array]) -> list[Array]:

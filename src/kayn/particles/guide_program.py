@@ -196,7 +196,7 @@ def _trace_sampler(
     def run(key: KeyArray, params: PyTree, indices: dict) -> list[Array]:
         return run_guide(guide, key, args, kwargs, params, indices, density.latents)
 
-    closed = jax.make_jaxpr(run)(as_key(0), params, indices)
+    closed = jax.make_jaxpr(run)(as_key(0), density.own(params), indices)
     return closed.jaxpr, tuple(closed.consts)
 
 

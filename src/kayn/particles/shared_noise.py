@@ -46,7 +46,7 @@ def evenly(program: GuideProgram, guide: Callable, args: tuple, kwargs: Mapping,
         return run_guide(_FromNoise(guide, drawn), key, args, kwargs, params, {}, program.names)
 
     shapes = {n.site: jax.ShapeDtypeStruct(n.shape, jnp.result_type(float)) for n in noise}
-    closed = jax.make_jaxpr(run)(as_key(0), shapes, dict(params))
+    closed = jax.make_jaxpr(run)(as_key(0), shapes, program.density.own(params))
     return replace(program, sampler=closed.jaxpr, sampler_consts=tuple(closed.consts), noise=noise)
 
 

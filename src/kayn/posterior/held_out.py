@@ -106,9 +106,13 @@ def _both(first: Program, second: Program, params: Mapping[str, PyTree]) -> Prog
         return {**of(first), **{Part.DENSITY.of(s.name): scores[Part.DENSITY.of(n)] for n, s in held_out.items()}}
 
     values = {n: jax.ShapeDtypeStruct(first.sites[n].shape, first.sites[n].dtype) for n in first.inputs}
-    closed, found = jax.make_jaxpr(run, return_shape=True)(values, params)
+    own = {**first.own(params), **second.own(params)}
+    closed, found = jax.make_jaxpr(run, return_shape=True)(values, own)
     sites = {**first.sites, **{s.name: s for s in held_out.values()}}
-    return replace(first, jaxpr=closed.jaxpr, consts=tuple(closed.consts), outputs=tuple(sorted(found)), sites=sites)
+    outputs = tuple(sorted(found))
+    return replace(
+        first, jaxpr=closed.jaxpr, consts=tuple(closed.consts), outputs=outputs, sites=sites, params=tuple(sorted(own))
+    )
 
 
 def _rows(program: Program, name: str) -> tuple[int, ...]:

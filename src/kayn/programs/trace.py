@@ -51,7 +51,8 @@ class Program:
     outputs: tuple[OutputName, ...]
     sites: Mapping[str, Site]
     subsamples: tuple[str, ...]
-    params_tree: Any
+    params: tuple[str, ...] = ()
+    """Parameters of its own, among all that may be given."""
     aliases: tuple[Alias, ...] = ()
     """Inputs that are a chain's latents at other steps."""
     not_markov: tuple[str, ...] = ()
@@ -88,7 +89,11 @@ class Program:
     def leaves(self, values: Mapping[str, Array], params: PyTree, subsample: Mapping[str, Array]) -> tuple[Array, ...]:
         """The jaxpr's inputs after its constants, in order."""
         leaves = [values.get(name) for name in self.inputs]
-        return (*leaves, *jax.tree.leaves(params), *(subsample.get(name) for name in self.subsamples))
+        return (*leaves, *jax.tree.leaves(self.own(params)), *(subsample.get(name) for name in self.subsamples))
+
+    def own(self, params: Mapping[str, PyTree]) -> dict[str, PyTree]:
+        """Those of some parameters that are the program's."""
+        return {name: params[name] for name in self.params}
 
 
 def trace_program(
@@ -110,6 +115,8 @@ def trace_program(
     lengths = {n: s.steps for n in known.inputs if (s := sites[n]).steps is not None}
     values = {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in known.inputs}
     indices = {n: jax.ShapeDtypeStruct(sites[n].shape, "int32") for n in known.subsamples}
+    # what else is given is another program's, and may be other parameters when this one is computed
+    own = {n: v for n, v in params.items() if n in sites and sites[n].kind in ("param", "mutable")}
     orders: dict[str, int] = {}
     broken: list[str] = []
 
@@ -124,18 +131,17 @@ def trace_program(
 
     if lengths:
         # how many steps back a loop reads is known once its body has been read
-        jax.eval_shape(run, values, params, indices)
+        jax.eval_shape(run, values, own, indices)
         dims = {n: sites[n].step_dim for n in orders}
         values |= {a.name: _alias_shape(a, sites[a.base]) for a in aliases(orders, dims)}
-    closed, shapes = jax.make_jaxpr(run, return_shape=True)(values, params, indices)
+    closed, shapes = jax.make_jaxpr(run, return_shape=True)(values, own, indices)
     consts, names = tuple(closed.consts), tuple(jax.tree.leaves({n: n for n in shapes}))
     # `make_jaxpr` flattens dictionaries by sorted key
     inputs, subsamples = tuple(sorted(values)), tuple(sorted(known.subsamples))
     if not known.guide:
         _refuse_unrecorded(closed.jaxpr, names, consts, [sites.get(n) for n in inputs])
-    tree = jax.tree.structure(params)
     moved = aliases(orders, {n: sites[n].step_dim for n in orders})
-    return Program(closed.jaxpr, consts, inputs, names, sites, subsamples, tree, moved, tuple(broken))
+    return Program(closed.jaxpr, consts, inputs, names, sites, subsamples, tuple(sorted(own)), moved, tuple(broken))
 
 
 @dataclass(frozen=True, eq=False)
