@@ -221,7 +221,7 @@ def mixed_bag(y):
     """Latents of several families and shapes, on plates and not, some on one axis."""
     mu = numpyro.sample("mu", dist.Normal(0, 1))
     sd = numpyro.sample("sd", dist.HalfNormal(1))
-    wide = numpyro.sample("wide", dist.Normal(jnp.zeros(40), 1).to_event(1))
+    wide = numpyro.sample("wide", dist.Normal(jnp.zeros(80), 1).to_event(1))
     pair = numpyro.sample("pair", dist.Normal(jnp.zeros(2), 1).to_event(1))
     with numpyro.plate("inner", 3, dim=-1), numpyro.plate("outer", 2, dim=-2):
         z = numpyro.sample("z", dist.Normal(mu + pair.sum(), sd))
