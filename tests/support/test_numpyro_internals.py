@@ -250,7 +250,7 @@ def defined(tree):
 
 def test_no_other_file_knows_what_is_private():
     trees = modules()
-    own = {name for tree in trees.values() for name in defined(tree)}
+    own = {name for tree in trees.values() for name in defined(tree)} | {"_replace"}  # Python's, of named tuples
     for path, tree in trees.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("numpyro", "jax")):
