@@ -1,6 +1,7 @@
 """Formulas: the source that is shown, its density by hand, names, new rows, and what is refused."""
 
 import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -247,6 +248,13 @@ def test_what_cannot_be_read_is_told_in_one_line(text, options, error, message):
         kayn.formula(text, TABLE, **options)
     assert isinstance(caught.value, error)
     assert "\n" not in str(caught.value)
+
+
+def test_the_library_that_is_missing_is_named(monkeypatch):
+    for name in ("formulae", "formulae.model_description"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(KaynError, match=re.escape("pip install 'kayn[formula]'")):
+        kayn.formula("score ~ hours", TABLE)
 
 
 def test_priors_are_distributions_or_their_text():

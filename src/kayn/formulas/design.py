@@ -199,9 +199,9 @@ def _matrices(text: str, frame: pd.DataFrame) -> Any:
 
 
 def _description(text: str) -> Any:
-    from formulae.model_description import model_description
-
     with explained(text):
+        from formulae.model_description import model_description
+
         return model_description(text)
 
 
