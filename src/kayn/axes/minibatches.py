@@ -99,10 +99,9 @@ def plate_count(site: Mapping[str, Any], trace: Mapping[str, Any]) -> float:
 
 def read_plates(program: Program) -> list[str]:
     """Subsampled plates whose indices a program reads."""
-    first = len(program.consts) + len(program.jaxpr.invars) - len(program.subsamples)
     variables = [*program.jaxpr.constvars, *program.jaxpr.invars]
     needed = needed_equations(program.jaxpr, range(len(program.outputs)))[1]
-    return [n for i, n in enumerate(program.subsamples) if variables[first + i] in needed]
+    return [n for i, n in enumerate(program.subsamples) if variables[program.first_subsample + i] in needed]
 
 
 def warn_of_strangers(model: Program, guide: Program) -> None:

@@ -59,10 +59,9 @@ def _plates_behind(problem: Problem, name: str) -> set[str]:
         return set(graph.latent(name).plate_names)
     # wherever it stands: rows may be read outside of their plate
     used = program.sliced([Part.VALUE.of(name)])[1]
-    last = len(program.consts) + len(program.jaxpr.invars) - len(program.subsamples)
     output = graph.output(name)
     over = {p for latent in output.latents for p in graph.latent(latent).plate_names}
-    return over | {*output.dims} | {p for i, p in enumerate(program.subsamples) if last + i in used}
+    return over | {*output.dims} | {p for i, p in enumerate(program.subsamples) if program.first_subsample + i in used}
 
 
 def sample(

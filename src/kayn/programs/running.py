@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from numpyro.distributions import constraints
 from numpyro.distributions.transforms import AffineTransform
 from numpyro.primitives import Messenger
 
 from kayn.densities.log_prob import dependable
 from kayn.errors import ModelError
+from kayn.programs.unbounded import InPlaceOf
 from kayn.programs.wrappers import innermost
 from kayn.support.arrays import Array, KeyArray
 from kayn.support.names import unbounded
@@ -125,7 +125,7 @@ class Earlier:
     values: list[Array] = field(default_factory=list)
 
 
-class Running(dist.Distribution):
+class Running(InPlaceOf):
     """The law of the running sum of innovations, which are independent.
 
     Args:
@@ -138,16 +138,6 @@ class Running(dist.Distribution):
     def __init__(self, law: dist.Distribution, coordinates: Coordinates, *, validate_args: bool | None = None):
         self.law, self.coordinates = law, coordinates
         super().__init__(law.batch_shape, law.event_shape, validate_args=validate_args)
-
-    @property
-    def has_rsample(self) -> bool:
-        """Whether derivatives go through draws: where they do so in the law of the innovations."""
-        return bool(self.law.has_rsample)
-
-    @constraints.dependent_property
-    def support(self) -> constraints.Constraint:
-        """Everything."""
-        return constraints.independent(constraints.real, self.event_dim) if self.event_dim else constraints.real
 
     def sample(self, key: KeyArray, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws, [*sample_shape, *shape]."""

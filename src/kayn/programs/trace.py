@@ -41,7 +41,7 @@ Outputs = dict[OutputName, Array]
 class Program:
     """A traced single-particle program.
 
-    Its jaxpr takes `consts`, the values named in `inputs` (in this order), the leaves of the parameters and the
+    Its jaxpr takes `consts`, the values named in `inputs` (in this order), the leaves of its parameters and the
     subsample indices; it returns one array for every name in `outputs`.
     """
 
@@ -90,6 +90,11 @@ class Program:
         """The jaxpr's inputs after its constants, in order."""
         leaves = [values.get(name) for name in self.inputs]
         return (*leaves, *jax.tree.leaves(self.own(params)), *(subsample.get(name) for name in self.subsamples))
+
+    @property
+    def first_subsample(self) -> int:
+        """Where the indices of subsampled plates begin among the jaxpr's constants and inputs."""
+        return len(self.consts) + len(self.jaxpr.invars) - len(self.subsamples)
 
     def own(self, params: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """Those of some parameters that are the program's."""

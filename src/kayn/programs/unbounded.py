@@ -26,7 +26,23 @@ from kayn.support.arrays import Array, KeyArray
 from kayn.support.names import unbounded
 
 
-class Unbounded(dist.Distribution):
+class InPlaceOf(dist.Distribution):
+    """A law of any real numbers or vectors in the place of another one, `law`."""
+
+    law: dist.Distribution
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether derivatives go through draws: where they do so in the law of the values."""
+        return bool(self.law.has_rsample)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        """Everything."""
+        return constraints.independent(constraints.real, self.event_dim) if self.event_dim else constraints.real
+
+
+class Unbounded(InPlaceOf):
     """A law in unconstrained space.
 
     Args:
@@ -43,16 +59,6 @@ class Unbounded(dist.Distribution):
         events = law.event_dim - transform.codomain.event_dim + transform.domain.event_dim
         batch = len(shape) - events
         super().__init__(shape[:batch], shape[batch:], validate_args=validate_args)
-
-    @property
-    def has_rsample(self) -> bool:
-        """Whether derivatives go through draws: where they do so in the law of the values."""
-        return bool(self.law.has_rsample)
-
-    @constraints.dependent_property
-    def support(self) -> constraints.Constraint:
-        """Everything."""
-        return constraints.independent(constraints.real, self.event_dim) if self.event_dim else constraints.real
 
     def sample(self, key: KeyArray, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws [*sample_shape, *batch, *event]; of an improper law, which has none, a feasible value."""
