@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kayn.axes.types import proposal_name
+from kayn.axes.types import Axis, proposal_name
 from kayn.contraction.backward import best, draw, draw_and_total
 from kayn.evidence.draws import Draws, draw_particles
 from kayn.evidence.problem import Problem
@@ -90,13 +90,17 @@ def take_latent(problem: Problem, name: str, values: Array, index: Array) -> Arr
     Args:
         index: int [*scope], as `draw_indices` gives it.
     """
-    latent, axis = problem.graph.latent(name), problem.layout.axis_of(name)
-    dims, sorted_scope = dict(latent.plates), sorted(axis.scope)
-    order = sorted(axis.scope, key=dims.__getitem__)
-    aligned = jnp.transpose(index, [sorted_scope.index(p) for p in order])
-    shape = [n if any(dims[p] == d for p in order) else 1 for d, n in enumerate(latent.shape[: latent.batch_ndim])]
-    aligned = aligned.reshape((1, *shape, *(1,) * (values.ndim - 1 - latent.batch_ndim)))
-    return jnp.broadcast_to(jnp.take_along_axis(values, aligned, axis=0, mode="clip")[0], values.shape[1:])
+    places = aligned(problem, problem.layout.axis_of(name), name, index, values.ndim - 1)
+    return jnp.broadcast_to(jnp.take_along_axis(values, places[None], axis=0, mode="clip")[0], values.shape[1:])
+
+
+def aligned(problem: Problem, axis: Axis, name: str, array: Array, ndim: int) -> Array:
+    """An array [*sorted scope] of an axis in the `ndim` dimensions of a latent, of size one where it has no index."""
+    dims, own = dict(problem.graph.latent(name).plates), sorted(axis.scope)
+    order = sorted(own, key=dims.__getitem__)
+    ordered = jnp.transpose(array, [own.index(p) for p in order])
+    sizes = {dims[p]: n for p, n in zip(order, ordered.shape, strict=True)}
+    return ordered.reshape([sizes.get(d, 1) for d in range(ndim)])
 
 
 def best_indices(weighed: Weighed) -> tuple[Array, dict[str, Array]]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from kayn.axes.types import Axis
 from kayn.evidence.problem import Problem
+from kayn.evidence.queries import aligned
 from kayn.inference.mcmc.passes import Pass
 from kayn.support.arrays import Array
 
@@ -20,15 +21,6 @@ def step_name(one: Pass, axis: Axis) -> str:
 def for_all_runs(values: Mapping[str, Array], count: int) -> dict[str, Array]:
     """Values for every run of the guide: those of latents with one particle as often as there are others."""
     return {n: v if v.shape[0] == count else jnp.broadcast_to(v[:1], (count, *v.shape[1:])) for n, v in values.items()}
-
-
-def aligned(problem: Problem, axis: Axis, name: str, array: Array, ndim: int) -> Array:
-    """An array [*sorted scope] in the dimensions of a latent: sizes of one where the axis has no index."""
-    latent = problem.graph.latent(name)
-    dims, own = dict(latent.plates), sorted(axis.scope)
-    order = sorted(own, key=dims.__getitem__)
-    at = {dims[p]: n for p, n in zip(order, jnp.transpose(array, [own.index(p) for p in order]).shape, strict=True)}
-    return jnp.transpose(array, [own.index(p) for p in order]).reshape([at.get(d, 1) for d in range(ndim)])
 
 
 def placed(problem: Problem, axis: Axis, name: str, drawn: Array, current: Array, slot: Array) -> Array:

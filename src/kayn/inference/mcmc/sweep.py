@@ -15,12 +15,12 @@ from numpyro.distributions.transforms import IdentityTransform
 from kayn.axes.types import Axis, proposal_name
 from kayn.evidence.draws import Draws
 from kayn.evidence.problem import model_inputs
-from kayn.evidence.queries import draw_combination, take_latent
+from kayn.evidence.queries import aligned, draw_combination, take_latent
 from kayn.evidence.weighed import Weighed
 from kayn.evidence.weights import proposal_terms, weigh_against
 from kayn.graph.absent import absences
 from kayn.inference.mcmc.adaptation import adapted, spread_after, target_rate
-from kayn.inference.mcmc.arrange import aligned, for_all_runs, placed, step_name, to_scope
+from kayn.inference.mcmc.arrange import for_all_runs, placed, step_name, to_scope
 from kayn.inference.mcmc.coordinates import Coordinates
 from kayn.inference.mcmc.directions import Directions
 from kayn.inference.mcmc.independent import inputs_of, only, order_of, slot_logits
