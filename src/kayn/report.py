@@ -94,11 +94,11 @@ class Findings:
             if not low <= of(self.data) <= high:
                 found.append(f"The {name} of the outcome is none that the model gives: try another family.")
         for bracket in {b.factor.name: b for b in self.formula.parts.design.brackets}.values():
-            index, groups = bracket.factor.index(self.formula.parts.design.frame)
-            few = int(np.sum(np.bincount(index, minlength=len(groups)) < SMALL))
+            index, number = bracket.factor.index(self.formula.parts.design.frame)
+            few = int(np.sum(np.bincount(index, minlength=number) < SMALL))
             if few:
                 found.append(
-                    f"{few} of {len(groups)} groups of {bracket.factor.name} have fewer than {SMALL} rows; their "
+                    f"{few} of {number} groups of {bracket.factor.name} have fewer than {SMALL} rows; their "
                     "effects are drawn towards those of the others."
                 )
         return found or ["Nothing that was checked."]

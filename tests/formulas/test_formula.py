@@ -186,6 +186,17 @@ def test_new_rows_are_read_as_the_first_ones_were():
     assert part[-1] is None
 
 
+def test_groups_whose_labels_read_alike_stay_apart():
+    table = TABLE.assign(left=["a:b", "a"] * 20, right=["c", "b:c"] * 20)
+    f = kayn.formula("score ~ (1 | left:right)", table)
+    index, number = f.args[:2]
+    assert number == 2
+    np.testing.assert_array_equal(index, index[0] + (1 - 2 * index[0]) * np.tile([0, 1], 20))
+    assert list(f.labels["left:right"]) == ["a:b:c", "a:b:c"]
+    new = f.rows(table.assign(left=["a:b", "z"] * 20, right=["c", "b:c"] * 20))
+    assert new[1] == 3 and set(new[0]) == {index[0], 2}
+
+
 def test_brackets_are_correlated_and_bars_are_not():
     one = kayn.formula("score ~ 1 + (1 + hours | school)", TABLE)
     apart = [

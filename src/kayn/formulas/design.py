@@ -69,12 +69,17 @@ class Factor:
     """What groups rows: one column or several.
 
     Attributes:
-        groups: labels, in the order of their numbers.
+        known: the values of every group, a text a column, in the order of their numbers.
     """
 
     name: str
     columns: tuple[str, ...]
-    groups: tuple[str, ...]
+    known: tuple[tuple[str, ...], ...]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """What the groups are called."""
+        return tuple(map(":".join, self.known))
 
     @staticmethod
     def of(name: str, columns: Sequence[str], frame: pd.DataFrame) -> Factor:
@@ -84,16 +89,13 @@ class Factor:
         found = [pd.Categorical(frame[c]) for c in columns]
         codes = np.unique(np.stack([c.codes for c in found], axis=1), axis=0)
         texts = [[_text(v) for v in c.categories] for c in found]
-        return Factor(
-            name, tuple(columns), tuple(":".join(t[i] for t, i in zip(texts, row, strict=True)) for row in codes)
-        )
+        return Factor(name, tuple(columns), tuple(tuple(t[i] for t, i in zip(texts, r, strict=True)) for r in codes))
 
-    def index(self, frame: pd.DataFrame) -> tuple[np.ndarray, tuple[str, ...]]:
-        """The number of each row's group [rows], and all groups: new ones follow those known."""
-        parts = [[_text(v) for v in frame[c].to_numpy()] for c in self.columns]
-        names = [":".join(row) for row in zip(*parts, strict=True)]
-        numbers = {g: i for i, g in enumerate(dict.fromkeys((*self.groups, *names)))}
-        return np.array([numbers[n] for n in names], np.int32), tuple(numbers)
+    def index(self, frame: pd.DataFrame) -> tuple[np.ndarray, int]:
+        """The number of each row's group [rows], and how many groups there are: new ones follow those known."""
+        rows = list(zip(*([_text(v) for v in frame[c].to_numpy()] for c in self.columns), strict=True))
+        numbers = {group: i for i, group in enumerate(dict.fromkeys((*self.known, *rows)))}
+        return np.array([numbers[row] for row in rows], np.int32), len(numbers)
 
 
 @dataclass(frozen=True, eq=False)

@@ -232,8 +232,8 @@ def values_of(design: Design, frame: Any = None) -> tuple[Any, ...]:
     for bracket in design.brackets:
         factor: Callable[[str], str] = f"{{}} of {bracket.factor.name}".format
         if factor("index") not in found:
-            index, groups = bracket.factor.index(rows)
-            found |= {factor("index"): index, factor("number"): len(groups)}
+            index, number = bracket.factor.index(rows)
+            found |= {factor("index"): index, factor("number"): number}
         for term, (kind, values) in bracket.terms.columns(frame).items():
             if kind != "intercept":
                 found.setdefault(term, values)
