@@ -181,6 +181,25 @@ def test_parts_are_found_and_used(name):
         assert internals.changed_parts(fn, lambda part: part) is fn
 
 
+class Users(dist.Normal):
+    """A law of a user's."""
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda d: d,
+        lambda d: d.expand([3]).to_event(1).mask(False),
+        lambda d: dist.TransformedDistribution(d, dist.transforms.ExpTransform()),
+        lambda d: dist.MixtureSameFamily(dist.Categorical(jnp.full(2, 0.5)), d.expand([2])),
+        lambda d: dist.MixtureGeneral(dist.Categorical(jnp.full(2, 0.5)), [dist.Normal(), d]),
+    ],
+)
+def test_laws_of_a_user_are_told_from_those_of_the_library(make):
+    assert internals.is_of_numpyro(make(dist.Normal(0.0, 1.0)))
+    assert not internals.is_of_numpyro(make(Users(0.0, 1.0)))
+
+
 def test_asymmetric_laplace_by_quantile():
     fn = dist.AsymmetricLaplaceQuantile(0.3, 1.2, 0.7)
     other = internals.as_asymmetric_laplace(fn)

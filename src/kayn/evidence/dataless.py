@@ -1,7 +1,8 @@
 """Latents that no data lie below: their posterior given the others is their prior, so there is nothing to learn.
 
 An independent Normal for such a latent need not reach what its prior can be (the width of a funnel spans many powers of
-e). As the model draws it, it is reached.
+e). As the model draws it, it is reached. Distributions of a user's own are taken at their log density alone: how they
+draw need not agree with it.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def is_prior(problem: Problem) -> bool:
 def _is_proper(problem: Problem, name: str) -> bool:
     site = problem.model.sites[name]
     masked = Part.MASK.of(name) in problem.model.outputs
-    return not (masked or site.scaled or site.added or site.discrete or site.follows(*IMPROPER))
+    own = site.users or site.follows(*IMPROPER)
+    return not (own or masked or site.scaled or site.added or site.discrete)
 
 
 def keep_priors(

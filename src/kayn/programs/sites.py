@@ -28,7 +28,7 @@ from kayn.programs.randomness import Keys
 from kayn.programs.roles import ADDED, Fixed, Untransformed, as_read, check_guide
 from kayn.programs.running import EARLIER, Coordinates
 from kayn.programs.supports import Support, number_of_values, support_of
-from kayn.programs.unbounded import Unbounded, law_of
+from kayn.programs.unbounded import Unbounded, is_users, law_of
 from kayn.programs.wrappers import element_mask, innermost
 from kayn.support.arrays import Array, PyTree
 from kayn.support.names import fresh
@@ -71,6 +71,8 @@ class Site:
     reparameterised: bool = True
     law: type[dist.Distribution] | None = None
     """The class of a sample site's distribution, without wrappers."""
+    users: bool = False
+    """Whether that or a part of it is a user's own: its density need not be that of its draws or integrate to one."""
     exponential_family: Family | None = None
     independent_ndim: int = 0
     support: Support | None = None
@@ -303,6 +305,7 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
         delta=isinstance(base, dist.Delta),
         reparameterised=bool(fn.has_rsample),
         law=type(law_of(base)),
+        users=is_users(base),
         exponential_family=family_of(base),
         independent_ndim=fn.event_dim - base.event_dim,
         support=None if site["is_observed"] else support_of(fn),

@@ -24,6 +24,7 @@ from kayn.programs.supports import BOX, ends_of, support_of
 from kayn.programs.wrappers import element_mask, innermost
 from kayn.support.arrays import Array, KeyArray
 from kayn.support.names import unbounded
+from kayn.support.numpyro_internals import is_of_numpyro
 
 
 class InPlaceOf(dist.Distribution):
@@ -78,6 +79,12 @@ def law_of(fn: dist.Distribution) -> dist.Distribution:
     """The distribution that values follow, without wrappers."""
     base = innermost(fn)
     return law_of(base.law) if isinstance(base, Unbounded) else base
+
+
+def is_users(fn: dist.Distribution) -> bool:
+    """Whether values follow a distribution of a user's own, or one that is made of such."""
+    base = innermost(fn)
+    return is_users(base.law) if isinstance(base, InPlaceOf) else not is_of_numpyro(base)
 
 
 def unconstrained(fn: dist.Distribution) -> Any:

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpyro
 import numpyro.distributions as dist
 from numpyro import handlers
 
@@ -102,6 +103,13 @@ def lies_within(fn: dist.Distribution, value: Array) -> Array:
     """What a distribution that checks its values finds: whether they lie in its support, bool [*batch]; it warns of
     known values outside."""
     return fn._validate_sample(value)
+
+
+def is_of_numpyro(fn: dist.Distribution) -> bool:
+    """Whether a distribution, and all that it is made of, is of a class that NumPyro has."""
+    found = [getattr(fn, n) for n in (*_PARTS, "_mixing_distribution") if hasattr(fn, n)]
+    parts = [d for own in found for d in (own if isinstance(own, list | tuple) else [own])]
+    return type(fn).__module__.split(".")[0] == numpyro.__name__ and all(map(is_of_numpyro, parts))
 
 
 def changed_parts(fn: dist.Distribution, change: Callable[[dist.Distribution], dist.Distribution]) -> dist.Distribution:
