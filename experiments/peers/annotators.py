@@ -16,7 +16,7 @@ from numpyro.ops.indexing import Vindex
 from scipy import stats
 from scipy.special import gammaln, logsumexp
 
-from experiments.peers.cases import Exact, case, compare, fitted, nodes, nuts, states
+from experiments.peers.cases import Exact, case, compare, fitted, hermite, nodes, nuts, states
 
 LABELS = np.array([[0, 0, 0], [1, 1, 0], [1, 1, 1], [0, 0, 1], [1, 1, 1]])
 """Five items, each labelled by three annotators."""
@@ -142,9 +142,8 @@ def annotators_with_a_population() -> Any:
             with numpyro.plate("position", WORKERS):
                 numpyro.sample("y", dist.Bernoulli(logits=Vindex(beta)[WHO, c]), obs=labels)
 
-    (z, wz), (b, wb), (o, wo) = nodes(-3.5, 3.5, 60), nodes(-9, 9, 120), nodes(0.02, 4, 40)
-    log_beta = stats.norm.logpdf(b, z[:, None, None], o[:, None]) + np.log(wb)  # [zeta, omega, beta]
-    p = 1 / (1 + np.exp(-b))
+    (z, wz), (o, wo), (t, log_t) = nodes(-3.5, 3.5, 60), nodes(0, 4.5, 40), hermite()
+    b = z[:, None, None] + o[:, None] * t  # [zeta, omega, beta]
     hyper = stats.halfnorm.logpdf(o) + np.log(wo)
 
     def of_class(k: int, c: Any) -> float:
@@ -152,7 +151,7 @@ def annotators_with_a_population() -> Any:
         likely = 0.0
         for w in WHO:
             ones, count = mine[:, w].sum(), len(mine)
-            likely = likely + logsumexp(log_beta + ones * np.log(p) + (count - ones) * np.log1p(-p), axis=-1)
+            likely = likely + logsumexp(log_t + ones * b - count * np.logaddexp(0, b), axis=-1)
         prior = stats.norm.logpdf(z, [-1.0, 1.0][k], 0.5) + np.log(wz)
         return float(logsumexp(likely + prior[:, None] + hyper))
 

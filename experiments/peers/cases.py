@@ -189,6 +189,12 @@ def nodes(low: float, high: float, count: int = 80) -> tuple[np.ndarray, np.ndar
     return low + (high - low) * (x + 1) / 2, w * (high - low) / 2
 
 
+def hermite(count: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and log weights of the standard normal."""
+    x, w = np.polynomial.hermite_e.hermegauss(count)
+    return x, np.log(w / w.sum())
+
+
 class Exact:
     """An integral over a grid of up to a few dimensions.
 

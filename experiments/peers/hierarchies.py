@@ -14,16 +14,10 @@ from numpyro.infer.reparam import LocScaleReparam, TransformReparam
 from scipy import stats
 from scipy.special import logsumexp
 
-from experiments.peers.cases import Exact, case, compare, figure, fitted, nodes, nuts, stack
+from experiments.peers.cases import Exact, case, compare, figure, fitted, hermite, nodes, nuts, stack
 
 TRIALS = np.array([45, 45, 45, 30, 60, 45])
 HITS = np.array([18, 12, 15, 7, 14, 11])
-
-
-def hermite(count: int = 60) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and log weights of the standard normal."""
-    x, w = np.polynomial.hermite_e.hermegauss(count)
-    return x, np.log(w / w.sum())
 
 
 @case("examples/baseball.py", quick=True)
