@@ -248,6 +248,10 @@ def test_rows_with_gaps_are_left_out_and_told():
         ("solved ~ hours", {"family": "gamma"}, DataError, "positive"),
         ("solved ~ hours", {"family": "binomial"}, DataError, r"p\(successes, trials\)"),
         ("grade ~ hours", {}, DataError, "categories 'low', 'middle', 'high'"),
+        ("score ~ (1 | school) + (1 + hours | school)", {}, ModelError, r"'sd\(1\|school\)' twice"),
+        ("score ~ Intercept", {}, ModelError, "no predictor can be called 'Intercept'"),
+        ("score ~ hours + place", {}, DataError, "'place' has one value in all rows"),
+        ("score ~ day", {}, DataError, "column 'day' has dates or times"),
         ("score ~ hours", {"priors": {"minutes": "Normal(0, 1)"}}, ModelError, "'minutes'; this formula has priors of"),
         ("score ~ hours", {"priors": {"hours": "Normal(0, __import__('os'))"}}, ModelError, "must be a distribution"),
         ("score ~ hours", {"priors": {"hours": "print(1)"}}, ModelError, "must be a distribution"),
@@ -255,8 +259,9 @@ def test_rows_with_gaps_are_left_out_and_told():
     ],
 )
 def test_what_cannot_be_read_is_told_in_one_line(text, options, error, message):
+    table = TABLE.assign(Intercept=TABLE.hours, place="here", day=pd.Timestamp("2020-01-01"))
     with pytest.raises(KaynError, match=message) as caught:
-        kayn.formula(text, TABLE, **options)
+        kayn.formula(text, table, **options)
     assert isinstance(caught.value, error)
     assert "\n" not in str(caught.value)
 
@@ -283,6 +288,21 @@ def test_names_that_are_no_identifiers_or_are_taken_are_quoted():
     formula = kayn.formula("share ~ `for` + model + (1 | eta)", table, family="beta")
     assert {"for", "model[b]", "1|eta"} <= {*formula.names}
     kayn.prior_predictive(formula, num_samples=2)
+
+
+def test_columns_called_like_parameters_keep_their_names():
+    table = TABLE.rename(columns={"hours": "sigma", "score": "rows"}).assign(nu=TABLE.hours.astype(object))
+    formula = kayn.formula("rows ~ sigma + nu + (1 | school)", table, "student", priors={"sigma": "Normal(0, 1)"})
+    assert formula.names[:-1] == ("Intercept", "sigma", "nu", "sd(1|school)", "sigma_2", "nu_2")
+    assert formula.priors["sigma"] == "dist.Normal(0.0, 1.0)" and "HalfNormal" in formula.priors["sigma_2"]
+    v = drawn(formula)
+    mine, _ = log_density(pasted(formula), formula.args, {}, {n: v[n] for n in (*formula.priors, "1|school")})
+    other = TABLE.assign(x=TABLE.hours)
+    plain = kayn.formula("score ~ hours + x + (1 | school)", other, "student", priors={"hours": "Normal(0, 1)"})
+    names = {"hours": "sigma", "x": "nu", "sigma": "sigma_2", "nu": "nu_2"}
+    values = {n: v[names.get(n, n)] for n in (*plain.priors, "1|school")}
+    right, _ = log_density(pasted(plain), plain.args, {}, values)
+    np.testing.assert_allclose(mine, right, rtol=1e-6)
 
 
 def test_the_guide_runs():

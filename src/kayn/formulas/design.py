@@ -12,7 +12,7 @@ import numpy as np
 
 from kayn.errors import DataError, KaynError, ModelError
 from kayn.formulas.families import Family, outcome_of
-from kayn.formulas.frames import complete, refuse_unknown
+from kayn.formulas.frames import complete, refuse_dates, refuse_unknown
 from kayn.formulas.grammar import Grammar
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Terms:
         for name, term in (self.matrix.terms if self.matrix is not None else {}).items():
             with explained(self.text):
                 values = term.data if frame is None else term.eval_new_data(frame)
+            if not np.size(values):
+                raise DataError(f"{name!r} has one value in all rows, so that there is no effect of it; leave it out")
             values = np.broadcast_to(np.asarray(values, float), np.shape(values))
             found[name] = (term.kind, values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values)
         return found
@@ -140,11 +142,13 @@ class Design:
             KaynError: a column is not there, a part cannot be evaluated, or the outcome does not suit the family.
         """
         factors = [_factors(g.by) for g in grammar.groups]
-        names = _variables(grammar.common)
-        names |= {n for g in grammar.groups for n in _variables(g.terms)}
-        names |= {c for found in factors for columns in found.values() for c in columns}
+        numbers = _variables(grammar.common).union(*(_variables(g.terms) for g in grammar.groups))
+        if "Intercept" in numbers:  # `formulae` takes it for the constant
+            raise ModelError(f"formula {grammar.text!r}: no predictor can be called 'Intercept'; give it another name")
         outcome = _variables(f"{grammar.outcome} ~ 1")
+        names = numbers | {c for found in factors for columns in found.values() for c in columns}
         refuse_unknown(frame, names | outcome)
+        refuse_dates(frame, numbers | outcome)
         frame = complete(frame, names | outcome)
         brackets = []
         for group, found in zip(grammar.groups, factors, strict=True):

@@ -41,7 +41,7 @@ def as_frame(data: Any) -> pd.DataFrame:
         ) from error
     if not len(frame):
         raise DataError("data has no rows")
-    return frame.reset_index(drop=True)
+    return frame.reset_index(drop=True).infer_objects()
 
 
 def read_frame(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -83,6 +83,17 @@ def refuse_unknown(frame: pd.DataFrame, names: Iterable[str]) -> None:
     if unknown:
         known = ", ".join(map(repr, frame.columns[:20])) + (", ..." if len(frame.columns) > 20 else "")
         raise DataError(f"data has no column {unknown[0]!r}; it has {known}")
+
+
+def refuse_dates(frame: pd.DataFrame, names: Iterable[str]) -> None:
+    """Refuse columns of dates where numbers are wanted.
+
+    Raises:
+        DataError: a column has dates or times.
+    """
+    for name in names:
+        if frame[name].dtype.kind in "mM":
+            raise DataError(f"column {name!r} has dates or times; make it a number, such as days since the first one")
 
 
 def complete(frame: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:

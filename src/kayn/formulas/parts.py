@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from kayn.errors import ModelError
 from kayn.formulas.design import Bracket, Design
 from kayn.support.names import fresh
 
@@ -112,7 +114,7 @@ class Parts:
         level: the site that the linear predictor's level is: an intercept, cutpoints, or "" where there is none.
         offsets: arguments.
         rows: the plate.
-        parameters: variables of the family's further sites.
+        parameters: sites of the family's further parameters, by what they are called in its likelihood.
     """
 
     design: Design
@@ -123,6 +125,7 @@ class Parts:
     offsets: tuple[str, ...]
     effects: tuple[Effects, ...]
     rows: str
+    parameters: Mapping[str, str]
 
     @property
     def centred(self) -> bool:
@@ -148,21 +151,39 @@ class Parts:
     @property
     def names(self) -> tuple[str, ...]:
         """Sites that tell what was asked, coefficients first and the effects of groups last."""
-        family = [name for name, _ in self.design.family.parameters]
         return (
             *([self.level] if self.level else []),
             *(c.label for c in self.columns),
             *(s for e in self.effects for s in e.scale_sites),
             *(name for e in self.effects for _, _, name in e.correlations),
-            *family,
+            *self.parameters.values(),
             *(name for e in self.effects for name in (e.names if e.joint else [e.site])),
         )
 
+    def refuse_twins(self) -> None:
+        """Refuse a formula that says one thing twice.
+
+        Raises:
+            ModelError: two of its sites would have one name.
+        """
+        more = {self.level_latent, *(e.plate for e in self.effects), self.rows} - {self.level}
+        joint = [name for e in self.effects if e.joint for name in (e.site, e.cholesky_site)]
+        for name, count in Counter([*self.names, *more, *joint, self.design.outcome]).items():
+            if count > 1:
+                raise ModelError(
+                    f"formula {self.design.grammar.text!r} has {name!r} twice; say it once, or give the column that is "
+                    "called so another name"
+                )
+
 
 def parts_of(design: Design) -> Parts:
-    """Give every column, factor and effect of a design its name."""
+    """Give every column, factor and effect of a design its name.
+
+    Raises:
+        ModelError: something stands twice.
+    """
     names, arguments = _Names(), _Arguments()
-    names.taken |= {name for name, _ in design.family.parameters}
+    names.taken |= {name for name, _ in design.family.parameters}  # as identifiers; sites follow
     outcome = names.of(design.outcome)
     common, labels = design.common.columns(), design.common.labels()
     columns: list[Column] = []
@@ -171,7 +192,9 @@ def parts_of(design: Design) -> Parts:
             columns += _columns(arguments.of(term, names), labels[term], values, names)
     offsets = [arguments.of(term, names) for term, (kind, _) in common.items() if kind == "offset"]
     family = design.family
-    taken = {design.outcome, INTERCEPT, *(c.label for c in columns), *(p for p, _ in family.parameters)}
+    taken = {design.outcome, INTERCEPT, *(c.label for c in columns)}
+    parameters = {name: fresh(name, taken) for name, _ in family.parameters}
+    taken |= {*parameters.values()}
     plates = {b.factor.name: fresh(b.factor.name, taken) for b in design.brackets}
     effects = [e for b in design.brackets for e in _effects(b, plates[b.factor.name], arguments, names)]
     rows = fresh("rows", {*taken, *plates.values()})
@@ -179,7 +202,9 @@ def parts_of(design: Design) -> Parts:
     level = CUTPOINTS if family.name == "ordinal" else INTERCEPT if intercept else ""
     more = ["num_rows", *(["trials"] if family.name == "binomial" else [])]
     own = (*arguments.found.values(), *more)
-    return Parts(design, own, outcome, level, tuple(columns), tuple(offsets), tuple(effects), rows)
+    found = Parts(design, own, outcome, level, tuple(columns), tuple(offsets), tuple(effects), rows, parameters)
+    found.refuse_twins()
+    return found
 
 
 @dataclass

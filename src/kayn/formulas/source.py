@@ -39,7 +39,8 @@ def default_priors(parts: Parts) -> dict[str, str]:
             found[site] = priors.group_scale(np.empty(0) if own is None else own.values, unit)
         if effects.joint:
             found[effects.cholesky_site] = f"dist.LKJCholesky({len(effects.columns)}, 2.0)"
-    return {**found, **{n: text.format(unit=priors.number(unit)) for n, text in family.parameters}}
+    unit_text = priors.number(unit)
+    return {**found, **{parts.parameters[n]: text.format(unit=unit_text) for n, text in family.parameters}}
 
 
 def write(parts: Parts, prior: Mapping[str, str]) -> str:
@@ -112,8 +113,8 @@ def _covariance(effects: Effects, prior: Mapping[str, str]) -> Iterator[str]:
 def _likelihood(parts: Parts, prior: Mapping[str, str]) -> Iterator[str]:
     """The family's further parameters, the linear predictor, and what is observed."""
     family = parts.design.family
-    for name, _ in family.parameters:
-        yield f"    {name} = {_sample(name, prior[name])}"
+    for variable, site in parts.parameters.items():
+        yield f"    {variable} = {_sample(site, prior[site])}"
     terms = ["centre"] if parts.level and parts.level != CUTPOINTS else []
     for column in parts.columns:
         terms.append(f"{column.variable} * {_centred(column) if parts.centred else column.code}")
