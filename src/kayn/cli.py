@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -41,14 +42,24 @@ class Refused(click.ClickException):
 @click.argument("formula")
 @click.option("--family", default="gaussian", show_default=True, help="What the outcome follows.")
 @click.option("--prior", "priors", multiple=True, metavar="SITE=PRIOR", help="E.g. 'hours=Normal(0, 1)'.")
+@click.option(
+    "--missing",
+    type=click.Choice(["drop", "impute", "error"]),
+    default="drop",
+    show_default=True,
+    help="Leave rows with gaps out, draw outcomes that are missing, or refuse gaps.",
+)
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write a page of HTML here.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the inference.")
-def fit(table: Path, formula: str, family: str, priors: tuple[str, ...], report: Path | None, seed: int) -> None:
+def fit(
+    table: Path, formula: str, family: str, priors: tuple[str, ...], missing: str, report: Path | None, seed: int
+) -> None:
     """Fit FORMULA to TABLE (CSV, Parquet or Feather), e.g. kayn fit pupils.csv "score ~ hours + (1 | school)"."""
     from kayn.errors import KaynError
 
+    options = {"family": family, "priors": dict(_prior(p) for p in priors), "missing": missing}
     try:
-        _fit(table, formula, family, dict(_prior(p) for p in priors), report, seed)
+        _fit(table, formula, options, report, seed)
     except KaynError as error:
         raise Refused(" ".join(str(error).split())) from error
 
@@ -60,7 +71,7 @@ def _prior(text: str) -> tuple[str, str]:
     return site.strip(), prior.strip()
 
 
-def _fit(table: Path, text: str, family: str, priors: dict[str, str], path: Path | None, seed: int) -> None:
+def _fit(table: Path, text: str, options: Mapping[str, Any], path: Path | None, seed: int) -> None:
     import kayn
     from kayn import report
     from kayn.formulas.frames import read_frame
@@ -72,7 +83,7 @@ def _fit(table: Path, text: str, family: str, priors: dict[str, str], path: Path
             raise Refused(f"--report: there is no directory {str(path.parent)!r}")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        model = kayn.formula(text, read_frame(table), family, priors)
+        model = kayn.formula(text, read_frame(table), **options)
         notes = [str(w.message) for w in told if issubclass(w.category, kayn.DataWarning)]
         for note in notes:
             click.echo(f"note: {note}", err=True)

@@ -32,7 +32,8 @@ from kayn.posterior import stored
 from kayn.posterior.call import Call, Origin
 from kayn.posterior.checks import warn_if_poor
 from kayn.posterior.posterior import Posterior
-from kayn.posterior.stored import Stored
+from kayn.posterior.stored import MISSING, Stored
+from kayn.programs.gaps import filled, with_gaps
 from kayn.programs.tables import as_arguments
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
@@ -52,6 +53,7 @@ from kayn.support.options import (
     PathName,
     Strategy,
 )
+from kayn.support.prepared import Prepared
 from kayn.support.prints import Printed, brief
 from kayn.support.validate import Count, Natural, Positive, checked
 from kayn.xla.jit import QuickJit
@@ -186,6 +188,7 @@ def fit(
     memory: Memory = None,
     params: Params = None,
     coords: Coords = None,
+    missing: Literal["error", "drop", "impute"] | None = None,
     key: Key | None = None,
 ) -> Fit:
     """Fit a guide to a model's posterior.
@@ -204,6 +207,9 @@ def fit(
         learning_rate: of Adam, for "rws" and "vi".
         params: values of `numpyro.param` sites to start from.
         coords: labels of plates, e.g. {"schools": names}; of columns of categories they are known.
+        missing: what is done about NaN among the data of observed sites, and about what masked arrays hide: "error"
+            refuses them, "drop" leaves them out, "impute" also lets `posterior.imputed()` draw them; None is "error"
+            unless the model is a formula that says otherwise.
         key: the same as `rng_key`.
 
     Raises:
@@ -221,6 +227,11 @@ def fit(
     }
     own_args, own_kwargs, labels = as_arguments(model, tuple(args), dict(kwargs or {}))
     labels.given.update({d: np.asarray(v) for d, v in (coords or {}).items()})
+    how = missing or (model.missing if isinstance(model, Prepared) else "error")
+    if how != "error":
+        own_args, own_kwargs = filled(own_args), filled(own_kwargs)
+        settings[MISSING] = how
+        model = with_gaps(model, own_args, own_kwargs, settings["params"], how)
     call = Call(model, own_args, own_kwargs, Origin("fit", guide, settings), labels)
     return _run(call, progress)
 
@@ -237,7 +248,7 @@ def restored(call: Call, found: Stored | None) -> Fit:
 def _run(call: Call, progress: bool, found: Stored | None = None) -> Fit:
     origin = call.origin
     assert origin is not None
-    settings = {n: v for n, v in origin.settings.items() if n != WEIGHED}
+    settings = {n: v for n, v in origin.settings.items() if n not in (WEIGHED, MISSING)}
     setup = _Setup(call, origin.guide, progress=progress, found=found, **settings)
     return _fit_qem(setup) if setup.method == "qem" else _fit_svi(setup)
 

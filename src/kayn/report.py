@@ -39,7 +39,7 @@ class Findings:
     """What a page is made of.
 
     Attributes:
-        data: the outcome's rows; `drawn` the same drawn from the posterior: [draws, rows].
+        data: the outcome's rows, as far as they are there; `drawn` the same drawn from the posterior: [draws, rows].
         notes: what was said of the data.
     """
 
@@ -54,10 +54,11 @@ class Findings:
     @staticmethod
     def of(formula: Formula, fit: Fit, posterior: Posterior, notes: Sequence[str] = ()) -> Findings:
         """Summarise a fit of a formula, and draw data from it."""
-        drawn = posterior.predictive(1, DRAWS)[formula.parts.design.outcome]
+        drawn = np.asarray(posterior.predictive(1, DRAWS)[formula.parts.design.outcome], float)
         data = np.asarray(formula.args[-1], float)
+        there = ~np.isnan(data)
         summary = posterior.summary(max_rows=SHOWN)
-        return Findings(formula, fit, posterior, summary, data, np.asarray(drawn, float), tuple(notes))
+        return Findings(formula, fit, posterior, summary, data[there], drawn[:, there], tuple(notes))
 
     def checks(self) -> list[str]:
         """What was checked, a sentence each."""

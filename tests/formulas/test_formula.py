@@ -266,6 +266,28 @@ def test_what_cannot_be_read_is_told_in_one_line(text, options, error, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("family", "outcome"), [("gaussian", "score"), ("poisson", "solved"), ("ordinal", "grade")])
+def test_missing_outcomes_are_kept_where_they_are_to_be_drawn(family, outcome):
+    table = TABLE.copy()
+    table[outcome] = table[outcome].astype(object).where(table.index != 2, None)
+    if family != "ordinal":
+        table[outcome] = table[outcome].astype(float)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kept = kayn.formula(f"{outcome} ~ hours", table, family, missing="impute")
+    assert kept.missing == "impute"
+    assert np.flatnonzero(np.isnan(kept.args[-1])).tolist() == [2]
+    with pytest.warns(kayn.DataWarning, match="1 of .* rows are left out, at 2"):
+        dropped = kayn.formula(f"{outcome} ~ hours", table, family)
+    assert np.array_equal(np.delete(kept.args[-1], 2), dropped.args[-1])
+    with pytest.raises(kayn.DataError, match=f"missing of column '{outcome}' at 2; fill them"):
+        kayn.formula(f"{outcome} ~ hours", table, family, missing="error")
+    with pytest.warns(kayn.DataWarning, match=r"'hours' in 1"):  # what predicts is not drawn
+        without = kayn.formula(f"{outcome} ~ hours", table.assign(hours=table.hours.where(table.index != 4)), family,
+                               missing="impute")
+    assert len(without.args[-1]) == len(table) - 1
+
+
 def test_the_library_that_is_missing_is_named(monkeypatch):
     for name in ("formulae", "formulae.model_description"):
         monkeypatch.setitem(sys.modules, name, None)

@@ -282,7 +282,7 @@ def test_a_models_own_error_is_left_alone():
 DATA = [
     case(
         "NaN", lambda: kayn.analyze(flat, np.array([0.1, np.nan])), DataError,
-        "'y'", "1 NaN or infinite values of 2", "index (1,)", "handlers.mask", "obs_mask=",
+        "'y'", "1 NaN or infinite values of 2", "index (1,)", "handlers.mask", "missing='impute'",
     ),
     case("infinite", lambda: kayn.analyze(flat, np.array([-np.inf, 0.1])), DataError, "'y'", "infinite", "index (0,)"),
     case("NaN, fit", lambda: kayn.fit(flat, (np.array([0.1, np.nan]),), progress=False), DataError, "'y'"),

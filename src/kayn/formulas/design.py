@@ -135,11 +135,16 @@ class Design:
         return str(self.response.name)
 
     @staticmethod
-    def of(grammar: Grammar, family: Family, frame: pd.DataFrame) -> Design:
+    def of(grammar: Grammar, family: Family, frame: pd.DataFrame, missing: str = "drop") -> Design:
         """Evaluate a formula.
 
+        Args:
+            missing: whether rows with gaps are left out ("drop"), kept if it is the outcome alone that is missing
+                ("impute"), or refused ("error").
+
         Raises:
-            KaynError: a column is not there, a part cannot be evaluated, or the outcome does not suit the family.
+            KaynError: a column is not there, a part cannot be evaluated, values are missing that are refused, or the
+                outcome does not suit the family.
         """
         factors = [_factors(g.by) for g in grammar.groups]
         numbers = _variables(grammar.common).union(*(_variables(g.terms) for g in grammar.groups))
@@ -149,13 +154,18 @@ class Design:
         names = numbers | {c for found in factors for columns in found.values() for c in columns}
         refuse_unknown(frame, names | outcome)
         refuse_dates(frame, numbers | outcome)
-        frame = complete(frame, names | outcome)
+        if missing == "impute" and family.name == "binomial":
+            raise ModelError("missing='impute' is not for family 'binomial', whose trials may be missing; pass 'drop'")
+        frame = complete(frame, names if missing == "impute" else names | outcome, missing == "error")
+        there = frame[~frame[sorted(outcome)].isna().any(axis=1)]
+        if not len(there):
+            raise DataError(f"no row has an outcome {grammar.outcome!r}")
         brackets = []
         for group, found in zip(grammar.groups, factors, strict=True):
             terms = Terms.of(group.terms, frame)
             brackets += [Bracket(terms, Factor.of(n, c, frame), group.correlated) for n, c in found.items()]
         with explained(grammar.outcome):
-            response = _matrices(f"{grammar.outcome} ~ 1", frame).response
+            response = _matrices(f"{grammar.outcome} ~ 1", there).response
         outcome_of(family, response.name, response.kind, response.design_matrix, response.levels)
         levels = tuple(map(str, response.levels or ()))
         if family.name == "ordinal" and not levels:
@@ -164,14 +174,24 @@ class Design:
         return Design(grammar, family, frame, frozenset(names), common, tuple(brackets), response, levels)
 
     def data(self, frame: pd.DataFrame | None = None) -> dict[str, np.ndarray]:
-        """The outcome under its name, and the trials of a binomial; no outcome where new rows have none."""
+        """The outcome under its name, and the trials of a binomial; no outcome where new rows have none, NaN where it
+        is missing."""
         frame = self.frame if frame is None else frame
-        if self.levels:
-            if self.outcome not in frame.columns:
-                return {}
-            return {self.outcome: _numbers(self.outcome, frame[self.outcome], self.levels)}
-        if not _variables(f"{self.grammar.outcome} ~ 1") <= set(frame.columns):
+        columns = _variables(f"{self.grammar.outcome} ~ 1")
+        if not columns <= set(frame.columns):
             return self._trials(frame)
+        gaps = frame[sorted(columns)].isna().any(axis=1).to_numpy()
+        if gaps.all():
+            return self._trials(frame)
+        if not gaps.any():
+            return self._data(frame)
+        found = np.full(len(frame), np.nan)
+        found[~gaps] = self._data(frame[~gaps])[self.outcome]
+        return {**self._trials(frame), self.outcome: found}
+
+    def _data(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
+        if self.levels:
+            return {self.outcome: _numbers(self.outcome, frame[self.outcome], self.levels)}
         with explained(self.grammar.outcome):
             found = _matrices(f"{self.grammar.outcome} ~ 1", frame).response
         return outcome_of(self.family, self.outcome, found.kind, found.design_matrix, self.levels)

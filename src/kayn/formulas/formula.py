@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -39,6 +39,7 @@ class Formula(Printed, Prepared):
         labels: what groups are called, by plate.
         names: the sites that tell what was asked: coefficients, standard deviations, correlations, effects of groups.
         priors: source of the priors, by site.
+        missing: "impute" where outcomes are missing that `kayn.fit` is to draw, see `Posterior.imputed`.
     """
 
     source: str
@@ -48,6 +49,7 @@ class Formula(Printed, Prepared):
     names: tuple[str, ...]
     priors: Mapping[str, str]
     parts: Parts
+    missing: str = "error"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, on its own arguments where none are given."""
@@ -81,7 +83,13 @@ class Formula(Printed, Prepared):
 
 
 @checked(ModelError)
-def formula(formula: Text, data: Any, family: Text = "gaussian", priors: Priors = None) -> Formula:
+def formula(
+    formula: Text,
+    data: Any,
+    family: Text = "gaussian",
+    priors: Priors = None,
+    missing: Literal["drop", "impute", "error"] = "drop",
+) -> Formula:
     """A NumPyro model from a formula, such as "score ~ hours + girl + (1 + hours | school) + (1 | school:klass)".
 
     The grammar is that of lme4 and brms, as the `formulae` library reads it: interactions `a * b` and `a:b`,
@@ -89,25 +97,28 @@ def formula(formula: Text, data: Any, family: Text = "gaussian", priors: Priors 
     correlated, `(x || g)` for independent ones, `a/b` and `a:b` for nested groups.
 
     Args:
-        data: a table of pandas, polars or Arrow, or a mapping of columns. Rows with gaps are left out, with a warning.
+        data: a table of pandas, polars or Arrow, or a mapping of columns.
         family: gaussian and student (identity link), bernoulli, binomial and beta (logit), poisson, negative binomial,
             gamma and zero-inflated poisson (log), or ordinal (cumulative logit).
         priors: distributions, or their text, e.g. {"hours": "Normal(0, 1)"}, by site. All others are weakly informative
             and scaled by the data; the source shows them.
+        missing: "drop" leaves rows with gaps out, with a warning; "impute" keeps those where the outcome alone is
+            missing, which `posterior.imputed()` draws; "error" refuses gaps and says where they are.
 
     Raises:
-        KaynError: the formula does not parse, a column is not there, the outcome is outside of the family's support, or
-            a prior is of no site.
+        KaynError: the formula does not parse, a column is not there, the outcome is outside of the family's support,
+            values are missing that are refused, or a prior is of no site.
     """
-    design = Design.of(Grammar.of(formula), family_of(family), as_frame(data))
-    return _made(parts_of(design), priors)
+    design = Design.of(Grammar.of(formula), family_of(family), as_frame(data), missing)
+    return _made(parts_of(design), priors, missing)
 
 
-def _made(parts: Parts, given: Mapping[str, Any] | None) -> Formula:
+def _made(parts: Parts, given: Mapping[str, Any] | None, missing: str) -> Formula:
     own = priors.given(given, source.default_priors(parts))
     text = source.write(parts, own)
     namespace: dict[str, Any] = {}
     # the text is built from identifiers, numbers and quoted names alone
     exec(compile(text, "<formula>", "exec"), namespace)  # noqa: S102
     args = values_of(parts.design)
-    return Formula(text, namespace["model"], args, parts.labels, parts.names, own, parts)
+    how = "impute" if missing == "impute" else "error"
+    return Formula(text, namespace["model"], args, parts.labels, parts.names, own, parts, how)

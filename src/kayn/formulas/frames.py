@@ -96,11 +96,14 @@ def refuse_dates(frame: pd.DataFrame, names: Iterable[str]) -> None:
             raise DataError(f"column {name!r} has dates or times; make it a number, such as days since the first one")
 
 
-def complete(frame: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
+def complete(frame: pd.DataFrame, names: Iterable[str], refuse: bool = False) -> pd.DataFrame:
     """The rows that have a value in all of some columns; a warning tells which are left out.
 
+    Args:
+        refuse: whether gaps are refused instead.
+
     Raises:
-        DataError: there are none, or a column has an infinite number.
+        DataError: there are none, a column has an infinite number, or gaps are refused.
     """
     names = [n for n in frame.columns if n in set(names)]
     for name in names:
@@ -110,6 +113,9 @@ def complete(frame: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
     gaps = missing.any(axis=1).to_numpy()
     if not gaps.any():
         return frame
+    if refuse:
+        rows = "; ".join(f"{n!r} {listed(np.argwhere(own.to_numpy()))}" for n, own in missing.items() if own.any())
+        raise DataError(f"values are missing of column {rows}; fill them, or pass missing='drop' to leave these rows out")
     told = ", ".join(f"{n!r} in {count}" for n, count in missing.sum().items() if count)
     if gaps.all():
         raise DataError(f"no row has a value in every column of the formula (missing: {told})")

@@ -26,6 +26,7 @@ def default_priors(parts: Parts) -> dict[str, str]:
     design, family = parts.design, parts.design.family
     data = design.data()
     values = np.asarray(data[design.outcome], float)
+    values = values[~np.isnan(values)]
     centre, unit = family.scale(values / np.maximum(data["trials"], 1) if "trials" in data else values)
     found = {}
     if parts.level == CUTPOINTS:

@@ -29,9 +29,8 @@ def check_data(program: Program, found: Mapping[OutputName, Any], nodes: Nodes) 
         if bad.any():
             raise DataError(
                 f"observed site {name!r} has {int(bad.sum())} NaN or infinite values of {bad.size}, the first at "
-                f"index {_first(bad)}. Drop these rows, or mark them missing: "
-                "numpyro.handlers.mask(mask=jnp.isfinite(y)) to ignore them, or obs_mask= in numpyro.sample to "
-                "impute them"
+                f"index {_first(bad)}. Drop these rows, or pass missing='drop' to kayn.fit to leave them out, or "
+                "missing='impute' to draw them; in a model, numpyro.handlers.mask(mask=jnp.isfinite(y)) leaves them out"
             )
         density = known(Part.DENSITY.of(name))
         if density is not None and np.issubdtype(density.dtype, np.inexact) and np.isposinf(density).any():

@@ -102,6 +102,14 @@ class Posterior(Printed, Pool):
         return predict.predictive(self, rng_key, num_samples, args, kwargs, new_plates)
 
     @checked(QueryError)
+    def imputed(self, rng_key: Key = 0, num_samples: Samples = 1000) -> dict[str, Array]:
+        """Data that were missing in part, with posterior draws in the gaps, by site: [S, *shape].
+
+        They are there after `kayn.fit(..., missing="impute")` or "drop", and empty where nothing was missing.
+        """
+        return predict.imputed(self, rng_key, num_samples)
+
+    @checked(QueryError)
     def log_predictive(
         self, rng_key: Key, num_samples: Samples, *args: Any, new_plates: Plates = (), **kwargs: Any
     ) -> predict.LogPredictive:

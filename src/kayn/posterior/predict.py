@@ -30,6 +30,7 @@ from kayn.posterior.replay import (
     run_model,
     scorer,
 )
+from kayn.programs.gaps import Gaps
 from kayn.support.arrays import Array, KeyArray
 from kayn.support.keys import as_key
 from kayn.support.prints import Outlined
@@ -93,6 +94,18 @@ def predictive(
 def predicted(posterior: Pool, key: KeyArray, draws: JointDraws, setting: Setting) -> dict[str, Array]:
     """All sites of the model run on some draws: [S, *shape]."""
     return over_draws(posterior, key, draws, lambda k, draw: drawn_sites(run_model(posterior, setting, k, draw)))
+
+
+def imputed(posterior: Pool, rng_key: KeyArray, num_samples: int) -> dict[str, Array]:
+    """The data of those observed sites where some were missing, with draws in the gaps: [num_samples, *shape]."""
+    program = posterior.call.model
+    if not isinstance(program, Gaps):
+        return {}
+    key, draws = _draws(posterior, rng_key, num_samples)
+    left_out = program.data.keys() - program.latents
+    found = predicted(posterior, key, draws, own_data(posterior, observe=False)) if left_out else {}
+    found = {n: jnp.where(jnp.isnan(program.data[n]), found[n], program.data[n]) for n in sorted(left_out)}
+    return found | {n: draws.values[n] for n in sorted(program.latents)}
 
 
 def log_predictive(

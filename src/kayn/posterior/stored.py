@@ -19,6 +19,7 @@ import numpyro
 from kayn import checkpoints
 from kayn.errors import KaynError
 from kayn.posterior.call import Call, Origin
+from kayn.programs.gaps import with_gaps
 from kayn.programs.sites import inspect_sites
 from kayn.programs.tables import Labels
 from kayn.programs.trace import trace_program
@@ -28,6 +29,8 @@ from kayn.support.validate import shown
 
 FORM = 1
 """Of the files that are written."""
+MISSING = "missing"
+"""In the settings of an origin: what was done about missing outcomes."""
 HEX = re.compile(r"0x[0-9a-f]+")
 
 
@@ -117,6 +120,7 @@ def read(path: str | os.PathLike[str], model: Callable, guide: Callable | None) 
         args, kwargs, settings, found, labels = (unpack(notes[n], arrays) for n in parts)
     except (ValueError, KeyError, TypeError) as error:
         raise KaynError(f"{path} is damaged: {error}") from error
+    model = with_gaps(model, args, kwargs, found["params"], settings.get(MISSING, "error"))
     call = Call(model, args, kwargs, Origin(notes["entry"], guide, settings), Labels(**labels))
     stored = Stored(str(path), kind, call, found)
     _refuse_other(stored, notes["model"], found["params"])

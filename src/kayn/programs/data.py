@@ -52,9 +52,9 @@ def why_unusable(value: Any) -> str | None:
             return None
         where = tuple(int(i) for i in hidden[0])
         return (
-            f"a masked array with {len(hidden)} hidden values, the first at index {where}; pass "
-            "jnp.asarray(y.filled(0.0)), and its mask with numpyro.handlers.mask(mask=~y.mask) to ignore these, or "
-            "obs_mask= in numpyro.sample to impute them"
+            f"a masked array with {len(hidden)} hidden values, the first at index {where}; if these are "
+            "outcomes, pass missing='drop' or 'impute' to kayn.fit; in a model, pass jnp.asarray(y.filled(0.0)), and "
+            "numpyro.handlers.mask(mask=~y.mask) leaves them out"
         )
     if isinstance(value, list | tuple):
         return f"a {kind}; pass an array, e.g. jnp.asarray(y)"

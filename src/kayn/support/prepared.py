@@ -15,8 +15,10 @@ class Prepared:
         args: its arguments.
         labels: what the elements of its plates are called, by plate.
         names: the sites that tell what was asked, in the order in which a summary shows them.
+        missing: what is to be done about missing outcomes, see `kayn.fit`.
     """
 
     args: tuple[Any, ...]
     labels: Mapping[str, np.ndarray]
     names: tuple[str, ...]
+    missing: str = "error"
