@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # formulae 0.9.0, pandas 3.1.1, Python 3.11.
 #
-# Behaviour: a numeric column called `Intercept`, used as a predictor, takes the place of the constant: the design matrix
-# has one column instead of two, and nothing is said.
+# Behaviour: a numeric column called `Intercept`, used as a predictor, takes the place of the constant: the design
+# matrix has one column instead of two, and nothing is said.
 #
 # One would guess: a constant and a slope, as with any other name, or an error (patsy raises one for the same table).
 #

@@ -283,8 +283,9 @@ def test_missing_outcomes_are_kept_where_they_are_to_be_drawn(family, outcome):
     with pytest.raises(kayn.DataError, match=f"missing of column '{outcome}' at 2; fill them"):
         kayn.formula(f"{outcome} ~ hours", table, family, missing="error")
     with pytest.warns(kayn.DataWarning, match=r"'hours' in 1"):  # what predicts is not drawn
-        without = kayn.formula(f"{outcome} ~ hours", table.assign(hours=table.hours.where(table.index != 4)), family,
-                               missing="impute")
+        without = kayn.formula(
+            f"{outcome} ~ hours", table.assign(hours=table.hours.where(table.index != 4)), family, missing="impute"
+        )
     assert len(without.args[-1]) == len(table) - 1
 
 

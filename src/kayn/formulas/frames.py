@@ -115,7 +115,7 @@ def complete(frame: pd.DataFrame, names: Iterable[str], refuse: bool = False) ->
         return frame
     if refuse:
         rows = "; ".join(f"{n!r} {listed(np.argwhere(own.to_numpy()))}" for n, own in missing.items() if own.any())
-        raise DataError(f"values are missing of column {rows}; fill them, or pass missing='drop' to leave these rows out")
+        raise DataError(f"values are missing of column {rows}; fill them, or leave these rows out: missing='drop'")
     told = ", ".join(f"{n!r} in {count}" for n, count in missing.sum().items() if count)
     if gaps.all():
         raise DataError(f"no row has a value in every column of the formula (missing: {told})")

@@ -78,7 +78,7 @@ def _without_gaps(fn: Any, value: Array) -> Array:
 def filled(value: Any) -> Any:
     """An argument with NaN in the place of what masked arrays hide."""
     if isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any():
-        return value.astype(np.result_type(value.dtype, np.float32)).filled(np.nan)
+        return np.where(np.ma.getmaskarray(value), np.nan, value.data)
     if type(value) in (list, tuple):
         return type(value)(map(filled, value))
     return {k: filled(v) for k, v in value.items()} if type(value) is dict else value
