@@ -48,6 +48,14 @@ def grid(x, y):
         S("y", dist.Normal(z.sum(0) + 0.5 * z[0] + v[..., 0] - v[..., 1], 0.5), obs=y)
 
 
+def table(x, y):
+    """The plate that stays apart stands in front of the one whose elements are read together."""
+    with P("groups", 3, dim=-2):
+        with P("items", 4, dim=-1):
+            z = S("z", dist.Normal(0.0, 2.0))
+        S("y", dist.Normal(z.sum(-1, keepdims=True) + 0.5 * z[:, :1], 0.5), obs=y)
+
+
 def scales(x, y):
     """A matrix event, in a plate whose elements are read together: unconstrained it is a vector."""
     with P("kinds", 2):
@@ -61,6 +69,7 @@ CASES = {
     "coefficients": (coefficients, (X, Y), {"groups": [["a", "b"]]}, (("a", "b"),)),
     "lines": (lines, (X[:4], Y.reshape(4, 3)), {"groups": [["a", "b"]]}, (("a", "b"),)),
     "grid": (grid, (X, Y[:3]), {"groups": [["v", "z"]]}, (("v", "z"),)),
+    "table": (table, (X, Y[:3, None]), {}, (("z",),)),
     "scales": (scales, (X, Y[0]), {}, (("z",),)),
 }
 

@@ -104,25 +104,29 @@ class FactorisedGuide(Outlined):
         out: dict[str, Array] = {}
         noise: dict[str, Array] = {}
         for site in self.sites:
+            part = site.family if isinstance(site.family, JointPart) else None
+            # vectors of several elements of a plate are not where that plate is
+            params = self._params(site) if part else {}
             with ExitStack() as stack:
                 for name, dim, full, size in site.plates:
                     stack.enter_context(numpyro.plate(name, full, size if size != full else None, dim=dim))
-                params = {
-                    p: numpyro.param(
-                        parameter(site.name, p),
-                        start,
-                        constraint=site.family.parameters[p],
-                        event_dim=_event_dim(site, p),
-                    )
-                    for p, start in site.start.items()
-                }
-                part = site.family if isinstance(site.family, JointPart) else None
+                params = params or self._params(site)
                 if part and part.earlier:
                     params = dict(part.conditional(params, jnp.concatenate([noise[n] for n in part.earlier], -1)))
                 out[site.name] = numpyro.sample(site.name, site.family.distribution(params))
                 if part and part.later:
                     noise[site.name] = part.noise(out[site.name], params)
         return out
+
+    @staticmethod
+    def _params(site: GuideSite) -> dict[str, Array]:
+        def param(name: str, start: Array) -> Array:
+            constraint = site.family.parameters[name]
+            return numpyro.param(
+                parameter(site.name, name), start, constraint=constraint, event_dim=_event_dim(site, name)
+            )
+
+        return {p: param(p, start) for p, start in site.start.items()}
 
     @checked()
     def draw_particles(self, key: Any, num: Count, params: Mapping[str, Any]) -> dict[str, Array]:
