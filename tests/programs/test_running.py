@@ -83,6 +83,16 @@ OTHERS = {
 }
 
 
+ROOT = np.sqrt(GAPS)
+WEIGHTED = {
+    "before the sum": walk_of(lambda s, z: jnp.cumsum(s * ROOT * z)),
+    "divided": walk_of(lambda s, z: jnp.cumsum(z / (1 / ROOT / s))),
+    "moved first": walk_of(lambda s, z: jnp.cumsum(-z * -jnp.broadcast_to(s * ROOT[::-1], (2, STEPS))[1][::-1])),
+    "a loop": walk_of(lambda s, z: jax.lax.scan(lambda c, x: (c + s * x[0] * x[1],) * 2, 0.0, (jnp.array(ROOT), z))[1]),
+}
+"""A walk of a latent scale whose steps have numbers of their own."""
+
+
 def evidence_and_scale(matrix):
     """Log evidence, and mean and standard deviation of the scale, by quadrature over a scale of levels `matrix @ z`."""
     logs = np.linspace(-5.0, 3.0, 801)
@@ -125,6 +135,14 @@ def test_one_structure_in_every_form(form):
 @pytest.mark.parametrize("form", ["an associative scan", "a loop"])
 def test_one_evidence_for_one_key(form):
     whole = [kayn.Importance(m, num_particles=20).run(0, None, Y).log_evidence for m in (PLAIN, SAME[form])]
+    np.testing.assert_allclose(*whole, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", WEIGHTED)
+def test_numbers_times_a_scale_are_weights(form):
+    coordinates, plain = running(WEIGHTED[form], Y), OTHERS["gaps"][0]
+    np.testing.assert_allclose(coordinates.weight, running(plain, Y).weight, rtol=1e-5)
+    whole = [kayn.Importance(m, num_particles=20).run(0, None, Y).log_evidence for m in (plain, WEIGHTED[form])]
     np.testing.assert_allclose(*whole, rtol=1e-5)
 
 
@@ -235,6 +253,70 @@ def test_a_walk_for_every_element_of_a_plate(axis):
     np.testing.assert_allclose(levels, rows @ np.linalg.solve(unit, covariance), atol=0.3 * spread.min())
     draws = posterior.sample(0, 100)
     np.testing.assert_allclose(draws["level"], 0.5 * np.cumsum(gaps * draws["z"], axis + 1), rtol=1e-3, atol=1e-4)
+
+
+def panel(states, units_first=False):
+    """Three series, whose states are a function of scale, decays and innovations [STEPS, 3]."""
+
+    def model(y):
+        scale = numpyro.sample("scale", dist.LogNormal(-1.0, 0.5))
+        with numpyro.plate("series", 3, dim=-1):
+            decay = numpyro.sample("decay", dist.Uniform(0.0, 1.0))
+        dims = (-2, -1) if units_first else (-1, -2)
+        series, time = (
+            numpyro.plate(n, size, dim=d) for n, size, d in zip(("series", "time"), (3, STEPS), dims, strict=True)
+        )
+        with series, time:
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        level = states(scale, decay, z)
+        with series, time:
+            numpyro.sample("y", dist.Normal(level, 0.4), obs=y.T if units_first else y)
+
+    return model
+
+
+def series(scale, decay, z):
+    return jax.lax.scan(lambda c, x: (c + scale * x,) * 2, jnp.zeros(3), z)[1]
+
+
+def decaying(scale, decay, z):
+    return jax.lax.scan(lambda c, x: (decay * c + scale * x,) * 2, jnp.zeros(3), z)[1]
+
+
+def decaying_one_by_one(scale, decay, z):
+    def one(d, own):
+        return jax.lax.scan(lambda c, x: (d * c + scale * x,) * 2, 0.0, own)[1]
+
+    return jax.vmap(one, (0, 1), 1)(decay, z)
+
+
+PANEL = np.stack([Y, -Y, 1.5 - Y], 1)
+SERIES = {
+    "a loop": (panel(series), panel(lambda s, d, z: s * jnp.cumsum(z, 0))),
+    "steps last": (panel(lambda s, d, z: series(s, d, z.T).T, True), panel(lambda s, d, z: s * jnp.cumsum(z, 1), True)),
+    "decays, under vmap": (panel(decaying_one_by_one), panel(decaying)),
+}
+
+
+@pytest.mark.parametrize("case", SERIES)
+def test_series_of_a_panel_in_one_loop(case):
+    whole = []
+    for model in SERIES[case]:
+        assert running(model, PANEL) is not None
+        posterior = kayn.Importance(model, num_particles=10).run(0, None, PANEL)
+        assert len(posterior.problem.layout.axis_of("kayn:unbounded:z").scope) == 2
+        whole.append(posterior.log_evidence)
+    np.testing.assert_allclose(*whole, rtol=1e-5)
+
+
+def test_series_that_depend_on_each_other_stay_as_they_are():
+    def loop_of(before):
+        return panel(lambda s, d, z: jax.lax.scan(lambda c, x: (before(c) + s * x,) * 2, jnp.zeros(3), z)[1])
+
+    crossed = np.array([[0.5, 0.2, 0.0], [0.0, 0.5, 0.2], [0.0, 0.0, 0.5]], np.float32)
+    kept = [lambda c: crossed @ c, lambda c: 0.5 * c[::-1], lambda c: c - c.mean(), lambda c: 0.5 * c + jnp.roll(c, 1)]
+    assert [running(loop_of(before), PANEL) for before in kept] == [None] * 4
+    assert running(loop_of(lambda c: jnp.where(c.size > 1, 0.5 * c, 0.0)), PANEL) is not None
 
 
 def test_heavy_tails_stay_what_they_are():

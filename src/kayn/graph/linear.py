@@ -25,6 +25,8 @@ JOINING = MOVING | {"add", "add_any", "convert_element_type", "cumsum", "neg", "
 """Linear in all operands together."""
 CHOOSING = {"select_n": (0,), "gather": (1,), "dynamic_slice": None}
 """Linear in operands for given ones, of which these are the places; None for all but the first."""
+PRODUCTS = {"mul": (1, 1), "div": (1, -1), "neg": (1,)} | dict.fromkeys(MOVING - {"concatenate", "pad"}, (1,))
+"""What may be made of a product such that it stays one, and the power that each operand has in it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,18 +146,14 @@ class Following:
     def _times(self, eqn: JaxprEqn, mine: Sequence[int]) -> Linear | None:
         if len(mine) > 1 or (eqn.primitive.name == "div" and mine != [0]):
             return None
-        own, other = self.found[eqn.invars[mine[0]]], eqn.invars[1 - mine[0]]
-        number = self.known(other)
-        if number is not None:
-            return Linear(own.factors, self._apply(eqn, mine, {1 - mine[0]: number}))
-        single = self._single(other)
-        if single is None:
+        own, place = self.found[eqn.invars[mine[0]]], 1 - mine[0]
+        other = self._apart(eqn.invars[place])
+        if other is None:
             return None
-        power = -1 if eqn.primitive.name == "div" else 1
-        one = np.ones(other.aval.shape, other.aval.dtype)
-        factors = Counter(own.factors)
-        factors[single] += power
-        return Linear({v: n for v, n in factors.items() if n}, self._apply(eqn, mine, {1 - mine[0]: one}))
+        factors, power = Counter(own.factors), -1 if eqn.primitive.name == "div" else 1
+        for v, n in other[0].items():
+            factors[v] += power * n
+        return Linear({v: n for v, n in factors.items() if n}, self._apply(eqn, mine, {place: other[1]}))
 
     def _product(self, eqn: JaxprEqn, mine: Sequence[int]) -> Linear | None:
         if len(mine) > 1:
@@ -169,6 +167,26 @@ class Following:
         return tuple(
             _run(eqn, {**others, **dict(zip(mine, probe, strict=True))}) for probe in zip(*numbers, strict=True)
         )
+
+    def _apart(self, atom: Any) -> tuple[Mapping[Any, int], np.ndarray] | None:
+        """A value as single numbers, with their powers, times known ones in its shape; None where it is no product."""
+        number = self.known(atom)
+        if number is not None:
+            return {}, number
+        single = self._single(atom)
+        if single is not None:
+            return {single: 1}, np.ones(atom.aval.shape, atom.aval.dtype)
+        eqn = self.made.get(atom)
+        if eqn is None or eqn.primitive.name not in PRODUCTS:
+            return None
+        parts = [part for v in eqn.invars if (part := self._apart(v)) is not None]
+        if len(parts) < len(eqn.invars):
+            return None
+        factors: Counter[Any] = Counter()
+        for power, (own, _) in zip(PRODUCTS[eqn.primitive.name], parts, strict=False):
+            for v, n in own.items():
+                factors[v] += power * n
+        return factors, _run(eqn, {i: numbers for i, (_, numbers) in enumerate(parts)})
 
     def _single(self, atom: Any) -> Any:
         """The variable that all entries of an array are, None where they may differ."""

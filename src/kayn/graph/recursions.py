@@ -1,7 +1,8 @@
 """Loops whose state is a linear recursion in what they are given: the recursion by itself, all else step by step.
 
 `s_t = a_t s_{t-1} + g_t x_t + b_t` with a, g and b that depend on neither s nor x, as an autoregression has it whose
-innovations x are drawn beforehand. Apart from the states nothing in such a loop depends on an earlier step.
+innovations x are drawn beforehand. All are numbers, or arrays of one shape, each entry of which is a recursion by
+itself, as series of a panel are. Apart from the states nothing in such a loop depends on an earlier step.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from kayn.graph.flow import Sources, reach
 from kayn.graph.totals import run_flat
+from kayn.programs.primitives import ELEMENTWISE, IDENTITY
 from kayn.programs.slices import equation_as_function, slice_outputs
 from kayn.support.arrays import Array
 from kayn.xla.compilation import is_traced
@@ -33,7 +35,7 @@ def is_recursion(eqn: JaxprEqn) -> bool:
 
 
 def states_of(start: Array, decay: Array, added: Array) -> Array:
-    """`s_t = a_t s_{t-1} + u_t`: [T]."""
+    """`s_t = a_t s_{t-1} + u_t`: [T, *S]."""
 
     def step(state: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
         state = now[0] * state + now[1]
@@ -100,7 +102,10 @@ class _Loop:
             return None
         (state,) = tainted
         variables = [body.jaxpr.invars[i] for i in (consts + state, *mine)]
-        if any(v.aval.shape or not jnp.issubdtype(v.aval.dtype, jnp.floating) for v in variables):
+        shape = variables[0].aval.shape
+        if any(v.aval.shape != shape or not jnp.issubdtype(v.aval.dtype, jnp.floating) for v in variables):
+            return None
+        if shape and not _by_entry(body, state, (consts + state, *mine)):
             return None
         terms = _terms(body, state, (consts + state, *mine))
         if any({consts + state, *mine} & set(used) for _, used in terms):
@@ -114,7 +119,7 @@ class _Loop:
         added = sum((g * values[i] for g, i in zip(slopes, self.given, strict=True)), rest)
         start = values[self.consts + self.state]
         if self._only_adds():
-            states = start + jnp.cumsum(added)
+            states = start + jnp.cumsum(added, 0)
         else:
             states = states_of(start, jnp.broadcast_to(decay, added.shape), added)
         before = jnp.concatenate([start[None], states[:-1]])
@@ -131,7 +136,7 @@ class _Loop:
             return not is_traced(decay) and bool(np.all(np.asarray(decay) == 1))
 
     def _term(self, number: int, values: Sequence[Array], free: Sequence[Array]) -> Array:
-        """A term at every step, [T], or one for all where it is the same."""
+        """A term at every step, [T, *S], or one for all, [*S], where it is the same."""
         run, used = self.terms[number]
         known = [self._inputs(values, free)[i] for i in used]
         if all(axis is None for _, axis in known):
@@ -182,6 +187,20 @@ class _Loop:
 
 def _places(body: ClosedJaxpr) -> range:
     return range(len(body.jaxpr.invars))
+
+
+def _by_entry(body: ClosedJaxpr, state: int, followed: Sequence[int]) -> bool:
+    """Whether every entry of a body's state depends on the same entry of some of its operands alone."""
+    flat = jax.make_jaxpr(lambda *x: run_flat(body.jaxpr, [*body.consts, *x]))(*(v.aval for v in body.jaxpr.invars))
+    apart: set[Any] = {flat.jaxpr.invars[i] for i in followed}
+    mixed: set[Any] = set()
+    shape = flat.jaxpr.invars[followed[0]].aval.shape
+    for eqn in flat.jaxpr.eqns:
+        own = [v for v in eqn.invars if not isinstance(v, Literal) and v in apart | mixed]
+        if own:
+            moves = mixed.intersection(own) or eqn.primitive.name not in ELEMENTWISE | IDENTITY
+            (mixed if moves or eqn.outvars[0].aval.shape != shape else apart).update(eqn.outvars)
+    return flat.jaxpr.outvars[state] not in mixed
 
 
 def _terms(body: ClosedJaxpr, state: int, followed: Sequence[int]) -> tuple[Term, ...]:

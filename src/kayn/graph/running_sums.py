@@ -32,7 +32,8 @@ from kayn.support.names import in_model
 
 CLOSE = 1e-4
 """Relative error of numbers up to which they count as equal."""
-ADDING = frozenset(("cumsum", "dot_general", "add", "add_any", "concatenate", "scan"))
+ADDING = frozenset(("cumsum", "dot_general", "add", "add_any", "concatenate", "scan", "transpose"))
+"""Whose results may be running sums: those that add, and what brings these into the order of the innovations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +159,7 @@ def _coordinates(jaxpr: Jaxpr, known: Sequence[Any], start: Any, earlier: Mappin
             found = next((c for c in along if c is not None), None)
         elif is_recursion(eqn) and following.known(decay := following.decay_of(eqn)) is None:
             computed = _computed(jaxpr, following.values, decay, earlier)
-            found = None if computed is None else Coordinates(computed=computed)
+            found = None if computed is None else Coordinates(computed=computed, axis=-len(shape))
         if found is not None:
             break
     if found is None:
