@@ -29,12 +29,10 @@ from kayn.objectives.rws import RWS
 from kayn.objectives.state import first_state
 from kayn.objectives.vi import VI
 from kayn.posterior import stored
-from kayn.posterior.call import Call, Origin
+from kayn.posterior.call import MISSING, Call, Origin, conditioned
 from kayn.posterior.checks import warn_if_poor
 from kayn.posterior.posterior import Posterior
-from kayn.posterior.stored import MISSING, Stored
-from kayn.programs.gaps import filled, with_gaps
-from kayn.programs.tables import as_arguments
+from kayn.posterior.stored import Stored
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.options import (
@@ -53,7 +51,6 @@ from kayn.support.options import (
     PathName,
     Strategy,
 )
-from kayn.support.prepared import Prepared
 from kayn.support.prints import Printed, brief
 from kayn.support.validate import Count, Natural, Positive, checked
 from kayn.xla.jit import QuickJit
@@ -225,14 +222,7 @@ def fit(
         "learning_rate": learning_rate,
         "params": dict(params or {}),
     }
-    own_args, own_kwargs, labels = as_arguments(model, tuple(args), dict(kwargs or {}))
-    labels.given.update({d: np.asarray(v) for d, v in (coords or {}).items()})
-    how = missing or (model.missing if isinstance(model, Prepared) else "error")
-    if how != "error":
-        own_args, own_kwargs = filled(own_args), filled(own_kwargs)
-        settings[MISSING] = how
-        model = with_gaps(model, own_args, own_kwargs, settings["params"], how)
-    call = Call(model, own_args, own_kwargs, Origin("fit", guide, settings), labels)
+    call = conditioned(model, args, kwargs or {}, Origin("fit", guide, settings), coords or {}, missing)
     return _run(call, progress)
 
 

@@ -106,20 +106,51 @@ def test_improper_priors_draw_nothing():
         kayn.prior_predictive(improper, (Y[0],))
 
 
+def test_draws_that_repeat_do_not_count():
+    """Effective sample sizes as ArviZ has them, of 20,000 draws from 20 sets of 30 particles, which are worth 600."""
+    from arviz_stats.base import array_stats
+
+    def proposal(y, prior):
+        numpyro.sample("mu", dist.Normal(Y.sum() / (N + 1), (N + 1) ** -0.5))
+
+    few = kayn.Importance(model, proposal, 30, num_replicates=20).run(0, None, Y, 1.0)
+    with pytest.warns(kayn.PoorFitWarning, match=r"20000 draws are worth 300 independent ones \(of latent 'mu'\)"):
+        tree = few.to_datatree(0, 20_000)
+    mu = tree["posterior"]["mu"]
+    assert mu.shape == (4, 5000)
+    assert mu.attrs["effective_sample_size"] == pytest.approx(300, rel=1e-3)
+    assert 300 <= array_stats.ess(mu.values, chain_axis=0, draw_axis=1, method="mean") < 700
+    # sets of particles stay in one chain
+    assert len(set.intersection(*(set(np.unique(chain)) for chain in mu.values))) == 0
+    # as exact as 300 draws: five standard errors
+    np.testing.assert_allclose(mu.mean(), Y.sum() / (N + 1), atol=5 * (N + 1) ** -0.5 / np.sqrt(300))
+
+
+def test_a_guide_that_misses_is_seen_by_r_hat():
+    from arviz_stats.base import array_stats
+
+    def proposal(y, prior):
+        numpyro.sample("mu", dist.Normal(-0.6, 0.2))
+
+    with pytest.warns(kayn.PoorFitWarning):
+        tree = kayn.Importance(model, proposal, 30, num_replicates=8).run(0, None, Y, 1.0).to_datatree(0, 1000)
+    assert array_stats.rhat(tree["posterior"]["mu"].values, chain_axis=0, draw_axis=1) > 1.01
+
+
 def test_predictions_are_in_the_tree_and_arviz_finds_them(posteriors):
     tree = posteriors["wide"].to_datatree(0, 200, coords={"rows": list("abcdef")}, predictive=True, prior=True)
     groups = {"posterior", "log_likelihood", "observed_data", "posterior_predictive", "prior", "prior_predictive"}
     assert set(tree.children) == groups
     for group in ("posterior_predictive", "prior_predictive"):
         assert tree[group]["y"].dims == ("chain", "draw", "rows")
-        assert tree[group]["y"].shape == (1, 200, N)
+        assert tree[group]["y"].shape == (4, 50, N)
         assert list(tree[group].coords["rows"].values) == list("abcdef")
-    assert tree["prior"]["twice"].shape == (1, 200)
+    assert tree["prior"]["twice"].shape == (4, 50)
     # given its own draw, a prediction is a standard Normal about it: five standard errors of 1200
     noise = tree["posterior_predictive"]["y"] - tree["posterior"]["mu"]
     np.testing.assert_allclose([noise.mean(), noise.var()], [0, 1], atol=0.21)
     arviz = pytest.importorskip("arviz")
-    if hasattr(arviz, "InferenceData"):  # before version 1
+    if arviz.__version__.startswith("0."):
         pytest.importorskip("matplotlib").use("agg")
         data = arviz.InferenceData.from_datatree(tree)
         assert arviz.plot_ppc(data, num_pp_samples=5) is not None

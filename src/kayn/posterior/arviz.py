@@ -1,19 +1,24 @@
 """Export to ArviZ: an `xarray.DataTree` in its schema, with plates as dimensions.
 
-Draws are exact joint draws, not a chain; they are stored as one chain so that ArviZ's functions work with their
-defaults.
+Draws are exact joint draws from sets of particles, the replicates, which are independent of each other. A set has no
+more to say than its particles, however many draws are taken of it, and ArviZ's effective sample sizes and R-hat can see
+that only in the order of draws. So every chain has replicates of its own, one after the other, and where more draws are
+asked for than there are particles, each stays for several steps, as in a chain of Markov that does not move.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import xarray as xr
 
-from kayn.errors import QueryError
+from kayn.errors import PoorFitWarning, QueryError
 from kayn.posterior.data_rows import DataRows, data_rows
+from kayn.posterior.joint import JointDraws
 from kayn.posterior.labels import dims_of, labels_of
 from kayn.posterior.pool import Pool
 from kayn.posterior.predict import predicted
@@ -23,6 +28,12 @@ from kayn.support.arrays import KeyArray
 from kayn.support.keys import as_key
 from kayn.support.names import fresh, in_model
 
+CHAINS = (4, 2)
+"""Chains, if there are enough draws and twice as many replicates."""
+FEW = 100
+"""Draws that are so few are one chain."""
+WORTH = 4
+"""Draws for each that they are worth, above which a warning says so."""
 SAMPLES = ("chain", "draw")
 """The dimensions that ArviZ's schema has for samples."""
 
@@ -53,16 +64,16 @@ def to_datatree(
             samples; or replicates hold different elements of a subsampled plate.
     """
     key = as_key(rng_key)
-    draws = posterior._joint(key, num_samples)
+    draws, chains, different = _in_chains(posterior, key, num_samples)
     shown = {n: v for n, v in draws.values.items() if in_model(n) == n}
     for name in shown:
         posterior._refuse_mixed_rows(name)
     rows = [*data_rows(posterior, key, draws)]
     given = {d: np.asarray(v) for d, v in (coords or {}).items()}
-    names = _Names(posterior, [*shown, *(r.name for r in rows)], labels_of(posterior), given)
+    names = _Names(posterior, [*shown, *(r.name for r in rows)], labels_of(posterior), given, chains)
     groups = {
         "posterior": names.sites(shown, shown),
-        "log_likelihood": [names.rows(r.name, r.scores[None], r.kept, 2) for r in rows],
+        "log_likelihood": [names.rows(r.name, names.chained(r.scores), r.kept, 2) for r in rows],
         "observed_data": [names.rows(r.name, r.values, r.kept, 0) for r in rows],
     }
     if predictive:
@@ -79,7 +90,48 @@ def to_datatree(
         "log_evidence": float(posterior.log_evidence),
         "log_evidence_error": float(posterior.log_evidence_error),
     }
+    _tell_worth(posterior, tree["posterior"], names.variables, num_samples, different)
     return tree
+
+
+def _in_chains(posterior: Pool, key: KeyArray, num_samples: int) -> tuple[JointDraws, int, int]:
+    """Joint draws ordered by replicate, chain after chain; how many chains they are, and how many different draws.
+
+    Of a replicate there are no more different draws than it has particles of every latent.
+    """
+    replicates, enough = posterior.num_replicates, num_samples >= FEW
+    fitting = [c for c in CHAINS if num_samples % c == 0 and replicates % c == 0 and replicates > c]
+    chains = fitting[0] if enough and fitting else 1
+    particles = min((a.size for a in posterior.problem.layout.axes if not a.enumerated), default=num_samples)
+    length, different = num_samples // chains, min(num_samples, particles * replicates) // chains
+    draws = posterior._joint(key, different * chains, chains)
+    if different == length:
+        return draws, chains, different * chains
+    kept = np.arange(chains)[:, None] * different + np.arange(length) * different // length
+    return jax.tree.map(lambda v: v[kept.ravel()], draws), chains, different * chains
+
+
+def _tell_worth(posterior: Pool, group: xr.DataTree, variables: Mapping[str, str], asked: int, count: int) -> None:
+    """Note the effective sample size of every latent; warn where many more draws were asked for.
+
+    An average over S draws of particles worth E has the variance of one over S E / (S + E) independent draws.
+
+    Args:
+        count: of different draws.
+    """
+    drawn = [n for n in posterior.drawn_names if not posterior.problem.layout.axis_of(n).enumerated]
+    found = {n: float(np.min(posterior.ess(n))) for n in drawn if n in variables}
+    worth = {n: count * e / (count + e) for n, e in found.items()}
+    for name, value in worth.items():
+        group[variables[name]].attrs["effective_sample_size"] = value
+    if worth and asked > WORTH * (least := min(worth.values())):
+        name = min(worth, key=lambda n: worth[n])
+        warnings.warn(
+            f"{asked} draws are worth {least:.0f} independent ones (of latent {name!r}), as that is what the "
+            "particles hold; take more of them, fit.posterior(num_replicates=...), or fewer draws",
+            PoorFitWarning,
+            stacklevel=5,
+        )
 
 
 class _Names:
@@ -89,14 +141,21 @@ class _Names:
         sites: all that are to be exported.
         known: labels that arguments of the model had, by dimension.
         given: those that the user gave.
+        chains: how many the draws are.
 
     Raises:
         QueryError: a site is called like a dimension of samples.
     """
 
     def __init__(
-        self, posterior: Pool, sites: Sequence[str], known: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]
+        self,
+        posterior: Pool,
+        sites: Sequence[str],
+        known: Mapping[str, np.ndarray],
+        given: Mapping[str, np.ndarray],
+        chains: int,
     ):
+        self.chains = chains
         self.posterior, self.labels, self.given = posterior, {**known, **given}, given
         self.variables: dict[str, str] = {}
         for site in sites:
@@ -108,15 +167,19 @@ class _Names:
             self.variables[site] = fresh(site.replace("/", "."), {*sites, *self.variables.values()} - {site})
         self.sizes: dict[str, int] = {}
 
+    def chained(self, values: Any) -> np.ndarray:
+        """Draws [S, ...] as [chains, S / chains, ...]."""
+        return np.reshape(values, (self.chains, -1, *np.shape(values)[1:]))
+
     def sites(self, which: Iterable[str], found: Mapping[str, Any]) -> list[xr.DataArray]:
         """Draws [S, *shape] of some sites."""
         ranks = {n: len(self.posterior.problem.model.sites[n].batch_shape) for n in which}
-        return [self.array(n, np.asarray(found[n])[None], rank, 2) for n, rank in ranks.items()]
+        return [self.array(n, self.chained(found[n]), rank, 2) for n, rank in ranks.items()]
 
     def data(self, rows: Sequence[DataRows], found: Mapping[str, Any]) -> list[xr.DataArray]:
         """Draws [S, *rows, *event] in the place of data."""
         whole = {r.name: np.broadcast_to(found[r.name], (len(r.scores), *r.values.shape)) for r in rows}
-        return [self.rows(r.name, whole[r.name][None], r.kept, 2) for r in rows]
+        return [self.rows(r.name, self.chained(whole[r.name]), r.kept, 2) for r in rows]
 
     def array(self, site: str, values: np.ndarray, rank: int, lead: int) -> xr.DataArray:
         """All of a site's values: [*samples, *rows, *event], with `lead` dimensions of samples and `rank` of rows."""

@@ -73,11 +73,14 @@ def sample(
     log_evidences: Array,
     key: KeyArray,
     compiled: Callable[[int], Callable] | None = None,
+    chains: int = 0,
 ) -> JointDraws:
     """Exact joint draws, equally many from every possible replicate.
 
     Args:
         compiled: gives `sample_block` of a problem, by the number of draws of every replicate.
+        chains: in so many parts of equal length the draws are ordered by replicate, and no two parts share one; 0 for
+            no order.
     """
     replicates = log_evidences.shape[0]
     per = -(-num_samples // replicates)
@@ -86,8 +89,16 @@ def sample(
     pick, split = jax.random.split(key)
     found = joined([run(numbers, params, draws, log_evidences, split, s) for s in starts(per, size)], per, 1)
     # every replicate gives the same number of draws; which ones are left over is random
-    order = shuffled(pick, per * replicates)[:num_samples]
+    order = shuffled(pick, per * replicates)
+    order = _by_replicate(np.asarray(order), chains, num_samples) if chains else order[:num_samples]
     return on_device(jax.tree.map(lambda v: v.reshape((-1, *v.shape[2:]))[order], found))
+
+
+def _by_replicate(order: np.ndarray, chains: int, count: int) -> np.ndarray:
+    """So many numbers of draws, the same number of each part of the replicates, in the order of these: [count]."""
+    length = len(order) // chains
+    parts = (order[order // length == i][: count // chains] for i in range(chains))
+    return np.concatenate([np.sort(part) for part in parts])
 
 
 def sample_block(

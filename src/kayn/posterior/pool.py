@@ -35,6 +35,8 @@ from kayn.xla.jit import QuickJit
 
 FALLBACK_DRAWS = 2000
 """Joint draws used for an expectation that has no small contraction."""
+KEPT = 2**27
+"""Numbers that these may be to be kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +66,6 @@ class Pool:
     _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
     """Moments of deterministic sites that have been asked for."""
 
-    # -- evidence
-
     @property
     def num_replicates(self) -> int:
         """R, the number of independent sets of particles."""
@@ -88,8 +88,6 @@ class Pool:
         xp = namespace(self.log_evidences)
         ratio = xp.exp(self.log_evidences - self.log_evidence)
         return xp.std(ratio, ddof=1) / math.sqrt(self.num_replicates)
-
-    # -- particles and weights
 
     @property
     def latent_names(self) -> tuple[str, ...]:
@@ -135,8 +133,6 @@ class Pool:
         """Pareto k-hat of a latent's weights: [*batch shape]; above 0.7 is unreliable,
         NaN with fewer than 25 particles."""
         return pareto_khat(self._pooled(self._drawn(name)))
-
-    # -- moments
 
     @checked(QueryError)
     def mean(self, name: Name | None = None) -> Any:
@@ -205,8 +201,6 @@ class Pool:
         weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
         return {v.item(): jnp.sum(jnp.where(values == v, weights, 0), 0) for v in np.unique(np.asarray(values))}
 
-    # -- draws
-
     @checked(QueryError)
     def sample(self, rng_key: Key = 0, num_samples: Samples = 1000) -> dict[str, Array]:
         """Exact joint draws from the weighted combinations of particles:
@@ -223,16 +217,14 @@ class Pool:
             self._refuse_mixed_rows(name)
         return self._jit("mode", lambda: partial(joint.mode, self.problem))(self.numbers, self.params, self.draws)
 
-    # -- internals
-
-    def _joint(self, rng_key: KeyArray, num_samples: int) -> JointDraws:
+    def _joint(self, rng_key: KeyArray, num_samples: int, chains: int = 0) -> JointDraws:
         refuse_too_many("num_samples", num_samples, joint.entries(self.problem), QueryError)
 
         def compiled(size: int) -> QuickJit:
             return self._jit(("sample", size), lambda: partial(joint.sample_block, self.problem, size))
 
         particles = (self.numbers, self.params, self.draws, self.log_evidences)
-        return joint.sample(self.problem, num_samples, *particles, as_key(rng_key), compiled)
+        return joint.sample(self.problem, num_samples, *particles, as_key(rng_key), compiled, chains)
 
     def _each(self, name: str | None, answer: Callable[[str], Any]) -> Any:
         """An answer about one site; without its name, those about all latents, by name."""
@@ -340,8 +332,16 @@ class Pool:
             StructureWarning,
             stacklevel=5,
         )
+        return jnp.mean(jax.vmap(function)(self._fallback_draws()), 0)
+
+    def _fallback_draws(self) -> dict[str, Array]:
+        """Joint draws of all sites, for answers that no contraction gives; taken once, where they are not too many."""
+        if "fallback" in self._found:
+            return self._found["fallback"]
         draws = self._joint(0, FALLBACK_DRAWS).values
-        return jnp.mean(jax.vmap(function)(draws), 0)
+        if not is_traced(draws) and FALLBACK_DRAWS * joint.entries(self.problem) <= KEPT:
+            self._found["fallback"] = draws
+        return draws
 
     def _jit(self, key: Any, function: Callable[[], Callable]) -> QuickJit:
         """What is compiled for a question, kept with the problem."""

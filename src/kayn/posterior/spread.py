@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kayn.posterior.pool import FALLBACK_DRAWS, Pool
+from kayn.posterior.pool import Pool
 from kayn.support.arrays import Array
 
 
@@ -18,7 +18,7 @@ def columns(posterior: Pool, name: str) -> tuple[np.ndarray, np.ndarray]:
     if name in posterior.drawn_names:
         values, weights = np.asarray(posterior.particles[name]), np.asarray(posterior.weights(name))
     else:
-        values = np.asarray(posterior._joint(0, FALLBACK_DRAWS).values[name])
+        values = np.asarray(posterior._fallback_draws()[name])
         weights = np.full(len(values), 1 / len(values), np.float32)
     weights = np.broadcast_to(weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim))), values.shape)
     return values.reshape(len(values), -1), weights.reshape(len(values), -1)

@@ -18,7 +18,7 @@ import numpyro
 
 from kayn import checkpoints
 from kayn.errors import KaynError
-from kayn.posterior.call import Call, Origin
+from kayn.posterior.call import MISSING, Call, Origin
 from kayn.programs.gaps import with_gaps
 from kayn.programs.sites import inspect_sites
 from kayn.programs.tables import Labels
@@ -29,8 +29,6 @@ from kayn.support.validate import shown
 
 FORM = 1
 """Of the files that are written."""
-MISSING = "missing"
-"""In the settings of an origin: what was done about missing outcomes."""
 HEX = re.compile(r"0x[0-9a-f]+")
 
 
