@@ -149,6 +149,15 @@ class Analysis(Printed):
 
         return render(self.graph, self.layout, filename)
 
+    def plot(self) -> Any:
+        """A `matplotlib.figure.Figure` of latents, data and plates, one colour for each particle axis.
+
+        Needs the extra `kayn[plots]`; `render` is the same by graphviz.
+        """
+        from kayn.render import picture
+
+        return picture(self.graph, self.layout)
+
     def _sum_lines(self) -> list[str]:
         terms = [(whole(n), self.graph.output(n).dims) for n in self.sums]
         words = [(site, " x ".join(str(self.graph.plate(d).size) for d in dims if d) or "1") for site, dims in terms]

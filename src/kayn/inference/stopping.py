@@ -59,8 +59,9 @@ def until_flat(
             done += len(parts[-1])
             if not is_traced(log_z):
                 parts = [np.concatenate(parts)]
-                show(done, float(np.mean(parts[0][-CHUNK:])))
                 efficiencies.append(float(weights.worst))
+                told = None if weights is UNKNOWN else efficiencies[-1]
+                show(done, float(np.mean(parts[0][-CHUNK:])), told)
                 if is_flat(parts[0]):
                     converged = bool(weights.good)
                     stalled = not weights.starved and not _rises(efficiencies)
