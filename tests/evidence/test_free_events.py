@@ -7,6 +7,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from scipy.stats import multivariate_normal
 
 import kayn
 from kayn.axes.choose import choose_layout
@@ -105,6 +106,34 @@ def test_events_in_plates():
     scopes = [len(p.problem.layout.axis_of("z").scope) for p in posteriors]
     assert scopes == [2, 2]
     np.testing.assert_allclose(*(p.log_evidence for p in posteriors), rtol=1e-5)
+
+
+PAIR = np.array([[1.0, 0.0], [0.4, 0.9]], np.float32)
+PAIRS = {
+    "groups last": ((2, 6), lambda z: PAIR @ z, 1),
+    "groups first": ((6, 2), lambda z: (z @ PAIR.T).T, 0),
+}
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_a_matrix_is_freed_where_one_of_its_dimensions_is_read_together(case):
+    """Correlated lines of groups, against the evidence of their rows: within five times what other keys change."""
+    shape, lines, groups = PAIRS[case]
+
+    def model(y):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand(shape).to_event(2))
+        first, slope = lines(z)
+        with numpyro.plate("rows", 18):
+            numpyro.sample("y", dist.Normal(first[GROUP] + slope[GROUP] * X, 0.5), obs=y)
+
+    problem = kayn.analyze(model, Y)
+    assert problem.layout.axis_of("z").scope == (f"z_dim_{groups}",)
+    design = np.stack([np.ones(18), X], 1)
+    same = GROUP[:, None] == GROUP
+    covariance = same * (design @ PAIR @ PAIR.T @ design.T) + 0.25 * np.eye(18)
+    right = multivariate_normal(np.zeros(18), covariance).logpdf(Y)
+    posterior = kayn.fit(model, (Y,), progress=False, num_particles=30).posterior()
+    assert abs(float(posterior.log_evidence) - right) < 0.05
 
 
 def crossed(*sizes):

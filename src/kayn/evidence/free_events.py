@@ -31,20 +31,27 @@ def with_freed_events(inspected: Inspected, request: Request) -> Inspected:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what there is to say is said when the problem is built
             structure = read_model(own).structure
-            apart = names - _read_together(structure.graph)
-            found = worth_freeing(structure, request, {n: len(inspected.sites[n].batch_shape) for n in apart})
+            batch_ndims = {n: len(inspected.sites[n].batch_shape) for n in names}
+            together = _read_together(structure.graph, batch_ndims)
+            found = worth_freeing(structure, request, {n: d for n, d in batch_ndims.items() if n not in together})
         if found == names:
             return own
         names = found
     return inspected
 
 
-def _read_together(graph: Graph) -> set[str]:
+def _read_together(graph: Graph, batch_ndims: Mapping[str, int]) -> set[str]:
+    """Those of some latents of which an output reads several elements along every dimension of their events."""
+
+    def along(latent: str) -> set[str]:
+        first = batch_ndims.get(latent, 0)
+        return {plate for plate, dim in graph.latent(latent).plates if dim >= first}
+
     return {
         r.latent
         for o in graph.outputs
         for r in o.reads
-        if any(how == MIXED for _, how in r.through)
+        if all(how == MIXED for plate, how in r.through if plate in along(r.latent))
         and (o.kind is not Kind.VALUE or math.prod(graph.latent(r.latent).shape) <= LONGEST_VECTOR)
     }
 
