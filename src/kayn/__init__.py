@@ -19,7 +19,6 @@ from kayn.fit import Fit, fit
 from kayn.formulas.formula import Formula, formula
 from kayn.guides.factorised import FactorisedGuide
 from kayn.inference.importance import Importance
-from kayn.inference.mcmc.chains import Chains
 from kayn.inference.mcmc.kernel import MPGibbs
 from kayn.inference.qem import QEM
 from kayn.inference.training import Phase, Training, by_parameter, train
@@ -29,6 +28,7 @@ from kayn.objectives.rws import RWS
 from kayn.objectives.score import VIMCO, Reinforce
 from kayn.objectives.sleep import Sleep
 from kayn.objectives.vi import STL, VI, DReG
+from kayn.posterior.chains import Chains
 from kayn.posterior.posterior import Posterior
 from kayn.posterior.prior import prior_predictive
 from kayn.saved import load

@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import jax
 import numpy as np
-import numpyro
-import optax
-from numpyro.infer import SVI
 
-from kayn.axes.request import TARGET_ELEMENTS, USUAL, make_request
-from kayn.evidence.problem import build_problem, refuse_unknown_params
-from kayn.evidence.read import refuse_broken_arguments
-from kayn.evidence.unguided import inspected_for
-from kayn.guides.factorised import FactorisedGuide, Unstarted
+from kayn.axes.request import TARGET_ELEMENTS, make_request
+from kayn.errors import KaynError
+from kayn.evidence.problem import build_problem
+from kayn.inference import gradients
 from kayn.inference.importance import Importance, Weigher
-from kayn.inference.mcmc.chains import Chains, run_chains
 from kayn.inference.mcmc.kernel import MPGibbs, Several
+from kayn.inference.mcmc.run import run_chains, run_until_mixed
 from kayn.inference.qem import CHUNK, QEM
 from kayn.inference.qem_state import QEMState
 from kayn.inference.sampler import Sampler
-from kayn.inference.stopping import MOST_STEPS, UNKNOWN, until_flat
+from kayn.inference.stopping import MOST_STEPS, until_flat
 from kayn.objectives.rws import RWS
-from kayn.objectives.state import first_state
 from kayn.objectives.vi import VI
 from kayn.posterior import stored
 from kayn.posterior.call import MISSING, Call, Origin, conditioned
-from kayn.posterior.checks import warn_if_poor
+from kayn.posterior.chains import Chains
+from kayn.posterior.checks import complaints, warn_if_poor, warn_of_chains
 from kayn.posterior.posterior import Posterior
 from kayn.posterior.stored import Stored
-from kayn.support.arrays import Array, KeyArray, PyTree
+from kayn.support.arrays import KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.options import (
     Arguments,
@@ -53,7 +48,7 @@ from kayn.support.options import (
 )
 from kayn.support.prints import Printed, brief
 from kayn.support.validate import Count, Natural, Positive, checked
-from kayn.xla.jit import QuickJit
+from kayn.xla.compilation import is_traced
 
 WEIGHED = "weighed"
 """In the settings of a posterior's origin: of how many particles it is, where the fit's own did not serve."""
@@ -84,6 +79,8 @@ class Fit(Printed):
     rng_key: KeyArray
     sampler: Sampler | None = None
     _weighers: dict[Any, Weigher] = field(default_factory=dict, repr=False)
+    _told: dict[str, str] = field(default_factory=dict, repr=False)
+    """What became of the posterior."""
 
     def __str__(self) -> str:
         """The model, how far the fit came, and the latents' parameters by shape."""
@@ -93,27 +90,58 @@ class Fit(Printed):
             [
                 f"Fit of {self.call.name}: {len(self.log_evidence)} steps, {ended}",
                 f"log evidence of the last steps {last:.2f} nats; posterior() estimates it with its error",
+                *self._told.values(),
                 *(f"  {name}: {brief(value)}" for name, value in self.params.items()),
             ]
         )
 
     @checked()
     def posterior(
-        self, num_particles: Particles | None = None, num_replicates: Count = 4 * CHUNK, rng_key: Key | None = None
+        self,
+        num_particles: Particles | None = None,
+        num_replicates: Count = 4 * CHUNK,
+        rng_key: Key | None = None,
+        *,
+        escalate: bool = True,
+        max_seconds: Positive = 60.0,
     ) -> Posterior:
-        """Particles from the fitted guide, weighed in all combinations.
+        """Particles from the fitted guide, weighed in all combinations; where their checks fail, chains.
 
         Args:
-            num_particles: K; None for that of the fit.
+            num_particles: K; None for that of the fit. With a number, nothing is sampled.
             num_replicates: independent sets of particles, pooled; their spread gives the error of the log evidence.
+            escalate: where a check of the weights fails, sample with `kayn.MPGibbs` from draws of the guide, until
+                R-hat and effective sample sizes meet the targets of `kayn.posterior.mixing`; the posterior is then a
+                `kayn.Chains`, and warns only where they are missed.
+            max_seconds: of sampling, compiling included.
         """
         key = jax.random.fold_in(self.rng_key, 1) if rng_key is None else rng_key
-        if num_particles is None and self.sampler is not None:
-            posterior = self.sampler(key, num_replicates, self.call)
-            if posterior is not None:
-                warn_if_poor(posterior)
-                return posterior
-        return self.weigher(num_particles).run(key, self.proposal, num_replicates)
+        sampler = self.sampler if num_particles is None else None
+        found = None if sampler is None else sampler(key, num_replicates, self.call)
+        if found is None:
+            found = self.weigher(num_particles).posterior(key, self.proposal, num_replicates)
+        asked = escalate and num_particles is None and not is_traced(found.log_evidences)
+        chains = self._escalated(found, max_seconds) if asked else None
+        if chains is None:
+            warn_if_poor(found)
+        return found if chains is None else chains
+
+    def _escalated(self, found: Posterior, max_seconds: float) -> Chains | None:
+        """Chains in the place of weighed particles that fail a check; None where none fails, or nothing samples the
+        model."""
+        reasons = tuple(complaints(found))
+        if not reasons:
+            return None
+        evidence = float(found.log_evidence), float(found.log_evidence_error)
+        kernel, key = MPGibbs(self.call.model, start=self), jax.random.fold_in(self.rng_key, 2)
+        try:
+            chains = run_until_mixed(kernel, self.call, max_seconds, key, evidence, reasons)
+        except KaynError as error:
+            self._told["sampled"] = f"posterior() could not be sampled ({error}), though {reasons[0]}"
+            return None
+        met = "targets missed" if warn_of_chains(chains.check()) else "targets met"
+        self._told["sampled"] = f"posterior() sampled{chains.course}, {met}, since: {reasons[0]}"
+        return chains
 
     @checked()
     def mcmc(
@@ -124,19 +152,18 @@ class Fit(Printed):
         num_particles: Several | None = None,
         rng_key: Key | None = None,
     ) -> Chains:
-        """Sample the posterior with `kayn.MPGibbs`, local proposals, from chains that start at draws of the fitted
-        guide.
+        """Sample with `kayn.MPGibbs`, local proposals, from chains that start at draws of the fitted guide.
 
         Args:
             num_samples: of each chain, after `num_warmup` sweeps in which steps are learnt.
             num_particles: K; None for 10.
 
         Returns:
-            draws by chain; `print` them for moments, Monte Carlo errors, effective sample sizes and R-hat.
+            a posterior of the chains' draws, whose summary has Monte Carlo errors, effective sample sizes and R-hat.
         """
-        key = jax.random.fold_in(self.rng_key, 2) if rng_key is None else rng_key
+        key = jax.random.fold_in(self.rng_key, 2) if rng_key is None else as_key(rng_key)
         kernel = MPGibbs(self.call.model, num_particles, start=self)
-        return run_chains(kernel, self.call.args, dict(self.call.kwargs), num_samples, num_chains, num_warmup, key)
+        return run_chains(kernel, self.call, num_samples, num_chains, num_warmup, key)
 
     def weigher(self, num_particles: Particles | None) -> Weigher:
         """What draws and weighs particles of the fitted guide, compiled once for each number of them."""
@@ -301,47 +328,12 @@ def _parts(state: QEMState) -> dict[str, PyTree]:
 
 def _fit_svi(setup: _Setup) -> Fit:
     call = setup.call
-    guide = _own_guide(setup) if setup.guide is None else setup.guide
+    guide = gradients.own_guide(call, setup.options, setup.params) if setup.guide is None else setup.guide
     if setup.found is not None:
         return setup.known(guide)
-    count = setup.options["num_particles"]
-    loss = (RWS if setup.method == "rws" else VI)(
-        **setup.options | {"num_particles": USUAL if count is None else count}
+    bounds = (setup.num_steps, setup.progress, setup.max_seconds)
+    loss = RWS if setup.method == "rws" else VI
+    params, history, converged = gradients.trained(
+        call, guide, loss, setup.options, setup.params, setup.key, setup.learning_rate, bounds
     )
-    optimiser = optax.adam(optax.exponential_decay(setup.learning_rate, max(setup.num_steps // 2, 1), 0.3))
-    svi = SVI(call.model, guide, numpyro.optim.optax_to_numpyro(optimiser), loss=loss)
-    state = _begin(svi, setup)
-
-    def steps(state: PyTree, count: int) -> tuple[PyTree, Array]:
-        state, losses = jax.lax.scan(lambda s, _: svi.update(s, *call.args, **call.kwargs), state, None, length=count)
-        return state, -losses
-
-    run = QuickJit(steps, (1,))
-    state, history, converged = until_flat(
-        lambda state, count: (*run(state, count), UNKNOWN), state, setup.num_steps, setup.progress, setup.max_seconds
-    )
-    # with the state of modules, such as running statistics
-    params = {**svi.get_params(state), **(state.mutable_state or {})}
     return setup.result(guide, params, params, history, converged)
-
-
-def _own_guide(setup: _Setup) -> FactorisedGuide:
-    call = setup.call
-    request = make_request(**setup.options)
-    return Unstarted.of(inspected_for(None, call.model, call.args, call.kwargs, setup.params, request)).started()
-
-
-def _begin(svi: SVI, setup: _Setup) -> Any:
-    """The first state: for kayn's own guides from one compiled program,
-    which takes a tenth of the time of one operation after the other."""
-
-    refuse_broken_arguments(svi.model, setup.call.args, setup.call.kwargs, setup.params)
-    refuse_unknown_params(svi.model, svi.guide, setup.call.args, setup.call.kwargs, setup.params)
-
-    def init(key: KeyArray) -> Any:
-        return first_state(svi, key, setup.call.args, setup.call.kwargs, setup.params)
-
-    if isinstance(svi.guide, FactorisedGuide):
-        with suppress(jax.errors.NonConcreteBooleanIndexError):  # a Cholesky factor among the model's own parameters
-            return jax.jit(init)(setup.key)
-    return init(setup.key)

@@ -13,6 +13,8 @@ from kayn.evidence.problem import Problem
 from kayn.evidence.queries import weighted_draws
 from kayn.fit import WEIGHED, Fit, restored
 from kayn.inference import importance
+from kayn.inference.mcmc.kernel import MPGibbs
+from kayn.posterior.chains import Chains
 from kayn.posterior.posterior import Posterior
 from kayn.posterior.stored import Stored, read
 from kayn.support.keys import as_key
@@ -34,7 +36,9 @@ def load(path: PathName, model: Model, guide: Guide | None = None) -> Fit | Post
         KaynError: the file is damaged, something else, or of another model or guide; it says which.
     """
     stored = read(path, model, guide)
-    return restored(stored.call, stored) if stored.kind == "fit" else _posterior(stored)
+    if stored.kind == "fit":
+        return restored(stored.call, stored)
+    return _chains(stored) if stored.kind == "chains" else _posterior(stored)
 
 
 def _posterior(stored: Stored) -> Posterior:
@@ -51,6 +55,19 @@ def _posterior(stored: Stored) -> Posterior:
     return Posterior(
         problem, call, problem.numbers, params, Draws(**held["draws"]), log_evidences, held["axis_weights"]
     )
+
+
+def _chains(stored: Stored) -> Chains:
+    call, found = stored.call, stored.found
+    fit = restored(call, None)
+    fit.proposal.update(found["params"])
+    problem = MPGibbs(call.model, start=fit).prepared(call.args, call.kwargs).held
+    lead = next(iter(found["draws"].values())).shape[:2]
+    latents = problem.graph.latents
+    form = {z.name: jax.ShapeDtypeStruct((*lead, *z.shape), z.dtype) for z in latents}
+    draws = stored.like("draws", form)
+    told = {n: found[n] for n in ("evidence", "reasons", "course")}
+    return Chains.of(problem, call, found["params"], draws, **told)
 
 
 def _problem(stored: Stored) -> Problem:

@@ -55,7 +55,7 @@ def grouped(y):
 def test_a_part_without_data_leaves_the_rest_as_it_is():
     y = np.array([0.4, 1.3, 2.2])
     fit = kayn.fit(grouped, (y,), progress=False)
-    posterior = fit.posterior(num_replicates=200)
+    posterior = fit.posterior(num_replicates=200, escalate=False)
     precision = 1 + len(y)
     mean, variance = y.sum() / precision, 1 / precision
     covariance = np.eye(3) + 1
@@ -138,7 +138,7 @@ def test_a_guide_that_does_not_reach_the_prior_is_named():
     with pytest.warns(DataWarning):
         fit = kayn.fit(funnel, method="rws", num_steps=24, progress=False)
     with pytest.warns(PoorFitWarning, match="log evidence is 0.*'width', 'x'"):
-        fit.posterior(num_replicates=50)
+        fit.posterior(num_replicates=50, escalate=False)
 
 
 def test_elements_without_data_beside_others_are_named():
@@ -153,7 +153,7 @@ def test_elements_without_data_beside_others_are_named():
 
     fit = kayn.fit(model, num_particles=30, progress=False)
     with pytest.warns(PoorFitWarning, match="'width'.*k-hat"):
-        posterior = fit.posterior(num_replicates=200)
+        posterior = fit.posterior(num_replicates=200, escalate=False)
     # by quadrature: -1.40
     assert posterior.mean("width") < -1.7, "it comes out right: the warning can go"
 

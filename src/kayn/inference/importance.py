@@ -156,14 +156,18 @@ class Weigher:
         refuse_too_many("num_replicates", num_replicates, self.problem.entries)
         return self._run(self.problem.numbers, params, jax.random.split(key, num_replicates))
 
-    def run(self, key: KeyArray, params: dict[str, PyTree], num_replicates: int) -> Posterior:
-        """A posterior of `num_replicates` independent sets of particles; warns where it is poor.
+    def posterior(self, key: KeyArray, params: dict[str, PyTree], num_replicates: int) -> Posterior:
+        """A posterior of `num_replicates` independent sets of particles, as it is.
 
         Args:
             key: of kayn's generator.
             params: values of all parameters of model and guide.
         """
         log_evidences, weights, draws = self.weighed(key, params, num_replicates)
-        posterior = Posterior(self.problem, self.call, self.problem.numbers, params, draws, log_evidences, weights)
+        return Posterior(self.problem, self.call, self.problem.numbers, params, draws, log_evidences, weights)
+
+    def run(self, key: KeyArray, params: dict[str, PyTree], num_replicates: int) -> Posterior:
+        """The same; warns where it is poor."""
+        posterior = self.posterior(key, params, num_replicates)
         warn_if_poor(posterior)
         return posterior

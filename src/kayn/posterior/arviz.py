@@ -3,7 +3,8 @@
 Draws are exact joint draws from sets of particles, the replicates, which are independent of each other. A set has no
 more to say than its particles, however many draws are taken of it, and ArviZ's effective sample sizes and R-hat can see
 that only in the order of draws. So every chain has replicates of its own, one after the other, and where more draws are
-asked for than there are particles, each stays for several steps, as in a chain of Markov that does not move.
+asked for than there are particles, each stays for several steps, as in a chain of Markov that does not move. Draws of
+chains stay in their chains.
 """
 
 from __future__ import annotations
@@ -100,6 +101,9 @@ def _in_chains(posterior: Pool, key: KeyArray, num_samples: int) -> tuple[JointD
     Of a replicate there are no more different draws than it has particles of every latent.
     """
     replicates, enough = posterior.num_replicates, num_samples >= FEW
+    if posterior.chained:
+        per = -(-num_samples // replicates)
+        return posterior._joint(key, per * replicates), replicates, per * replicates
     fitting = [c for c in CHAINS if num_samples % c == 0 and replicates % c == 0 and replicates > c]
     chains = fitting[0] if enough and fitting else 1
     particles = min((a.size for a in posterior.problem.layout.axes if not a.enumerated), default=num_samples)
@@ -119,6 +123,8 @@ def _tell_worth(posterior: Pool, group: xr.DataTree, variables: Mapping[str, str
     Args:
         count: of different draws.
     """
+    if posterior.chained:
+        return
     drawn = [n for n in posterior.drawn_names if not posterior.problem.layout.axis_of(n).enumerated]
     found = {n: float(np.min(posterior.ess(n))) for n in drawn if n in variables}
     worth = {n: count * e / (count + e) for n, e in found.items()}

@@ -47,6 +47,13 @@ def warn_if_poor(posterior: Pool) -> None:
         warnings.warn(complaint, PoorFitWarning, stacklevel=3)
 
 
+def warn_of_chains(complaints: list[str]) -> bool:
+    """Warn of what is wrong with chains; whether anything is."""
+    for complaint in complaints:
+        warnings.warn(complaint, PoorFitWarning, stacklevel=4)
+    return bool(complaints)
+
+
 def check(pool: Pool) -> list[str]:
     """What is wrong with a posterior, as sentences that name the latent or the factor."""
     return [*unsound(pool.problem, pool.numbers, pool.params, pool.draws), *complaints(pool)]

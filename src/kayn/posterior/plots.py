@@ -101,7 +101,13 @@ class Plots:
         return figure
 
     def evidence(self) -> Any:
-        """Log evidence of each independent set of particles, and what they are together, with its error."""
+        """Log evidence of each independent set of particles, and what they are together, with its error.
+
+        Raises:
+            QueryError: chains have no sets of particles.
+        """
+        if self.posterior.chained:
+            raise QueryError("evidence() is for weighed particles, and these are draws of chains")
         found = np.sort(np.asarray(self.posterior.log_evidences, float))
         whole, error = float(self.posterior.log_evidence), float(self.posterior.log_evidence_error)
         figure, axes = new_figure(7.5, 2.8)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,8 @@ class Pool:
     axis_weights: dict[str, Array]
     _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
     """Moments of deterministic sites that have been asked for."""
+    chained: ClassVar[bool] = False
+    """Whether particles are draws of chains, alike in weight, with nothing to be contracted."""
 
     @property
     def num_replicates(self) -> int:
@@ -130,8 +132,7 @@ class Pool:
 
     @checked(QueryError)
     def khat(self, name: Name) -> np.ndarray:
-        """Pareto k-hat of a latent's weights: [*batch shape]; above 0.7 is unreliable,
-        NaN with fewer than 25 particles."""
+        """Pareto k-hat of a latent's weights: [*batch shape]; above 0.7 is unreliable, NaN of fewer than 25."""
         return pareto_khat(self._pooled(self._drawn(name)))
 
     @checked(QueryError)

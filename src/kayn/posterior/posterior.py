@@ -134,7 +134,7 @@ class Posterior(Printed, Pool):
     def to_datatree(
         self,
         rng_key: Key = 0,
-        num_samples: Samples = 1000,
+        num_samples: Samples | None = None,
         coords: Coords = None,
         *,
         predictive: bool = False,
@@ -143,10 +143,14 @@ class Posterior(Printed, Pool):
         """Draws, log likelihood and data as an `xarray.DataTree` in ArviZ's schema, on request with predictions.
 
         See `kayn.posterior.arviz.to_datatree`.
+
+        Args:
+            num_samples: None for 1000, and for all draws of chains, which stay in their chains.
         """
         from kayn.posterior import arviz  # xarray takes long to import
 
-        return arviz.to_datatree(self, rng_key, num_samples, coords, predictive, prior)
+        count = self._usual_draws if num_samples is None else num_samples
+        return arviz.to_datatree(self, rng_key, count, coords, predictive, prior)
 
     @checked(QueryError)
     def summary(
@@ -165,7 +169,8 @@ class Posterior(Printed, Pool):
             quantiles: levels from 0 to 1.
             hdi_prob: adds the ends of the shortest interval that holds this share.
         """
-        return summary.summarise(self, max_rows, var_names, tuple(np.ravel(quantiles).tolist()), hdi_prob)
+        levels = tuple(np.ravel(quantiles).tolist())
+        return summary.summarise(self, max_rows, var_names, levels, hdi_prob, self.check())
 
     def to_dataframe(self, **options: Any) -> DataFrame:
         """The summary of all elements of all latents as a `pandas.DataFrame`; options as in `summary`."""
@@ -182,6 +187,10 @@ class Posterior(Printed, Pool):
         draws = {f.name: getattr(self.draws, f.name) for f in fields(self.draws)}
         found = {**{n: getattr(self, n) for n in names}, "draws": draws}
         stored.save(path, "posterior", self.call, self.params, found)
+
+    @property
+    def _usual_draws(self) -> int:
+        return 1000
 
     @property
     def plot(self) -> Plots:

@@ -135,7 +135,7 @@ def log_predictive(
     warn_of_factors({n: count > -jnp.inf for n, count in lies.items()})
     count = jnp.log(float(num_samples))
     pointwise = {n: v - count for n, v in pointwise.items()}
-    contracted = None if new_plates else contracted_joint(posterior, read)
+    contracted = None if new_plates or posterior.chained else contracted_joint(posterior, read)
     if contracted is not None:
         return LogPredictive(contracted, pointwise, None)
     ess = jnp.exp(2 * joint - squares)

@@ -37,7 +37,7 @@ class Stored:
     """What a file holds.
 
     Attributes:
-        kind: "fit" or "posterior".
+        kind: "fit", "posterior" or "chains".
         call: the arguments, with the model that was given to read it.
         found: results by name.
     """
@@ -105,7 +105,7 @@ def read(path: str | os.PathLike[str], model: Callable, guide: Callable | None) 
     """
     arrays, notes = checkpoints.arrays_of(path)
     kind = notes.get("kayn") if isinstance(notes, dict) else None
-    if kind not in ("fit", "posterior") or notes.get("form") != FORM:
+    if kind not in ("fit", "posterior", "chains") or notes.get("form") != FORM:
         raise KaynError(f"{path} holds no fit and no posterior that this release of kayn can read")
     if notes["double"] != jax.config.jax_enable_x64:
         has, now = ("float64", "float32") if notes["double"] else ("float32", "float64")

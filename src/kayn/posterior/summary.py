@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kayn.posterior.checks import check
+from kayn.posterior import mixing
 from kayn.posterior.diagnostics import effective_sample_size, pareto_khat
 from kayn.posterior.joint import mixed_plate
 from kayn.posterior.labels import dims_of, labels_of
@@ -23,13 +23,18 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 QUANTILES = (0.05, 0.5, 0.95)
+WEIGHED, CHAINED = ("ESS", "k-hat"), ("MC error", "bulk ESS", "tail ESS", "R-hat")
+FORMATS = {"ESS": ".0f", "k-hat": ".2f", "MC error": ".2g", "bulk ESS": ".0f", "tail ESS": ".0f", "R-hat": ".3f"}
+"""Diagnostics of weights and of chains, and how they are written."""
 
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """Posterior summary of one scalar: mean, sd, quantiles, effective sample size and Pareto k-hat.
+    """Posterior summary of one scalar: mean, sd, quantiles and diagnostics.
 
     Attributes:
+        diagnostics: effective sample size and Pareto k-hat of weights; or Monte Carlo error of the mean, effective
+            sample sizes and R-hat of chains. By name.
         interval: the shortest interval, where it was asked for.
     """
 
@@ -37,14 +42,18 @@ class SummaryRow:
     mean: float
     sd: float
     quantiles: tuple[float, ...]
-    ess: float
-    khat: float
+    diagnostics: dict[str, float]
     interval: tuple[float, ...] = ()
+
+    @property
+    def ess(self) -> float:
+        """Effective sample size, of chains in the bulk."""
+        return self.diagnostics.get("bulk ESS", self.diagnostics.get("ESS", math.nan))
 
     @property
     def numbers(self) -> tuple[float, ...]:
         """As `Summary.columns` names them."""
-        return (self.mean, self.sd, *self.quantiles, *self.interval, self.ess, self.khat)
+        return (self.mean, self.sd, *self.quantiles, *self.interval, *self.diagnostics.values())
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,13 +74,14 @@ class Summary(Printed):
     complaints: tuple[str, ...]
     levels: tuple[float, ...] = QUANTILES
     hdi_prob: float | None = None
+    diagnostics: tuple[str, ...] = WEIGHED
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the numbers of a row."""
         outside = (1 - (self.hdi_prob or 0)) / 2
         ends = () if self.hdi_prob is None else (f"hdi_{100 * outside:g}%", f"hdi_{100 * (1 - outside):g}%")
-        return ("mean", "sd", *(f"{100 * q:.4g}%" for q in self.levels), *ends, "ESS", "k-hat")
+        return ("mean", "sd", *(f"{100 * q:.4g}%" for q in self.levels), *ends, *self.diagnostics)
 
     def to_dataframe(self) -> DataFrame:
         """The rows as a `pandas.DataFrame`, by name."""
@@ -84,14 +94,14 @@ class Summary(Printed):
         rows = [
             (
                 r.name,
-                *(f"{x:.3g}" for x in r.numbers[:-2]),
-                "-" if np.isnan(r.ess) else f"{r.ess:.0f}",
-                "-" if np.isnan(r.khat) else f"{r.khat:.2f}",
+                *(f"{x:.3g}" for x in r.numbers[: -len(r.diagnostics)]),
+                *("-" if np.isnan(x) else format(x, FORMATS[n]) for n, x in r.diagnostics.items()),
             )
             for r in self.rows
         ]
         error = "" if np.isnan(self.log_evidence_error) else f" +- {self.log_evidence_error:.2f}"
-        lines = [f"log evidence {self.log_evidence:.2f}{error} nats", format_table(("", *self.columns), rows)]
+        known = f"{self.log_evidence:.2f}{error} nats" if not np.isnan(self.log_evidence) else "not available"
+        lines = [f"log evidence {known}", format_table(("", *self.columns), rows)]
         lines += [f"  ({count} more elements of {name})" for name, count in self.hidden]
         lines += [f"  warning: {c}" for c in self.complaints]
         return "\n".join(lines)
@@ -139,9 +149,13 @@ def summarise(
     names: str | Sequence[str] | None = None,
     levels: tuple[float, ...] = QUANTILES,
     hdi_prob: float | None = None,
+    complaints: Sequence[str] = (),
 ) -> Summary:
     """Summarise sites, at most `max_rows` elements of each; where no names are given, those that the model says
     tell what was asked, or all latents.
+
+    Args:
+        complaints: what is wrong with the posterior.
 
     Raises:
         QueryError: a name is unknown.
@@ -164,9 +178,10 @@ def summarise(
         float(posterior.log_evidence),
         float(posterior.log_evidence_error),
         max(sizes, default=0),
-        tuple(check(posterior)),
+        tuple(complaints),
         levels,
         hdi_prob,
+        CHAINED if posterior.chained else WEIGHED,
     )
 
 
@@ -178,13 +193,29 @@ def _rows(
         return []
     values, weights = columns(posterior, name)
     mean, sd = np.ravel(posterior.mean(name)), np.ravel(posterior.std(name))
-    judged = _judged(posterior, name, weights)
+    judged = None if posterior.chained else _judged(posterior, name, weights)
+    mixed = _mixed(posterior, name, count) if posterior.chained else {}
     rows = []
     for i, label in enumerate(element_names(posterior, name, count)):
         own, shares = values[:, i], weights[:, i]
         quantiles = tuple(float(x) for x in weighted_quantiles(own, shares, np.array(levels)))
         interval = () if hdi_prob is None else tuple(float(x) for x in shortest_interval(own, shares, hdi_prob))
-        ess = math.nan if judged is None else float(effective_sample_size(judged[:, i, None])[0])
-        khat = math.nan if judged is None else float(pareto_khat(judged[:, i, None])[0])
-        rows.append(SummaryRow(label, float(mean[i]), float(sd[i]), quantiles, ess, khat, interval))
+        found = {n: float(v[i]) for n, v in mixed.items()} if posterior.chained else _of_weights(judged, i)
+        rows.append(SummaryRow(label, float(mean[i]), float(sd[i]), quantiles, found, interval))
     return rows
+
+
+def _of_weights(judged: np.ndarray | None, i: int) -> dict[str, float]:
+    own = None if judged is None else judged[:, i, None]
+    found = (math.nan, math.nan) if own is None else (effective_sample_size(own)[0], pareto_khat(own)[0])
+    return dict(zip(WEIGHED, map(float, found), strict=True))
+
+
+def _mixed(posterior: Pool, name: str, count: int) -> dict[str, np.ndarray]:
+    """Diagnostics of a site's first elements, [count] by name."""
+    own = posterior.draws.values.get(name)
+    if own is None:
+        found = np.asarray(posterior._fallback_draws()[name])
+        own = found.reshape((posterior.num_replicates, -1, *found.shape[1:]))
+    flat = np.asarray(own).reshape((*own.shape[:2], -1))
+    return mixing.diagnosed(flat[..., :count])

@@ -58,7 +58,7 @@ PAIR = {"a": (), "b": ()}
 
 
 def kernel_of(model, args, count, proposal="local"):
-    return kayn.MPGibbs(model, count, proposal)._prepare(args, {}).kernel
+    return kayn.MPGibbs(model, count, proposal).prepared(args, {}).kernel
 
 
 def error(model, args, shapes, count, values=(0, 1), guide=None, kernel=None, moves=True):

@@ -17,31 +17,9 @@ from numpyro.infer import MCMC
 from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 import kayn
-from kayn.inference.mcmc.chains import Chains
 
+from .normals import SD, Y, normals, normals_exact
 from .tapes import precise
-
-Y = jnp.array([1.8, -0.4, 0.9, 2.7, 0.1, 1.1])
-SD = jnp.array([0.5, 1.0, 0.7, 1.5, 0.4, 2.0])
-
-
-def normals(sd, y):
-    mu = numpyro.sample("mu", dist.Normal(0, 2))
-    with numpyro.plate("groups", len(y)):
-        theta = numpyro.sample("theta", dist.Normal(mu, 1))
-        numpyro.sample("y", dist.Normal(theta, sd), obs=y)
-    numpyro.deterministic("twice", 2 * theta)
-
-
-def normals_exact(sd, y):
-    """Mean and covariance of mu and theta."""
-    n = len(y)
-    precision = np.zeros((n + 1, n + 1))
-    precision[0, 0] = 1 / 4 + n
-    precision[0, 1:] = precision[1:, 0] = -1
-    precision[1:, 1:] = np.diag(1 + 1 / np.asarray(sd) ** 2)
-    covariance = np.linalg.inv(precision)
-    return covariance @ np.r_[0, np.asarray(y) / np.asarray(sd) ** 2], covariance
 
 
 def run(kernel, *args, warmup=400, samples=1500, chains=4, method="vectorized", **kwargs):
@@ -306,22 +284,6 @@ def still(y):
 def test_a_latent_that_stays_is_named():
     with pytest.warns(kayn.PoorFitWarning, match="no element of 'a' has moved for 500 sweeps"):
         run(kayn.MPGibbs(still, 2, "prior"), jnp.array(0.5), warmup=1, samples=2500, chains=1)
-
-
-def test_a_fit_samples_from_where_it_is():
-    fit = kayn.fit(normals, (SD, Y), progress=False, num_steps=50)
-    chains = fit.mcmc(num_samples=800, num_warmup=200, rng_key=1)
-    mean, covariance = normals_exact(SD, Y)
-    compare(chains.draws["theta"], mean[1:], np.diag(covariance)[1:] ** 0.5, 300)
-    table = chains.summary(["mu", "theta"]).to_dataframe()
-    assert list(table.index) == ["mu", *(f"theta[{i}]" for i in range(6))]
-    np.testing.assert_allclose(table["mean"].to_numpy()[1:], chains.draws["theta"].mean((0, 1)), rtol=1e-5)
-    np.testing.assert_allclose(table["bulk ESS"].iloc[0], effective_sample_size(chains.draws["mu"]), rtol=0.5)
-    assert str(chains).startswith("4 chains of 800 draws")
-    few = Chains({"mu": chains.draws["mu"][:, :50]}, chains.mcmc).summary()
-    assert "mu: R-hat up to" in str(few)
-    with pytest.raises(kayn.QueryError, match="no draws of 'nu'"):
-        chains.summary(["nu"])
 
 
 def test_a_start_is_a_guide_and_for_local_proposals():

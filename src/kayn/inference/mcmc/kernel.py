@@ -88,7 +88,7 @@ class MPGibbs(MCMCKernel):
 
     def passes(self, *args: Any, **kwargs: Any) -> Passes:
         """What moves at once, and how, for the model's arguments; `print` it. Nothing is sampled."""
-        return self._prepare(args, kwargs).passes
+        return self.prepared(args, kwargs).passes
 
     def init(
         self,
@@ -106,7 +106,7 @@ class MPGibbs(MCMCKernel):
         Raises:
             KaynError: the model has a site that no kernel supports, or no start has any weight.
         """
-        ready = self._prepare(model_args, model_kwargs or {})
+        ready = self.prepared(model_args, model_kwargs or {})
         given = ready.given(init_params)
 
         many = not is_prng_key(rng_key)
@@ -122,7 +122,7 @@ class MPGibbs(MCMCKernel):
                 "MPGibbs reads its model for the arguments that it is given, so that they must be known: leave out "
                 "jit_model_args=True of numpyro.infer.MCMC"
             )
-        ready = self._prepare(model_args, model_kwargs or {})
+        ready = self.prepared(model_args, model_kwargs or {})
 
         def one(state: GibbsState) -> tuple[GibbsState, dict[str, Array]]:
             rest, own = jax.random.split(state.rng_key)
@@ -144,14 +144,14 @@ class MPGibbs(MCMCKernel):
 
     def postprocess_fn(self, args: tuple, kwargs: Mapping[str, Any]) -> Any:
         """What makes values of latents and deterministic sites of a state's `z`."""
-        return self._prepare(args, kwargs or {}).samples
+        return self.prepared(args, kwargs or {}).samples
 
     def get_diagnostics_str(self, state: GibbsState) -> str:
         """How many elements moved in the last sweep, for progress bars."""
         least = min((float(jnp.min(m)), n) for n, m in state.moved.items())
         return f"{self.num_particles} particles, least moved {least[1]} ({100 * least[0]:.0f} %)"
 
-    def _prepare(self, args: tuple, kwargs: Mapping[str, Any]) -> Prepared:
+    def prepared(self, args: tuple, kwargs: Mapping[str, Any]) -> Prepared:
         """The model read for its arguments, once for the same ones."""
         leaves = jax.tree.leaves((args, dict(kwargs)))
         if self._known is None or not _same(self._known[0], leaves):

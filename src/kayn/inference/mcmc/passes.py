@@ -132,6 +132,11 @@ class Planner:
         order = tuple(n for n in graph.latent_names if n in names)
         return Pass(Problem(read.program, self.guide, read.structure, layout, self.base.fn), order, ())
 
+    def held(self) -> Problem:
+        """The model with one particle of every latent."""
+        read = self._read(frozenset())
+        return Problem(read.program, self.guide, read.structure, self._layout(read, ()), self.base.fn)
+
     def _grown(self, level: Sequence[str], waiting: Sequence[str]) -> Pass:
         """The pass of the first that waits, and of all others that cost no latent an index."""
         first = tuple(waiting[0:1])

@@ -15,7 +15,7 @@ from kayn.axes.minibatches import subsampled_plates
 from kayn.axes.request import make_request
 from kayn.errors import KaynError, ModelError
 from kayn.evidence.draws import deterministic_values
-from kayn.evidence.problem import model_inputs
+from kayn.evidence.problem import Problem, model_inputs
 from kayn.evidence.queries import draw_combination, take_latent
 from kayn.evidence.unguided import inspected_for
 from kayn.guides.factorised import FactorisedGuide, Unstarted
@@ -45,12 +45,14 @@ class Prepared:
         kernel: what a sweep does.
         passes: the same in words.
         guide: draws what chains start from.
+        held: the model with all latents held: one particle each, for questions that need no axes.
     """
 
     name: str
     kernel: Kernel
     passes: Passes
     guide: GuideProgram
+    held: Problem
 
     @property
     def latents(self) -> tuple[str, ...]:
@@ -193,9 +195,8 @@ def prepared(
 
     kernel = Kernel(chosen, coordinates, params, count, draws_of, planner.joint(moving_together(coordinates)))
     words = {n: kinds[n] if n in guided else local_words(coordinates[n]) for n in graph.latent_names}
-    return Prepared(
-        getattr(model, "__name__", type(model).__name__), kernel, Passes(chosen, words, kernel.joint), traced
-    )
+    name = getattr(model, "__name__", type(model).__name__)
+    return Prepared(name, kernel, Passes(chosen, words, kernel.joint), traced, planner.held())
 
 
 def moving_together(coordinates: Mapping[str, Coordinates]) -> list[str]:
