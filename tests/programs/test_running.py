@@ -1,6 +1,7 @@
 """Innovations that a model adds up: read in their running sum, whatever the form of the sum, with results in theirs."""
 
 import warnings
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -291,22 +292,33 @@ def decaying_one_by_one(scale, decay, z):
 
 
 PANEL = np.stack([Y, -Y, 1.5 - Y], 1)
+OWN_SCALES = panel(lambda s, d, z: s * d * jnp.cumsum(z, 0))
 SERIES = {
     "a loop": (panel(series), panel(lambda s, d, z: s * jnp.cumsum(z, 0))),
     "steps last": (panel(lambda s, d, z: series(s, d, z.T).T, True), panel(lambda s, d, z: s * jnp.cumsum(z, 1), True)),
     "decays, under vmap": (panel(decaying_one_by_one), panel(decaying)),
+    "scales in a sum": (panel(lambda s, d, z: jnp.cumsum(ROOT[:, None] * (s * d * z) / ROOT[:, None], 0)), OWN_SCALES),
+    "scales in a sum of columns": (panel(lambda s, d, z: jnp.cumsum((z / (1 / d)).T * s, 1).T), OWN_SCALES),
+    "scales in a loop": (panel(lambda s, d, z: series(s * d, d, z)), OWN_SCALES),
+    "scales of columns": (
+        panel(lambda s, d, z: jnp.cumsum(s * d[:, None] * z, 1), True),
+        panel(lambda s, d, z: s * d[:, None] * jnp.cumsum(z, 1), True),
+    ),
 }
+"""Ways to write one panel, and what they have to be."""
+
+
+@cache
+def evidence_of_panel(model):
+    assert running(model, PANEL) is not None
+    posterior = kayn.Importance(model, num_particles=10).run(0, None, PANEL)
+    assert len(posterior.problem.layout.axis_of("kayn:unbounded:z").scope) == 2
+    return posterior.log_evidence
 
 
 @pytest.mark.parametrize("case", SERIES)
 def test_series_of_a_panel_in_one_loop(case):
-    whole = []
-    for model in SERIES[case]:
-        assert running(model, PANEL) is not None
-        posterior = kayn.Importance(model, num_particles=10).run(0, None, PANEL)
-        assert len(posterior.problem.layout.axis_of("kayn:unbounded:z").scope) == 2
-        whole.append(posterior.log_evidence)
-    np.testing.assert_allclose(*whole, rtol=1e-5)
+    np.testing.assert_allclose(*map(evidence_of_panel, SERIES[case]), rtol=1e-5)
 
 
 def test_series_that_depend_on_each_other_stay_as_they_are():
@@ -314,6 +326,7 @@ def test_series_that_depend_on_each_other_stay_as_they_are():
         return panel(lambda s, d, z: jax.lax.scan(lambda c, x: (before(c) + s * x,) * 2, jnp.zeros(3), z)[1])
 
     crossed = np.array([[0.5, 0.2, 0.0], [0.0, 0.5, 0.2], [0.0, 0.0, 0.5]], np.float32)
+    assert running(panel(lambda s, d, z: jnp.cumsum(s ** jnp.arange(1.0, 1.0 + STEPS)[:, None] * z, 0)), PANEL) is None
     kept = [lambda c: crossed @ c, lambda c: 0.5 * c[::-1], lambda c: c - c.mean(), lambda c: 0.5 * c + jnp.roll(c, 1)]
     assert [running(loop_of(before), PANEL) for before in kept] == [None] * 4
     assert running(loop_of(lambda c: jnp.where(c.size > 1, 0.5 * c, 0.0)), PANEL) is not None

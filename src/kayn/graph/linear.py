@@ -1,7 +1,8 @@
 """Values of a program that are linear in one vector of its, followed as numbers: what a linear map gives for probes.
 
-A value is `c M v + b`: c a product of single numbers of the program, M a matrix of constants, which is only ever
-applied to the probes, and b what does not depend on the vector v.
+A value is `c M v + b`: c a product of numbers of the program, one for all entries or one for all along some of their
+dimensions, M a matrix of constants, which is only ever applied to the probes, and b what does not depend on the
+vector v.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from kayn.graph.recursions import is_recursion
 from kayn.programs.slices import equation_as_function
+from kayn.support.arrays import Array
 from kayn.xla.compilation import is_traced
 
 MOVING = {"broadcast_in_dim", "concatenate", "copy", "copy_p", "pad", "reshape", "rev", "slice", "squeeze", "transpose"}
@@ -25,8 +27,39 @@ JOINING = MOVING | {"add", "add_any", "convert_element_type", "cumsum", "neg", "
 """Linear in all operands together."""
 CHOOSING = {"select_n": (0,), "gather": (1,), "dynamic_slice": None}
 """Linear in operands for given ones, of which these are the places; None for all but the first."""
+ENTRIES = {"add", "add_any", "convert_element_type", "copy", "copy_p", "div", "mul", "neg", "select_n", "sub"}
+"""Entry by entry."""
 PRODUCTS = {"mul": (1, 1), "div": (1, -1), "neg": (1,)} | dict.fromkeys(MOVING - {"concatenate", "pad"}, (1,))
 """What may be made of a product such that it stays one, and the power that each operand has in it."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """An array that multiplies a value entry by entry.
+
+    Attributes:
+        variable: whose dimensions of one element do not count.
+        dims: of the value, those that the others are; none for a single number.
+    """
+
+    variable: Any
+    dims: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(operand: Any, eqn: JaxprEqn, dims: Sequence[int]) -> Factor | None:
+        """An operand whose dimensions are these of an equation's result; None where it is not the smaller one."""
+        shape = operand.aval.shape
+        smaller = operand.aval.size < eqn.outvars[0].aval.size and not isinstance(operand, Literal)
+        return Factor(operand, tuple(d for d, n in zip(dims, shape, strict=True) if n > 1)) if smaller else None
+
+    def spread(self, numbers: Array, ndim: int) -> Array:
+        """Its numbers, such that they broadcast with a value of this many dimensions."""
+        own = numbers.reshape([n for n in numbers.shape if n > 1])
+        sizes = dict(zip(self.dims, own.shape, strict=True))
+        return own.transpose(np.argsort(self.dims)).reshape([sizes.get(d, 1) for d in range(ndim)] if sizes else ())
+
+
+Factors = Mapping[Factor, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +67,11 @@ class Linear:
     """A value that is linear in the vector.
 
     Attributes:
-        factors: the single numbers whose product is c, as variables with their powers.
+        factors: those whose product is c, with their powers.
         numbers: M applied to every probe, in the value's shape.
     """
 
-    factors: Mapping[Any, int]
+    factors: Factors
     numbers: tuple[np.ndarray, ...]
 
 
@@ -102,6 +135,8 @@ class Following:
         if not is_recursion(eqn) or mine != [2]:
             return None
         own, decay = self.found[eqn.invars[2]], self.decay_of(eqn)
+        if any(0 in f.dims for f in own.factors):
+            return None
         known = self.known(decay)
         if known is not None:
             return Linear(own.factors, tuple(_states(known, x) for x in own.numbers))
@@ -134,33 +169,36 @@ class Following:
             return None
         places = () if name in JOINING else CHOOSING[name] or tuple(range(1, len(operands)))
         factors = self.found[operands[mine[0]]].factors
+        moved = _moved(eqn, factors)
         floats = jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating)
-        if not floats or any(i in places or self.found[operands[i]].factors != factors for i in mine):
+        if moved is None or not floats or any(i in places or self.found[operands[i]].factors != factors for i in mine):
             return None
         others = {i: self.known(operands[i]) for i in places}
         if any(x is None for x in others.values()):
             return None
         zeros = {i: np.zeros(v.aval.shape, v.aval.dtype) for i, v in enumerate(operands) if i not in places}
-        return Linear(factors, self._apply(eqn, mine, {**zeros, **others}))
+        return Linear(moved, self._apply(eqn, mine, {**zeros, **others}))
 
     def _times(self, eqn: JaxprEqn, mine: Sequence[int]) -> Linear | None:
         if len(mine) > 1 or (eqn.primitive.name == "div" and mine != [0]):
             return None
         own, place = self.found[eqn.invars[mine[0]]], 1 - mine[0]
-        other = self._apart(eqn.invars[place])
+        other = self._factors(eqn.invars[place], eqn)
         if other is None:
             return None
         factors, power = Counter(own.factors), -1 if eqn.primitive.name == "div" else 1
-        for v, n in other[0].items():
-            factors[v] += power * n
-        return Linear({v: n for v, n in factors.items() if n}, self._apply(eqn, mine, {place: other[1]}))
+        for f, n in other[0].items():
+            factors[f] += power * n
+        return Linear({f: n for f, n in factors.items() if n}, self._apply(eqn, mine, {place: other[1]}))
 
     def _product(self, eqn: JaxprEqn, mine: Sequence[int]) -> Linear | None:
         if len(mine) > 1:
             return None
         other = self.known(eqn.invars[1 - mine[0]])
         own = self.found[eqn.invars[mine[0]]].factors
-        return None if other is None else Linear(own, self._apply(eqn, mine, {1 - mine[0]: other}))
+        if other is None or any(f.dims for f in own):
+            return None
+        return Linear(own, self._apply(eqn, mine, {1 - mine[0]: other}))
 
     def _apply(self, eqn: JaxprEqn, mine: Sequence[int], others: Mapping[int, Any]) -> tuple[np.ndarray, ...]:
         numbers = (self.found[eqn.invars[i]].numbers for i in mine)
@@ -168,24 +206,36 @@ class Following:
             _run(eqn, {**others, **dict(zip(mine, probe, strict=True))}) for probe in zip(*numbers, strict=True)
         )
 
-    def _apart(self, atom: Any) -> tuple[Mapping[Any, int], np.ndarray] | None:
-        """A value as single numbers, with their powers, times known ones in its shape; None where it is no product."""
+    def _factors(self, atom: Any, eqn: JaxprEqn) -> tuple[Factors, np.ndarray] | None:
+        """An operand as `_apart` has it, or as one factor of the result."""
+        found, shape = self._apart(atom), atom.aval.shape
+        factor = Factor.of(atom, eqn, range(len(shape))) if found is None else None
+        return found if factor is None else ({factor: 1}, np.ones(shape, atom.aval.dtype))
+
+    def _apart(self, atom: Any) -> tuple[Factors, np.ndarray] | None:
+        """A value as factors times known numbers in its shape; None where it is no such product."""
         number = self.known(atom)
         if number is not None:
             return {}, number
         single = self._single(atom)
         if single is not None:
-            return {single: 1}, np.ones(atom.aval.shape, atom.aval.dtype)
+            return {Factor(single): 1}, np.ones(atom.aval.shape, atom.aval.dtype)
         eqn = self.made.get(atom)
         if eqn is None or eqn.primitive.name not in PRODUCTS:
             return None
-        parts = [part for v in eqn.invars if (part := self._apart(v)) is not None]
+        if eqn.primitive.name == "broadcast_in_dim" and self._apart(eqn.invars[0]) is None:
+            factor = Factor.of(eqn.invars[0], eqn, eqn.params["broadcast_dimensions"])
+            return None if factor is None else ({factor: 1}, np.ones(atom.aval.shape, atom.aval.dtype))
+        parts = [part for v in eqn.invars if (part := self._factors(v, eqn)) is not None]
         if len(parts) < len(eqn.invars):
             return None
-        factors: Counter[Any] = Counter()
+        factors: Counter[Factor] = Counter()
         for power, (own, _) in zip(PRODUCTS[eqn.primitive.name], parts, strict=False):
-            for v, n in own.items():
-                factors[v] += power * n
+            moved = _moved(eqn, own)
+            if moved is None:
+                return None
+            for f, n in moved.items():
+                factors[f] += power * n
         return factors, _run(eqn, {i: numbers for i, (_, numbers) in enumerate(parts)})
 
     def _single(self, atom: Any) -> Any:
@@ -215,6 +265,16 @@ class Following:
             with jax.ensure_compile_time_eval():
                 self.values.update(zip(eqn.outvars, equation_as_function(eqn, self.jaxpr)(*given), strict=True))
         return np.asarray(self.values[atom])
+
+
+def _moved(eqn: JaxprEqn, factors: Factors) -> Factors | None:
+    """The factors of what an equation makes of a product; None where they would not stay factors."""
+    name, dims = eqn.primitive.name, {d for f in factors for d in f.dims}
+    if name in ("transpose", "broadcast_in_dim"):
+        where = eqn.params["broadcast_dimensions"] if name != "transpose" else np.argsort(eqn.params["permutation"])
+        place = dict(enumerate(map(int, where)))
+        return {Factor(f.variable, tuple(place[d] for d in f.dims)): n for f, n in factors.items()}
+    return factors if not dims or name in ENTRIES or (name == "cumsum" and eqn.params["axis"] not in dims) else None
 
 
 def _states(decay: np.ndarray, added: np.ndarray) -> np.ndarray:

@@ -320,7 +320,8 @@ def _run_changed(
     def write(variables: Sequence[Any]) -> None:
         for v in variables:
             factors = change.following.found[v].factors.items()
-            c = reduce(jnp.multiply, (value(f).reshape(()) ** n for f, n in factors), jnp.ones((), v.aval.dtype))
+            parts = (f.spread(value(f.variable), v.aval.ndim) ** n for f, n in factors)
+            c = reduce(jnp.multiply, parts, jnp.ones((), v.aval.dtype))
             env[v] = c * _read(change.written[v], r, before, change.axis).astype(v.aval.dtype) + offsets[v]
 
     for eqn in jaxpr.eqns:
