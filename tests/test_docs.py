@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+import warnings
 from pathlib import Path
 
 import jax
@@ -121,3 +122,21 @@ def test_files_that_contributing_names_exist():
     assert len(named) >= 10
     for name in named:
         assert (ROOT / "src/kayn" / name).is_file(), name
+
+
+def test_what_others_ask_for_is_there(tmp_path, monkeypatch, capsys):
+    """Every cell of the table runs, in a directory of its own."""
+    pytest.importorskip("formulae")
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
+    names = run(re.search(r"```python\n(.*?)```", text, re.S)[1])
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    cells = [re.findall(r"`([^`]*)`", row)[-1].replace(r"\|", "|") for row in rows]
+    assert len(cells) == 40
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # few steps and few draws
+        for cell in cells:
+            exec(cell, names)  # noqa: S102 (our own documentation)
+    assert names["groups"].mean("1|school").shape == (4,)
+    assert (tmp_path / "fit.npz").exists()
