@@ -113,7 +113,7 @@ class Fit(Printed):
             escalate: where a check of the weights fails, sample with `kayn.MPGibbs` from draws of the guide, until
                 R-hat and effective sample sizes meet the targets of `kayn.posterior.mixing`; the posterior is then a
                 `kayn.Chains`, and warns only where they are missed.
-            max_seconds: of sampling, compiling included.
+            max_seconds: of sampling, compiling apart.
         """
         key = jax.random.fold_in(self.rng_key, 1) if rng_key is None else rng_key
         sampler = self.sampler if num_particles is None else None

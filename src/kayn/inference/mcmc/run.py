@@ -79,7 +79,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Since the beginning, compiling included."""
+        """Since the beginning; where targets say when to end, since the first sweeps, which compile."""
         return time.perf_counter() - self.begun
 
     def advance(self, count: int, until: float | None = None) -> bool:
@@ -138,9 +138,11 @@ def run_until_mixed(
         evidence, reasons: what is told of them.
     """
     run = Run.begin(kernel, call, num_chains, WARMUP, key)
-    # of chunks after the first, which is compiled
-    run.advance(LEAST)
-    in_time = run.advance(WARMUP - LEAST, max_seconds / 3)
+    run.advance(CHUNK)
+    # what was compiled for the first sweeps is no sign of how long others take
+    run.begun = time.perf_counter()
+    run.advance(LEAST - CHUNK)
+    run.advance(WARMUP - LEAST, max_seconds / 3)
     run.state = run.state._replace(num_warmup=run.state.i)
     run.draws, count = [], FIRST
     while True:
@@ -157,5 +159,5 @@ def run_until_mixed(
             count = max(FIRST, sum(next(iter(d.values())).shape[1] for d in run.draws) * run.thinning)
             run.thin()
     sweeps = int(np.max(np.asarray(run.state.i)))
-    course = f" from {sweeps} sweeps in {run.seconds:.0f} s"
+    course = f" from {sweeps} sweeps in {run.seconds:.0f} s after compiling"
     return run.posterior(run.drawn(), evidence=evidence, reasons=reasons, course=course)
