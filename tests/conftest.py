@@ -52,8 +52,11 @@ def pytest_collection_modifyitems(config, items):
 def pytest_configure(config):
     """Let XLA compile in half the time, since the tests wait for the compiler. What `--quick` selects is compiled as
     users compile it, and so is what tests run in processes of their own."""
+    # traced programs are many objects that live long: looking for garbage among them took an eighth of the time
+    gc.set_threshold(200_000, 50, 1000)
     if config.getoption("--quick"):
         return
+    jax.config.update("jax_traceback_in_locations_limit", 0)
     jax.config.update("jax_disable_most_optimizations", True)
     if jax.__version_info__ < (0, 11):  # later releases stop at this flag, which they no longer know
         with pytest.MonkeyPatch.context() as patch:
