@@ -223,7 +223,7 @@ def _crossed(equation, scopes) -> bool:
 COUNTY, STATE = np.array([0, 2, 2, 0, 1]), np.array([1, 0, 1])
 
 
-def _nested(inner, outer, plate):
+def _nested(inner, outer, fine, coarse):
     """Rows h -> groups c -> groups s, with STATE[COUNTY] the index of the rows into s."""
     return "cs101" if inner.startswith("hc") and outer.startswith("hs") else None
 

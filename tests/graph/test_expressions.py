@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kayn.graph.expressions import Made, Nodes, Operation, distinct
+from kayn.graph.expressions import Made, Nodes, Operation, distinct, nested_through
 
 LONG = np.zeros(5000)
 OTHER = np.concatenate([LONG[:2500], [1.0], LONG[2501:]])
@@ -55,3 +55,13 @@ def test_equal_operations_on_the_same_inputs_are_one_node():
         apply(Made.TAKE, (), [first]),
     ]
     assert len({id(n) for n in (one, *others)}) == 5
+
+
+def test_a_map_between_other_plates_leads_out_of_the_plate():
+    """Of three inner elements rows mention the last two; one map that agrees there goes to an outer plate of more."""
+    nodes = Nodes([jnp.array([1, 1, 2]), jnp.array([0, 0, 1]), jnp.array([4, 0, 1]), jnp.array([1, 0, 1])])
+    inner, outer, wider, other = (nodes.leaf(i) for i in range(4))
+    assert nested_through(nodes, inner, outer, (3, 5), [wider, other]) is wider
+    assert nested_through(nodes, inner, outer, (3, 2), [wider, other]) is other
+    made = nested_through(nodes, inner, outer, (3, 2), [wider])
+    np.testing.assert_array_equal(nodes.concrete(made), [0, 0, 1])

@@ -211,7 +211,7 @@ class _Run:
             case "categorical":
                 return dist.Categorical(logits=jnp.stack([signal, jnp.zeros_like(signal), -0.5 * signal], -1))
             case "poisson":
-                return dist.Poisson(jnp.exp(jnp.clip(signal, -3, 1.5)))
+                return dist.Poisson(jnp.exp(1.5 * jnp.tanh(signal / 1.5)))
         raise AssertionError(site.family)
 
     def read(self, values: Mapping[str, Any], read: Read, home: tuple[str, ...]) -> Any:

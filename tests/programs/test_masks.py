@@ -352,6 +352,22 @@ def test_elements_that_are_left_out_are_absent(read):
     np.testing.assert_allclose(found, norm(0, 2**0.5).logpdf(0.3), atol=1e-5)
 
 
+def test_rows_that_a_mask_takes_out_of_a_vector_law_read_nothing():
+    """Laws of vectors are solved for row by row, with all rows beside each other in one triangular system."""
+    mask = np.array([False, True, True])
+
+    def model():
+        with numpyro.plate("rows", 3), handlers.mask(mask=mask):
+            a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+            loc = jnp.stack([a, -a], -1)
+            numpyro.sample("b", dist.MultivariateNormal(loc, scale_tril=jnp.array([[1.0, 0.0], [0.5, 0.8]])))
+
+    program = kayn.Importance(model, None, 3).problem(None).model
+    found = absences(program, [*program.consts, None, None])
+    for name in ("a", "b"):
+        np.testing.assert_array_equal(found[name], ~mask)
+
+
 COUNTED = {
     "sorted": lambda z: jnp.sort(z)[0],
     "added at places": lambda z: jnp.zeros(2).at[jnp.array([0, 0, 0])].add(z)[0],

@@ -97,3 +97,19 @@ def test_elements_that_do_not_count_are_told_apart(name):
     origins = [*(Origin(Source.KNOWN, False) for _ in closed.consts), Origin(Source.CONTINUOUS, False)]
     found = influences(closed.jaxpr, values, origins, [jnp.asarray(wanted)], Look())
     np.testing.assert_array_equal(np.broadcast_to(found[-1], (3, 4)), wanted)
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_right_hand_sides_of_triangular_systems_are_apart(left):
+    matrix = np.tril(np.ones((3, 3), np.float32))
+
+    def solve(x):
+        return jax.lax.linalg.triangular_solve(matrix, x, left_side=left, lower=True)
+
+    wanted = np.zeros((3, 4) if left else (4, 3), bool)
+    wanted[1, 1] = True
+    closed = jax.make_jaxpr(solve)(wanted.astype(np.float32))
+    values = [*closed.consts, jnp.zeros(wanted.shape)]
+    origins = [*(Origin(Source.KNOWN, False) for _ in closed.consts), Origin(Source.CONTINUOUS, False)]
+    found = influences(closed.jaxpr, values, origins, [jnp.asarray(wanted)], Look())[-1]
+    np.testing.assert_array_equal(found, np.broadcast_to(wanted.any(0 if left else 1, keepdims=True), wanted.shape))

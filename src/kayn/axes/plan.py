@@ -30,8 +30,8 @@ def plan_axes(structure: Structure, axes: Sequence[Axis], outputs: Sequence[Outp
     terms = [output_term(batched, o) for o in outputs]
     terms += [Term(proposal_name(a), (*a.scope, a.name)) for a in axes]
 
-    def nest(inner: Any, outer: Any, plate: str) -> Any:
-        return structure.nest(inner, outer, sizes[plate])
+    def nest(inner: Any, outer: Any, fine: str, coarse: str) -> Any:
+        return structure.nest(inner, outer, sizes[fine], sizes[coarse])
 
     return plan_contraction(
         terms,

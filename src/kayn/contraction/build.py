@@ -20,8 +20,8 @@ from kayn.contraction.steps.product import Product
 from kayn.contraction.ways import LinkKey
 from kayn.errors import StructureError
 
-Nest = Callable[[LinkKey, LinkKey, str], LinkKey | None]
-"""From the keys of rows -> inner and rows -> outer and the inner plate to that of inner -> outer; None if crossed."""
+Nest = Callable[[LinkKey, LinkKey, str, str], LinkKey | None]
+"""From the keys of rows -> inner and rows -> outer and the two plates to that of inner -> outer; None if crossed."""
 
 
 @dataclass
@@ -83,7 +83,7 @@ class _Planner:
             for inner in targets:
                 if inner != outer and outer in targets and not any({inner, outer} <= s for s in scopes):
                     key = links.get((inner, outer))
-                    key = self.nest(reach[inner], reach[outer], inner) if key is None else key
+                    key = self.nest(reach[inner], reach[outer], inner, outer) if key is None else key
                     if key is not None and (outer, inner) not in links:
                         links[inner, outer] = key
                         del targets[outer]
@@ -240,7 +240,7 @@ def plan_contraction(
     *,
     scales: Mapping[str, float] | None = None,
     exact: frozenset[str] = frozenset(),
-    nest: Nest = lambda inner, outer, plate: None,
+    nest: Nest = lambda *given: None,
     chains: Mapping[str, Chained] | None = None,
 ) -> Plan:
     """Plan `log mean over variables, product over plates, of exp(sum of terms)`.

@@ -39,14 +39,15 @@ class Structure:
         """The index vector of link `key`: int [source plate size], values in the target plate."""
         return evaluate(self.links[key], inputs, memo)
 
-    def nest(self, inner: int, outer: int, inner_size: int) -> int | None:
+    def nest(self, inner: int, outer: int, inner_size: int, outer_size: int) -> int | None:
         """The key of the link from elements of one group plate to another, if the former are nested in the latter.
 
         Args:
             inner: key of the link from rows to the finer groups, of which there are `inner_size`.
-            outer: key of the link from the same rows to the coarser groups.
+            outer: key of the link from the same rows to the `outer_size` coarser groups.
         """
-        node = nested_through(self.nodes, self.links[inner], self.links[outer], inner_size, self.links)
+        sizes = inner_size, outer_size
+        node = nested_through(self.nodes, self.links[inner], self.links[outer], sizes, self.links)
         if node is None:
             return None
         if node not in self.links:

@@ -184,13 +184,18 @@ def derive(nodes: Nodes, to_inner: Node, to_outer: Node, inner_size: int) -> Nod
 
 
 def nested_through(
-    nodes: Nodes, to_inner: Node, to_outer: Node, inner_size: int, used: Sequence[Node] = ()
+    nodes: Nodes, to_inner: Node, to_outer: Node, sizes: tuple[int, int], used: Sequence[Node] = ()
 ) -> Node | None:
     """The map inner -> outer if rows that share an inner element always share the outer one, else None.
 
     Decided by numbers where they are known, otherwise by the form of the expression (`outer_of_inner[inner]`). A map
-    among `used` that agrees on all rows is preferred, because another factor reads the outer plate through it.
+    among `used` that agrees on all rows is preferred, because another factor reads the outer plate through it; where no
+    row tells, it must not lead out of the plate, as one between two other plates may.
+
+    Args:
+        sizes: of the inner plate and of the outer one.
     """
+    inner_size, outer_size = sizes
     if to_outer.operation.name is Made.TAKE and to_outer.inputs[1] is to_inner:
         return to_outer.inputs[0]
     inner, outer = nodes.concrete(to_inner), nodes.concrete(to_outer)
@@ -198,7 +203,9 @@ def nested_through(
         return None
     for node in used:
         known = nodes.concrete(node)
-        if known is not None and known.shape == (inner_size,) and np.array_equal(known[inner], outer):
+        if known is None or known.shape != (inner_size,) or np.any((known < 0) | (known >= outer_size)):
+            continue
+        if np.array_equal(known[inner], outer):
             return node
     table = np.zeros(inner_size, np.int64)
     table[inner] = outer

@@ -193,6 +193,16 @@ def _along(count: int) -> Callable[[Body, JaxprEqn, Sequence[Influence]], list[I
     return rule
 
 
+def _triangular_solve(body: Body, eqn: JaxprEqn, outs: Sequence[Influence]) -> list[Influence]:
+    """Right-hand sides are solved for one by one, each with the matrix of its batch."""
+    out = outs[0]
+    if isinstance(out, bool):
+        return [out, out]
+    mixed = out.ndim - (2 if eqn.params["left_side"] else 1)
+    found = [jnp.any(out, (out.ndim - 2, out.ndim - 1), keepdims=True), jnp.any(out, mixed, keepdims=True)]
+    return [_spread(f, v.aval.shape) for f, v in zip(found, eqn.invars, strict=True)]
+
+
 def _dot(body: Body, eqn: JaxprEqn, outs: Sequence[Influence]) -> list[Influence]:
     """Rows and columns that count, of those that meet no zero on the other side."""
 
@@ -221,7 +231,8 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(INDEXED, _indexed),
     **dict.fromkeys(REDUCTIONS, _reduction),
     **dict.fromkeys(["cumlogsumexp", "cumprod", "cummax", "cummin"], _cumulative),
-    **dict.fromkeys(["cholesky", "lu", "eigh", "qr", "svd", "triangular_solve"], _along(2)),
+    **dict.fromkeys(["cholesky", "lu", "eigh", "qr", "svd"], _along(2)),
+    "triangular_solve": _triangular_solve,
     "dot_general": _dot,
     **dict.fromkeys(["dynamic_update_slice", "scatter", "scatter-add", "scatter-sub", "scatter_add"], _placed),
     **dict.fromkeys(["scatter-mul", "scatter_mul", "scatter-min", "scatter-max"], _placed),
