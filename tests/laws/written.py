@@ -45,8 +45,16 @@ def branched(z: Any) -> Any:
     return jax.vmap(lambda i: lax.cond(i > 2, lambda: z[i], lambda: z[i] + 0.0))(INDEX)
 
 
+def where_by_where(z: Any) -> Any:
+    found = jnp.zeros(ROWS)
+    for group in range(GROUPS):
+        found = jnp.where(group == INDEX, z[group], found)
+    return found
+
+
 SAME: dict[str, Callable[[Any], Any]] = {
     "take": lambda z: jnp.take(z, INDEX),
+    "take_along_axis": lambda z: jnp.take_along_axis(jnp.tile(z, (ROWS, 1)), INDEX[:, None], 1)[:, 0],
     "vmap of a lookup": lambda z: jax.vmap(lambda i: z[i])(INDEX),
     "dynamic_slice in a vmap": lambda z: jax.vmap(lambda i: lax.dynamic_slice(z, (i,), (1,))[0])(INDEX),
     "indicator matrix": lambda z: MATRIX @ z,
@@ -64,6 +72,7 @@ SAME: dict[str, Callable[[Any], Any]] = {
     "roll": lambda z: jnp.roll(z, 2)[(INDEX + 2) % GROUPS],
     "split": lambda z: jnp.concatenate(jnp.split(z, 3)[::-1])[(INDEX + 4 - 4 * (INDEX // 2)) % GROUPS],
     "where": lambda z: jnp.where(INDEX == 0, z[0], z[jnp.clip(INDEX, 1)]),
+    "a chain of where": where_by_where,
     "at add": lambda z: jnp.zeros(ROWS).at[jnp.arange(ROWS)].add(z[INDEX]),
     "at set": lambda z: jnp.zeros(GROUPS + 1).at[jnp.arange(1, GROUPS + 1)].set(z)[INDEX + 1],
     "scan over rows": lambda z: lax.scan(lambda c, i: (c + 1, z[i]), 0, INDEX)[1],
