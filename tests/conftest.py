@@ -58,11 +58,19 @@ def pytest_configure(config):
         return
     jax.config.update("jax_traceback_in_locations_limit", 0)
     jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # nobody reads where an instruction comes from
+    gc.set_threshold(50_000, 20, 20)  # tracing makes many objects, few of which wait for the collector
     if jax.__version_info__ < (0, 11):  # later releases stop at this flag, which they no longer know
         with pytest.MonkeyPatch.context() as patch:
             flags = os.environ.get("XLA_FLAGS", "")
             patch.setenv("XLA_FLAGS", f"{flags} --xla_cpu_use_fusion_emitters=false")
             jax.jit(lambda: 0)()  # flags are read once, by the first program
+
+
+def pytest_collection_finish():
+    """What imports have made stays until the end, and need not be looked through again."""
+    gc.collect()
+    gc.freeze()
 
 
 def resident():
