@@ -27,13 +27,11 @@ a hundred models leave gigabytes of them."""
 QUICK = {
     "support/test_arguments.py",
     "test_checkpoints.py",
-    "particles/test_lattice.py",
     "programs/test_handlers.py",
     "support/test_keys.py",
     "support/test_numpyro_internals.py",
     "particles/test_reach.py",
     "posterior/test_results.py",
-    "programs/test_random_walks.py",
 }
 """Files that meet most of what JAX, NumPyro and ArviZ change between releases, in little time."""
 
@@ -52,14 +50,11 @@ def pytest_collection_modifyitems(config, items):
 def pytest_configure(config):
     """Let XLA compile in half the time, since the tests wait for the compiler. What `--quick` selects is compiled as
     users compile it, and so is what tests run in processes of their own."""
-    # traced programs are many objects that live long: looking for garbage among them took an eighth of the time
-    gc.set_threshold(200_000, 50, 1000)
+    gc.set_threshold(50_000, 20, 20)  # tracing makes many objects, few of which wait for the collector
     if config.getoption("--quick"):
         return
-    jax.config.update("jax_traceback_in_locations_limit", 0)
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_traceback_in_locations_limit", 0)  # nobody reads where an instruction comes from
-    gc.set_threshold(50_000, 20, 20)  # tracing makes many objects, few of which wait for the collector
     if jax.__version_info__ < (0, 11):  # later releases stop at this flag, which they no longer know
         with pytest.MonkeyPatch.context() as patch:
             flags = os.environ.get("XLA_FLAGS", "")

@@ -84,7 +84,6 @@ def test_random_walks_have_their_evidence():
         assert abs(posterior.log_evidence - exact) < 4 * posterior.log_evidence_error + 1e-3, model.__name__
 
 
-@pytest.mark.slow
 def test_random_walks_are_carried_on(fitted):
     """Three further steps: the known ones are the posterior's, and increments have the walk's scale."""
     drawn = fitted.predictive(0, 4000, None, 11)
