@@ -51,6 +51,11 @@ class SummaryRow:
         return self.diagnostics.get("bulk ESS", self.diagnostics.get("ESS", math.nan))
 
     @property
+    def khat(self) -> float:
+        """Pareto k-hat of weights, NaN for chains."""
+        return self.diagnostics.get("k-hat", math.nan)
+
+    @property
     def numbers(self) -> tuple[float, ...]:
         """As `Summary.columns` names them."""
         return (self.mean, self.sd, *self.quantiles, *self.interval, *self.diagnostics.values())
