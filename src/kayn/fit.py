@@ -25,7 +25,7 @@ from kayn.objectives.vi import VI
 from kayn.posterior import stored
 from kayn.posterior.call import MISSING, Call, Origin, conditioned
 from kayn.posterior.chains import Chains
-from kayn.posterior.checks import complaints, warn_if_poor, warn_of_chains
+from kayn.posterior.checks import complaints, warn_if_poor, warn_if_unsound, warn_of_chains
 from kayn.posterior.posterior import Posterior
 from kayn.posterior.stored import Stored
 from kayn.support.arrays import KeyArray, PyTree
@@ -124,7 +124,9 @@ class Fit(Printed):
         chains = self._escalated(found, max_seconds) if asked else None
         if chains is None:
             warn_if_poor(found)
-        return found if chains is None else chains
+            return found
+        warn_if_unsound(found)
+        return chains
 
     def _escalated(self, found: Posterior, max_seconds: float) -> Chains | None:
         """Chains in the place of weighed particles that fail a check; None where none fails, or nothing samples the

@@ -74,7 +74,7 @@ class Chains(Posterior):
             lines.append(f"R-hat up to {rhat:.3f}, effective draws from {bulk:.0f}, over all elements of all latents")
         known = np.isfinite(self.evidence[0])
         lines.append(
-            f"log evidence {self.evidence[0]:.2f} +- {self.evidence[1]:.2g} nats, from importance weights"
+            f"log evidence {self.evidence[0]:.2f} +- {self.evidence[1]:.2g} nats, from weights that failed a check"
             if known
             else "log evidence not available: chains do not tell it"
         )

@@ -41,10 +41,15 @@ def warn_if_poor(posterior: Pool) -> None:
     """Warn of what the weights say, where they are known: not while a transformation of the user's is being traced."""
     if is_traced(posterior.log_evidences):
         return
-    for complaint in unsound(posterior.problem, posterior.numbers, posterior.params, posterior.draws):
-        warnings.warn(complaint, NumericsWarning, stacklevel=3)
+    warn_if_unsound(posterior, 4)
     for complaint in complaints(posterior):
         warnings.warn(complaint, PoorFitWarning, stacklevel=3)
+
+
+def warn_if_unsound(posterior: Pool, stacklevel: int = 3) -> None:
+    """Warn of log densities that no density can have among the particles, whatever becomes of these."""
+    for complaint in unsound(posterior.problem, posterior.numbers, posterior.params, posterior.draws):
+        warnings.warn(complaint, NumericsWarning, stacklevel=stacklevel)
 
 
 def warn_of_chains(complaints: list[str]) -> bool:

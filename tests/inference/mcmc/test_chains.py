@@ -3,6 +3,7 @@
 Means are compared within five of the chains' own standard errors, 6e-7 false alarms a comparison; standard deviations
 within a tenth, four of their errors at the effective sample sizes that are met."""
 
+import sys
 import warnings
 
 import arviz_stats.base
@@ -74,6 +75,14 @@ def test_chains_answer_what_weighed_particles_do(fit, chains):
         chains.mode()
     with pytest.raises(kayn.QueryError, match="no site of the model"):
         chains.summary(var_names=["nu"])
+
+
+def test_densities_that_lie_are_told_of_though_chains_are_the_answer(fit, chains, monkeypatch):
+    monkeypatch.setattr(sys.modules["kayn.fit"], "complaints", lambda posterior: ["latent 'mu': poor"])
+    monkeypatch.setattr(sys.modules["kayn.fit"], "run_until_mixed", lambda *given: chains)
+    monkeypatch.setattr("kayn.posterior.checks.unsound", lambda *given: ["site 'y' lies"])
+    with pytest.warns(kayn.NumericsWarning, match="'y' lies"):
+        assert fit.posterior() is chains
 
 
 def test_summaries_of_chains_have_their_diagnostics(chains):
