@@ -330,7 +330,8 @@ def test_columns_called_like_parameters_keep_their_names():
 
 def test_the_guide_runs():
     text = (ROOT / "docs" / "guides" / "formulas.md").read_text(encoding="utf-8")
-    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S)).replace("kayn.fit(f)", "kayn.fit(f, num_steps=2)")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))
+    code = code.replace("kayn.fit(f).posterior()", "kayn.fit(f, num_steps=2).posterior(escalate=False)")
     names = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two steps are a poor fit

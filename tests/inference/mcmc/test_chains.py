@@ -77,6 +77,20 @@ def test_chains_answer_what_weighed_particles_do(fit, chains):
         chains.summary(var_names=["nu"])
 
 
+def test_elements_of_a_positive_vector_move_apart():
+    """Gamma rates of groups as one event, and counts: Gamma again."""
+    group, counts = np.repeat(np.arange(4), 3), np.array([0, 1, 0, 2, 3, 1, 7, 5, 6, 1, 0, 4])
+
+    def model():
+        rates = numpyro.sample("rates", dist.Gamma(2.0, 1.0).expand([4]).to_event(1))
+        with numpyro.plate("rows", 12):
+            numpyro.sample("y", dist.Poisson(rates[group]), obs=counts)
+
+    chains = kayn.fit(model, num_steps=8, progress=False).mcmc(num_samples=1000, num_warmup=200, rng_key=1)
+    shape = 2 + np.bincount(group, counts)
+    compare(chains, "rates", shape / 4, shape**0.5 / 4)
+
+
 def test_densities_that_lie_are_told_of_though_chains_are_the_answer(fit, chains, monkeypatch):
     monkeypatch.setattr(sys.modules["kayn.fit"], "complaints", lambda posterior: ["latent 'mu': poor"])
     monkeypatch.setattr(sys.modules["kayn.fit"], "run_until_mixed", lambda *given: chains)

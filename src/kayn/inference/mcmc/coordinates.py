@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from numpyro.distributions.transforms import IdentityTransform, Transform
+from numpyro.distributions.transforms import IdentityTransform, IndependentTransform, Transform
 
 from kayn.errors import GuideError
 from kayn.graph.types import Latent
@@ -72,13 +72,21 @@ def coordinates_of(guide: FactorisedGuide, sites: Mapping[str, Site], latents: M
         if latent.discrete:
             out[name] = _whole(sites[name])
         elif isinstance(family, Gaussian):
-            out[name] = Coordinates(family.transform)
+            out[name] = Coordinates(_by_entry(family.transform))
         else:
             raise GuideError(
                 f"latent {name!r} has no unconstrained coordinates to move in locally; give it proposals of a guide, "
                 f"proposal={{{name!r}: guide, '': 'local'}}"
             )
     return out
+
+
+def _by_entry(transform: Transform) -> Transform:
+    """The same map, whose volume is told entry by entry where entries are mapped one by one: elements of an event may
+    be apart in the model."""
+    while isinstance(transform, IndependentTransform):
+        transform = transform.base_transform
+    return transform
 
 
 def _whole(site: Site) -> Coordinates:
