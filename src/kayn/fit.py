@@ -108,7 +108,8 @@ class Fit(Printed):
         """Particles from the fitted guide, weighed in all combinations; where their checks fail, chains.
 
         Args:
-            num_particles: K; None for that of the fit. With a number, nothing is sampled.
+            num_particles: K; None for that of the fit. With a number, and within `jax.jit` or `jax.vmap`, nothing is
+                sampled.
             num_replicates: independent sets of particles, pooled; their spread gives the error of the log evidence.
             escalate: where a check of the weights fails, sample with `kayn.MPGibbs` from draws of the guide, until
                 R-hat and effective sample sizes meet the targets of `kayn.posterior.mixing`; the posterior is then a

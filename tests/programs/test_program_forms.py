@@ -275,7 +275,9 @@ ENTRIES = {
     "QEM": lambda y, key=0: kayn.QEM(located, None, 5).run(key, 3, y).log_evidence[-1],
     "SVI": _svi,
     "fit": lambda y, key=0: (
-        kayn.fit(located, (y,), num_particles=5, num_steps=9, rng_key=key, progress=False).posterior(None, 2).mean("mu")
+        kayn.fit(located, (y,), num_particles=5, num_steps=9, rng_key=key, progress=False)
+        .posterior(None, 2, escalate=False)
+        .mean("mu")
     ),
 }
 

@@ -25,7 +25,7 @@ def many_latents(y=None):
 @pytest.mark.filterwarnings("ignore::kayn.errors.KaynWarning")
 def test_what_holds_many_latents_prints_in_a_few_lines():
     fit = kayn.fit(many_latents, (Y,), num_particles=2, num_steps=1, progress=False)
-    posterior = fit.posterior(num_replicates=1)
+    posterior = fit.posterior(num_replicates=1, escalate=False)
     guide = kayn.FactorisedGuide.from_model(many_latents, (Y,))
     held = [fit, posterior, posterior.summary(), kayn.analyze(many_latents, Y), guide]
     held += [posterior.problem, posterior.draws, guide.sites[0], posterior.call, kayn.QEM(many_latents)]
