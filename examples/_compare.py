@@ -158,7 +158,7 @@ def run_kayn(
     start = time.perf_counter()
     options = {"num_particles": settings.particles, **extra}
     fit = kayn.fit(model, args=args, method="qem", rng_key=settings.seed, progress=False, **options)
-    posterior = fit.posterior()
+    posterior = fit.posterior(escalate=not settings.quick)  # few particles on little data weigh poorly
     mean = {site: np.asarray(posterior.mean(site)) for site in sites}
     std = {site: np.asarray(posterior.std(site)) for site in sites}
     seconds = time.perf_counter() - start

@@ -25,7 +25,7 @@ from kayn.objectives.vi import VI
 from kayn.posterior import stored
 from kayn.posterior.call import MISSING, Call, Origin, conditioned
 from kayn.posterior.chains import Chains
-from kayn.posterior.checks import complaints, warn_if_poor, warn_if_unsound, warn_of_chains
+from kayn.posterior.checks import complaints, warn_if_poor, warn_if_unsound, warn_of_broken_sampler, warn_of_chains
 from kayn.posterior.posterior import Posterior
 from kayn.posterior.stored import Stored
 from kayn.support.arrays import KeyArray, PyTree
@@ -139,8 +139,10 @@ class Fit(Printed):
         kernel, key = MPGibbs(self.call.model, start=self), jax.random.fold_in(self.rng_key, 2)
         try:
             chains = run_until_mixed(kernel, self.call, max_seconds, key, evidence, reasons)
-        except KaynError as error:
+        except Exception as error:  # an answer that is warned of is better than none, whatever stopped the sampler
             self._told["sampled"] = f"posterior() could not be sampled ({error}), though {reasons[0]}"
+            if not isinstance(error, KaynError):
+                warn_of_broken_sampler(error)
             return None
         met = "targets missed" if warn_of_chains(chains.check()) else "targets met"
         self._told["sampled"] = f"posterior() sampled{chains.course}, {met}, since: {reasons[0]}"

@@ -138,14 +138,14 @@ def test_a_guide_that_misses_is_seen_by_r_hat():
 
 
 def test_predictions_are_in_the_tree_and_arviz_finds_them(posteriors):
-    tree = posteriors["wide"].to_datatree(0, 200, coords={"rows": list("abcdef")}, predictive=True, prior=True)
+    tree = posteriors["wide"].to_datatree(0, 400, coords={"rows": list("abcdef")}, predictive=True, prior=True)
     groups = {"posterior", "log_likelihood", "observed_data", "posterior_predictive", "prior", "prior_predictive"}
     assert set(tree.children) == groups
     for group in ("posterior_predictive", "prior_predictive"):
         assert tree[group]["y"].dims == ("chain", "draw", "rows")
-        assert tree[group]["y"].shape == (4, 50, N)
+        assert tree[group]["y"].shape == (4, 100, N)
         assert list(tree[group].coords["rows"].values) == list("abcdef")
-    assert tree["prior"]["twice"].shape == (4, 50)
+    assert tree["prior"]["twice"].shape == (4, 100)
     # given its own draw, a prediction is a standard Normal about it: five standard errors of 1200
     noise = tree["posterior_predictive"]["y"] - tree["posterior"]["mu"]
     np.testing.assert_allclose([noise.mean(), noise.var()], [0, 1], atol=0.21)
@@ -155,5 +155,5 @@ def test_predictions_are_in_the_tree_and_arviz_finds_them(posteriors):
         data = arviz.InferenceData.from_datatree(tree)
         assert arviz.plot_ppc(data, num_pp_samples=5) is not None
         assert arviz.plot_ppc(data, group="prior", num_pp_samples=5) is not None
-        other = arviz.InferenceData.from_datatree(posteriors["narrow"].to_datatree(0, 200))
+        other = arviz.InferenceData.from_datatree(posteriors["narrow"].to_datatree(0, 400))
         assert list(arviz.compare({"wide": data, "narrow": other}).index) == ["narrow", "wide"]

@@ -586,11 +586,11 @@ def test_log_likelihood(posterior):
 
 def test_datatree(posterior):
     names = ["north", "middle", "south"]
-    tree = posterior.to_datatree(0, 300, coords={"counties": names})
+    tree = posterior.to_datatree(0, 400, coords={"counties": names})
     assert set(tree.children) >= {"posterior", "log_likelihood", "observed_data"}
     assert tree["posterior"]["alpha"].dims == ("chain", "draw", "counties")
     assert tree["posterior"]["gap"].dims == ("chain", "draw", "counties")
-    assert tree["posterior"]["mu"].shape == tree["posterior"]["total"].shape == (4, 75)
+    assert tree["posterior"]["mu"].shape == tree["posterior"]["total"].shape == (4, 100)
     assert list(tree["posterior"].coords["counties"].values) == names
     assert tree["log_likelihood"]["y"].dims == ("chain", "draw", "rows")
     np.testing.assert_allclose(tree["observed_data"]["y"], Y, rtol=1e-6)

@@ -31,8 +31,8 @@ from kayn.support.names import fresh, in_model
 
 CHAINS = (4, 2)
 """Chains, if there are enough draws and twice as many replicates."""
-FEW = 100
-"""Draws that are so few are one chain."""
+ENOUGH = 400
+"""Draws from which on there are several chains; R-hat of chains of less than a hundred says little."""
 WORTH = 4
 """Draws for each that they are worth, above which a warning says so."""
 SAMPLES = ("chain", "draw")
@@ -100,7 +100,7 @@ def _in_chains(posterior: Pool, key: KeyArray, num_samples: int) -> tuple[JointD
 
     Of a replicate there are no more different draws than it has particles of every latent.
     """
-    replicates, enough = posterior.num_replicates, num_samples >= FEW
+    replicates, enough = posterior.num_replicates, num_samples >= ENOUGH
     if posterior.chained:
         per = -(-num_samples // replicates)
         return posterior._joint(key, per * replicates), replicates, per * replicates

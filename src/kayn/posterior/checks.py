@@ -59,6 +59,16 @@ def warn_of_chains(complaints: list[str]) -> bool:
     return bool(complaints)
 
 
+def warn_of_broken_sampler(error: Exception) -> None:
+    """Warn that sampling ended in an error that kayn should not have raised."""
+    warnings.warn(
+        f"sampling ended in {type(error).__name__} ({error}), so that the answer is that of poor weights; please "
+        "report it, with the model",
+        PoorFitWarning,
+        stacklevel=5,
+    )
+
+
 def check(pool: Pool) -> list[str]:
     """What is wrong with a posterior, as sentences that name the latent or the factor."""
     return [*unsound(pool.problem, pool.numbers, pool.params, pool.draws), *complaints(pool)]

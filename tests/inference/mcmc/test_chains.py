@@ -99,6 +99,18 @@ def test_densities_that_lie_are_told_of_though_chains_are_the_answer(fit, chains
         assert fit.posterior() is chains
 
 
+def test_a_sampler_that_breaks_leaves_the_weights(fit, monkeypatch):
+    def broken(*given):
+        raise KeyError("gone")
+
+    monkeypatch.setattr(sys.modules["kayn.fit"], "complaints", lambda posterior: ["latent 'mu': poor"])
+    monkeypatch.setattr(sys.modules["kayn.fit"], "run_until_mixed", broken)
+    with pytest.warns(kayn.PoorFitWarning, match="sampling ended in KeyError .*please report"):
+        found = fit.posterior()
+    np.testing.assert_array_equal(found.mean("mu"), fit.posterior(escalate=False).mean("mu"))
+    assert "could not be sampled" in str(fit)
+
+
 def test_summaries_of_chains_have_their_diagnostics(chains):
     summary = chains.summary(3, var_names=["mu", "theta", "twice"])
     table = summary.to_dataframe()

@@ -12,6 +12,7 @@ from kayn.evidence.draws import Draws
 from kayn.evidence.problem import model_inputs
 from kayn.evidence.weighed import Weighed
 from kayn.evidence.weights import proposal_terms, weigh_against
+from kayn.inference.mcmc.independent import only
 from kayn.inference.mcmc.sweep import Kernel
 from kayn.particles.draw import supports
 from kayn.support.arrays import Array
@@ -32,8 +33,10 @@ def with_all_from_guide(kernel: Kernel, index: int, state: Mapping[str, Array], 
     draws = Draws(
         problem.model.with_aliases(values, leading=1), problem.guide.density.with_aliases(dict(runs), leading=1), {}
     )
-    terms = proposal_terms(problem, problem.numbers, draws, kernel.params, one.axes)
+    asked = [a if a.enumerated else only(a, problem.guide.names) for a in one.axes]
+    # latents that the guide leaves out are any of their values, all alike
+    terms = proposal_terms(problem, problem.numbers, draws, kernel.params, [a for a in asked if a.latents])
     for axis in problem.layout.axes:
-        if axis not in one.axes:
+        if proposal_name(axis) not in terms:
             terms[proposal_name(axis)] = jnp.zeros([*(problem.layout.plan.size[p] for p in axis.scope), axis.size])
     return weigh_against(problem, problem.numbers, draws, kernel.params, terms)
