@@ -37,7 +37,9 @@ def diagnosed(draws: np.ndarray) -> dict[str, np.ndarray]:
     with np.errstate(divide="ignore", invalid="ignore"):
         out["bulk ESS"][moves] = _ess(scores)
         tails = [own <= np.quantile(own, level, (0, 1)) for level in (TAIL, 1 - TAIL)]
-        out["tail ESS"][moves] = np.fmin(*(_ess(t.astype(np.float64)) for t in tails))
+        # NumPyro 0.21 has no number where a chain is in a tail all the time or never
+        least = np.fmin(*(_ess(t.astype(np.float64)) for t in tails))
+        out["tail ESS"][moves] = np.nan_to_num(least, nan=1.0)
         out["R-hat"][moves] = np.fmax(gelman_rubin(scores), gelman_rubin(folded))
         out["MC error"][moves] = own.std((0, 1), ddof=1) / np.sqrt(_ess(own))
     return out

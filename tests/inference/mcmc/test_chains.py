@@ -69,7 +69,11 @@ def test_chains_answer_what_weighed_particles_do(fit, chains):
     other = (SD, Y + 0.1)
     ours, theirs = (p.log_predictive(0, 1000, *other).total for p in (chains, weighed))
     np.testing.assert_allclose(ours, theirs, atol=0.3)
-    assert abs(chains.loo().elpd - weighed.loo().elpd) < 0.3
+    left_out = [p.loo() for p in (chains, weighed)]
+    known = np.max([x.khat for x in left_out], 0) < 0.7  # others have no tolerance to name
+    assert known.sum() >= 2
+    ours, theirs = (x.pointwise[known] for x in left_out)
+    np.testing.assert_allclose(ours, theirs, atol=0.15)
     assert np.isnan(chains.log_evidence)
     with pytest.raises(kayn.QueryError, match="these are draws of chains"):
         chains.mode()
@@ -150,7 +154,8 @@ def test_diagnostics_are_those_of_arviz():
     np.testing.assert_allclose(found["bulk ESS"][:4], stats.ess(moving, method="bulk", **over), rtol=0.1)
     np.testing.assert_allclose(found["MC error"][:3], stats.mcse(moving, **over)[:3], rtol=0.1)
     tails = stats.ess(moving, method="tail", prob=(0.05, 0.95), **over)
-    np.testing.assert_allclose(found["tail ESS"][:3], tails[:3], rtol=0.15)
+    np.testing.assert_allclose(found["tail ESS"][1:3], tails[1:3], rtol=0.15)
+    assert found["tail ESS"][0] < 1.15 * tails[0]
     assert all(np.isnan(v[4]) for v in found.values())
 
 
