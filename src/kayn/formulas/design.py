@@ -18,6 +18,8 @@ from kayn.formulas.grammar import Grammar
 if TYPE_CHECKING:
     import pandas as pd
 
+INTERCEPT = "Intercept"
+"""What `formulae` calls the constant, and takes a column of that name for."""
 FUNCTIONS = {f.__name__: f for f in (np.log, np.log2, np.log10, np.log1p, np.exp, np.sqrt, np.abs)} | {"np": np}
 """What formulas may call beside what `formulae` has."""
 
@@ -148,8 +150,10 @@ class Design:
         """
         factors = [_factors(g.by) for g in grammar.groups]
         numbers = _variables(grammar.common).union(*(_variables(g.terms) for g in grammar.groups))
-        if "Intercept" in numbers:  # `formulae` takes it for the constant
-            raise ModelError(f"formula {grammar.text!r}: no predictor can be called 'Intercept'; give it another name")
+        if INTERCEPT in numbers:
+            raise ModelError(
+                f"formula {grammar.text!r}: no predictor can be called {INTERCEPT!r}; give it another name"
+            )
         outcome = _variables(f"{grammar.outcome} ~ 1")
         names = numbers | {c for found in factors for columns in found.values() for c in columns}
         refuse_unknown(frame, names | outcome)

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from kayn.errors import ModelError
-from kayn.formulas.design import Bracket, Design
+from kayn.formulas.design import INTERCEPT, Bracket, Design
 from kayn.support.names import fresh
 
-INTERCEPT = "Intercept"
 CUTPOINTS = "cutpoints"
 TAKEN = {"jax", "jnp", "numpyro", "dist", "model", "eta", "trials", "num_rows", "centre", CUTPOINTS}
 """Identifiers that the source has anyway."""

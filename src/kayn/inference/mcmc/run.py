@@ -95,14 +95,19 @@ class Run:
         """All draws so far."""
         return {n: np.concatenate([d[n] for d in self.draws], 1) for n in self.draws[0]}
 
-    def learn_on(self, count: int) -> None:
-        """Steps go on to be learnt for so many sweeps; what was drawn is forgotten."""
-        self.draws = []
-        self.state = self.state._replace(num_warmup=self.state.i + count)
+    @property
+    def count(self) -> int:
+        """Draws of each chain that are kept."""
+        return sum(next(iter(d.values())).shape[1] for d in self.draws)
+
+    def forget(self, more: int = 0) -> None:
+        """Nothing is drawn yet; steps are learnt for so many sweeps more."""
+        self.draws, self.thinning = [], 1
+        self.state = self.state._replace(num_warmup=self.state.i + more)
 
     def thin(self) -> None:
         """Keep every other draw, where they are many."""
-        while sum(next(iter(d.values())).shape[1] for d in self.draws) > KEPT and self.thinning < CHUNK // 2:
+        while self.count > KEPT and self.thinning < CHUNK // 2:
             self.thinning *= 2
             self.draws = [{n: v[:, ::2] for n, v in d.items()} for d in self.draws]
 
@@ -143,20 +148,20 @@ def run_until_mixed(
     run.begun = time.perf_counter()
     run.advance(LEAST - CHUNK)
     run.advance(WARMUP - LEAST, max_seconds / 3)
-    run.state = run.state._replace(num_warmup=run.state.i)
-    run.draws, count = [], FIRST
+    run.forget()
+    count = FIRST
     while True:
         in_time = run.advance(count, max_seconds)
         found = mixing.worst(run.drawn())
         if not in_time or run.seconds > max_seconds or not mixing.missed(found):
             break
         if max(v[0] for v in found.values()) > APART and run.seconds < max_seconds / 2:
-            run.learn_on(count)
+            run.forget(count)
             run.advance(count, max_seconds / 2)
-            run.state, run.draws, run.thinning = run.state._replace(num_warmup=run.state.i), [], 1
+            run.forget()
         else:
             # twice as many as there are
-            count = max(FIRST, sum(next(iter(d.values())).shape[1] for d in run.draws) * run.thinning)
+            count = max(FIRST, run.count * run.thinning)
             run.thin()
     sweeps = int(np.max(np.asarray(run.state.i)))
     course = f" from {sweeps} sweeps in {run.seconds:.0f} s after compiling"
