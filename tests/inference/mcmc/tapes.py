@@ -97,15 +97,16 @@ def transitions(kernel, states, values, guide=None, args=()):
     return whole
 
 
-def along(kernel, tuning, states, values):
-    """The transition matrix of a step along each direction, as `transitions`."""
+def along(kernel, lines, states, values):
+    """The transition matrix of a step along each line, as `transitions`."""
     whole = np.eye(len(next(iter(states.values()))))
-    for number in range(len(tuning.directions.log_step)):
+    ones = {n: jnp.ones(v.shape[1:]) for n, v in states.items()}
+    for line in lines:
 
-        def weighed(tape, state, number=number):
-            return kernel.weighed_along(number, state, tuning, jax.random.key(0))
+        def weighed(tape, state, line=line):
+            return kernel.lines.weighed(line, state, ones, jax.random.key(0))
 
-        whole = whole @ _matrix(kernel.joint, weighed, states, values)
+        whole = whole @ _matrix(kernel.lines.one, weighed, states, values)
     return whole
 
 

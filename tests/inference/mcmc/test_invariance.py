@@ -11,7 +11,7 @@ import pytest
 
 import kayn
 from kayn.inference.mcmc import passes, prepare
-from kayn.inference.mcmc.directions import Directions
+from kayn.inference.mcmc.lines import Line
 
 from .tapes import Tape, all_states, along, posterior_of, precise, transitions
 
@@ -142,11 +142,8 @@ def test_directions(count, drawn, monkeypatch):
     with precise():
         kernel = by_whole_numbers(pair, (Y[0],), count)
         states = all_states(PAIR, (0, 1, 2))
-        first = kernel.first_tuning({n: v[0] for n, v in states.items()})
-        directions = Directions(jnp.array([[1.0, 1.0], [1.0, -2.0]]), jnp.zeros((2, 2)), jnp.zeros(2))
-        ones = {n: jnp.ones(()) for n in PAIR}
-        tuning = first._replace(mean=ones, variance=ones, directions=directions)
-        matrix = along(kernel, tuning, states, (0, 1, 2))
+        lines = [Line(jnp.array(v), jnp.array(False), jnp.zeros(())) for v in ([1.0, 1.0], [1.0, -2.0])]
+        matrix = along(kernel, lines, states, (0, 1, 2))
         before = posterior_of(pair, (Y[0],), states)
         np.testing.assert_allclose(matrix.sum(1), 1, atol=EXACT)
         assert (np.diag(matrix) < 0.95).any()

@@ -116,6 +116,39 @@ def test_crossed_groups_are_updated_in_turn():
     compare(both, mean, np.diag(covariance) ** 0.5)
 
 
+def shrunk(x, y):
+    tau = numpyro.sample("tau", dist.LogNormal(0, 1))
+    slope = numpyro.sample("slope", dist.Normal(0, tau).expand([8]).to_event(1))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("y", dist.Normal(x @ slope, 1.0), obs=y)
+
+
+def test_a_scale_moves_with_what_it_governs_and_vectors_number_by_number():
+    """Against quadrature over the scale. Without these moves 470 draws of the worst slope are effective, and 2,100 of
+    the scale."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(12, 8)), jnp.float32)
+    y = x @ jnp.asarray(rng.normal(size=8), jnp.float32)
+    kernel = kayn.MPGibbs(shrunk)
+    assert str(kernel.passes(x, y)).splitlines()[-4:] == [
+        "Along learnt directions, together: tau, slope",
+        "One number at a time: slope",
+        "One number at a time, others along with it: tau",
+        "  along with them: slope",
+    ]
+    taus = np.exp(np.linspace(-6, 5, 2000))
+    own = np.asarray(x) @ np.asarray(x).T
+    laws = taus[:, None, None] ** 2 * own + np.eye(12)
+    logs = -0.5 * (
+        np.log(taus) ** 2 + np.linalg.slogdet(laws)[1] + np.linalg.solve(laws, np.asarray(y)) @ np.asarray(y)
+    )
+    weight = np.exp(logs - logs.max()) / np.exp(logs - logs.max()).sum()
+    mean = weight @ np.log(taus)
+    draws = run(kernel, x, y).get_samples(group_by_chain=True)
+    compare(np.log(draws["tau"]), mean, np.sqrt(weight @ (np.log(taus) - mean) ** 2), 2600)
+    assert effective_sample_size(np.asarray(draws["slope"])).min() > 1500
+
+
 def chain(y):
     def step(x, seen):
         x = numpyro.sample("x", dist.Normal(0.9 * x, 0.6))

@@ -44,6 +44,10 @@ class Coordinates:
         """u of x."""
         return x if isinstance(self.transform, IdentityTransform) else self.transform.inv(x)
 
+    def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """That of u, for x of a shape."""
+        return tuple(self.transform.inverse_shape(shape))
+
     def log_volume(self, u: Array, batch_ndim: int) -> Array:
         """log |dx/du|, -inf for whole numbers that are no values: [K, *batch] for u [K, *batch, *event]."""
         if self.discrete:

@@ -60,8 +60,8 @@ class Passes(Printed):
     passes: tuple[Pass, ...]
     proposals: Mapping[str, str]
     """How particles of each latent are proposed, in words."""
-    joint: Pass | None = None
-    """The one in which latents move together, along learnt directions."""
+    lines: tuple[str, ...] = ()
+    """What moves along lines, in words."""
 
     def __str__(self) -> str:
         """A paragraph a pass."""
@@ -78,8 +78,7 @@ class Passes(Printed):
             if held:
                 lines.append(f"  held: {', '.join(map(in_model, held))}")
             lines += [f"  given up: {line}" for line in one.given_up]
-        if self.joint is not None:
-            lines.append(f"Along learnt directions, together: {', '.join(map(in_model, self.joint.free))}")
+        lines += self.lines
         return "\n".join(lines)
 
 

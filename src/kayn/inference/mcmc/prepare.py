@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import jax
@@ -21,7 +21,9 @@ from kayn.evidence.unguided import inspected_for
 from kayn.guides.factorised import FactorisedGuide, Unstarted
 from kayn.inference.mcmc.begin import with_all_from_guide
 from kayn.inference.mcmc.coordinates import Coordinates, coordinates_of
+from kayn.inference.mcmc.following import Following
 from kayn.inference.mcmc.independent import draw_sites, refuse_unkept
+from kayn.inference.mcmc.lines import lines_of
 from kayn.inference.mcmc.passes import Passes, Planner
 from kayn.inference.mcmc.proposals import LOCAL, PRIOR, Proposals, local_words, prior_guide, proposals_of, started_from
 from kayn.inference.mcmc.state import GibbsState
@@ -193,10 +195,13 @@ def prepared(
     def draws_of(group: tuple[str, ...]) -> Callable:
         return draw_sites(guide, args, kwargs, params, group, count)
 
-    kernel = Kernel(chosen, coordinates, params, count, draws_of, planner.joint(moving_together(coordinates)))
+    joint = planner.joint(moving_together(coordinates))
+    following = Following(partial(base.fn, *args, **kwargs), params, coordinates)
+    lines = lines_of(joint, chosen, coordinates, params, count, following)
+    kernel = Kernel(chosen, coordinates, params, count, draws_of, lines)
     words = {n: kinds[n] if n in guided else local_words(coordinates[n]) for n in graph.latent_names}
     name = getattr(model, "__name__", type(model).__name__)
-    return Prepared(name, kernel, Passes(chosen, words, kernel.joint), traced, planner.held())
+    return Prepared(name, kernel, Passes(chosen, words, lines.words() if lines else ()), traced, planner.held())
 
 
 def moving_together(coordinates: Mapping[str, Coordinates]) -> list[str]:

@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from numpyro.distributions.transforms import IdentityTransform
 
 from kayn.axes.types import Axis, proposal_name
 from kayn.evidence.draws import Draws
@@ -20,17 +18,14 @@ from kayn.evidence.weighed import Weighed
 from kayn.evidence.weights import proposal_terms, weigh_against
 from kayn.graph.absent import absences
 from kayn.inference.mcmc.adaptation import adapted, spread_after, target_rate
-from kayn.inference.mcmc.arrange import for_all_runs, placed, step_name, to_scope
+from kayn.inference.mcmc.arrange import for_all_runs, if_present, placed, step_name, to_scope
 from kayn.inference.mcmc.coordinates import Coordinates
-from kayn.inference.mcmc.directions import Directions
 from kayn.inference.mcmc.independent import inputs_of, only, order_of, slot_logits
+from kayn.inference.mcmc.lines import Lines, LineSteps
 from kayn.inference.mcmc.local import local_particles
 from kayn.inference.mcmc.passes import Pass
 from kayn.particles.draw import supports
 from kayn.support.arrays import Array, KeyArray, PyTree
-
-ALONG = Coordinates(IdentityTransform())
-"""Of a step along a direction: a real number."""
 
 
 class Tuning(NamedTuple):
@@ -39,13 +34,13 @@ class Tuning(NamedTuple):
     Attributes:
         log_step: by axis that moves locally, [*scope].
         mean, variance: running moments of latents that move locally and are no whole numbers, in their coordinates.
-        directions: in which these move together; None where there are none.
+        lines: along which these move together; None where there are none.
     """
 
     log_step: dict[str, Array]
     mean: dict[str, Array]
     variance: dict[str, Array]
-    directions: Directions | None
+    lines: LineSteps | None
 
 
 class Told(NamedTuple):
@@ -71,7 +66,7 @@ class Kernel:
         coordinates: by latent that moves locally.
         params: values of `numpyro.param` sites.
         count: K.
-        joint: the pass in which all that moves along directions has one index; None where nothing does.
+        lines: along which latents move together; None where there are none.
         draw_sites: for every group of sites that the guide draws together, a function of a key and known values.
     """
 
@@ -80,7 +75,7 @@ class Kernel:
     params: Mapping[str, PyTree]
     count: int
     draw_sites: Callable[[tuple[str, ...]], Callable]
-    joint: Pass | None = None
+    lines: Lines | None = None
     orders: tuple[list[tuple[str, ...]], ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -109,8 +104,7 @@ class Kernel:
                 for name in moving:
                     if not self.coordinates[name].discrete:
                         mean[name], variance[name] = state[name], jnp.ones_like(state[name])
-        directions = Directions.first(sum(state[n].size for n in self.joint.free)) if self.joint else None
-        return Tuning(steps, mean, variance, directions)
+        return Tuning(steps, mean, variance, self.lines.first() if self.lines else None)
 
     def moves_locally(self, one: Pass, axis: Axis) -> list[str]:
         """Those latents of an axis that do."""
@@ -143,62 +137,21 @@ class Kernel:
                     rate = target_rate(axis.size, self._numbers(one, axis))
                     steps[name] = adapted(steps[name], moved[axis.name], rate, number)
         changed = {n: jnp.mean(state[n] != before[n], dtype=float) for n in state}
-        directions = tuning.directions
-        if self.joint is not None and directions is not None:
-            state, moved, log_zs = self._passed_along(state, tuning, key)
-            weights.append(jnp.min(log_zs))
-            centred = [(state[n] - tuning.mean[n]) / _spread(tuning, n) for n in self.joint.free]
-            directions = directions.stepped(moved, self.count, number)
-            directions = directions.learnt(jnp.concatenate([c.ravel() for c in centred]), number)
+        lines = tuning.lines
+        if self.lines is not None and lines is not None:
+            free = self.lines.one.free
+            spread = {n: _spread(tuning, n) for n in free}
+            state, lines, log_z = self.lines.moved(state, lines, spread, key, number)
+            weights.append(log_z)
+            centred = [(state[n] - tuning.mean[n]) / spread[n] for n in free]
+            learnt = lines.directions.learnt(jnp.concatenate([c.ravel() for c in centred]), number)
+            lines = lines._replace(directions=learnt)
         mean, variance = {}, {}
         for name in tuning.mean:
             mean[name], variance[name] = spread_after(tuning.mean[name], tuning.variance[name], state[name], number)
-        new = Tuning(steps, mean, variance, directions)
+        new = Tuning(steps, mean, variance, lines)
         new = jax.tree.map(lambda a, b: jnp.where(learning, a, b), new, tuning)
         return state, new, Told(changed, unsound, jnp.min(jnp.stack(weights)))
-
-    def _passed_along(
-        self, state: dict[str, Array], tuning: Tuning, key: KeyArray
-    ) -> tuple[dict[str, Array], Array, Array]:
-        """After a step along each direction: the state, whether it has moved along each, log average weights."""
-        assert self.joint is not None
-        assert tuning.directions is not None
-        axis = self.joint.axes[0]
-
-        def step(state: dict[str, Array], item: tuple[Array, KeyArray]) -> tuple[dict[str, Array], tuple[Array, Array]]:
-            place_key, draw_key = jax.random.split(item[1])
-            places, weighed = self.weighed_along(item[0], state, tuning, place_key)
-            chosen, log_z = draw_combination(weighed, draw_key)
-            moved = jnp.isfinite(log_z) & (chosen[axis.name] != 0)
-            new = {n: jnp.where(moved, places[n][chosen[axis.name]], state[n]) for n in axis.latents}
-            return {**state, **new}, (moved, log_z)
-
-        numbers = jnp.arange(len(tuning.directions.log_step))
-        state, (moved, log_zs) = jax.lax.scan(step, state, (numbers, jax.random.split(key, len(numbers))))
-        return state, moved, log_zs
-
-    def weighed_along(
-        self, number: Array, state: Mapping[str, Array], tuning: Tuning, key: KeyArray
-    ) -> tuple[dict[str, Array], Weighed]:
-        """Particles along a direction, the current state first, and their weights."""
-        one, directions = self.joint, tuning.directions
-        assert one is not None
-        assert directions is not None
-        problem = one.problem
-        inputs = model_inputs(problem, problem.numbers, self.params, {})
-        absent = absences(problem.model, inputs)
-        far = local_particles(key, jnp.zeros(()), jnp.exp(directions.log_step[number]), self.count, ALONG)
-        sizes = np.cumsum([state[n].size for n in one.free])[:-1]
-        places = {n: state[n][None] for n in problem.graph.latent_names if n not in one.free}
-        for name, part in zip(one.free, jnp.split(directions.vectors[number], sizes), strict=True):
-            towards = part.reshape(state[name].shape) * _spread(tuning, name)
-            towards = _if_present(absent, name, towards, state[name].ndim)
-            moved = far.reshape((-1, *(1,) * towards.ndim)) * towards
-            places[name] = state[name] + moved.astype(state[name].dtype)
-        values = self.values(places)
-        draws = Draws(problem.model.with_aliases(values, leading=1), {}, {})
-        terms = self._terms(one, places, values)
-        return places, weigh_against(problem, problem.numbers, draws, self.params, terms)
 
     def _passed(
         self, index: int, state: dict[str, Array], tuning: Tuning, key: KeyArray
@@ -252,7 +205,7 @@ class Kernel:
         scale = aligned(problem, axis, name, step, ndim)
         if name in tuning.variance and self._numbers(one, axis) > 1:
             scale = scale * _spread(tuning, name)
-        return _if_present(absent, name, scale, ndim)
+        return if_present(absent, name, scale, ndim)
 
     def _guided(
         self,
@@ -306,11 +259,3 @@ class Kernel:
 
 def _spread(tuning: Tuning, name: str) -> Array:
     return jnp.sqrt(tuning.variance[name] + 1e-12)
-
-
-def _if_present(absent: Mapping[str, Array], name: str, array: Array, ndim: int) -> Array:
-    """An array in the dimensions of a latent, zero for elements that are in no factor."""
-    if name not in absent:
-        return array
-    gone = absent[name]
-    return jnp.where(gone.reshape((*gone.shape, *(1,) * (ndim - gone.ndim))), 0.0, array)
