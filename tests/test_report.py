@@ -1,6 +1,8 @@
 """`kayn fit`: what it prints, the page it writes, and what it refuses in one line."""
 
 import re
+import runpy
+import sys
 
 import numpy as np
 import pandas as pd
@@ -83,3 +85,13 @@ def test_what_cannot_be_done_is_told_in_one_line(tmp_path, name, content, formul
     assert found.stdout == ""
     assert found.stderr.count("\n") == 1
     assert message in found.stderr
+
+
+@pytest.mark.parametrize("module", ["kayn", "kayn.cli"])
+def test_the_command_is_a_module_too(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kayn", "--version"])
+    monkeypatch.delitem(sys.modules, "kayn.cli", raising=False)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(module, run_name="__main__")
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("kayn, version ")

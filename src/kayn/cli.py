@@ -243,3 +243,7 @@ def data(name: str | None) -> None:
     click.echo(datasets.DATASETS[name].origin)
     for key, array in arrays.items():
         click.echo(f"  {key:<28}{array.shape!s:<22}{array.dtype}")
+
+
+if __name__ == "__main__":
+    main(prog_name="kayn")

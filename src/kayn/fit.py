@@ -312,7 +312,7 @@ class _Setup:
 
 def _fit_qem(setup: _Setup) -> Fit:
     qem = QEM(setup.call.model, setup.guide, **setup.options)
-    state = qem.init(setup.key, *setup.call.args, params=setup.params, **setup.call.kwargs)
+    state = qem.start(setup.key, setup.call.args, setup.call.kwargs, setup.params, setup.found is not None)
     assert qem.guide is not None
     # what is joint in the guide shares an axis, however many particles
     joint = {"groups": qem.asked.groups, "couple": dict(qem.asked.couple)}

@@ -18,9 +18,10 @@ from kayn.axes.request import make_request
 from kayn.errors import QueryError
 from kayn.evidence.draws import draws_from_runs
 from kayn.evidence.problem import build_problem
-from kayn.posterior import joint
+from kayn.posterior import computed, joint
 from kayn.posterior.diagnostics import pareto_khat
-from kayn.support.keys import as_key
+from kayn.posterior.pool import Pool
+from kayn.posterior.spread import weighted_quantiles
 
 pytestmark = pytest.mark.filterwarnings("ignore::kayn.errors.KaynWarning")
 
@@ -195,11 +196,51 @@ def test_deterministic_sites_outside_of_a_plate_may_be_of_its_rows():
 def test_rows_of_a_plate_without_latents_are_all_scored(model, rows):
     found = kayn.Importance(model, None, 20, num_replicates=3).run(0, None, Y)
     scores = found.log_likelihood(5, 40)["y"]
-    mu = found.sample(jax.random.split(as_key(5))[0], 40)["mu"]
+    mu = found.sample(5, 40)["mu"]
     np.testing.assert_allclose(scores, norm(np.asarray(mu)[:, None], 1.0).logpdf(Y), rtol=1e-4, atol=1e-5)
     held_out = found.log_predictive(5, 40, Y[:4] + 1.0).pointwise["y"]
     exact = np.log(norm(np.asarray(mu)[:, None], 1.0).pdf(Y[:4] + 1.0).mean(0))
     np.testing.assert_allclose(held_out, exact, rtol=1e-4, atol=1e-5)
+
+
+def one_axis(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    b = numpyro.sample("b", dist.Normal(0.0, 1.0))
+    numpyro.deterministic("line", mu + b * jnp.arange(3.0))
+    with numpyro.plate("rows", 4):
+        a = numpyro.sample("a", dist.Normal(mu, 1.0))
+        numpyro.deterministic("rate", jnp.exp(a))
+        numpyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+    numpyro.deterministic("turned", a[::-1])
+
+
+def test_sites_that_one_axis_makes_are_read_from_its_particles(monkeypatch):
+    found = kayn.Importance(one_axis, None, 20, num_replicates=3, groups=(("mu", "b"),)).run(0, None, FAR)
+    names = ["line", "rate"]
+    assert found._own_values("turned") is None
+    assert [v.shape for v in found._own_values("rate")] == [(60, 4), (60, 4)]
+    own = {n: (found.mean(n), found.std(n)) for n in names}
+    monkeypatch.setattr(Pool, "_joint", None)  # no draws are needed
+    for name, values in (("line", found.particles["mu"]), ("rate", np.exp(found.particles["a"]))):
+        values = values if name == "rate" else values[:, None] + found.particles["b"][:, None] * np.arange(3.0)
+        weights = np.broadcast_to(found.weights("a" if name == "rate" else "mu").reshape((60, -1)), values.shape)
+        expected = [weighted_quantiles(v, w, np.array([0.1, 0.9])) for v, w in zip(values.T, weights.T, strict=True)]
+        np.testing.assert_allclose(found.quantile(name, [0.1, 0.9]), np.transpose(expected), rtol=1e-5)
+    monkeypatch.setattr(computed, "axis_of", lambda *_: None)
+    for name in names:  # as one contraction gives them
+        np.testing.assert_allclose(found.mean(name), own[name][0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found.std(name), own[name][1], rtol=1e-3)
+
+
+def test_questions_with_one_key_are_about_the_same_draws():
+    found = kayn.Importance(one_axis, None, 5, num_replicates=3).run(0, None, FAR)
+    draws = found.sample(7, 40)
+    for name, values in found.predictive(7, 40).items():
+        if name != "y":
+            np.testing.assert_allclose(values, draws[name], rtol=1e-6)
+    again = kayn.Importance(one_axis, None, 5, num_replicates=3).run(0, None, FAR).sample(7, 40)  # nothing kept
+    np.testing.assert_array_equal(again["a"], draws["a"])
+    assert np.any(np.asarray(found.sample(8, 40)["a"]) != draws["a"])
 
 
 # -- states
@@ -396,7 +437,7 @@ def test_values_that_a_handler_fixes_are_among_the_data(handler):
 
     found = kayn.Importance(handler(chain, {"b": jnp.array(0.7)}), None, 20).run(0, None)
     scores = found.log_likelihood(5, 40)
-    a = found.sample(jax.random.split(as_key(5))[0], 40)["a"]
+    a = found.sample(5, 40)["a"]
     np.testing.assert_allclose(scores["b"], norm(np.asarray(a), 1.0).logpdf(0.7), rtol=1e-4)
     np.testing.assert_allclose(scores["y"], norm(0.7, 1.0).logpdf(0.3), rtol=1e-4)
     assert sorted(found.to_datatree(0, 5)["observed_data"].data_vars) == ["b", "y"]
@@ -411,7 +452,7 @@ def improper(n, y):
 def test_latents_that_no_prior_can_draw_have_the_posteriors_values():
     y = jnp.array([0.3, -0.2])
     found = kayn.Importance(improper, None, 20).run(0, None, 2, y)
-    z = found.sample(jax.random.split(as_key(5))[0], 40)["z"]
+    z = found.sample(5, 40)["z"]
     np.testing.assert_array_equal(found.predictive(5, 40)["z"], z)
     for scores in (found.log_likelihood(5, 40)["y"], found.to_datatree(0, 40)["log_likelihood"]["y"][0].values):
         assert scores.shape == (40, 2)

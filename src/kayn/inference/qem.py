@@ -131,7 +131,10 @@ class QEM:
         Raises:
             GuideError: a guide site is in no supported family, or guide sites depend on each other.
         """
-        key, params = as_key(rng_key), dict(params or {})
+        return self.start(as_key(rng_key), args, kwargs, dict(params or {}), False)
+
+    def start(self, key: KeyArray, args: tuple, kwargs: Mapping, params: dict[str, PyTree], resumed: bool) -> QEMState:
+        """As `init`; where a state is known already (`resumed`), starts are not compared."""
         args, kwargs, _ = as_arguments(self.model, args, kwargs)
         inspected = inspected_for(self.user_guide, self.model, args, kwargs, params, self.request)
         if isinstance(self.user_guide, FactorisedGuide):
@@ -163,9 +166,10 @@ class QEM:
         self._parameters = QuickJit(lambda moments: {b.name: b.parameters(moments[b.name]) for b in self.blocks})
         self._one_step = jax.jit(partial(_step, self, self.problem), inline=True)
         # only types matter here, so this is done while the prior that the guide starts from is being compiled
-        self._one_step.trace(self.problem.numbers, self._first(params, key), 1.0)
+        if not resumed:
+            self._one_step.trace(self.problem.numbers, self._first(params, key), 1.0)
         self.guide = begun.started()
-        starts, looks = self.guide.starts, dict[int, list]()
+        starts, looks = self.guide.starts[: 1 if resumed else None], dict[int, list]()
         chosen = best_start(starts, lambda start: self._look({**start, **params}, key, looks.setdefault(id(start), [])))
         self.guide = self.guide.started_at(chosen)
         state = jax.device_put(self._first(params, key))

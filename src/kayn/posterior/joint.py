@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,10 @@ from kayn.xla.compilation import is_traced
 
 BLOCK = 1000
 """Draws that are taken at a time."""
+
+
+KEPT = 2**26
+"""Numbers that draws which are kept may be."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -127,6 +132,27 @@ def sample_block(
         return JointDraws(latents | deterministic_values(problem, latents, inputs), rows)
 
     return jax.lax.map(one, (draws, jax.random.split(key, replicates)))
+
+
+def remembering(found: dict[Any, Any], size: int, run: Callable[..., JointDraws]) -> Callable[..., JointDraws]:
+    """`sample_block` that keeps the last of its draws in `found`: the next question with the same key is about the same
+    draws, and weighing all combinations again would be most of its work."""
+
+    def sampled(*asked: Any) -> JointDraws:
+        if is_traced(asked):
+            return run(*asked)
+        *_, key, start = asked
+        which = (size, int(start), np.asarray(jax.random.key_data(key)).tobytes())
+        kept = found.setdefault("blocks", {})
+        if which not in kept:
+            draws = run(*asked)
+            room = sum(v.size for v in jax.tree.leaves((kept, draws)))
+            if room > KEPT:
+                kept.clear()
+            kept[which] = draws
+        return kept[which]
+
+    return sampled
 
 
 def entries(problem: Problem) -> int:

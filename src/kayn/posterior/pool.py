@@ -19,7 +19,7 @@ from kayn.evidence.draws import Draws
 from kayn.evidence.expectation import arguments, can_be_followed, of_deterministic, of_function, traced_function
 from kayn.evidence.problem import Problem
 from kayn.evidence.queries import latent_weights
-from kayn.posterior import joint
+from kayn.posterior import computed, joint
 from kayn.posterior.call import Call
 from kayn.posterior.diagnostics import effective_sample_size, pareto_khat
 from kayn.posterior.joint import JointDraws, mixed_plate
@@ -35,8 +35,6 @@ from kayn.xla.jit import QuickJit
 
 FALLBACK_DRAWS = 2000
 """Joint draws used for an expectation that has no small contraction."""
-KEPT = 2**27
-"""Numbers that these may be to be kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,8 +219,9 @@ class Pool:
     def _joint(self, rng_key: KeyArray, num_samples: int, chains: int = 0) -> JointDraws:
         refuse_too_many("num_samples", num_samples, joint.entries(self.problem), QueryError)
 
-        def compiled(size: int) -> QuickJit:
-            return self._jit(("sample", size), lambda: partial(joint.sample_block, self.problem, size))
+        def compiled(size: int) -> Callable[..., JointDraws]:
+            run = self._jit(("sample", size), lambda: partial(joint.sample_block, self.problem, size))
+            return joint.remembering(self._found, size, run)
 
         particles = (self.numbers, self.params, self.draws, self.log_evidences)
         return joint.sample(self.problem, num_samples, *particles, as_key(rng_key), compiled, chains)
@@ -280,22 +279,29 @@ class Pool:
     def _moments(self, name: str) -> tuple[Array, Array]:
         self._known(name)
         self._refuse_mixed_rows(name)
-        if name in self.drawn_names:
-            values, weights = self.particles[name], self.weights(name)
-            weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
-            # weights of zero may meet infinite particles
-            xp = namespace(values)
-            mean = xp.sum(xp.where(weights > 0, weights * values, 0), 0)
-            # once more about itself: far from zero, the rounding of a sum of many is much of a narrow spread
-            mean = mean + xp.sum(xp.where(weights > 0, weights * (values - mean), 0), 0)
-            variance = xp.sum(xp.where(weights > 0, weights * (values - mean) ** 2, 0), 0)
-            return jnp.asarray(mean), jnp.asarray(xp.sqrt(variance))
+        own = self._own_values(name)
+        if own is not None:
+            mean, sd = computed.moments(*own)
+            return jnp.asarray(mean), jnp.asarray(sd)
         found = self._of_deterministic(name)
         if found is not None:
             return found
         mean = self._from_draws(lambda values: values[name], name)
         square = self._from_draws(lambda values: (values[name] - mean) ** 2, name)
         return mean, jnp.sqrt(square)
+
+    def _own_values(self, name: str) -> tuple[Array, Array] | None:
+        """Values of a site [P, *shape] and their weights [P, *shape or ones]: of a latent's particles, or of what those
+        of one axis make; None of sites that need several."""
+        if name in self.drawn_names:
+            values, weights = self.particles[name], self.weights(name)
+            return values, weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
+        axis = None if self.chained else computed.axis_of(self.problem, name, self.num_replicates)
+        if axis is None:
+            return None
+        run = self._jit(("at particles", name), lambda: computed.at_particles(self.problem, name, axis))
+        found = local(run(self.numbers, self.params, self.draws))
+        return computed.pooled(self.problem, name, axis, found, local(self.axis_weights[axis.name]), self._shares)
 
     def _of_deterministic(self, name: str) -> tuple[Array, Array] | None:
         """Mean and standard deviation of a deterministic site; None if it has no small contraction."""
@@ -336,13 +342,8 @@ class Pool:
         return jnp.mean(jax.vmap(function)(self._fallback_draws()), 0)
 
     def _fallback_draws(self) -> dict[str, Array]:
-        """Joint draws of all sites, for answers that no contraction gives; taken once, where they are not too many."""
-        if "fallback" in self._found:
-            return self._found["fallback"]
-        draws = self._joint(0, FALLBACK_DRAWS).values
-        if not is_traced(draws) and FALLBACK_DRAWS * joint.entries(self.problem) <= KEPT:
-            self._found["fallback"] = draws
-        return draws
+        """Joint draws of all sites, for answers that no contraction gives."""
+        return self._joint(0, FALLBACK_DRAWS).values
 
     def _jit(self, key: Any, function: Callable[[], Callable]) -> QuickJit:
         """What is compiled for a question, kept with the problem."""

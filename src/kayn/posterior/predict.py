@@ -206,7 +206,7 @@ def _known_plates(posterior: Pool, new_plates: str | Sequence[str]) -> tuple[str
 
 
 def _draws(posterior: Pool, rng_key: KeyArray, num_samples: int) -> tuple[KeyArray, JointDraws]:
-    """A key for what is drawn given them, and posterior draws."""
-    draw_key, run_key = jax.random.split(as_key(rng_key))
-    draws = posterior._joint(draw_key, num_samples)  # first, as it refuses numbers that no memory holds
-    return run_key, draws
+    """A key for what is drawn given them, and those posterior draws that `sample` gives for the same key."""
+    key = as_key(rng_key)
+    draws = posterior._joint(key, num_samples)  # first, as it refuses numbers that no memory holds
+    return jax.random.fold_in(key, 2**32 - 1), draws

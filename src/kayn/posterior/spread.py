@@ -13,14 +13,12 @@ from kayn.support.arrays import Array
 def columns(posterior: Pool, name: str) -> tuple[np.ndarray, np.ndarray]:
     """A site's values and their weights, a column for each of its E elements: [P, E] both.
 
-    Of a latent these are its pooled particles; of a deterministic site, which has none of its own, joint draws.
+    They are those of particles where these make the site (`Pool._own_values`), and else of joint draws.
     """
-    if name in posterior.drawn_names:
-        values, weights = np.asarray(posterior.particles[name]), np.asarray(posterior.weights(name))
-    else:
-        values = np.asarray(posterior._fallback_draws()[name])
-        weights = np.full(len(values), 1 / len(values), np.float32)
-    weights = np.broadcast_to(weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim))), values.shape)
+    own = posterior._own_values(name)
+    values = np.asarray(posterior._fallback_draws()[name] if own is None else own[0])
+    weights = np.full((1,) * values.ndim, 1 / len(values), np.float32) if own is None else np.asarray(own[1])
+    weights = np.broadcast_to(weights, values.shape)
     return values.reshape(len(values), -1), weights.reshape(len(values), -1)
 
 
