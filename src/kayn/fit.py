@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from kayn.axes.request import TARGET_ELEMENTS, make_request
-from kayn.errors import KaynError
 from kayn.evidence.problem import build_problem
 from kayn.inference import gradients
 from kayn.inference.importance import Importance, Weigher
+from kayn.inference.mcmc.escalate import escalated
 from kayn.inference.mcmc.kernel import MPGibbs, Several
-from kayn.inference.mcmc.run import run_chains, run_until_mixed
+from kayn.inference.mcmc.run import run_chains
 from kayn.inference.qem import CHUNK, QEM
 from kayn.inference.qem_state import QEMState
 from kayn.inference.sampler import Sampler
@@ -25,7 +26,8 @@ from kayn.objectives.vi import VI
 from kayn.posterior import stored
 from kayn.posterior.call import MISSING, Call, Origin, conditioned
 from kayn.posterior.chains import Chains
-from kayn.posterior.checks import complaints, warn_if_poor, warn_if_unsound, warn_of_broken_sampler, warn_of_chains
+from kayn.posterior.checks import complaints, warn_if_poor, warn_if_unsound
+from kayn.posterior.enough import enough_replicates
 from kayn.posterior.posterior import Posterior
 from kayn.posterior.stored import Stored
 from kayn.support.arrays import KeyArray, PyTree
@@ -99,7 +101,7 @@ class Fit(Printed):
     def posterior(
         self,
         num_particles: Particles | None = None,
-        num_replicates: Count = 4 * CHUNK,
+        num_replicates: Count | None = None,
         rng_key: Key | None = None,
         *,
         escalate: bool = True,
@@ -111,16 +113,15 @@ class Fit(Printed):
             num_particles: K; None for that of the fit. With a number, and within `jax.jit` or `jax.vmap`, nothing is
                 sampled.
             num_replicates: independent sets of particles, pooled; their spread gives the error of the log evidence.
+                None for 32, or up to 256 where these do not know means to 1/40 of a standard deviation yet.
             escalate: where a check of the weights fails, sample with `kayn.MPGibbs` from draws of the guide, until
                 R-hat and effective sample sizes meet the targets of `kayn.posterior.mixing`; the posterior is then a
                 `kayn.Chains`, and warns only where they are missed.
             max_seconds: of sampling, compiling apart.
         """
         key = jax.random.fold_in(self.rng_key, 1) if rng_key is None else rng_key
-        sampler = self.sampler if num_particles is None else None
-        found = None if sampler is None else sampler(key, num_replicates, self.call)
-        if found is None:
-            found = self.weigher(num_particles).posterior(key, self.proposal, num_replicates)
+        draw = partial(self._weighed, num_particles)
+        found = enough_replicates(draw, key) if num_replicates is None else draw(key, num_replicates)
         asked = escalate and num_particles is None and not is_traced(found.log_evidences)
         chains = self._escalated(found, max_seconds) if asked else None
         if chains is None:
@@ -129,23 +130,20 @@ class Fit(Printed):
         warn_if_unsound(found)
         return chains
 
+    def _weighed(self, num_particles: Any, key: KeyArray, num_replicates: int) -> Posterior:
+        sampler = self.sampler if num_particles is None else None
+        found = None if sampler is None else sampler(key, num_replicates, self.call)
+        return found or self.weigher(num_particles).posterior(key, self.proposal, num_replicates)
+
     def _escalated(self, found: Posterior, max_seconds: float) -> Chains | None:
         """Chains in the place of weighed particles that fail a check; None where none fails, or nothing samples the
         model."""
         reasons = tuple(complaints(found))
         if not reasons:
             return None
-        evidence = float(found.log_evidence), float(found.log_evidence_error)
         kernel, key = MPGibbs(self.call.model, start=self), jax.random.fold_in(self.rng_key, 2)
-        try:
-            chains = run_until_mixed(kernel, self.call, max_seconds, key, evidence, reasons)
-        except Exception as error:  # an answer that is warned of is better than none, whatever stopped the sampler
-            self._told["sampled"] = f"posterior() could not be sampled ({error}), though {reasons[0]}"
-            if not isinstance(error, KaynError):
-                warn_of_broken_sampler(error)
-            return None
-        met = "targets missed" if warn_of_chains(chains.check()) else "targets met"
-        self._told["sampled"] = f"posterior() sampled{chains.course}, {met}, since: {reasons[0]}"
+        chains, told = escalated(kernel, self.call, found, reasons, self.sampler, max_seconds, key)
+        self._told["sampled"] = told
         return chains
 
     @checked()

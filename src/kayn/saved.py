@@ -66,7 +66,7 @@ def _chains(stored: Stored) -> Chains:
     latents = problem.graph.latents
     form = {z.name: jax.ShapeDtypeStruct((*lead, *z.shape), z.dtype) for z in latents}
     draws = stored.like("draws", form)
-    told = {n: found[n] for n in ("evidence", "reasons", "course")}
+    told = {n: found[n] for n in ("evidence", "evidence_from", "reasons", "course") if n in found}
     return Chains.of(problem, call, found["params"], draws, **told)
 
 

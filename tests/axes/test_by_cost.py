@@ -50,6 +50,21 @@ def test_operations_are_repeated_for_what_they_depend_on():
     assert both == {("a",): 1000, ("a", "b"): 1000 + 4 * 1000 + 1000 + 1, ("b",): 6000}
 
 
+def test_special_functions_of_a_density_are_counted_where_their_parameters_vary():
+    """The log Beta function of a Beta density takes three special functions, each of 32 operations for its own
+    latents and elements; a Gamma's rate none."""
+
+    def model():
+        a, b = numpyro.sample("a", dist.LogNormal(0.0, 1.0)), numpyro.sample("b", dist.LogNormal(0.0, 1.0))
+        numpyro.sample("x", dist.Beta(a * jnp.arange(1, 8), b).to_event(1), obs=jnp.full(7, 0.5))
+        numpyro.sample("y", dist.Gamma(a, b), obs=0.5)
+
+    graph = read_model(Inspected.of(model, (), {}, {})).structure.graph
+    x, y = dict(graph.output("x").work), dict(graph.output("y").work)
+    assert (x[("a",)], x[("b",)], x[("a", "b")]) == (7 + 7 * 32, 32, 7 * 32)
+    assert y[("a",)] == 32 and not y.get(("b",))
+
+
 def test_matrix_products_count_for_less():
     """Eight multiply-adds of a product in the time of one operation."""
     matrix = jnp.ones((60, 40))

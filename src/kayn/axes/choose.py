@@ -12,7 +12,7 @@ from dataclasses import replace
 from kayn.axes.memory import cut_to_fit, step_bytes
 from kayn.axes.more import with_more_particles
 from kayn.axes.request import Request
-from kayn.axes.rules.by_cost import slow_contraction, slow_factor
+from kayn.axes.rules.by_cost import operations, slow_contraction, slow_factor
 from kayn.axes.rules.by_guide import several_elements, there_and_back
 from kayn.axes.rules.by_order import no_order
 from kayn.axes.rules.by_reads import unlike_reads
@@ -85,7 +85,8 @@ def choose_layout(
             f"{found.what}, over memory={format_bytes(request.memory)}; {advice}, or raise memory=, or put latents on "
             "one axis with groups="
         )
-    return Layout(found.axes, found.couplings, found.cut, found.batched, request.memory, found.beside)
+    beside, each = found.beside, operations(found)
+    return Layout(found.axes, found.couplings, found.cut, found.batched, request.memory, beside, each)
 
 
 def settled(state: State) -> State | TooLarge:
@@ -108,7 +109,7 @@ def kept_layout(structure: Structure, layout: Layout) -> Layout | None:
     plan = cut_to_fit(state.plan, layout.memory_left)
     if step_bytes(plan) > layout.memory_left:
         return None
-    return Layout(state.axes, (), plan, state.batched, layout.memory, layout.beside)
+    return Layout(state.axes, (), plan, state.batched, layout.memory, layout.beside, layout.operations)
 
 
 def _most_particles(choose: Callable[[Request], State | TooLarge], request: Request) -> int:

@@ -7,14 +7,12 @@ adds up, and pulls the latents that all of them depend on: these get more as lon
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from kayn.axes.request import MORE
-from kayn.axes.rules.by_cost import contracting, evaluating
+from kayn.axes.rules.by_cost import operations
 from kayn.axes.rules.by_size import large_factor, large_particles, large_step
 from kayn.axes.state import State
-from kayn.graph.work import MATMUL_SPEED
 
 SHARED, OWN = 2**28, 2**25
 """More particles are taken where a step stays below so many operations: on an axis that a rule has made what it is,
@@ -46,14 +44,4 @@ def _affordable(state: State, most: float) -> bool:
     factors = state.case.graph.factors
     if any(large_factor(state, f) is not None for f in factors):
         return False
-    return large_particles(state) is None and large_step(state) is None and _operations(state) <= most
-
-
-def _operations(state: State) -> float:
-    """Of a step: the contraction, every entry of every factor before rows are summed, and computing these. Densities of
-    exponential families may be summed over rows by matrix products."""
-    plan, factors = state.plan, state.case.graph.factors
-    entries = [math.prod(plan.size[a] for a in plan.axes[slot]) for slot in range(len(plan.terms))]
-    for position, factor in enumerate(factors):
-        entries[position] //= 1 if factor.density is None else MATMUL_SPEED
-    return contracting(plan) + sum(entries) + sum(evaluating(state, f) for f in factors)
+    return large_particles(state) is None and large_step(state) is None and operations(state) <= most

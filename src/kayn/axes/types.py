@@ -52,6 +52,8 @@ class Layout:
     """Bytes that a step may take."""
     beside: int = 0
     """Bytes of a step that particles and the guide's parameters take, beside the contraction."""
+    operations: float = 0.0
+    """What a step takes (`kayn.axes.rules.by_cost.operations`)."""
 
     @property
     def memory_left(self) -> int:

@@ -7,15 +7,16 @@ is as dear as its dearest operations on most latents, however small its result.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from kayn.graph.discover import Structure
 from kayn.graph.flow import Sources, results
-from kayn.graph.types import Kind, Output
+from kayn.graph.types import Density, Kind, Output
 from kayn.programs.calls import called
 from kayn.programs.outputs import OutputName, Part
 from kayn.programs.primitives import ELEMENTWISE, POLYNOMIAL, TRANSCENDENTAL
@@ -39,8 +40,19 @@ def _of_factor(output: Output, program: Program) -> tuple[tuple[tuple[str, ...],
     arguments = () if density is None else density.arguments
     names = [Part.ARGUMENT.of(output.name, a.name) for a in arguments] or [output.traced]
     terms = density.terms if density is not None and len(density.terms) > 1 else (output.latents,)
-    found = work_of(program, names).items()
-    return tuple(sorted((tuple(sorted(z)), n) for z, n in found if any(z <= set(term) for term in terms)))
+    found = work_of(program, names)
+    for z, n in () if density is None else _special(density):
+        found[z] = found.get(z, 0.0) + n
+    return tuple(sorted((tuple(sorted(z)), n) for z, n in found.items() if any(z <= set(term) for term in terms)))
+
+
+def _special(density: Density) -> Iterator[tuple[Sources, float]]:
+    """Operations of the special functions that a density has of its parameters, by the latents these depend on."""
+    for names in density.family.special:
+        own = [a for a in density.arguments if a.name in names]
+        latents = Sources(n for a in own for n in a.latents)
+        if latents:
+            yield latents, DEARER * math.prod(np.broadcast_shapes(*(a.shape for a in own)))
 
 
 def work_of(program: Program, outputs: Iterable[OutputName]) -> dict[Sources, float]:

@@ -83,6 +83,28 @@ def step(
     return out
 
 
+def moments_of(problem: Problem, block: Block, draws: Mapping[str, Array]) -> Moments:
+    """A block's mean parameters under draws that are alike in weight.
+
+    Args:
+        draws: by latent [S, *shape], as many or more as the block has particles; what is left over is not used.
+    """
+    size, count = block.size, len(draws[block.sites[0].name])
+    shape = _columns(problem, block)[0].shape
+    even = jnp.full((size, *shape), 1 / size)
+    parts = count // size
+    own = {s.name: draws[s.name][: parts * size] for s in block.sites}
+    own = {n: v.reshape((parts, size, *v.shape[1:])) for n, v in own.items()}
+
+    def mixed(known: Moments, part: tuple[Array, dict[str, Array]]) -> tuple[Moments, None]:
+        before, values = part
+        return dict(block.family.blend(known, block.expect(values, even), 1 / (before + 1))), None
+
+    first = dict(block.expect({n: v[0] for n, v in own.items()}, even))
+    rest = jnp.arange(1, parts) * jnp.ones(()), {n: v[1:] for n, v in own.items()}
+    return jax.lax.scan(mixed, first, rest)[0]
+
+
 def _axes(problem: Problem, size: int) -> list[Axis]:
     return [a for a in problem.layout.axes if not a.enumerated and a.size == size]
 

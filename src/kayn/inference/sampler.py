@@ -1,15 +1,22 @@
-"""Posterior replicates of a fit by QEM."""
+"""Posterior replicates of a fit by QEM, and of its guide once draws of the posterior are known."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import jax
+import numpy as np
+
 from kayn.evidence.problem import Problem
+from kayn.inference import mstep
 from kayn.inference.qem import QEM
 from kayn.inference.qem_state import QEMState
 from kayn.posterior.call import Call
+from kayn.posterior.checks import complaints
+from kayn.posterior.enough import enough_replicates
 from kayn.posterior.posterior import Posterior
-from kayn.support.arrays import KeyArray, PyTree
+from kayn.support.arrays import Array, KeyArray, PyTree
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +32,41 @@ class Sampler:
         """The problem that the fit has built."""
         assert self.qem.problem is not None
         return self.qem.problem
+
+    def fitted_to(self, draws: Mapping[str, Array]) -> Sampler | None:
+        """The same guide, with the moments of some draws of the posterior; None where there are too few for an axis.
+
+        Args:
+            draws: by latent [S, *shape].
+        """
+        sites = [s.name for b in self.qem.blocks for s in b.sites]
+        if not sites or max(b.size for b in self.qem.blocks) > min(len(draws[n]) for n in sites):
+            return None
+        own = {n: draws[n] for n in sites}
+        found = jax.jit(lambda d: {b.name: mstep.moments_of(self.problem, b, d) for b in self.qem.blocks})(own)
+        state = replace(self.state, moments=found)
+        return Sampler(self.qem, state, self.qem.get_proposal(state))
+
+    def evidence_given(self, draws: Mapping[str, Array], key: KeyArray, call: Call) -> tuple[float, float, bool] | None:
+        """Log evidence from weights of the guide with the moments of draws, its error, and whether these weights pass
+        their checks; None where the guide cannot have them.
+
+        Args:
+            draws: of chains, [chains, draws, *shape].
+        """
+        # at even distances, so that every part of them is of all chains
+        mixed = {n: np.moveaxis(np.asarray(v), 0, 1).reshape((-1, *v.shape[2:])) for n, v in draws.items()}
+        fitted = self.fitted_to(mixed)
+        if fitted is None:
+            return None
+
+        def draw(key: KeyArray, count: int) -> Posterior:
+            found = fitted(key, count, call)
+            assert found is not None
+            return found
+
+        found = enough_replicates(draw, key)
+        return float(found.log_evidence), float(found.log_evidence_error), not list(complaints(found))
 
     def __call__(self, key: KeyArray, num_replicates: int, call: Call) -> Posterior | None:
         """A posterior; None if particles are too large to be kept."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ from kayn.support.options import PathName
 from kayn.support.validate import checked
 
 UNKNOWN = (float("nan"), float("nan"))
+FAILED = "weights that failed a check"
+OF_DRAWS = "weights of the guide with these draws' moments"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,12 +38,14 @@ class Chains(Posterior):
     Attributes:
         evidence: the log evidence and its error, from importance weights; NaN where it was not estimated, since chains
             do not tell it.
+        evidence_from: which weights.
         reasons: why a fit's posterior was sampled.
         course: how, in words.
     """
 
     chained: ClassVar[bool] = True
     evidence: tuple[float, float] = UNKNOWN
+    evidence_from: str = FAILED
     reasons: tuple[str, ...] = ()
     course: str = ""
 
@@ -51,18 +55,17 @@ class Chains(Posterior):
         call: Call,
         params: dict[str, PyTree],
         draws: Mapping[str, np.ndarray],
-        evidence: tuple[float, float] = UNKNOWN,
-        reasons: tuple[str, ...] = (),
-        course: str = "",
+        **told: Any,
     ) -> Chains:
         """From draws of all latents, [chains, draws, *shape].
 
         Args:
             problem: the model with any axes: no question looks at them.
+            told: further attributes.
         """
         own, count = Draws(dict(draws), {}, {}), len(next(iter(draws.values())))
         every = np.full(count, np.nan, np.float32)
-        return Chains(problem, call, problem.numbers, params, own, every, {}, evidence, reasons, course)
+        return Chains(problem, call, problem.numbers, params, own, every, {}, **told)
 
     def __str__(self) -> str:
         """The model, why and how it was sampled, whether chains agree, and the log evidence."""
@@ -74,7 +77,7 @@ class Chains(Posterior):
             lines.append(f"R-hat up to {rhat:.3f}, effective draws from {bulk:.0f}, over all elements of all latents")
         known = np.isfinite(self.evidence[0])
         lines.append(
-            f"log evidence {self.evidence[0]:.2f} +- {self.evidence[1]:.2g} nats, from weights that failed a check"
+            f"log evidence {self.evidence[0]:.2f} +- {self.evidence[1]:.2g} nats, from {self.evidence_from}"
             if known
             else "log evidence not available: chains do not tell it"
         )
@@ -114,7 +117,7 @@ class Chains(Posterior):
         Raises:
             KaynError: the file cannot be written, or holds an argument of the model that is no array, number or text.
         """
-        names = ("params", "evidence", "reasons", "course")
+        names = ("params", "evidence", "evidence_from", "reasons", "course")
         found = {**{n: getattr(self, n) for n in names}, "draws": self.draws.values}
         stored.save(path, "chains", self.call, self.params, found)
 
@@ -176,5 +179,5 @@ class Chains(Posterior):
 jax.tree_util.register_dataclass(
     Chains,
     ["numbers", "params", "draws", "log_evidences", "axis_weights"],
-    ["problem", "call", "evidence", "reasons", "course"],
+    ["problem", "call", "evidence", "evidence_from", "reasons", "course"],
 )

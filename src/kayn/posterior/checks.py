@@ -22,6 +22,7 @@ from kayn.posterior.diagnostics import (
     pareto_khat,
     poor_below,
 )
+from kayn.posterior.enough import by_replicate, spread
 from kayn.posterior.pool import Pool
 from kayn.support.names import in_model, shown
 from kayn.xla.compilation import is_traced
@@ -55,7 +56,7 @@ def warn_if_unsound(posterior: Pool, stacklevel: int = 3) -> None:
 def warn_of_chains(complaints: list[str]) -> bool:
     """Warn of what is wrong with chains; whether anything is."""
     for complaint in complaints:
-        warnings.warn(complaint, PoorFitWarning, stacklevel=4)
+        warnings.warn(complaint, PoorFitWarning, stacklevel=6)
     return bool(complaints)
 
 
@@ -65,7 +66,7 @@ def warn_of_broken_sampler(error: Exception) -> None:
         f"sampling ended in {type(error).__name__} ({error}), so that the answer is that of poor weights; please "
         "report it, with the model",
         PoorFitWarning,
-        stacklevel=5,
+        stacklevel=6,
     )
 
 
@@ -89,13 +90,13 @@ def complaints(posterior: Pool) -> Iterator[str]:
             f"{log_z.size - possible.size} of {log_z.size} replicates hold no possible combination of particles. "
             f"{ADVICE}"
         )
-    spread = float(np.std(possible))
-    if not spread < POOR_SPREAD:
+    apart = float(np.std(possible))
+    if not apart < POOR_SPREAD:
         yield (
-            f"log evidence varies by {spread:.1f} nats (sd) between replicates, so its error is underestimated, and "
+            f"log evidence varies by {apart:.1f} nats (sd) between replicates, so its error is underestimated, and "
             f"means may be off{_shared_by_many(posterior)}. {ADVICE}"
         )
-    yield from _known_evidence(posterior, spread / possible.size**0.5)
+    yield from _known_evidence(posterior, apart / possible.size**0.5)
     for axis in posterior.problem.layout.axes:
         if not axis.enumerated and axis.size > 1:
             told = list(_axis_complaints(posterior, axis))
@@ -112,15 +113,8 @@ def _few_particles(posterior: Pool, axis: Axis) -> Iterator[str]:
     for name in axis.latents:
         if posterior.problem.graph.latent(name).discrete:
             continue
-        values = np.asarray(posterior.draws.values[name], np.float64)[possible]
-        weights = np.asarray(posterior._weights(name), np.float64)[possible]
-        weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
-        means = np.where(weights > 0, weights * values, 0).sum(1)
-        squares = np.where(weights > 0, weights * (values - means.mean(0)) ** 2, 0).sum(1)
-        sd = np.sqrt(squares.mean(0))
-        # what spreads no more than its rounding is a constant
-        sd = np.where(sd > 1e-5 * np.abs(means).max(0), sd, 0.0)
-        shift, error = diagnostics.shift(log_z[possible], means, sd)
+        means, variances = by_replicate(posterior, name)
+        shift, error = diagnostics.shift(log_z[possible], means, spread(means, variances))
         worst = np.unravel_index(np.argmax(np.abs(shift)), shift.shape)
         if np.abs(shift[worst]) > POOR_SHIFT:
             where = f" of element {', '.join(map(str, worst))}" if worst else ""

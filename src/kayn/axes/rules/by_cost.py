@@ -8,6 +8,7 @@ as long as the guide can hold their correlations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from itertools import combinations
 
@@ -16,6 +17,7 @@ from kayn.axes.types import Axis
 from kayn.contraction.plan import Plan
 from kayn.contraction.steps.product import settled_slot
 from kayn.graph.types import Output
+from kayn.graph.work import MATMUL_SPEED
 
 OPERATIONS = 2**9
 """A factor may take so many operations for each entry that an array may have (`target_elements`), by default 5e8 in
@@ -59,6 +61,16 @@ def contracting(plan: Plan) -> int:
 def evaluating(state: State, output: Output) -> float:
     """How many operations it takes to compute a factor on all particles of its axes."""
     return sum(operations * state.combinations(latents) for latents, operations in output.work)
+
+
+def operations(state: State) -> float:
+    """Of a step: the contraction, every entry of every factor before rows are summed, and computing these. Densities of
+    exponential families may be summed over rows by matrix products."""
+    plan, factors = state.plan, state.case.graph.factors
+    entries = [math.prod(plan.size[a] for a in plan.axes[slot]) for slot in range(len(plan.terms))]
+    for position, factor in enumerate(factors):
+        entries[position] //= 1 if factor.density is None else MATMUL_SPEED
+    return contracting(plan) + sum(entries) + sum(evaluating(state, f) for f in factors)
 
 
 def _mergers(state: State, output: Output, operations: float) -> list[State]:

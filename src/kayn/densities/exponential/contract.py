@@ -82,6 +82,7 @@ class Family:
         predictor: how a regression enters it, if kayn splits that into its terms.
         has_factorials: whether statistics end with log factorials, which cancel against the other terms.
         pairs_coordinates: whether a vector's density takes the square of its size in operations.
+        special: the arguments of every special function in the density's naturals, which take most of its time.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Family:
     predictor: Predictor | None = None
     has_factorials: bool = False
     pairs_coordinates: bool = False
+    special: tuple[tuple[str, ...], ...] = ()
 
     def __repr__(self) -> str:
         """The name."""

@@ -32,6 +32,7 @@ GAMMA = Family(
         lambda v: scalars(jnp.log(v), v, ones(v)),
         lambda a, b: scalars(a - 1, -b, _gamma_normalizer(a, b)),
     ),
+    special=(("concentration",),),
 )
 INVERSE_GAMMA = Family(
     "InverseGamma",
@@ -41,6 +42,7 @@ INVERSE_GAMMA = Family(
         lambda v: scalars(jnp.log(v), 1 / v, ones(v)),
         lambda a, b: scalars(-a - 1, -b, _gamma_normalizer(a, b)),
     ),
+    special=(("concentration",),),
 )
 BETA = Family(
     "Beta",
@@ -50,10 +52,12 @@ BETA = Family(
         lambda v: scalars(jnp.log(v), jnp.log1p(-v), ones(v)),
         lambda a, b: scalars(a - 1, b - 1, -betaln(a, b)),
     ),
+    special=(("concentration1",), ("concentration0",), ("concentration1", "concentration0")),
 )
 DIRICHLET = Family(
     "Dirichlet",
     {dist.Dirichlet: attributes("concentration")},
     natural_form(["concentration"], lambda v: [jnp.log(v), ones(v[..., :1])], _dirichlet),
     core_ndim={"value": 1, "concentration": 1},
+    special=(("concentration",),),
 )

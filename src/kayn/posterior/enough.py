@@ -1,0 +1,101 @@
+"""How many replicates a posterior takes where nobody says: as many as its errors ask for, of those that cost little.
+
+What replicates disagree about is known to no better. A few more of them need nothing compiled; and a tail that no
+particle of a few replicates has seen is met by many, whose weights then tell (`kayn.posterior.checks`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+from kayn.posterior.pool import Pool
+from kayn.support.arrays import Array, KeyArray
+from kayn.xla.compilation import is_traced
+
+PoolT = TypeVar("PoolT", bound=Pool)
+
+FIRST, MOST = 32, 256
+"""Replicates that are taken at any rate, and at most."""
+KNOWN = 0.025
+"""Standard error, in posterior standard deviations, up to which a mean is known; relative, to which a standard
+deviation is."""
+ALMOST_ALL = 0.95
+"""Share of a latent's elements that are to be known: of thousands some are always the worst."""
+OPERATIONS = 2**33
+"""More replicates are taken as long as all of them take so many operations: a few seconds on two cores."""
+KEPT_BYTES = 2**28
+"""And as long as their particles and weights are no larger."""
+
+
+def replicates_wanted(pool: Pool) -> int:
+    """How many replicates there should be, given some: so many as there are, or these doubled a few times, so that what
+    is compiled for a posterior serves others."""
+    have = pool.num_replicates
+    if is_traced(pool.log_evidences) or pool.draws.subsample:
+        return have
+    worst = max((relative_error(*by_replicate(pool, name)) for name in pool.drawn_names), default=0.0)
+    each = sum(np.size(x) for x in jax.tree.leaves((pool.draws.values, pool.axis_weights))) * 4 / have
+    affordable = min(MOST, OPERATIONS / max(pool.problem.layout.operations, 1), KEPT_BYTES / max(each, 1))
+    needed = have * (worst / KNOWN) ** 2
+    count = have
+    while count < needed and 2 * count <= affordable:
+        count *= 2
+    return count
+
+
+def enough_replicates(draw: Callable[[KeyArray, int], PoolT], key: KeyArray) -> PoolT:
+    """Replicates from independent keys, pooled: so many as `replicates_wanted` says of the first of them.
+
+    Args:
+        draw: replicates by key and number.
+    """
+    first = draw(key, FIRST)
+    wanted = replicates_wanted(first)
+    parts = [first, *(draw(jax.random.fold_in(key, n), FIRST) for n in range(FIRST, wanted, FIRST))]
+    if len(parts) == 1:
+        return first
+    found = [(p.draws, p.log_evidences, p.axis_weights) for p in parts]
+    draws, log_evidences, weights = jax.tree.map(lambda *v: np.concatenate([np.asarray(x) for x in v]), *found)
+    return replace(first, draws=draws, log_evidences=log_evidences, axis_weights=weights)
+
+
+def by_replicate(pool: Pool, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of every replicate that holds a possible combination, a latent's mean and its variance about the mean of all:
+    [R, *shape] both."""
+    possible = np.isfinite(np.asarray(pool.log_evidences))
+    values = np.asarray(pool.draws.values[name], np.float64)[possible]
+    weights = np.asarray(pool._weights(name), np.float64)[possible]
+    weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
+    means = np.where(weights > 0, weights * values, 0).sum(1)
+    return means, np.where(weights > 0, weights * (values - means.mean(0)) ** 2, 0).sum(1)
+
+
+def spread(means: Array, variances: Array) -> np.ndarray:
+    """The standard deviations [*shape] of what `by_replicate` gives; zero where there is no more than rounding."""
+    sd = np.sqrt(variances.mean(0))
+    return np.where(sd > 1e-5 * np.abs(means).max(0), sd, 0.0)
+
+
+def relative_error(means: Array, variances: Array) -> float:
+    """The larger of the relative errors of means and standard deviations, of almost all elements.
+
+    Args:
+        means, variances: of replicates, as `by_replicate` gives them, [R, *shape].
+    """
+    count = len(means)
+    if count < 2:
+        return 0.0
+    sd = spread(means, variances)
+    moves = (sd > 0) & np.isfinite(sd)
+    if not moves.any():
+        return 0.0
+    of_mean = np.std(means, axis=0, ddof=1)[moves] / sd[moves]
+    of_sd = np.std(variances, axis=0, ddof=1)[moves] / sd[moves] ** 2 / 2
+    errors = np.maximum(of_mean, of_sd) / math.sqrt(count)
+    return float(np.quantile(errors, ALMOST_ALL, method="higher"))

@@ -1,0 +1,75 @@
+"""As many replicates as a posterior's errors ask for, where nobody says how many."""
+
+import jax
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import kayn
+from kayn.posterior import enough
+
+Y = np.random.default_rng(3).normal(1.0, 1.0, 20).astype(np.float32)
+MEAN, SD = Y.sum() / 21, 21**-0.5
+
+
+def normal(y):
+    mu = numpyro.sample("mu", dist.Normal(0, 1))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("y", dist.Normal(mu, 1), obs=y)
+
+
+@pytest.fixture(scope="module")
+def few():
+    return kayn.fit(normal, (Y,), num_particles=3, progress=False)
+
+
+def error_of(posterior):
+    return enough.relative_error(*enough.by_replicate(posterior, "mu"))
+
+
+def test_what_few_particles_do_not_tell_more_replicates_do(few):
+    """Errors above what is wanted at first, and below it in the end; the mean within four of them (.026) of the closed
+    form, the standard deviation within as many."""
+    first, all_of_them = few.posterior(num_replicates=32, escalate=False), few.posterior(escalate=False)
+    assert error_of(first) > 1.4 * enough.KNOWN
+    assert all_of_them.num_replicates == 128
+    assert error_of(all_of_them) < min(error_of(first) / 1.5, enough.KNOWN)
+    error = 4 * error_of(all_of_them)
+    assert abs(float(all_of_them.mean("mu")) - MEAN) < error * SD
+    assert abs(float(all_of_them.std("mu")) / SD - 1) < error
+
+
+def test_replicates_beside_the_first_are_others(few):
+    first, more = few.posterior(num_replicates=32, escalate=False), few.posterior(escalate=False)
+    values = np.asarray(more.draws.values["mu"])
+    assert len(np.unique(values[:, 0])) == 128
+    np.testing.assert_array_equal(values[: enough.FIRST], first.draws.values["mu"])
+
+
+@pytest.mark.parametrize("bound", ["OPERATIONS", "KEPT_BYTES"])
+def test_what_is_dear_or_large_is_not_drawn_more_often(few, monkeypatch, bound):
+    monkeypatch.setattr(enough, bound, 1)
+    assert few.posterior(escalate=False).num_replicates == enough.FIRST
+
+
+def test_those_that_are_asked_for_are_given_and_many_particles_need_no_more(few):
+    assert few.posterior(num_replicates=3).num_replicates == 3
+    assert few.posterior(2000).num_replicates == enough.FIRST
+    traced = jax.jit(lambda key: few.posterior(rng_key=key).log_evidences)(jax.random.PRNGKey(0))
+    assert traced.shape == (enough.FIRST,)
+
+
+def test_almost_all_of_many_elements_are_enough():
+    """One of a hundred elements that is known badly asks for nothing; ten do."""
+    rng = np.random.default_rng(0)
+    means = rng.normal(0, 0.01, (64, 100))
+    means[:, 0] *= 100
+    ones = np.ones((64, 100)) + rng.normal(0, 0.01, (64, 100))
+    assert enough.relative_error(means, ones) < 0.01
+    means[:, :10] = rng.normal(0, 1, (64, 10))
+    assert enough.relative_error(means, ones) > 0.08
+
+
+def test_elements_that_do_not_move_have_no_error():
+    assert enough.relative_error(np.full((8, 3), 5.0), np.full((8, 3), 1e-20)) == 0.0
