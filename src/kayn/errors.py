@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import Any
 
 UNBOUNDED = "kayn:unbounded:"
 """Begins names of latents that stand for others of a model's (`kayn.programs.unbounded`), which messages name."""
+NOT_THE_USERS = ("kayn", "jax", "numpyro", "contextlib", "functools")
+"""Packages whose lines no warning is of."""
 
 
 class KaynError(ValueError):
@@ -76,3 +80,11 @@ class StructureWarning(KaynWarning):
 
 class DataWarning(KaynWarning):
     """Data that were probably not meant: none observed, missing codes as indices, a checkpoint of another run."""
+
+
+def warn(message: str, category: type[KaynWarning]) -> None:
+    """Warn at the line of the user's that called kayn, whatever kayn and the libraries below it did in between."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in NOT_THE_USERS:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ import numpy as np
 
 from kayn.axes.types import Axis, Layout
 from kayn.contraction.plan import Plan
-from kayn.errors import GuideError, StructureWarning
+from kayn.errors import GuideError, StructureWarning, warn
 from kayn.graph.types import Graph
 from kayn.programs.sites import Site
 from kayn.programs.slices import needed_equations
@@ -111,7 +110,7 @@ def warn_of_strangers(model: Program, guide: Program) -> None:
     for plate in set(read_plates(guide)) - set(read_plates(model)):
         local = [n for n in model.latents if plate in {p for p, _, _ in model.sites[n].frames}]
         if local and plate in observed and plate in model.subsamples and not model.sites[plate].fixed:
-            warnings.warn(
+            warn(
                 f"the model takes its rows of the subsampled plate {plate!r} from its arguments and does not read "
                 f"the plate's indices, but the guide has parameters of {', '.join(map(repr, local))} by element, "
                 "which are then those of elements drawn at random. Index the data by the plate (with "
@@ -119,7 +118,6 @@ def warn_of_strangers(model: Program, guide: Program) -> None:
                 f"(numpyro.handlers.substitute(model, {{{plate!r}: rows}})), or pass a guide that computes these "
                 "parameters from the data",
                 StructureWarning,
-                stacklevel=4,
             )
 
 
@@ -129,12 +127,11 @@ def warn_of_averages(graph: Graph, model: Program, who: str) -> None:
     for plate in (p for p in model.subsamples if not model.sites[p].fixed):
         shared = [n for n in _connected(graph, plate) if plate not in graph.latent(n).plate_names]
         if shared:
-            warnings.warn(
+            warn(
                 f"kayn.{who} averages the posteriors of {', '.join(map(repr, shared))} given single minibatches of "
                 f"plate {plate!r}, which together are wider than the posterior given all rows. Leave subsample_size "
                 "out of the plate, or fit with kayn.VI(num_particles=1), whose bound of a minibatch is unbiased",
                 StructureWarning,
-                stacklevel=4,
             )
 
 

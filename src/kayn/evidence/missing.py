@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from numpyro import handlers
 
-from kayn.errors import DataError, DataWarning
+from kayn.errors import DataError, DataWarning, warn
 from kayn.graph.expressions import Wrapped
 from kayn.programs.data import arguments, listed
 from kayn.programs.given import Given
@@ -38,11 +37,10 @@ def warn_if_nothing_observed(program: Program, fn: Callable, args: tuple, kwargs
     hint = (
         f"argument {', '.join(map(repr, empty))} is None" if empty else "obs= is given nowhere, or all of it is masked"
     )
-    warnings.warn(
+    warn(
         f"the model has no observed site under these arguments, so its posterior is its prior ({hint}). Pass the "
         "data, e.g. args=(x, y), if that is not meant",
         DataWarning,
-        stacklevel=3,
     )
 
 
@@ -91,7 +89,7 @@ def refuse_missing_groups(wrapped: Sequence[Wrapped], fn: Callable, args: tuple,
         )
         if name:
             raise DataError(text)
-        warnings.warn(text, DataWarning, stacklevel=4)
+        warn(text, DataWarning)
 
 
 def is_observed(program: Program, name: str) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
-from kayn.errors import DataError, IndexRangeError, StructureWarning
+from kayn.errors import DataError, IndexRangeError, StructureWarning, warn
 from kayn.evidence.missing import argument_of, is_broken, refuse_missing, refuse_missing_groups
 from kayn.graph.absent import with_absences
 from kayn.graph.discover import Structure, discover
@@ -66,7 +65,7 @@ def structured(inspected: Inspected, program: Program) -> Read:
     """A traced model with its structure."""
     program = with_absences(with_running_sums(program))
     for why in program.not_markov:
-        warnings.warn(f"{why}; its particles are whole paths", StructureWarning, stacklevel=2)
+        warn(f"{why}; its particles are whole paths", StructureWarning)
 
     def known(program: Program) -> list[Array | None]:
         return [*program.consts, *program.leaves({}, inspected.params, {})]

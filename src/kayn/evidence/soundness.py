@@ -7,7 +7,6 @@ digits that a float does not hold. One such entry would be all of the evidence; 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -18,7 +17,7 @@ import numpyro.distributions as dist
 
 from kayn.axes.types import proposal_name
 from kayn.contraction.steps.sliced import made_in_parts
-from kayn.errors import NumericsWarning
+from kayn.errors import NumericsWarning, warn
 from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, model_inputs
 from kayn.evidence.weighed import Weighed
@@ -63,10 +62,9 @@ def warn_of_factors(found: Mapping[str, Array], where: str = "the posterior's dr
     """
     for site, flags in found.items():
         if not isinstance(flags, jax.core.Tracer) and np.asarray(flags).any():
-            warnings.warn(
+            warn(
                 f"site {whole(site)!r} has {WHAT} at some of {where}, which count as impossible. {REMEDY}",
                 NumericsWarning,
-                stacklevel=4,
             )
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kayn.errors import DataError, DataWarning
+from kayn.errors import DataError, DataWarning, warn
 from kayn.programs.data import listed
 from kayn.support.validate import shown
 
@@ -119,9 +118,8 @@ def complete(frame: pd.DataFrame, names: Iterable[str], refuse: bool = False) ->
     told = ", ".join(f"{n!r} in {count}" for n, count in missing.sum().items() if count)
     if gaps.all():
         raise DataError(f"no row has a value in every column of the formula (missing: {told})")
-    warnings.warn(
+    warn(
         f"{gaps.sum()} of {len(frame)} rows are left out, {listed(np.argwhere(gaps))}: values are missing ({told})",
         DataWarning,
-        stacklevel=4,
     )
     return frame[~gaps].reset_index(drop=True)

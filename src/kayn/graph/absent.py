@@ -11,7 +11,6 @@ instead: this integrates to one, so that no other latent's law and no evidence i
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
-from kayn.errors import StructureWarning
+from kayn.errors import StructureWarning, warn
 from kayn.graph.bodies import Influence, Look, Origin, Source, is_whole, run_equations
 from kayn.graph.influence import influences
 from kayn.graph.reads import either
@@ -92,12 +91,11 @@ def _warn_if_unsure(program: Program, name: str, look: Look) -> None:
             return
     told = dict.fromkeys(look.unresolved)
     lines = ", ".join(f"{operation} ({line})" if line else operation for operation, line in told)
-    warnings.warn(
+    warn(
         f"masked elements of latent {name!r} are given to {lines}, of which kayn does not know which elements it "
         "reads. All count as read, with a flat prior; if that is not so, the log evidence is off by the guide's log "
         f"density of the others. Leave them out before: jnp.where(mask, {name}, 0)",
         StructureWarning,
-        stacklevel=4,
     )
 
 

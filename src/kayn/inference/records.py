@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ import numpyro
 
 from kayn import checkpoints
 from kayn.checkpoints import REMEDY, fingerprint
-from kayn.errors import DataError, DataWarning, KaynError
+from kayn.errors import DataError, DataWarning, KaynError, warn
 from kayn.inference.course import Looks
 from kayn.support.arrays import PyTree
 
@@ -78,11 +77,10 @@ class Record:
         elif run["releases"] != releases():
             changed = []  # the same programs may be written as other equations
         if changed:
-            warnings.warn(
+            warn(
                 f"checkpoint {self.path} was written by a run with other {', '.join(changed)}: training goes on from "
                 f"its state, and not to the same bits. If it is another run's, stop. {REMEDY}",
                 DataWarning,
-                stacklevel=5,
             )
 
 

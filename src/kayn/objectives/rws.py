@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -15,7 +14,7 @@ from kayn.axes.minibatches import warn_of_averages
 from kayn.axes.plan import plan_within
 from kayn.axes.types import Axis, proposal_name
 from kayn.contraction.plan import Stuck
-from kayn.errors import GuideError, KaynError, StructureWarning
+from kayn.errors import GuideError, KaynError, StructureWarning, warn
 from kayn.evidence.draws import Draws, draw_particles
 from kayn.evidence.problem import Problem, guide_inputs
 from kayn.evidence.soundness import telling
@@ -196,9 +195,8 @@ def _resolved(problem: Problem, output: Output) -> bool:
 
 
 def _fall_back(problem: Problem, why: str) -> tuple[Problem, None]:
-    warnings.warn(
+    warn(
         f"kayn.RWS: {why}; wake-phi uses the mixture density instead of the conditional one",
         StructureWarning,
-        stacklevel=2,
     )
     return problem, None

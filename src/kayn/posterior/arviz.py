@@ -9,7 +9,6 @@ chains stay in their chains.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from kayn.errors import PoorFitWarning, QueryError
+from kayn.errors import PoorFitWarning, QueryError, warn
 from kayn.posterior.data_rows import DataRows, data_rows
 from kayn.posterior.joint import JointDraws
 from kayn.posterior.labels import dims_of, labels_of
@@ -132,11 +131,10 @@ def _tell_worth(posterior: Pool, group: xr.DataTree, variables: Mapping[str, str
         group[variables[name]].attrs["effective_sample_size"] = value
     if worth and asked > WORTH * (least := min(worth.values())):
         name = min(worth, key=lambda n: worth[n])
-        warnings.warn(
+        warn(
             f"{asked} draws are worth {least:.0f} independent ones (of latent {name!r}), as that is what the "
             "particles hold; take more of them, fit.posterior(num_replicates=...), or fewer draws",
             PoorFitWarning,
-            stacklevel=5,
         )
 
 

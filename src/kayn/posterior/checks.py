@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 
 import numpy as np
 
 from kayn.axes.types import Axis
-from kayn.errors import NumericsWarning, PoorFitWarning
+from kayn.errors import NumericsWarning, PoorFitWarning, warn
 from kayn.evidence.dataless import is_prior
 from kayn.evidence.soundness import unsound
 from kayn.posterior import diagnostics
@@ -42,31 +41,30 @@ def warn_if_poor(posterior: Pool) -> None:
     """Warn of what the weights say, where they are known: not while a transformation of the user's is being traced."""
     if is_traced(posterior.log_evidences):
         return
-    warn_if_unsound(posterior, 4)
+    warn_if_unsound(posterior)
     for complaint in complaints(posterior):
-        warnings.warn(complaint, PoorFitWarning, stacklevel=3)
+        warn(complaint, PoorFitWarning)
 
 
-def warn_if_unsound(posterior: Pool, stacklevel: int = 3) -> None:
+def warn_if_unsound(posterior: Pool) -> None:
     """Warn of log densities that no density can have among the particles, whatever becomes of these."""
     for complaint in unsound(posterior.problem, posterior.numbers, posterior.params, posterior.draws):
-        warnings.warn(complaint, NumericsWarning, stacklevel=stacklevel)
+        warn(complaint, NumericsWarning)
 
 
 def warn_of_chains(complaints: list[str]) -> bool:
     """Warn of what is wrong with chains; whether anything is."""
     for complaint in complaints:
-        warnings.warn(complaint, PoorFitWarning, stacklevel=6)
+        warn(complaint, PoorFitWarning)
     return bool(complaints)
 
 
 def warn_of_broken_sampler(error: Exception) -> None:
     """Warn that sampling ended in an error that kayn should not have raised."""
-    warnings.warn(
+    warn(
         f"sampling ended in {type(error).__name__} ({error}), so that the answer is that of poor weights; please "
         "report it, with the model",
         PoorFitWarning,
-        stacklevel=6,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
-from kayn.errors import QueryError, StructureWarning
+from kayn.errors import QueryError, StructureWarning, warn
 from kayn.evidence.draws import Draws
 from kayn.evidence.expectation import arguments, can_be_followed, of_deterministic, of_function, traced_function
 from kayn.evidence.problem import Problem
@@ -333,11 +332,10 @@ class Pool:
         return None if run is None else run(self.numbers, self.params, self.draws, self._shares)[0][0]
 
     def _from_draws(self, function: Callable[[Mapping], Array], what: str) -> Array:
-        warnings.warn(
+        warn(
             f"{what}: it mixes plate elements whose particles are indexed separately, so it is estimated from "
             f"{FALLBACK_DRAWS} joint draws instead of an exact contraction",
             StructureWarning,
-            stacklevel=5,
         )
         return jnp.mean(jax.vmap(function)(self._fallback_draws()), 0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kayn.errors import PoorFitWarning, QueryError
+from kayn.errors import PoorFitWarning, QueryError, warn
 from kayn.evidence.soundness import settled, warn_of_factors
 from kayn.factors.elementwise import sound
 from kayn.posterior.blocks import block_size, keys_of, on_device, starts
@@ -140,11 +139,10 @@ def log_predictive(
         return LogPredictive(contracted, pointwise, None)
     ess = jnp.exp(2 * joint - squares)
     if num_samples >= FEW and ess < FEW:
-        warnings.warn(
+        warn(
             f"the joint log predictive density rests on {float(ess):.1f} of {num_samples} draws and is too low on "
             "average; take more draws, or compare by the pointwise densities",
             PoorFitWarning,
-            stacklevel=4,
         )
     return LogPredictive(joint - count, pointwise, ess)
 

@@ -7,7 +7,6 @@ what summing over it would do, and it can be drawn afterwards. One that others r
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from jax.extend.core import Var
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
-from kayn.errors import DataError, DataWarning
+from kayn.errors import DataError, DataWarning, warn
 from kayn.programs.data import as_data, explained, listed
 from kayn.programs.given import Given
 from kayn.programs.sites import placeholder
@@ -208,9 +207,8 @@ def _refuse(name: str, gaps: np.ndarray, event_dim: int, read: bool, how: str) -
             "part"
         )
     if len(partly):
-        warnings.warn(
+        warn(
             f"observed site {name!r}: {len(partly)} rows are missing in part, {listed(partly)}, and left out whole, as "
             "their distribution is one of whole rows",
             DataWarning,
-            stacklevel=5,
         )

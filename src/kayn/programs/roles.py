@@ -6,7 +6,6 @@ The rules stand here for models and guides, so that all who read programs agree 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpyro.distributions as dist
 from jax.extend.core import get_opaque_trace_state
 from numpyro.primitives import Messenger
 
-from kayn.errors import GuideError, ModelError, StructureWarning
+from kayn.errors import GuideError, ModelError, StructureWarning, warn
 from kayn.programs.wrappers import innermost
 from kayn.support.arrays import Array
 from kayn.support.names import RESERVED
@@ -141,18 +140,16 @@ def check_guide(trace: Mapping[str, Any], scaled: Callable[[Mapping[str, Any]], 
             )
     data = [n for n, s in sites.items() if s["is_observed"]]
     if data:
-        warnings.warn(
+        warn(
             f"the guide has data at {', '.join(map(repr, data))}; particles are divided by the density that they "
             "were drawn from, which data do not change, so these sites are left out (numpyro.infer.Trace_ELBO "
             "subtracts their log density)",
             StructureWarning,
-            stacklevel=2,
         )
     names = [n for n, s in sites.items() if scaled(s)]
     if names:
-        warnings.warn(
+        warn(
             f"the guide scales the log density of {', '.join(map(repr, names))} (numpyro.handlers.scale); particles "
             "are divided by the density that they were drawn from, so the scale is left out there",
             StructureWarning,
-            stacklevel=2,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from functools import partial
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kayn.errors import NumericsWarning, PoorFitWarning
+from kayn.errors import NumericsWarning, PoorFitWarning, warn
 from kayn.inference.mcmc.sweep import Told
 from kayn.support.arrays import Array
 from kayn.support.names import in_model, whole
@@ -45,23 +44,20 @@ def _say(model: str, found: Mapping[str, np.ndarray]) -> None:
     unsound = [whole(n.removeprefix("unsound:")) for n in names if n.startswith("unsound:")]
     stuck = [in_model(n.removeprefix("stuck:")) for n in names if n.startswith("stuck:")]
     if unsound:
-        warnings.warn(
+        warn(
             f"sampling {model}: log densities of {', '.join(map(repr, unsound))} were +inf or none at particles, which "
             "got no weight; the posterior of what is left is sampled. Look for poles and overflow in the model",
             NumericsWarning,
-            stacklevel=2,
         )
     if "dead" in names:
-        warnings.warn(
+        warn(
             f"sampling {model}: in a sweep no combination of particles had any weight, the current state included, "
             "so that the chain stays where it is. Its draws are not of the posterior",
             NumericsWarning,
-            stacklevel=2,
         )
     if stuck:
-        warnings.warn(
+        warn(
             f"sampling {model}: no element of {', '.join(map(repr, stuck))} has moved for {STUCK} sweeps; use "
             "proposal='local' for it, more particles, or a longer warm-up",
             PoorFitWarning,
-            stacklevel=2,
         )
