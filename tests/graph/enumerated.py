@@ -37,14 +37,14 @@ def build(
     return build_problem(model, guide or prior_of(model), args, kwargs, params or {}, request)
 
 
-def agrees(model, *args, guide=None, params=None, masks=None, **options):
+def agrees(model, *args, guide=None, params=None, masks=None, close=1e-9, **options):
     """Build, compare log Z with enumeration in float64, and return the problem."""
     with jax.enable_x64(True):
         problem = build(model, *args, guide=guide, params=params, **options)
         oracle = BruteForce(problem, model, guide or prior_of(model), args, {}, masks)
         assert oracle.combinations <= 50_000
         found, expected = _both(problem, oracle, params or {}, jax.random.key(3))
-        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(found, expected, rtol=close, atol=close)
         assert np.isfinite(found)
         return problem
 

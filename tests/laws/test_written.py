@@ -127,7 +127,7 @@ def test_several_latents_and_plates_in_the_same_rows():
 def lossy(y: Any) -> None:
     with numpyro.plate("groups", GROUPS):
         z, steps, effects = (numpyro.sample(n, dist.Normal(0.0, 1.0)) for n in ("z", "steps", "effects"))
-    walk = jnp.cumsum(jnp.cumsum(steps))
+    walk = jnp.cumsum(jnp.cumsum(jnp.cumsum(steps)))
     with numpyro.plate("rows", ROWS):
         centred = effects - effects.mean()
         numpyro.sample("y", dist.Normal(SAME["concatenate"](z) + walk[INDEX] + centred[INDEX], 1.0), obs=y)
@@ -138,5 +138,5 @@ def test_analysis_tells_how_elements_are_read_and_what_would_keep_an_index():
     lines = [line.split() for line in told.splitlines()]
     assert ["z", "groups", "z", "y", "-"] in lines
     assert ["steps", "groups", "steps", "-", "y"] in lines
-    assert "walk = jnp.cumsum(jnp.cumsum(steps))" in told and "centred = effects - effects.mean()" in told
+    assert "walk = jnp.cumsum(jnp.cumsum(jnp.cumsum(steps)))" in told and "centred = effects - effects.mean()" in told
     assert "to keep it: steps: a running sum" in told and "to keep it: effects: a sum or mean" in told

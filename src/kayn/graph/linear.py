@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from kayn.graph.recursions import is_recursion
+from kayn.graph.recursions import decays_of, is_recursion
 from kayn.programs.slices import equation_as_function
 from kayn.support.arrays import Array
 from kayn.xla.compilation import is_traced
@@ -87,7 +87,7 @@ class Following:
             divided by their weight.
 
     Attributes:
-        decay: that of the only such recursion.
+        decays: those of the only such recursion, by lag.
     """
 
     def __init__(
@@ -99,7 +99,8 @@ class Following:
         opaque: Sequence[Any] = (),
         states: Sequence[np.ndarray] = (),
     ):
-        self.states, self.decay = tuple(states), None
+        self.states = tuple(states)
+        self.decays: list[Any] = []
         self.jaxpr = jaxpr
         self.made = {v: e for e in jaxpr.eqns for v in e.outvars}
         self.values = {
@@ -124,34 +125,39 @@ class Following:
 
     def follow(self, eqn: JaxprEqn) -> bool:
         """Find what an equation's last result is, and say whether it is linear."""
-        rules = {"mul": self._times, "div": self._times, "dot_general": self._product, "scan": self._recursion}
-        rule = rules.get(eqn.primitive.name, self._joined)
+        rule = {
+            "mul": self._times,
+            "div": self._times,
+            "dot_general": self._product,
+            "conv_general_dilated": self._product,
+            "scan": self._recursion,
+        }.get(eqn.primitive.name, self._joined)
         found = rule(eqn, self.reads(eqn))
         if found is not None:
             self.found[eqn.outvars[-1]] = found
         return found is not None
 
     def _recursion(self, eqn: JaxprEqn, mine: Sequence[int]) -> Linear | None:
-        if not is_recursion(eqn) or mine != [2]:
+        if not is_recursion(eqn) or mine != [len(eqn.invars) - 1]:
             return None
-        own, decay = self.found[eqn.invars[2]], self.decay_of(eqn)
+        own, decays = self.found[eqn.invars[-1]], self.decays_of(eqn)
         if any(0 in f.dims for f in own.factors):
             return None
-        known = self.known(decay)
-        if known is not None:
+        known = [x for decay in decays if (x := self.known(decay)) is not None]
+        if len(known) == len(decays):
             return Linear(own.factors, tuple(_states(known, x) for x in own.numbers))
-        if not self.states or self.decay not in (None, decay):
+        if not self.states or self.decays not in ([], decays):
             return None
         weight = self.weight_of(own.numbers[len(self.states) :])
         if weight is None:
             return None
-        self.decay = decay
-        mixed = (_states(np.full(1, 0.5), x) for x in own.numbers[len(self.states) :])
+        self.decays = decays
+        mixed = (_states([np.full(1, 0.5)] * len(decays), x) for x in own.numbers[len(self.states) :])
         return Linear(own.factors, (*(weight * x for x in self.states), *mixed))
 
-    def decay_of(self, eqn: JaxprEqn) -> Any:
-        """The variable that is all decays of a recursion, or has them."""
-        return self._single(eqn.invars[1]) or eqn.invars[1]
+    def decays_of(self, eqn: JaxprEqn) -> list[Any]:
+        """The variables that are all decays of a recursion, or have them, by lag."""
+        return [self._single(v) or v for v in decays_of(eqn)]
 
     def weight_of(self, numbers: Sequence[np.ndarray]) -> float | None:
         """How often a value is the vector itself, of whose probes, the last, it gives these numbers; None where it is
@@ -277,10 +283,11 @@ def _moved(eqn: JaxprEqn, factors: Factors) -> Factors | None:
     return factors if not dims or name in ENTRIES or (name == "cumsum" and eqn.params["axis"] not in dims) else None
 
 
-def _states(decay: np.ndarray, added: np.ndarray) -> np.ndarray:
-    found, decay = np.array(added), np.broadcast_to(decay, added.shape)
+def _states(decays: Sequence[np.ndarray], added: np.ndarray) -> np.ndarray:
+    found, decays = np.array(added), [np.broadcast_to(decay, added.shape) for decay in decays]
     for t in range(1, len(found)):
-        found[t] += decay[t] * found[t - 1]
+        for lag, decay in enumerate(decays[:t], 1):
+            found[t] += decay[t] * found[t - lag]
     return found
 
 

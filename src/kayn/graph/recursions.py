@@ -2,7 +2,8 @@
 
 `s_t = a_t s_{t-1} + g_t x_t + b_t` with a, g and b that depend on neither s nor x, as an autoregression has it whose
 innovations x are drawn beforehand. All are numbers, or arrays of one shape, each entry of which is a recursion by
-itself, as series of a panel are. Apart from the states nothing in such a loop depends on an earlier step.
+itself, as series of a panel are. A loop may carry earlier states on, s_{t-2} and so on, and may run backwards. Apart
+from the states nothing in it depends on an earlier step.
 """
 
 from __future__ import annotations
@@ -28,22 +29,38 @@ Term = tuple[Callable[..., list[Array]], tuple[int, ...]]
 
 
 def is_recursion(eqn: JaxprEqn) -> bool:
-    """Whether an equation is such a recursion by itself: of an initial state, decays and what is added."""
-    if eqn.primitive.name != "scan" or eqn.params["num_consts"] or eqn.params["num_carry"] != 1:
+    """Whether an equation is such a recursion by itself: of initial states, decays and what is added."""
+    if eqn.primitive.name != "scan" or eqn.params["num_consts"] or eqn.params["reverse"]:
         return False
-    return [e.primitive.name for e in eqn.params["jaxpr"].jaxpr.eqns] == ["mul", "add"] and len(eqn.invars) == 3
+    order, names = eqn.params["num_carry"], [e.primitive.name for e in eqn.params["jaxpr"].jaxpr.eqns]
+    body, inputs = eqn.params["jaxpr"].jaxpr, len(eqn.invars)
+    if not order or names != ["mul"] * order + ["add"] * order or inputs != 2 * order + 1:
+        return False
+    return [*body.outvars[1:order]] == [*body.invars[: order - 1]] and body.outvars[-1] is body.outvars[0]
 
 
-def states_of(start: Array, decay: Array, added: Array) -> Array:
-    """`s_t = a_t s_{t-1} + u_t`: [T, *S]."""
+def decays_of(eqn: JaxprEqn) -> list[Any]:
+    """The decays of each lag of a recursion; what is added is behind them."""
+    order = eqn.params["num_carry"]
+    return eqn.invars[order : 2 * order]
 
-    def step(state: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        state = now[0] * state + now[1]
-        return state, state
+
+def states_of(starts: Sequence[Array], decays: Sequence[Array], added: Array) -> Array:
+    """`s_t = sum_j a_tj s_{t-j} + u_t`: [T, *S].
+
+    Args:
+        starts: the state before the first, the one before that, and so on.
+        decays: [T, *S] of each.
+    """
+
+    def step(states: tuple[Array, ...], now: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        moved = [decay * state for decay, state in zip(now[:-1], states, strict=True)]
+        new = sum((*moved[1:], now[-1]), moved[0])
+        return (new, *states[:-1]), new
 
     # without weak types, of which the loop would have conversions
-    start, decay = (jax.lax.convert_element_type(x, added.dtype) for x in (start, decay))
-    return jax.lax.scan(step, start, (decay, added))[1]
+    own = [jax.lax.convert_element_type(x, added.dtype) for x in (*starts, *decays)]
+    return jax.lax.scan(step, tuple(own[: len(starts)]), (*own[len(starts) :], added))[1]
 
 
 def with_recursions(jaxpr: Jaxpr, inputs: Sequence[Array], starts: Collection[Any]) -> list[Array]:
@@ -66,14 +83,14 @@ class _Loop:
     """A loop with one state that is a linear recursion; its other carries depend on neither state nor givens.
 
     Attributes:
-        state: which carry it is.
+        states: which carry the state is, and those that are it one step earlier, two, and so on.
         given: which operands it is a recursion in.
-        terms: the decay, the slopes in what is given, and what the state becomes where state and givens are zero: each
-            a function of some of the body's operands, and which these are.
+        terms: the decays, the slopes in what is given, and what the state becomes where states and givens are zero:
+            each a function of some of the body's operands, and which these are.
     """
 
     eqn: JaxprEqn
-    state: int
+    states: tuple[int, ...]
     given: tuple[int, ...]
     terms: tuple[Term, ...]
 
@@ -89,7 +106,7 @@ class _Loop:
     def of(eqn: JaxprEqn, mine: Sequence[int]) -> _Loop | None:
         """None for other loops."""
         consts, carried, body = eqn.params["num_consts"], eqn.params["num_carry"], eqn.params["jaxpr"]
-        if eqn.params["reverse"] or min(mine) < consts + carried or is_recursion(eqn):
+        if min(mine) < consts + carried or is_recursion(eqn):
             return None
         tainted: set[int] = set()
         while True:
@@ -98,38 +115,46 @@ class _Loop:
             if new == tainted:
                 break
             tainted = new
-        if len(tainted) != 1:
+        states = _carried_on(body.jaxpr, consts, tainted)
+        if not states:
             return None
-        (state,) = tainted
-        variables = [body.jaxpr.invars[i] for i in (consts + state, *mine)]
+        followed = (*(consts + j for j in states), *mine)
+        variables = [body.jaxpr.invars[i] for i in followed]
         shape = variables[0].aval.shape
         if any(v.aval.shape != shape or not jnp.issubdtype(v.aval.dtype, jnp.floating) for v in variables):
             return None
-        if shape and not _by_entry(body, state, (consts + state, *mine)):
+        if shape and not _by_entry(body, states[0], followed):
             return None
-        terms = _terms(body, state, (consts + state, *mine))
-        if any({consts + state, *mine} & set(used) for _, used in terms):
+        terms = _terms(body, states[0], followed)
+        if any({*followed} & set(used) for _, used in terms):
             return None
-        return _Loop(eqn, state, tuple(mine), terms)
+        return _Loop(eqn, states, tuple(mine), terms)
 
     def run(self, values: Sequence[Array]) -> list[Array]:
         """The loop's results."""
-        free = self._free(values)
-        decay, *slopes, rest = (self._term(i, values, free) for i in range(len(self.terms)))
-        added = sum((g * values[i] for g, i in zip(slopes, self.given, strict=True)), rest)
-        start = values[self.consts + self.state]
+        turned, first = bool(self.eqn.params["reverse"]), self.consts + self.carried
+        if turned:
+            values = [*values[:first], *(jnp.flip(x, 0) for x in values[first:])]
+        free, order = self._free(values), len(self.states)
+        terms = [self._term(i, values, free) for i in range(len(self.terms))]
+        added = sum((g * values[i] for g, i in zip(terms[order:-1], self.given, strict=True)), terms[-1])
+        starts = [values[self.consts + j] for j in self.states]
         if self._only_adds():
-            states = start + jnp.cumsum(added, 0)
+            states = starts[0] + jnp.cumsum(added, 0)
         else:
-            states = states_of(start, jnp.broadcast_to(decay, added.shape), added)
-        before = jnp.concatenate([start[None], states[:-1]])
-        last, stacked = self._others(values, free, before, states)
-        return [*(states[-1] if j == self.state else last[j] for j in range(self.carried)), *stacked]
+            states = states_of(starts, [jnp.broadcast_to(decay, added.shape) for decay in terms[:order]], added)
+        leaving = [states]
+        for start in starts:
+            leaving.append(jnp.concatenate([start[None], leaving[-1][:-1]]))
+        last, stacked = self._others(values, free, leaving[1:], states)
+        ends = dict(zip(self.states, leaving, strict=False))
+        stacked = [jnp.flip(x, 0) for x in stacked] if turned else stacked
+        return [*(ends[j][-1] if j in ends else last[j] for j in range(self.carried)), *stacked]
 
     def _only_adds(self) -> bool:
-        """Whether all decays are the number one."""
+        """Whether the one decay is the number one at all steps."""
         run, used = self.terms[0]
-        if used:
+        if used or len(self.states) > 1:
             return False
         with jax.ensure_compile_time_eval():
             decay = run()[0]
@@ -147,42 +172,54 @@ class _Loop:
         """What enters the body at every step, with the dimension of steps; zeros for what is followed."""
         end = self.consts + self.carried
         found: list[tuple[Array, int | None]] = [(x, None) for x in values[: self.consts]]
-        found += [(x, None) if j == self.state else (x, 0) for j, x in enumerate(free)]
+        found += [(x, None) if j in self.states else (x, 0) for j, x in enumerate(free)]
         zeros = {i: (jnp.zeros_like(values[i]), 0) for i in self.given}
         return found + [zeros.get(i, (values[i], 0)) for i in range(end, len(values))]
 
     def _free(self, values: Sequence[Array]) -> list[Array]:
-        """The carries as they enter every step, [T, ...]; zero for the state."""
-        init = list(values[self.consts : self.consts + self.carried])
-        init[self.state] = jnp.zeros_like(init[self.state])
-        others = [j for j in range(self.carried) if j != self.state]
+        """The carries as they enter every step, [T, ...]; zero for the states."""
+        init = [
+            jnp.zeros_like(x) if j in self.states else x
+            for j, x in enumerate(values[self.consts : self.consts + self.carried])
+        ]
+        others = [j for j in range(self.carried) if j not in self.states]
         if not others:
             return init
         run = jaxpr_as_fun(self.eqn.params["jaxpr"])
         rows = [jnp.zeros_like(x) if i in self.given else x for i, x in enumerate(values)][self.consts + self.carried :]
 
         def step(carry: list[Array], now: list[Array]) -> tuple[list[Array], list[Array]]:
-            entering = dict(zip(others, carry, strict=True)) | {self.state: init[self.state]}
+            entering = dict(enumerate(init)) | dict(zip(others, carry, strict=True))
             out = run(*values[: self.consts], *(entering[j] for j in range(self.carried)), *now)
             return [out[j] for j in others], carry
 
         _, stacked = jax.lax.scan(step, [init[j] for j in others], rows, length=self.eqn.params["length"])
-        found = dict(zip(others, stacked, strict=True)) | {self.state: init[self.state]}
+        found = dict(enumerate(init)) | dict(zip(others, stacked, strict=True))
         return [found[j] for j in range(self.carried)]
 
     def _others(
-        self, values: Sequence[Array], free: Sequence[Array], before: Array, states: Array
+        self, values: Sequence[Array], free: Sequence[Array], before: Sequence[Array], states: Array
     ) -> tuple[list[Array], list[Array]]:
         """The last of all carries, and what every step puts out, given the states that enter and leave it."""
-        run = _given_state(self.eqn.params["jaxpr"], self.state)
+        run = _given_state(self.eqn.params["jaxpr"], self.states[0])
         inputs = [x for x, _ in self._inputs(values, free)]
         axes = [axis for _, axis in self._inputs(values, free)]
-        place = self.consts + self.state
-        inputs[place], axes[place] = before, 0
+        for j, earlier in zip(self.states, before, strict=True):
+            inputs[self.consts + j], axes[self.consts + j] = earlier, 0
         for i in self.given:
             inputs[i] = values[i]
         out = jax.vmap(run, [0, *axes], axis_size=self.eqn.params["length"])(states, *inputs)
         return [x[-1] for x in out[: self.carried]], out[self.carried :]
+
+
+def _carried_on(jaxpr: Jaxpr, consts: int, tainted: Collection[int]) -> tuple[int, ...]:
+    """Of some carries the state, and those that are handed on from it, and from each other; none for other carries."""
+    handed = {i: j for i in tainted for j in tainted if jaxpr.outvars[j] is jaxpr.invars[consts + i]}
+    heads = [j for j in tainted if len(tainted) == 1 or j not in handed.values()]
+    states = heads if len(heads) == 1 else []
+    while states and len(states) < len(tainted) and states[-1] in handed:
+        states.append(handed[states[-1]])
+    return tuple(states) if len(states) == len(tainted) else ()
 
 
 def _places(body: ClosedJaxpr) -> range:

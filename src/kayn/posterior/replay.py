@@ -26,7 +26,7 @@ from kayn.posterior.states import owned_states, summed_out
 from kayn.programs.given import Given
 from kayn.programs.outputs import Part
 from kayn.programs.roles import Fixed
-from kayn.programs.running import running
+from kayn.programs.running import EARLIER, running
 from kayn.programs.seeding import seeded
 from kayn.programs.sites import Inspected, Site
 from kayn.programs.trace import Program
@@ -110,6 +110,8 @@ class Condition(Messenger):
 
     def _merge(self, name: str, fresh: Array, drawn: Array, msg: Mapping[str, Any]) -> Array:
         new_steps = {f.name for f in msg["cond_indep_stack"]} & set(self.new_plates)
+        if EARLIER in msg["infer"] and set(msg["infer"][EARLIER].plates) & set(self.new_plates):
+            return fresh
         if (sums := running(msg["fn"])) and not new_steps and fresh.size > drawn.size:
             return sums.coordinates.carried_on(drawn, fresh)
         walk = isinstance(innermost(msg["fn"]), dist.GaussianRandomWalk)

@@ -1,8 +1,8 @@
 """Random walks that are one site, `numpyro.distributions.GaussianRandomWalk` or the running sum of innovations, read as
 Markov chains of their steps.
 
-As one vector all steps would share a particle. Given the walk's value one step earlier (an `Alias`), its density is one
-Normal a step, as that of a `scan` is, and every step has particles of its own.
+As one vector all steps would share a particle. Given the walk's values at earlier steps (an `Alias` each), its density
+is one law a step, as that of a `scan` is, and every step has particles of its own.
 """
 
 from __future__ import annotations
@@ -47,11 +47,12 @@ class Walks(Messenger):
         if not (walk or isinstance(fn, Running)) or fn.shape()[-1] < 2:
             return
         steps = fn.shape()[-1]
-        self.orders[name] = 1
-        before = self.values.get(Alias(name, 1, False).name, jnp.zeros(fn.shape()))
+        self.orders[name] = 1 if walk else fn.coordinates.order
+        lags = range(1, self.orders[name] + 1)
+        before = [self.values.get(Alias(name, lag, False).name, jnp.zeros(fn.shape())) for lag in lags]
         if walk:
-            msg["fn"] = dist.Normal(jnp.where(jnp.arange(steps) == 0, 0.0, before), fn.scale)
+            msg["fn"] = dist.Normal(jnp.where(jnp.arange(steps) == 0, 0.0, before[0]), fn.scale)
         else:
             msg["fn"] = fn.steps(before)
-            msg["infer"][EARLIER].values.append(before)
+            msg["infer"][EARLIER].values.extend(before)
         msg["infer"] = {**msg["infer"], WALK: True}
