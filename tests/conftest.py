@@ -4,6 +4,7 @@ import ctypes
 import gc
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -52,12 +53,24 @@ ONE_PART = "--xla_cpu_parallel_codegen_split_count=1"
 core has tests of its own. What is compiled stays the same."""
 
 
+def keep_programs(config):
+    """Two programs in five are equal to one of an earlier test, which JAX does not know again where other functions
+    have traced them. They are kept by their text, as long as this process lives: others could read them half written.
+    """
+    directory = tempfile.TemporaryDirectory(prefix="kayn-programs-")
+    config.add_cleanup(directory.cleanup)
+    jax.config.update("jax_compilation_cache_dir", directory.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 def pytest_configure(config):
     """Let XLA compile in a third of the time, since the tests wait for the compiler. What `--quick` selects is compiled
     as users compile it, and so is what tests run in processes of their own."""
     gc.set_threshold(50_000, 20, 20)  # tracing makes many objects, few of which wait for the collector
     flags = f"{os.environ.get('XLA_FLAGS', '')} {ONE_PART}"
     os.environ["XLA_FLAGS"] = flags  # of other processes too
+    keep_programs(config)
     if config.getoption("--quick"):
         return
     jax.config.update("jax_disable_most_optimizations", True)

@@ -10,7 +10,7 @@ import pytest
 import kayn
 from kayn.support.prints import MOST, Outlined, Printed
 
-N = 60
+N = 45
 Y = np.linspace(-1, 1, N)
 
 
@@ -34,7 +34,7 @@ def test_what_holds_many_latents_prints_in_a_few_lines():
         assert repr(it).count("\n") < MOST, type(it)
         assert max(map(len, repr(it).split("\n"))) < 250, type(it)
     assert "many_latents" in repr(fit)
-    assert "31 more latents" in repr(posterior)
+    assert "16 more latents" in repr(posterior)
     assert "more lines; print() shows all" in repr(posterior.summary())
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from kayn.graph.lost import Lost
+from kayn.programs.by_numpy import by_numpy
 from kayn.support.arrays import Array
 
 
@@ -147,9 +148,7 @@ class Nodes:
         """The value as NumPy array, or None when it depends on a traced input."""
         if not is_known(node, self.known, {}):
             return None
-        with jax.ensure_compile_time_eval():
-            value = evaluate(node, self.known, self._values)
-        return None if is_key(value) else np.asarray(value)
+        return number(node, self.known, self._values)
 
 
 def evaluate(node: Node, inputs: Sequence[Array], memo: dict[int, Array] | None = None) -> Array:
@@ -166,9 +165,47 @@ def evaluate(node: Node, inputs: Sequence[Array], memo: dict[int, Array] | None 
     return memo[id(node)]
 
 
+def number(node: Node, inputs: Sequence[Array], memo: dict[int, Array]) -> np.ndarray | None:
+    """The value of an expression whose inputs are known, now; None if it is a key."""
+    value = _now(node, inputs, memo)
+    return None if is_key(value) else np.asarray(value)
+
+
+def _now(node: Node, inputs: Sequence[Array], memo: dict[int, Array]) -> Array:
+    if node.compute is None:
+        value = evaluate(node, inputs)
+        return value if is_key(value) else np.asarray(value)
+    if id(node) not in memo:
+        operands = [_now(n, inputs, memo) for n in node.inputs]
+        value = by_numpy(node.operation.name, node.operation.params, operands)
+        if value is None:
+            with jax.ensure_compile_time_eval():
+                value = node.compute(*operands)
+        memo[id(node)] = value[node.output] if isinstance(value, list | tuple) else value
+    return memo[id(node)]
+
+
 def take(nodes: Nodes, link: Node, index: Node) -> Node:
     """The composed link `link[index]`."""
-    return nodes.apply(Operation(Made.TAKE), lambda a, i: jnp.asarray(a)[i], (link, index))
+    return nodes.apply(Operation(Made.TAKE), _taken, (link, index))
+
+
+def _taken(array: Array, index: Array) -> Array:
+    if isinstance(array, np.ndarray) and isinstance(index, np.ndarray) and _is_within(index, len(array)):
+        return array[index]
+    return jnp.asarray(array)[index]
+
+
+def _is_within(index: np.ndarray, size: int) -> bool:
+    """Whether NumPy and JAX read the same entries."""
+    return not index.size or (index.min() >= 0 and index.max() < size)
+
+
+def one_column(nodes: Nodes, index: Node, select: tuple[int | slice, ...]) -> Node:
+    """One column of an array of indices."""
+    key = tuple(None if isinstance(s, slice) else s for s in select)
+    operation = Operation(Made.COLUMN, key)
+    return nodes.apply(operation, lambda i: (i if isinstance(i, np.ndarray) else jnp.asarray(i))[select], (index,))
 
 
 def derive(nodes: Nodes, to_inner: Node, to_outer: Node, inner_size: int) -> Node:

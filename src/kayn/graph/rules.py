@@ -11,12 +11,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from kayn.errors import IndexRangeError
 from kayn.graph.aligned import Aligned, Key, Operands, merge, mixed, move, reshape, through
-from kayn.graph.expressions import Made, Node, Nodes, Operation, Wrapped, take
+from kayn.graph.expressions import Node, Nodes, Wrapped, one_column, take
 from kayn.graph.types import MIXED
 from kayn.programs.data import listed
 from kayn.programs.primitives import ELEMENTWISE, IDENTITY
@@ -247,8 +246,7 @@ def _index_vector(nodes: Nodes, index: Node, shape: tuple[int, ...], column: int
         return None
     index, column = _joined_column(index, column, len(shape) - 1, shape[-1])
     select = (*tuple(slice(None) if d == dim else 0 for d in range(len(shape) - 1)), column)
-    vector = nodes.apply(Operation(Made.COLUMN, (len(shape), dim, column)), lambda i: jnp.asarray(i)[select], (index,))
-    return nodes.canonical(vector), dim
+    return nodes.canonical(one_column(nodes, index, select)), dim
 
 
 def _joined_column(index: Node, column: int, axis: int, width: int) -> tuple[Node, int]:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from kayn.graph.bodies import run_equations
 from kayn.graph.discover import Structure, discover
@@ -24,7 +24,7 @@ from kayn.graph.totals import run_flat
 from kayn.graph.types import MIXED, Graph
 from kayn.programs.outputs import Part
 from kayn.programs.sites import Site
-from kayn.programs.slices import slice_outputs
+from kayn.programs.slices import slice_outputs, without_dead
 from kayn.programs.trace import Outputs, Program
 from kayn.support.arrays import Array
 from kayn.support.names import RESERVED
@@ -70,7 +70,7 @@ def _flat(program: Program, names: Sequence[str]) -> ClosedJaxpr:
     jaxpr = program.jaxpr
     variables = (*jaxpr.constvars, *jaxpr.invars)
     outvars = [jaxpr.outvars[program.outputs.index(Part.DENSITY.of(n))] for n in names]
-    cut = Jaxpr([], list(variables), outvars, jaxpr.eqns, jaxpr.effects, jaxpr.debug_info)
+    cut = without_dead(Jaxpr([], list(variables), outvars, jaxpr.eqns, jaxpr.effects, jaxpr.debug_info))
     return jax.make_jaxpr(lambda *x: run_flat(cut, x))(*(v.aval for v in variables))
 
 
@@ -123,7 +123,9 @@ def _retraced(program: Program, run: Callable[..., Outputs], sites: Mapping[str,
     shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in program.jaxpr.invars]
     closed, found = jax.make_jaxpr(run, return_shape=True)(*shapes)
     outputs = tuple(sorted(found))
-    return replace(program, jaxpr=closed.jaxpr, consts=tuple(closed.consts), outputs=outputs, sites=dict(sites))
+    return replace(
+        program, jaxpr=without_dead(closed.jaxpr), consts=tuple(closed.consts), outputs=outputs, sites=dict(sites)
+    )
 
 
 def _with_parts(program: Program, flat: ClosedJaxpr, sums: Mapping[str, Sum], in_a_row: frozenset[Any]) -> Program:
@@ -132,12 +134,12 @@ def _with_parts(program: Program, flat: ClosedJaxpr, sums: Mapping[str, Sum], in
     parts = {n: parts_of(program, n, s, weights[n], in_a_row) for n, s in sums.items()}
     changed = {n for n, found in parts.items() if not found.keeps_density}
     gone = {o for o in program.outputs if o.site in {Part.DENSITY: sums, Part.ARGUMENT: changed}.get(o.part, ())}
+    kept = {n: v for n, v in zip(program.outputs, program.jaxpr.outvars, strict=True) if n not in gone}
+    rest = without_dead(program.jaxpr.replace(outvars=list(kept.values())))
 
     def run(*inputs: Array) -> Outputs:
         given = [*program.consts, *inputs]
-        values = run_equations(program.jaxpr, given)
-        kept = [(n, v) for n, v in zip(program.outputs, program.jaxpr.outvars, strict=True) if n not in gone]
-        out = {n: v.val if isinstance(v, Literal) else values[v] for n, v in kept}
+        out = dict(zip(kept, jaxpr_as_fun(ClosedJaxpr(rest, program.consts))(*inputs), strict=True))
         env = run_equations(flat.jaxpr, [*flat.consts, *given])
         for found in parts.values():
             out |= found.values(env)

@@ -32,6 +32,11 @@ def needed_equations(jaxpr: Jaxpr, positions: Sequence[int]) -> tuple[list[Jaxpr
     return eqns[::-1], needed
 
 
+def without_dead(jaxpr: Jaxpr) -> Jaxpr:
+    """The same program without the equations that no output needs; what is read of it need not be traced with them."""
+    return jaxpr.replace(eqns=needed_equations(jaxpr, range(len(jaxpr.outvars)))[0])
+
+
 def slice_outputs(jaxpr: Jaxpr, positions: Sequence[int]) -> tuple[Callable[..., list[Array]], tuple[int, ...]]:
     """The program that computes some outputs only.
 

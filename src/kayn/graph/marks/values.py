@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
 
-from kayn.graph.expressions import Node, Nodes, evaluate, is_key, is_known
+from kayn.graph.expressions import Node, Nodes, is_known, number
 from kayn.support.arrays import Array
 
 NEAR = 8
@@ -30,11 +29,9 @@ class Table:
         try:
             if not is_known(node, self.inputs, self.known):
                 return None
-            with jax.ensure_compile_time_eval():
-                found = evaluate(node, self.inputs, self.values)
+            return number(node, self.inputs, self.values)
         except RecursionError:
             return None
-        return None if is_key(found) else np.asarray(found)
 
 
 @dataclass
