@@ -83,7 +83,8 @@ def install(extra: str, lane: str = "", python: str = sys.executable, releases: 
     path, wanted = stamp(extra, lane, releases)
     if path.exists() and path.read_text(encoding="utf-8") == wanted:
         return
-    pip = (own, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    # most of what comes along is never imported; what is, Python compiles then
+    pip = (own, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile")
     status = run(*pip, "-e", f".[{extra}]", *releases)
     require(status, f"installing kayn[{extra}] (this step needs a network or a package mirror)")
     path.write_text(wanted, encoding="utf-8")
