@@ -10,6 +10,8 @@
                                            ask ordinary models everything in double precision; lane leaks: looking
                                            for leaked tracers; lane nans: up to the first NaN; lane devices: with two
                                            devices
+    python3 dev.py docs [--quick]          build the site into site/: the gallery's pages are made by running them,
+                                           with --quick only those that are not there yet
 
 The virtual environments are made on first use and brought up to date only when pyproject.toml has changed, so that
 later runs need no network. Set KAYN_VENV to keep them elsewhere.
@@ -159,7 +161,16 @@ def lint(arguments: list[str]) -> int:
     return max(statuses, key=abs)
 
 
-COMMANDS = {"demo": demo, "test": test, "lint": lint, "lane": lane}
+def docs(arguments: list[str]) -> int:
+    """Run the pages of the gallery, and build the site."""
+    if arguments not in ([], ["--quick"]):
+        sys.exit("dev.py: docs takes --quick alone.")
+    install("docs")
+    require(run(program("python"), "-m", "examples.gallery", *(["--missing"] if arguments else [])), "the gallery")
+    return run(program("python"), "-m", "mkdocs", "build", "--strict")
+
+
+COMMANDS = {"demo": demo, "test": test, "lint": lint, "lane": lane, "docs": docs}
 
 
 def main() -> int:
