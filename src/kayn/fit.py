@@ -159,7 +159,7 @@ class Fit(Printed):
 
         Args:
             num_samples: of each chain, after `num_warmup` sweeps in which steps are learnt.
-            num_particles: K; None for 10.
+            num_particles: K; None for 5.
 
         Returns:
             a posterior of the chains' draws, whose summary has Monte Carlo errors, effective sample sizes and R-hat.

@@ -23,7 +23,7 @@ from kayn.support.options import Elements, Groups, Memory, Model, Params
 from kayn.support.validate import Rule, checked
 from kayn.xla.compilation import is_traced
 
-USUAL = 10
+USUAL = 5
 """Particles of a latent where no number is given."""
 
 Several = Annotated[
@@ -40,7 +40,7 @@ class MPGibbs(MCMCKernel):
 
     Args:
         model: an ordinary NumPyro model.
-        num_particles: K, at least 2; None for 10.
+        num_particles: K, at least 2; None for 5.
         proposal: where the other particles come from. "local": about the current value, in unconstrained space, with
             steps that are learnt in warm-up. "prior": the model's prior. A NumPyro guide, or the result of `kayn.fit`:
             independent draws from it. Or a mapping from latents to these ("" for the rest), with one guide at most.
