@@ -270,7 +270,7 @@ def _advice(problem: Problem) -> Iterator[str]:
     for latent, plate in sorted(given_up & lost.keys()):
         mixed = any(r.latent == latent and r.of(plate) == MIXED for o in problem.graph.factors for r in o.reads)
         if mixed and lost[latent, plate].advice:
-            yield f"{latent}: {lost[latent, plate].advice}"
+            yield f"{in_model(latent)}: {lost[latent, plate].advice}"
 
 
 def _of_its_own_accord(problem: Problem, latent: Latent) -> bool:

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 
 import kayn
 from kayn.posterior import checks
-from kayn.posterior.diagnostics import FALSE_ALARM, shift
+from kayn.posterior.diagnostics import FALSE_ALARM, noise_of_tails, shift
 
 GROUPS = 300
 Y = np.random.default_rng(0).normal(0, np.sqrt(1.25), GROUPS).astype(np.float32)
@@ -65,3 +65,41 @@ def said(particles):
         warnings.simplefilter("ignore", kayn.PoorFitWarning)
         posterior = kayn.Importance(groups, guide, {"tau": 30, "x": particles}, num_replicates=200).run(3, None, Y)
     return checks.check(posterior)
+
+
+def test_the_noise_of_tails_is_that_of_weights_given_the_value():
+    """Smooth weights have none; lognormal noise of variance v has exp(v) - 1, within four standard errors (6e-5)."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(0, 1.3, (400, 50))
+    smooth = np.exp(-0.5 * x**2 + 0.5 * (x / 1.3) ** 2)
+    assert noise_of_tails(x, smooth / smooth.sum(1, keepdims=True)) < 0.01
+    noisy = smooth * np.exp(np.where(x > 0.5, 0.5, 0.0) * rng.normal(size=x.shape))
+    # some 1,500 weights lie in the tail
+    assert abs(noise_of_tails(x, noisy) - np.expm1(0.25)) < 4 * 2 * np.expm1(0.25) / 1500**0.5
+
+
+def test_tails_that_no_particle_of_a_vector_fits_are_named():
+    """Twelve numbers on one particle, each of which the scale moves: a guide for its middle alone, and a wide one."""
+    turn = np.linalg.qr(np.random.default_rng(5).normal(size=(12, 12)))[0].astype(np.float32)
+    y = (turn @ np.linspace(-1.5, 1.5, 12)).astype(np.float32)
+
+    def model(y):
+        scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([12]).to_event(1))
+        numpyro.sample("y", dist.Normal(scale * (turn @ z), 0.4).to_event(1), obs=y)
+
+    def said_of(wide):
+        def guide(y):
+            numpyro.sample("scale", dist.LogNormal(0.0, 0.3))
+            numpyro.sample("z", dist.Normal(turn.T @ y / 1.16, wide * 0.37).to_event(1))
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", kayn.PoorFitWarning)
+            posterior = kayn.Importance(model, guide, {"scale": 30, "z": 100}, num_replicates=64).run(3, None, y)
+        axes = posterior.problem.layout
+        return {n: list(checks._missing_tails(posterior, axes.axis_of(n))) for n in ("scale", "z")}
+
+    narrow, wide = (said_of(w) for w in (0.7, 1.3))
+    (text,) = narrow.pop("scale")
+    assert "latent 'scale': weights of nearly the same value" in text and "few particles of 'z'" in text
+    assert (narrow, wide) == ({"z": []}, {"scale": [], "z": []})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,10 +14,12 @@ from kayn.evidence.soundness import unsound
 from kayn.posterior import diagnostics
 from kayn.posterior.diagnostics import (
     GOOD_EFFICIENCY,
+    MIN_PARTICLES_FOR_KHAT,
     MIN_REPLICATES,
     POOR_KHAT,
     POOR_SHIFT,
     POOR_SPREAD,
+    POOR_TAILS,
     endless_khat,
     pareto_khat,
     poor_below,
@@ -99,7 +102,7 @@ def complaints(posterior: Pool) -> Iterator[str]:
         if not axis.enumerated and axis.size > 1:
             told = list(_axis_complaints(posterior, axis))
             # what is poor is off as well
-            yield from told or _few_particles(posterior, axis)
+            yield from told or list(_few_particles(posterior, axis)) or _missing_tails(posterior, axis)
 
 
 def _few_particles(posterior: Pool, axis: Axis) -> Iterator[str]:
@@ -121,6 +124,37 @@ def _few_particles(posterior: Pool, axis: Axis) -> Iterator[str]:
                 f"few: the mean{where} is off by about {-shift[worst]:+.2f} +- {error[worst]:.2f} posterior sds. "
                 "Use more particles: twice as many halve this"
             )
+
+
+def _missing_tails(posterior: Pool, axis: Axis) -> Iterator[str]:
+    """Numbers whose tails fit few particles of a long vector, all of whose elements share one.
+
+    Weights of the vector are even where most of the posterior is, and those of the number are sums over its particles:
+    neither shows what the vector would have to be at other values of the number.
+    """
+    many = [a for a in posterior.problem.layout.axes if a is not axis and _together(posterior, a) >= LONG_VECTOR]
+    values = {n: np.asarray(posterior.draws.values[n]) for n in axis.latents if not axis.scope}
+    numbers = {n: v for n, v in values.items() if v.ndim == 2 and not posterior.problem.graph.latent(n).discrete}
+    if not many or axis.size < MIN_PARTICLES_FOR_KHAT or posterior.log_evidences.size < MIN_REPLICATES:
+        return
+    possible = np.isfinite(np.asarray(posterior.log_evidences))
+    for name, value in numbers.items():
+        noise = diagnostics.noise_of_tails(value[possible], np.asarray(posterior._weights(name))[possible])
+        if noise > POOR_TAILS:
+            who = ", ".join(repr(in_model(n)) for a in many for n in a.latents)
+            about = next((text for a in many if (text := _about(posterior, a))), "")
+            yield (
+                f"latent {in_model(name)!r}: weights of nearly the same value in its tails differ by {noise**0.5:.0%} "
+                f"(sd), as few particles of {who} fit there, so that its spread is too small. {ADVICE}{about}"
+            )
+
+
+def _together(posterior: Pool, axis: Axis) -> int:
+    """How many numbers each particle of an axis is."""
+    problem = posterior.problem
+    sizes = [math.prod(problem.graph.latent(n).shape) for n in axis.latents]
+    apart = math.prod(problem.graph.plate(p).size for p in axis.scope)
+    return 0 if axis.enumerated else sum(sizes) // max(apart, 1)
 
 
 def _shared_by_many(posterior: Pool) -> str:

@@ -25,6 +25,9 @@ POOR_KHAT = 0.7
 (Vehtari et al., Pareto smoothed importance sampling, 2024)."""
 POOR_SHIFT = 0.3
 """Posterior standard deviations by which the number of particles may move a mean, estimated between replicates."""
+POOR_TAILS = 0.08
+"""Noise of weights in the tails, as `noise_of_tails` has it, from which the spread is too small by a tenth and more:
+where weights are found for few particles of much else, those that fit tails are rare."""
 FALSE_ALARM = 0.01
 """How often means and log evidences that have nothing in common are taken to move together, a latent."""
 MIN_REPLICATES = 8
@@ -78,6 +81,26 @@ def shift(log_z: Array, means: Array, sd: Array) -> tuple[np.ndarray, np.ndarray
     told = seen > NormalDist().inv_cdf(1 - FALSE_ALARM / 2 / size)
     error = np.std(ratio, ddof=1) * spread / math.sqrt(count)
     return np.where(told, np.tensordot(ratio, own, 1) / count, 0.0), np.where(told, error, 0.0)
+
+
+def noise_of_tails(values: Array, weights: Array) -> float:
+    """How much weights of nearly the same value of a number differ, where a tenth to a fifth of it lies beyond.
+
+    Given the value, a weight is an estimate, over the particles of all else. What it varies by is what is missing
+    elsewhere in that tail: rare combinations would have to make up for it.
+
+    Args:
+        values, weights: [R, K] of single replicates, whose weights sum to one each.
+
+    Returns:
+        The variance of weights given the value, over their squared mean, in the worse of the two tails.
+    """
+    order = np.argsort(values, axis=None)
+    own = np.asarray(weights, np.float64).ravel()[order]
+    beyond = np.cumsum(own) / max(own.sum(), np.finfo(float).tiny)
+    found = [own[(beyond > low) & (beyond <= low + 0.1)] for low in (0.1, 0.8)]
+    # differences of neighbours, so that what the values change does not count
+    return max(float(np.mean(np.diff(w) ** 2) / 2 / np.mean(w) ** 2) if len(w) > 1 else 0.0 for w in found)
 
 
 def poor_below(size: int) -> float:
