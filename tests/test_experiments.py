@@ -185,7 +185,7 @@ def test_gradients_of_the_scene_model_are_finite(name, monkeypatch):
     svi = SVI(air.model, air.guide, optax.adam(1e-4), air.LOSSES[name](3))
     state = svi.init(jax.random.key(0), x)
     before = svi.get_params(state)
-    after, loss = svi.update(state, x)
+    after, loss = jax.jit(svi.update)(state, x)
     assert np.isfinite(loss)
     for n, value in svi.get_params(after).items():
         assert np.isfinite(value).all(), n
