@@ -363,9 +363,9 @@ def running_guide(x):
 def running_means(loss):
     svi = SVI(rows_model, running_guide, numpyro.optim.Adam(1e-2), loss)
     state = svi.init(jax.random.key(0), ROWS)
-    found = [state.mutable_state["running"]["mean"]]
+    found, update = [state.mutable_state["running"]["mean"]], jax.jit(svi.update)
     for _ in range(2):
-        state, _ = svi.update(state, ROWS)
+        state, _ = update(state, ROWS)
         found.append(state.mutable_state["running"]["mean"])
     return np.asarray(found), {**svi.get_params(state), **state.mutable_state}
 
