@@ -451,6 +451,16 @@ def test_what_is_no_chain_stays_as_it_is():
     assert {n for n, m in kept.items() if running(m, Y) is not None} == set()
 
 
+def test_beside_another_chain_none_reads_two_steps_back():
+    def model(y):
+        z = innovations("plate")
+        slopes = numpyro.sample("slopes", dist.Normal(0.0, 1.0).expand([STEPS]))
+        numpyro.sample("y", dist.Normal(jnp.cumsum(z + jnp.cumsum(0.1 * slopes)), 0.4), obs=y)
+
+    sites = in_running_sums(Inspected.of(model, (Y,), {}, {})).sites
+    assert {n for n, s in sites.items() if s.running is not None} == {"kayn:unbounded:z"}
+
+
 def test_a_guide_of_the_users_draws_the_innovations():
     def guide(y):
         numpyro.sample("scale", dist.LogNormal(-1.0, 0.3))

@@ -61,7 +61,9 @@ def added_up(drawn: Drawn, names: Collection[str]) -> dict[str, Coordinates]:
         return {v: n if n in before else "" for n, v in places.items()}
 
     found = {n: _coordinates(_opened(flat), known, places[n], earlier(n)) for n in able}
-    return {n: c for n, c in found.items() if c is not None}
+    chains = {n: c for n, c in found.items() if c is not None}
+    # steps of chains that are read together are weighed together, all that each reads
+    return chains if len(chains) < 2 else {n: c for n, c in chains.items() if c.order == 1}
 
 
 def _flat(jaxpr: Jaxpr, starts: Sequence[int]) -> ClosedJaxpr:
