@@ -214,3 +214,12 @@ def test_values_come_back_as_they_were():
     assert type(found["a"][5][2]) is np.ndarray
     with pytest.raises(KaynError, match=r"value\['f'\] is function "):
         pack("value", {"f": test_values_come_back_as_they_were}, {})
+
+
+@pytest.mark.parametrize("part", ["double", "entry", "guide", "model", "args", "settings", "found", "labels", "kwargs"])
+def test_parts_that_are_something_else_are_damage(files, tmp_path, part):
+    arrays, notes = checkpoints.arrays_of(files / "fit.npz")
+    for other in ({**notes, part: 17}, {n: v for n, v in notes.items() if n != part}):
+        checkpoints.save(tmp_path / "f", arrays, other)
+        with pytest.raises(KaynError, match=f"is damaged: '{part}'"):
+            kayn.load(tmp_path / "f", model)

@@ -269,9 +269,7 @@ def test_what_cannot_be_read_is_told_in_one_line(text, options, error, message):
 @pytest.mark.parametrize(("family", "outcome"), [("gaussian", "score"), ("poisson", "solved"), ("ordinal", "grade")])
 def test_missing_outcomes_are_kept_where_they_are_to_be_drawn(family, outcome):
     table = TABLE.copy()
-    table[outcome] = table[outcome].astype(object).where(table.index != 2, None)
-    if family != "ordinal":
-        table[outcome] = table[outcome].astype(float)
+    table[outcome] = table[outcome].where(table.index != 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         kept = kayn.formula(f"{outcome} ~ hours", table, family, missing="impute")
@@ -280,7 +278,7 @@ def test_missing_outcomes_are_kept_where_they_are_to_be_drawn(family, outcome):
     with pytest.warns(kayn.DataWarning, match="1 of .* rows are left out, at 2"):
         dropped = kayn.formula(f"{outcome} ~ hours", table, family)
     assert np.array_equal(np.delete(kept.args[-1], 2), dropped.args[-1])
-    with pytest.raises(kayn.DataError, match=f"missing of column '{outcome}' at 2; fill them"):
+    with pytest.raises(DataError, match=f"missing of column '{outcome}' at 2; fill them"):
         kayn.formula(f"{outcome} ~ hours", table, family, missing="error")
     with pytest.warns(kayn.DataWarning, match=r"'hours' in 1"):  # what predicts is not drawn
         without = kayn.formula(
@@ -337,3 +335,43 @@ def test_the_guide_runs():
         warnings.simplefilter("ignore")  # two steps are a poor fit
         exec(code, names)  # noqa: S102 (our own documentation)
     assert names["drawn"].shape == (1000, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "options", "message"),
+    [
+        ("y ~ x", {"x": np.arange(6) + 10**17}, {}, "column 'x' lies at 1e\\+17 and varies by"),
+        ("y ~ x", {"x": 1.6e9 + np.arange(6.0)}, {}, "subtract what all have in common"),
+        ("y ~ x", {"x": np.ones(6) * 1j}, {}, "column 'x' has complex numbers"),
+        ("y ~ x", {"x": pd.Series(["a", 1.0] * 3, dtype=object)}, {}, "values of type float, str, e.g. 1.0 in row 1"),
+        ("y ~ x", {"x": [b"a"] * 6}, {}, "column 'x' has values of type bytes"),
+        ("y ~ 1", {"y": np.full(6, 2**31)}, {"family": "poisson"}, "counts: whole numbers, 0 or more, up to"),
+        ("y ~ 1", {"y": pd.Categorical(["a"] * 6)}, {"family": "ordinal"}, "'a' in all rows"),
+        ("y ~ 1", {}, {"priors": {"sigma": "Normal(0, 1)"}}, "'sigma' is from 0 to inf"),
+        ("y ~ np.load('x')", {}, {}, "cannot be read"),
+        ("y ~ os", {}, {}, "no column 'os'"),
+    ],
+)
+def test_nothing_is_guessed_or_rounded_away(text, columns, options, message):
+    table = pd.DataFrame({"y": np.arange(6) % 3, **columns})
+    with pytest.raises(KaynError, match=message):
+        kayn.formula(text, table, **options)
+
+
+def test_the_order_of_texts_is_told():
+    with pytest.warns(DataWarning, match="order of the alphabet, 'high' < 'low' < 'mid'"):
+        kayn.formula("y ~ 1", {"y": ["low", "mid", "high"] * 2}, family="ordinal")
+
+
+def test_columns_of_one_name_and_new_rows_of_another_kind_are_refused():
+    table = pd.DataFrame({"y": np.arange(6.0), "x": np.arange(6.0)})
+    with pytest.raises(DataError, match="several columns that are called 'x'"):
+        kayn.formula("y ~ x", pd.concat([table, table[["x"]]], axis=1))
+    with pytest.raises(DataError, match="column 'x' had numbers, but has 'a' now"):
+        kayn.formula("y ~ x", table).rows({"x": ["a"]})
+
+
+@pytest.mark.parametrize("prior", ["HalfCauchy(1)", "Exponential(1)", "Uniform(0, 10)", "TruncatedNormal(1, 2, low=0)"])
+def test_priors_within_what_a_site_can_be_are_taken(prior):
+    f = kayn.formula("y ~ 1", {"y": np.arange(6.0)}, priors={"sigma": prior})
+    assert prior.split("(")[0] in f.priors["sigma"]

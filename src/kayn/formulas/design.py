@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kayn.errors import DataError, KaynError, ModelError
-from kayn.formulas.families import Family, outcome_of
-from kayn.formulas.frames import complete, refuse_dates, refuse_unknown
+from kayn.formulas.families import Family, check_order, outcome_of
+from kayn.formulas.frames import complete, refuse_unfit, refuse_unknown
 from kayn.formulas.grammar import Grammar
 
 if TYPE_CHECKING:
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 
 INTERCEPT = "Intercept"
 """What `formulae` calls the constant, and takes a column of that name for."""
-FUNCTIONS = {f.__name__: f for f in (np.log, np.log2, np.log10, np.log1p, np.exp, np.sqrt, np.abs)} | {"np": np}
-"""What formulas may call beside what `formulae` has."""
+ELEMENTWISE = {name: f for name, f in vars(np).items() if isinstance(f, np.ufunc)}
+FUNCTIONS: dict[str, Any] = {n: getattr(np, n) for n in ("log", "log2", "log10", "log1p", "exp", "sqrt", "abs")}
+FUNCTIONS |= {"np": SimpleNamespace(pi=np.pi, e=np.e, where=np.where, clip=np.clip, **ELEMENTWISE)}
+"""What formulas may call beside what `formulae` has: functions of numbers, and none that read or write files."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +58,9 @@ class Terms:
         for name, term in (self.matrix.terms if self.matrix is not None else {}).items():
             with explained(self.text):
                 values = term.data if frame is None else term.eval_new_data(frame)
+                values = np.asarray(values) if not np.size(values) else np.asarray(values, float)
             if not np.size(values):
                 raise DataError(f"{name!r} has one value in all rows, so that there is no effect of it; leave it out")
-            values = np.broadcast_to(np.asarray(values, float), np.shape(values))
             found[name] = (term.kind, values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values)
         return found
 
@@ -157,7 +160,7 @@ class Design:
         outcome = _variables(f"{grammar.outcome} ~ 1")
         names = numbers | {c for found in factors for columns in found.values() for c in columns}
         refuse_unknown(frame, names | outcome)
-        refuse_dates(frame, numbers | outcome)
+        refuse_unfit(frame, numbers | outcome)
         if missing == "impute" and family.name == "binomial":
             raise ModelError("missing='impute' is not for family 'binomial', whose trials may be missing; pass 'drop'")
         frame = complete(frame, names if missing == "impute" else names | outcome, missing == "error")
@@ -171,6 +174,7 @@ class Design:
         with explained(grammar.outcome):
             response = _matrices(f"{grammar.outcome} ~ 1", there).response
         outcome_of(family, response.name, response.kind, response.design_matrix, response.levels)
+        check_order(family, response.name, there)
         levels = tuple(map(str, response.levels or ()))
         if family.name == "ordinal" and not levels:
             levels = tuple(_text(v) for v in np.unique(response.design_matrix))
@@ -224,8 +228,10 @@ def _text(value: Any) -> str:
 
 def _matrices(text: str, frame: pd.DataFrame) -> Any:
     from formulae import design_matrices
+    from formulae.environment import Environment
 
-    return design_matrices(text, frame, na_action="error", extra_namespace=FUNCTIONS)
+    # by default names are also looked up where this is called from, modules that read files among them
+    return design_matrices(text, frame, na_action="error", env=Environment([FUNCTIONS]))
 
 
 def _description(text: str) -> Any:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kayn.errors import DataError, ModelError
+from kayn.errors import DataError, DataWarning, ModelError, warn
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Test = Callable[[np.ndarray], np.ndarray]
 NARROW = 1e-3
@@ -61,8 +64,12 @@ class Family:
         return 0.0, 1.0
 
 
+MOST = 2**24
+"""Whole numbers up to which float32 has them all."""
+
+
 def _whole(values: np.ndarray) -> np.ndarray:
-    return (values >= 0) & (values == np.floor(values))
+    return (values >= 0) & (values == np.floor(values)) & (values <= MOST)
 
 
 def _any(values: np.ndarray) -> np.ndarray:
@@ -70,7 +77,7 @@ def _any(values: np.ndarray) -> np.ndarray:
 
 
 CONCENTRATION = "dist.LogNormal(1.0, 1.5)"
-COUNTS = ("counts: whole numbers, 0 or more", _whole)
+COUNTS = (f"counts: whole numbers, 0 or more, up to {MOST:,}", _whole)
 FAMILIES = {
     family.name: family
     for family in (
@@ -149,6 +156,26 @@ def family_of(name: Any) -> Family:
     if found is None:
         raise ModelError(f"family {name!r} is none of {', '.join(map(repr, FAMILIES))}")
     return found
+
+
+def check_order(family: Family, name: str, frame: pd.DataFrame) -> None:
+    """Say which order the categories of an ordinal outcome get where it is that of the alphabet.
+
+    Raises:
+        DataError: there is one category.
+    """
+    if family.name != "ordinal" or name not in frame.columns:
+        return
+    column = frame[name]
+    if column.nunique() < 2:
+        raise DataError(f"outcome {name!r} is {column.iloc[0]!r} in all rows; family 'ordinal' needs two categories")
+    if column.dtype.kind not in "iufb" and not hasattr(column, "cat"):
+        order = " < ".join(map(repr, sorted(map(str, column.unique()))[:6]))
+        warn(
+            f"outcome {name!r} has texts, which are taken in the order of the alphabet, {order}; for another one make "
+            "it whole numbers, or pandas.Categorical(..., categories=[lowest, ..., highest], ordered=True)",
+            DataWarning,
+        )
 
 
 def outcome_of(family: Family, name: str, kind: str, values: Any, levels: Any) -> dict[str, np.ndarray]:

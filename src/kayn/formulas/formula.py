@@ -13,7 +13,7 @@ from kayn.errors import ModelError
 from kayn.formulas import priors, source
 from kayn.formulas.design import Design
 from kayn.formulas.families import family_of
-from kayn.formulas.frames import as_frame, complete, refuse_unknown
+from kayn.formulas.frames import as_frame, complete, refuse_changed, refuse_unknown
 from kayn.formulas.grammar import Grammar
 from kayn.formulas.parts import Parts, parts_of, values_of
 from kayn.support.prepared import Prepared
@@ -79,6 +79,7 @@ class Formula(Printed, Prepared):
         design = self.parts.design
         frame = as_frame(data)
         refuse_unknown(frame, design.predictors)
+        refuse_changed(design.frame, frame, design.predictors)
         return values_of(design, complete(frame, design.predictors))
 
 

@@ -73,26 +73,81 @@ def first_line(error: Exception) -> str:
 
 
 def refuse_unknown(frame: pd.DataFrame, names: Iterable[str]) -> None:
-    """Refuse names that are no columns.
+    """Refuse names that are no columns, or several.
 
     Raises:
         DataError: a name is none.
     """
-    unknown = sorted(set(names) - set(frame.columns))
+    names = set(names)
+    twice = sorted(names & set(frame.columns[frame.columns.duplicated()]))
+    if twice:
+        raise DataError(f"data has several columns that are called {twice[0]!r}; rename or drop all but one")
+    unknown = sorted(names - set(frame.columns))
     if unknown:
         known = ", ".join(map(repr, frame.columns[:20])) + (", ..." if len(frame.columns) > 20 else "")
         raise DataError(f"data has no column {unknown[0]!r}; it has {known}")
 
 
-def refuse_dates(frame: pd.DataFrame, names: Iterable[str]) -> None:
-    """Refuse columns of dates where numbers are wanted.
+COARSE = 1e-3
+"""Standard deviations of a column that its numbers may be rounded by."""
+
+
+def refuse_unfit(frame: pd.DataFrame, names: Iterable[str]) -> None:
+    """Refuse columns that are no numbers, truth values or texts, and numbers whose digits JAX would not keep.
 
     Raises:
-        DataError: a column has dates or times.
+        DataError: a column has dates, complex numbers, or values of other kinds, or varies too little for its size.
     """
     for name in names:
-        if frame[name].dtype.kind in "mM":
+        column = frame[name]
+        kind = getattr(column.dtype, "kind", "O")
+        if kind in "mM":
             raise DataError(f"column {name!r} has dates or times; make it a number, such as days since the first one")
+        if kind == "c":
+            raise DataError(f"column {name!r} has complex numbers; take their real part, or another real number")
+        if kind == "O" and column.dtype == object:
+            _refuse_mixtures(name, column)
+        if kind in "iuf":
+            _refuse_coarse(name, column.dropna().to_numpy(float))
+
+
+def _refuse_mixtures(name: str, column: pd.Series) -> None:
+    """Refuse objects that are not all texts."""
+    found = column.dropna()
+    other = [i for i, v in found.items() if not isinstance(v, str)]
+    if other:
+        held = sorted({type(v).__name__ for v in found})
+        raise DataError(
+            f"column {name!r} has values of type {', '.join(held)}, e.g. {shown(found[other[0]])} in row {other[0]}; "
+            "make them numbers (float), or texts (str), all alike"
+        )
+
+
+def _refuse_coarse(name: str, values: np.ndarray) -> None:
+    """Refuse numbers whose differences are lost where JAX rounds them."""
+    import jax
+
+    if jax.config.jax_enable_x64 or not len(values):
+        return
+    with np.errstate(over="ignore"):
+        lost = np.abs(values - values.astype(np.float32))
+    if not np.max(lost) <= COARSE * np.std(values):
+        raise DataError(
+            f"column {name!r} lies at {np.mean(values):.6g} and varies by {np.std(values):.3g}, which float32 does not "
+            "tell apart; subtract what all have in common, or set jax_enable_x64"
+        )
+
+
+def refuse_changed(known: pd.DataFrame, frame: pd.DataFrame, names: Iterable[str]) -> None:
+    """Refuse new rows with something else than numbers where the first table had numbers.
+
+    Raises:
+        DataError: a column has.
+    """
+    for name in sorted(names):
+        if known[name].dtype.kind in "iuf" and frame[name].dtype.kind not in "iufb":
+            value = frame[name].iloc[0]
+            raise DataError(f"column {name!r} had numbers, but has {shown(value)} now; give numbers there too")
 
 
 def complete(frame: pd.DataFrame, names: Iterable[str], refuse: bool = False) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,7 +67,38 @@ def given(priors: Mapping[str, Any] | None, known: Mapping[str, str]) -> dict[st
     unknown = sorted(set(priors or {}) - set(known))
     if unknown:
         raise ModelError(f"priors= names {unknown[0]!r}; this formula has priors of {', '.join(map(repr, known))}")
-    return {**known, **{n: _source(n, p) for n, p in (priors or {}).items()}}
+    own = {n: _source(n, p) for n, p in (priors or {}).items()}
+    for name, text in own.items():
+        _refuse_support(name, text, known[name])
+    return {**known, **own}
+
+
+def _refuse_support(site: str, text: str, default: str) -> None:
+    """Refuse a prior of numbers that the site cannot be, such as negative standard deviations."""
+    own, usual = _ends(text), _ends(default)
+    if own is None or usual is None:
+        return
+    (low, high), (least, most) = own, usual
+    if low < least or high > most:
+        raise ModelError(
+            f"priors[{site!r}] is {text!r}, which has numbers from {low:g} to {high:g}; {site!r} is from {least:g} to "
+            f"{most:g}, as is its default, {default!r}"
+        )
+
+
+def _ends(text: str) -> tuple[float, float] | None:
+    """The ends of the support of a distribution written with numbers alone; None of others."""
+    try:
+        call = ast.parse(text.removeprefix("dist."), mode="eval").body
+        assert isinstance(call, ast.Call)
+        assert isinstance(call.func, ast.Name)
+        named = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        support = getattr(dist, call.func.id)(*map(ast.literal_eval, call.args), **named).support
+    except (AssertionError, ValueError, AttributeError, TypeError):
+        return None
+    if support is dist.constraints.real:
+        return -math.inf, math.inf
+    return float(getattr(support, "lower_bound", -math.inf)), float(getattr(support, "upper_bound", math.inf))
 
 
 def _source(site: str, prior: Any) -> str:

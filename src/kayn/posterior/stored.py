@@ -68,6 +68,11 @@ class Stored:
         return KaynError(f"{self.path} does not hold a {self.kind} of this model: {why}")
 
 
+NOTES = {"double": bool, "entry": str, "guide": bool, "model": dict}
+PARTS = {"args": tuple, "kwargs": dict, "settings": dict, "found": dict, "labels": dict}
+"""What a file has to hold, and of which type."""
+
+
 def save(path: str | os.PathLike[str], kind: str, call: Call, params: Mapping, found: Mapping[str, Any]) -> None:
     """Write results of a model to a file.
 
@@ -107,6 +112,7 @@ def read(path: str | os.PathLike[str], model: Callable, guide: Callable | None) 
     kind = notes.get("kayn") if isinstance(notes, dict) else None
     if kind not in ("fit", "posterior", "chains") or notes.get("form") != FORM:
         raise KaynError(f"{path} holds no fit and no posterior that this release of kayn can read")
+    _refuse_others(path, notes, NOTES)
     if notes["double"] != jax.config.jax_enable_x64:
         has, now = ("float64", "float32") if notes["double"] else ("float32", "float64")
         raise KaynError(f"{path} was written with {has} numbers, but JAX is set to {now} (jax_enable_x64)")
@@ -114,15 +120,24 @@ def read(path: str | os.PathLike[str], model: Callable, guide: Callable | None) 
         what = "with a guide; pass it, kayn.load(path, model, guide)" if notes["guide"] else "without a guide"
         raise KaynError(f"{path}: its {kind} was made {what}")
     try:
-        parts = ("args", "kwargs", "settings", "found", "labels")
-        args, kwargs, settings, found, labels = (unpack(notes[n], arrays) for n in parts)
-    except (ValueError, KeyError, TypeError) as error:
+        held = {n: unpack(notes[n], arrays) for n in PARTS}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise KaynError(f"{path} is damaged: {error}") from error
+    _refuse_others(path, held, PARTS)
+    args, kwargs, settings, found, labels = (held[n] for n in PARTS)
+    _refuse_others(path, found, {"params": dict})
     model = with_gaps(model, args, kwargs, found["params"], settings.get(MISSING, "error"))
     call = Call(model, args, kwargs, Origin(notes["entry"], guide, settings), Labels(**labels))
     stored = Stored(str(path), kind, call, found)
     _refuse_other(stored, notes["model"], found["params"])
     return stored
+
+
+def _refuse_others(path: str | os.PathLike[str], held: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    """Refuse a file in which a part is missing, or is something else than `save` writes."""
+    for name, kind in kinds.items():
+        if not isinstance(held.get(name), kind):
+            raise KaynError(f"{path} is damaged: {name!r} is {shown(held.get(name))}, not a {kind.__name__}")
 
 
 def described(call: Call, params: Mapping) -> dict[str, Any]:
@@ -149,6 +164,7 @@ def _refuse_other(stored: Stored, was: Mapping[str, Any], params: Mapping) -> No
         raise
     except Exception as error:
         raise stored.refusal(f"called with the arguments in the file, it fails ({error})") from error
+    _refuse_others(stored.path, was, {"sites": dict, "releases": list, "program": str, "numbers": str})
     for name in {**was["sites"], **now["sites"]}:
         old, new = (side["sites"].get(name, "nothing") for side in (was, now))
         if old != new:
