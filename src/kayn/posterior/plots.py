@@ -20,7 +20,8 @@ from kayn.support.validate import checked
 
 ELEMENTS, PAIRED = 40, 6
 """Elements of a site in a picture, and of all sites where every pair has one, at most."""
-DRAWS = 400
+DRAWS = 1000
+"""As many as `sample` takes, so that these are the same."""
 MIDDLE = (0.005, 0.995)
 """What of a prior is within the picture, where it is wider than the posterior."""
 
@@ -76,8 +77,10 @@ class Plots:
         for own, (name, values), old in zip(axes.flat, found, before, strict=False):
             low, high = np.quantile(np.concatenate([values, old]), MIDDLE)
             edges = np.linspace(low, high, 41)
-            own.hist(old, edges, density=True, color=GREY, alpha=0.6, label="prior")
-            own.hist(values, edges, density=True, color=BLUE, alpha=0.6, label="posterior")
+            for drawn, colour, label in ((old, GREY, "prior"), (values, BLUE, "posterior")):
+                # one patch; a bar for every bin is most of the time that such a picture takes
+                heights = np.histogram(drawn, edges, density=True)[0]
+                own.stairs(heights, edges, fill=True, color=colour, alpha=0.6, label=label)
             own.set_title(literal(name), fontsize=9)
         for own in axes.flat[len(found) :]:
             own.set_axis_off()
@@ -88,7 +91,7 @@ class Plots:
         """Histograms of the data over those of data drawn from the posterior, one for every observed site."""
         from kayn.posterior.arviz import to_datatree  # xarray takes long to import
 
-        tree = to_datatree(self.posterior, as_key(1), DRAWS, None, predictive=True)
+        tree = to_datatree(self.posterior, as_key(0), DRAWS, None, predictive=True)
         data = tree["observed_data"].to_dataset()
         names = [*data.data_vars]
         if not names:
