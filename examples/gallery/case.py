@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpyro.handlers import reparam
+from numpyro.infer.reparam import LocScaleReparam
 
 import kayn
 from examples._compare import Settings, run_nuts
@@ -35,6 +37,7 @@ class Case:
         sites: what the answer is about.
         picture: draws it: axes, posterior, arguments.
         tool: what the answer is compared with; `answer` gives its moments, NUTS where it is None.
+        decentre: sites that NUTS samples in non-centred form, for its sake.
     """
 
     name: str
@@ -47,11 +50,13 @@ class Case:
     tool: str = "NUTS in NumPyro"
     answer: Callable[[tuple], Moments] | None = None
     accept: float = 0.9
+    decentre: Sequence[str] = ()
 
 
 def by_nuts(case: Case, args: tuple) -> Moments:
     """What NUTS finds in the same model."""
-    found = run_nuts(case.model, args, NUTS, case.accept)
+    model = reparam(case.model, {site: LocScaleReparam(0.0) for site in case.decentre})
+    found = run_nuts(model, args, NUTS, case.accept)
     return {n: (found.mean[n], found.std[n]) for n in case.sites}
 
 

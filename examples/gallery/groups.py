@@ -187,6 +187,7 @@ CASES = (
         _polls,
         ("mu", "sd", "woman", "race", "a"),
         _draw_polls,
+        decentre=("a",),
     ),
     Case(
         "growth",
