@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from kayn.axes.fewer import with_fewer_axes
 from kayn.axes.memory import cut_to_fit, step_bytes
-from kayn.axes.more import with_more_particles
 from kayn.axes.request import Request
 from kayn.axes.rules.by_cost import operations, slow_contraction, slow_factor
 from kayn.axes.rules.by_guide import several_elements, there_and_back
@@ -75,7 +75,7 @@ def choose_layout(
     def choose(request: Request) -> State | TooLarge:
         begun = proposed(Case(structure, request, guide_parents or {}, parameters), constraints)
         found = settled(begun)
-        return found if isinstance(found, TooLarge) else with_more_particles(found, begun)
+        return found if isinstance(found, TooLarge) else with_fewer_axes(found, begun, settled)
 
     found = choose(request)
     if isinstance(found, TooLarge):

@@ -208,7 +208,14 @@ def _latent(site: Site, plates: dict[str, Plate]) -> Latent:
         if name is not None:
             runs.append((name, dim))
     return Latent(
-        site.name, site.shape, site.dtype, len(site.batch_shape), tuple(runs), site.discrete, site.support_size
+        site.name,
+        site.shape,
+        site.dtype,
+        len(site.batch_shape),
+        tuple(runs),
+        site.discrete,
+        site.support_size,
+        endless=site.support is not None and site.support.endless,
     )
 
 

@@ -46,7 +46,8 @@ class Plate:
 
 @dataclass(frozen=True)
 class Latent:
-    """A latent sample site. `plates` pairs a plate name with the dimension of the value that runs over it."""
+    """A latent sample site. `plates` pairs a plate name with the dimension of the value that runs over it; `endless`
+    says whether it may be any real number, or a vector of these."""
 
     name: str
     shape: tuple[int, ...]
@@ -56,6 +57,7 @@ class Latent:
     discrete: bool
     support_size: int | None = None
     parents: tuple[str, ...] = ()
+    endless: bool = True
 
     @property
     def enumerated(self) -> bool:

@@ -51,6 +51,11 @@ class Support:
     upper: float | None
     whole: bool = False
 
+    @property
+    def endless(self) -> bool:
+        """Whether it is all real numbers."""
+        return self.kind == BOX and not self.whole and (self.lower, self.upper) == (-math.inf, math.inf)
+
     def __str__(self) -> str:
         """The set in words, with a question mark for an end that is known only when the program runs."""
         if self.kind != BOX:

@@ -1,0 +1,75 @@
+"""Fewer axes without plates where a step is slow, and the number of particles is left to kayn.
+
+The gain of all combinations comes from the many groups of a model and not from splitting the few latents above them: on
+one axis, with a joint covariance and more particles, these are known as well, and a step has as much less to combine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import combinations
+
+from kayn.axes.more import with_more_particles
+from kayn.axes.rules.by_cost import operations
+from kayn.axes.state import State, TooLarge
+from kayn.axes.types import Axis
+
+STEP = 2**5
+"""Operations of a step for each entry that an array may have (`target_elements`), by default 3e7 in all, above which
+axes are merged: a hundredth of a second, which a fit takes a hundred times."""
+LARGEST = 16
+"""Coordinates on such an axis, at most: more of them want more particles."""
+
+
+def with_fewer_axes(state: State, begun: State, settled: Callable[[State], State | TooLarge]) -> State:
+    """The state with more particles where they are affordable, and before that with fewer axes where steps are slow.
+
+    Args:
+        begun: the state that the rules began with.
+        settled: what the rules make of a state.
+    """
+    raised = with_more_particles(state, begun)
+    if not state.case.request.more:
+        return raised
+    while (before := operations(raised)) > STEP * state.case.request.target_elements:
+        merged = _merged(state, f"a step would take {before:.2g} operations")
+        found = None if merged is None else settled(merged)
+        if not isinstance(found, State):
+            break
+        quicker = with_more_particles(found, begun)
+        if operations(quicker) > before / 2:
+            break
+        state, raised = found, quicker
+    return raised
+
+
+def _merged(state: State, reason: str) -> State | None:
+    """Two axes without plates that leave the fewest combinations; of such pairs one whose numbers have no ends, since a
+    joint Normal is for these."""
+    free = [a for a in state.axes if not (a.enumerated or a.scope or a.size == 1)]
+    pairs = [(a, b) for a, b in combinations(free, 2) if a.size == b.size]
+    pairs = [(a, b) for a, b in pairs if _coordinates(state, a) + _coordinates(state, b) <= LARGEST]
+    found = [
+        (_entries(merged), _with_ends(state, a) + _with_ends(state, b), merged)
+        for a, b in pairs
+        for merged in [state.merged(a, b, reason)]
+    ]
+    best = min(found, key=lambda f: f[:2], default=None)
+    return None if best is None or best[0] >= _entries(state) else best[2]
+
+
+def _entries(state: State) -> int:
+    """Of all factors, before rows are summed."""
+    sizes = state.case.sizes
+    return sum(
+        state.combinations(f.latents) * math.prod(sizes[d] for d in f.dims if d) for f in state.case.graph.factors
+    )
+
+
+def _coordinates(state: State, axis: Axis) -> int:
+    return sum(math.prod(state.case.graph.latent(n).shape) for n in axis.latents)
+
+
+def _with_ends(state: State, axis: Axis) -> int:
+    return sum(not state.case.graph.latent(n).endless for n in axis.latents)
