@@ -33,6 +33,9 @@ from kayn.posterior.posterior import Posterior
 from kayn.posterior.prior import prior_predictive
 from kayn.saved import load
 from kayn.xla.compilation import cache_compilation
+from kayn.xla.threads import ask_for_threads
+
+ask_for_threads()
 
 __version__ = "0.1.0"
 

@@ -43,6 +43,26 @@ def test_numbers_without_ends_share_an_axis_first():
     assert all("operations" in c.reason for c in after.couplings if not c.plates)
 
 
+def test_axes_are_merged_where_that_saves_what_is_dear():
+    """A decomposition of two numbers with ends is shared by all values of the third, which has none."""
+    found = structure({}, dict.fromkeys("lsm", ""), {"y": ("", {z: {} for z in "lsm"})})
+    dear = with_ends(
+        replace(
+            found,
+            graph=replace(
+                found.graph,
+                outputs=tuple(
+                    replace(o, work=((("l", "s"), 1e5), (("l", "m", "s"), 1e2))) for o in found.graph.outputs
+                ),
+            ),
+        ),
+        "ls",
+    )
+    sizes, after = chosen(dear)
+    assert set(sizes) == {"ls", "m"}
+    assert operations(after) < STEP * TARGET_ELEMENTS
+
+
 def test_what_is_quick_keeps_its_axes():
     sizes, _ = chosen(hierarchy(2, "ab"))
     assert {"a", "b", "s", "u"} == set(sizes)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from itertools import combinations
 
 from kayn.axes.more import with_more_particles
-from kayn.axes.rules.by_cost import operations
+from kayn.axes.rules.by_cost import evaluating, operations
 from kayn.axes.state import State, TooLarge
 from kayn.axes.types import Axis
 
@@ -45,26 +45,25 @@ def with_fewer_axes(state: State, begun: State, settled: Callable[[State], State
 
 
 def _merged(state: State, reason: str) -> State | None:
-    """Two axes without plates that leave the fewest combinations; of such pairs one whose numbers have no ends, since a
+    """Two axes without plates that leave the least to compute; of such pairs one whose numbers have no ends, since a
     joint Normal is for these."""
     free = [a for a in state.axes if not (a.enumerated or a.scope or a.size == 1)]
     pairs = [(a, b) for a, b in combinations(free, 2) if a.size == b.size]
     pairs = [(a, b) for a, b in pairs if _coordinates(state, a) + _coordinates(state, b) <= LARGEST]
     found = [
-        (_entries(merged), _with_ends(state, a) + _with_ends(state, b), merged)
+        (_work(merged), _with_ends(state, a) + _with_ends(state, b), merged)
         for a, b in pairs
         for merged in [state.merged(a, b, reason)]
     ]
     best = min(found, key=lambda f: f[:2], default=None)
-    return None if best is None or best[0] >= _entries(state) else best[2]
+    return None if best is None or best[0] >= _work(state) else best[2]
 
 
-def _entries(state: State) -> int:
-    """Of all factors, before rows are summed."""
-    sizes = state.case.sizes
-    return sum(
-        state.combinations(f.latents) * math.prod(sizes[d] for d in f.dims if d) for f in state.case.graph.factors
-    )
+def _work(state: State) -> float:
+    """Operations of all factors and their entries before rows are summed."""
+    sizes, factors = state.case.sizes, state.case.graph.factors
+    entries = (state.combinations(f.latents) * math.prod(sizes[d] for d in f.dims if d) for f in factors)
+    return sum(entries) + sum(evaluating(state, f) for f in factors)
 
 
 def _coordinates(state: State, axis: Axis) -> int:
