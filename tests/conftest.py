@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(config, items):
 
 ONE_PART = "--xla_cpu_parallel_codegen_split_count=1"
 """XLA cuts programs into parts that cores compile side by side, which takes a third more time altogether; here every
-core has tests of its own. What is compiled stays the same."""
+core has tests of its own. What is compiled stays the same, but for how some cancelling sums round."""
 
 
 def keep_programs(config):
