@@ -723,7 +723,7 @@ def test_fitted_posterior_agrees():
 
 
 def test_a_warning_names_the_line_that_mixes_elements_and_a_remedy():
-    """Rows that read a sum of running sums: all groups share one particle, and the weights show it."""
+    """Rows that read sums of sums of running sums: all groups share one particle, and the weights show it."""
     group = np.repeat(np.arange(30), 4)
     y = (np.random.default_rng(0).random(group.size) < 0.3).astype(int)
 
@@ -731,7 +731,7 @@ def test_a_warning_names_the_line_that_mixes_elements_and_a_remedy():
         mean = numpyro.sample("mean", dist.Normal(0.0, 1.5))
         with numpyro.plate("groups", 30):
             z = numpyro.sample("z", dist.Normal(mean, 1.0))
-        logits = jnp.cumsum(jnp.cumsum(z))[group]
+        logits = jnp.cumsum(jnp.cumsum(jnp.cumsum(z)))[group]
         with numpyro.plate("rows", group.size):
             numpyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
 
