@@ -7,6 +7,7 @@ particle of a few replicates has seen is met by many, whose weights then tell (`
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
@@ -29,6 +30,8 @@ ALMOST_ALL = 0.95
 """Share of a latent's elements that are to be known: of thousands some are always the worst."""
 OPERATIONS = 2**33
 """More replicates are taken as long as all of them take so many operations: a few seconds on two cores."""
+LONGEST = 10.0
+"""And not more than fit into so many seconds, going by the first."""
 KEPT_BYTES = 2**28
 """And as long as their particles and weights are no larger."""
 
@@ -55,8 +58,12 @@ def enough_replicates(draw: Callable[[KeyArray, int], PoolT], key: KeyArray) -> 
     Args:
         draw: replicates by key and number.
     """
-    first = draw(key, FIRST)
+    begun = time.perf_counter()
+    first = jax.block_until_ready(draw(key, FIRST))
+    in_time = FIRST * LONGEST / (time.perf_counter() - begun)
     wanted = replicates_wanted(first)
+    while wanted > max(in_time, FIRST):  # operations are not all that takes time
+        wanted //= 2
     parts = [first, *(draw(jax.random.fold_in(key, n), FIRST) for n in range(FIRST, wanted, FIRST))]
     if len(parts) == 1:
         return first
