@@ -6,12 +6,11 @@ one axis, with a joint covariance and more particles, these are known as well, a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from itertools import combinations
 
 from kayn.axes.more import with_more_particles
 from kayn.axes.rules.by_cost import evaluating, operations
+from kayn.axes.rules.by_size import pairs_without_plates
 from kayn.axes.state import State, TooLarge
 from kayn.axes.types import Axis
 
@@ -47,13 +46,9 @@ def with_fewer_axes(state: State, begun: State, settled: Callable[[State], State
 def _merged(state: State, reason: str) -> State | None:
     """Two axes without plates that leave the least to compute; of such pairs one whose numbers have no ends, since a
     joint Normal is for these."""
-    free = [a for a in state.axes if not (a.enumerated or a.scope or a.size == 1)]
-    pairs = [(a, b) for a, b in combinations(free, 2) if a.size == b.size]
-    pairs = [(a, b) for a, b in pairs if _coordinates(state, a) + _coordinates(state, b) <= LARGEST]
     found = [
-        (_work(merged), _with_ends(state, a) + _with_ends(state, b), merged)
-        for a, b in pairs
-        for merged in [state.merged(a, b, reason)]
+        (_work(merged := state.merged(a, b, reason)), _with_ends(state, a) + _with_ends(state, b), merged)
+        for a, b in pairs_without_plates(state, state.axes, LARGEST)
     ]
     best = min(found, key=lambda f: f[:2], default=None)
     return None if best is None or best[0] >= _work(state) else best[2]
@@ -61,13 +56,7 @@ def _merged(state: State, reason: str) -> State | None:
 
 def _work(state: State) -> float:
     """Operations of all factors and their entries before rows are summed."""
-    sizes, factors = state.case.sizes, state.case.graph.factors
-    entries = (state.combinations(f.latents) * math.prod(sizes[d] for d in f.dims if d) for f in factors)
-    return sum(entries) + sum(evaluating(state, f) for f in factors)
-
-
-def _coordinates(state: State, axis: Axis) -> int:
-    return sum(math.prod(state.case.graph.latent(n).shape) for n in axis.latents)
+    return sum(state.entries(f) + evaluating(state, f) for f in state.case.graph.factors)
 
 
 def _with_ends(state: State, axis: Axis) -> int:

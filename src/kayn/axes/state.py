@@ -127,6 +127,14 @@ class State:
         """Of the particles of some latents."""
         return math.prod(a.size for a in self.axes_read(latents))
 
+    def entries(self, output: Output) -> int:
+        """Of an output on all particles of its axes, before rows are summed."""
+        return self.combinations(output.latents) * math.prod(self.case.sizes[d] for d in output.dims if d)
+
+    def coordinates(self, axis: Axis) -> int:
+        """How many numbers the latents of an axis are."""
+        return sum(math.prod(self.case.graph.latent(n).shape) for n in axis.latents)
+
     def loss(self, axis: Axis, plates: Sequence[str]) -> float:
         """log of the number of combinations given up by dropping plates from an axis."""
         if axis.enumerated:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from kayn.contraction.plan import Plan, Term
 from kayn.support.names import RESERVED, joined, shown
@@ -99,3 +100,9 @@ def axis_of(axes: Sequence[Axis], latent: str) -> Axis:
         StopIteration: it is on none.
     """
     return next(a for a in axes if latent in a.latents)
+
+
+def pairs_of(axes: Iterable[Axis]) -> list[tuple[Axis, Axis]]:
+    """Axes with as many drawn particles, which can be merged."""
+    free = [a for a in axes if not a.enumerated and a.size > 1]
+    return [(a, b) for a, b in combinations(free, 2) if a.size == b.size]

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from itertools import combinations
 
 from kayn.axes.state import State
-from kayn.axes.types import Axis
+from kayn.axes.types import Axis, pairs_of
 from kayn.contraction.plan import Plan
 from kayn.contraction.steps.product import settled_slot
 from kayn.graph.types import Output
@@ -79,9 +78,4 @@ def _mergers(state: State, output: Output, operations: float) -> list[State]:
 
 
 def _merged(state: State, axes: Iterable[Axis], reason: str) -> list[State]:
-    free = [a for a in axes if not a.enumerated and a.size > 1]
-    return [state.merged(a, b, reason) for a, b in combinations(free, 2) if _alike(a, b)]
-
-
-def _alike(a: Axis, b: Axis) -> bool:
-    return a.size == b.size and set(a.scope) == set(b.scope)
+    return [state.merged(a, b, reason) for a, b in pairs_of(axes) if set(a.scope) == set(b.scope)]

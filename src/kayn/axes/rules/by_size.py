@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from kayn.axes.memory import step_bytes
 from kayn.axes.state import Change, State, TooLarge
-from kayn.axes.types import Axis
+from kayn.axes.types import Axis, pairs_of
 from kayn.graph.types import Link, Output
 from kayn.support.memory import format_bytes
 from kayn.support.names import whole
@@ -23,7 +23,7 @@ MAX_MERGED_COORDINATES = 8
 
 def much_work(state: State, output: Output) -> State | None:
     """Two axes without plates of a factor that would be too much work."""
-    work = state.combinations(output.latents) * math.prod(state.case.sizes[d] for d in output.dims if d)
+    work = state.entries(output)
     pair = cheapest_pair(state, state.real_axes(output.latents), plates=False)
     if work <= state.case.request.target_elements or pair is None:
         return None
@@ -80,18 +80,17 @@ def cheapest_pair(state: State, axes: Sequence[Axis], plates: bool) -> tuple[Axi
     Args:
         plates: also consider axes with an index of their own over plates, which loses far more combinations.
     """
-    free = [a for a in axes if not a.enumerated and a.size > 1 and (plates or not a.scope)]
-    pairs = [(a, b) for i, a in enumerate(free) for b in free[i + 1 :] if a.size == b.size]
-    if not plates:
-        # the particles of a long vector are poor enough without a second one
-        pairs = [p for p in pairs if sum(_coordinates(state, a) for a in p) <= MAX_MERGED_COORDINATES]
+    # the particles of a long vector are poor enough without a second one
+    pairs = pairs_of(axes) if plates else pairs_without_plates(state, axes, MAX_MERGED_COORDINATES)
     if not pairs:
         return None
     return min(pairs, key=lambda p: (p[0].scope != p[1].scope, len(p[0].scope), len(p[0].latents) + len(p[1].latents)))
 
 
-def _coordinates(state: State, axis: Axis) -> int:
-    return sum(math.prod(state.case.graph.latent(n).shape) for n in axis.latents)
+def pairs_without_plates(state: State, axes: Sequence[Axis], most: int) -> list[tuple[Axis, Axis]]:
+    """Those that have no index of their own over plates and are up to `most` numbers together."""
+    pairs = pairs_of([a for a in axes if not a.scope])
+    return [p for p in pairs if sum(map(state.coordinates, p)) <= most]
 
 
 def _kept_dims(output: Output, axes: Sequence[Axis]) -> list[str]:
