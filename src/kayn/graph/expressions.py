@@ -151,38 +151,47 @@ class Nodes:
         return number(node, self.known, self._values)
 
 
-def evaluate(node: Node, inputs: Sequence[Array], memo: dict[int, Array] | None = None) -> Array:
-    """Compute an expression from the values of the program's inputs."""
+def evaluate(
+    node: Node,
+    inputs: Sequence[Array],
+    memo: dict[int, Array] | None = None,
+    given: Callable[[Array], Array] = lambda value: value,
+    computed: Callable[[Node, list[Array]], Any] = lambda node, operands: node.compute(*operands),  # type: ignore[misc]
+) -> Array:
+    """Compute an expression from the values of the program's inputs.
+
+    Args:
+        given: what is made of inputs and literals.
+        computed: what a node is, of its operands.
+    """
     memo = {} if memo is None else memo
     if node.leaf is not None:
-        return inputs[node.leaf]
+        return given(inputs[node.leaf])
     if node.literal is not None:
-        return node.literal
+        return given(node.literal)
     if id(node) not in memo:
-        assert node.compute is not None
-        value = node.compute(*(evaluate(n, inputs, memo) for n in node.inputs))
+        value = computed(node, [evaluate(n, inputs, memo, given, computed) for n in node.inputs])
         memo[id(node)] = value[node.output] if isinstance(value, list | tuple) else value
     return memo[id(node)]
 
 
 def number(node: Node, inputs: Sequence[Array], memo: dict[int, Array]) -> np.ndarray | None:
     """The value of an expression whose inputs are known, now; None if it is a key."""
-    value = _now(node, inputs, memo)
+    value = evaluate(node, inputs, memo, _on_host, _now)
     return None if is_key(value) else np.asarray(value)
 
 
-def _now(node: Node, inputs: Sequence[Array], memo: dict[int, Array]) -> Array:
-    if node.compute is None:
-        value = evaluate(node, inputs)
-        return value if is_key(value) else np.asarray(value)
-    if id(node) not in memo:
-        operands = [_now(n, inputs, memo) for n in node.inputs]
-        value = by_numpy(node.operation.name, node.operation.params, operands)
-        if value is None:
-            with jax.ensure_compile_time_eval():
-                value = node.compute(*operands)
-        memo[id(node)] = value[node.output] if isinstance(value, list | tuple) else value
-    return memo[id(node)]
+def _on_host(value: Array) -> Array:
+    return value if is_key(value) else np.asarray(value)
+
+
+def _now(node: Node, operands: list[Array]) -> Any:
+    value = by_numpy(node.operation.name, node.operation.params, operands)
+    if value is not None:
+        return value
+    assert node.compute is not None
+    with jax.ensure_compile_time_eval():
+        return node.compute(*operands)
 
 
 def take(nodes: Nodes, link: Node, index: Node) -> Node:
