@@ -15,7 +15,7 @@ import numpy as np
 from kayn.axes.choose import choose_layout
 from kayn.axes.minibatches import warn_of_strangers
 from kayn.axes.request import Request
-from kayn.axes.types import Layout
+from kayn.axes.types import Axis, Layout
 from kayn.errors import GuideError, KaynError
 from kayn.evidence.as_drawn import inspected_as_drawn
 from kayn.evidence.fixed_rows import fixed_rows
@@ -74,6 +74,10 @@ class Problem(Outlined):
         index of its own."""
         elements = math.prod(self.layout.plan.size[p] for p in self.layout.axis_of(latent).scope)
         return math.prod(self.graph.latent(latent).shape) // elements
+
+    def together(self, axis: Axis) -> int:
+        """How many numbers each particle of an axis is."""
+        return sum(map(self.coordinates, axis.latents))
 
     @property
     def entries(self) -> int:

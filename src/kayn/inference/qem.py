@@ -162,7 +162,7 @@ class QEM:
         warn_of_averages(self.problem.graph, self.problem.model, "QEM")
         self.blocks = blocks(self.problem, self.guide.sites, self._widening())
         self._arguments = (args, kwargs)
-        self._advance = QuickJit(partial(_advance, self, self._keeps_particles()), (3,))
+        self._advance = QuickJit(partial(_advance, self, self.keeps_particles()), (3,))
         self._parameters = QuickJit(lambda moments: {b.name: b.parameters(moments[b.name]) for b in self.blocks})
         self._one_step = jax.jit(partial(_step, self, self.problem), inline=True)
         # only types matter here, so this is done while the prior that the guide starts from is being compiled
@@ -234,8 +234,7 @@ class QEM:
         problem = self._problem()
 
         def of(name: str) -> float:
-            coordinates = sum(problem.coordinates(n) for n in problem.layout.axis_of(name).latents)
-            return 1 + self.overdispersion / math.sqrt(coordinates)
+            return 1 + self.overdispersion / math.sqrt(problem.together(problem.layout.axis_of(name)))
 
         return {s.name: of(s.name) for s in self._guide().sites}
 
@@ -287,7 +286,7 @@ class QEM:
 
         This is the compiled loop of `advance` at rate zero. None when particles are too large to be kept.
         """
-        if not self._keeps_particles():
+        if not self.keeps_particles():
             return None
         refuse_too_many("num_replicates", count, self._problem().entries)
         parts = []
@@ -298,7 +297,8 @@ class QEM:
             return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *parts)
         return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(x) for x in leaves])[:count], *parts)
 
-    def _keeps_particles(self) -> bool:
+    def keeps_particles(self) -> bool:
+        """Whether particles of a chunk of steps are small enough to be kept."""
         graph, layout = self._problem().graph, self._problem().layout
         entries = sum(math.prod(z.shape) * layout.axis_of(z.name).size for z in graph.latents)
         return 3 * 8 * entries * CHUNK < KEPT_BYTES

@@ -54,6 +54,8 @@ class Sampler:
         Args:
             draws: of chains, [chains, draws, *shape].
         """
+        if not self.qem.keeps_particles():
+            return None
         # at even distances, so that every part of them is of all chains
         mixed = {n: np.moveaxis(np.asarray(v), 0, 1).reshape((-1, *v.shape[2:])) for n, v in draws.items()}
         fitted = self.fitted_to(mixed)

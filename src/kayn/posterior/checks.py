@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from kayn.posterior.diagnostics import (
     pareto_khat,
     poor_below,
 )
-from kayn.posterior.enough import by_replicate, spread
+from kayn.posterior.enough import by_replicate, deviations
 from kayn.posterior.pool import Pool
 from kayn.support.names import in_model, shown
 from kayn.xla.compilation import is_traced
@@ -45,8 +44,7 @@ def warn_if_poor(posterior: Pool) -> None:
     if is_traced(posterior.log_evidences):
         return
     warn_if_unsound(posterior)
-    for complaint in complaints(posterior):
-        warn(complaint, PoorFitWarning)
+    warn_of(complaints(posterior))
 
 
 def warn_if_unsound(posterior: Pool) -> None:
@@ -55,11 +53,12 @@ def warn_if_unsound(posterior: Pool) -> None:
         warn(complaint, NumericsWarning)
 
 
-def warn_of_chains(complaints: list[str]) -> bool:
-    """Warn of what is wrong with chains; whether anything is."""
-    for complaint in complaints:
+def warn_of(complaints: Iterable[str]) -> bool:
+    """Warn of what is wrong with weights or with chains; whether anything is."""
+    told = [*complaints]
+    for complaint in told:
         warn(complaint, PoorFitWarning)
-    return bool(complaints)
+    return bool(told)
 
 
 def warn_of_broken_sampler(error: Exception) -> None:
@@ -91,13 +90,13 @@ def complaints(posterior: Pool) -> Iterator[str]:
             f"{log_z.size - possible.size} of {log_z.size} replicates hold no possible combination of particles. "
             f"{ADVICE}"
         )
-    apart = float(np.std(possible))
-    if not apart < POOR_SPREAD:
+    spread = float(np.std(possible))
+    if not spread < POOR_SPREAD:
         yield (
-            f"log evidence varies by {apart:.1f} nats (sd) between replicates, so its error is underestimated, and "
+            f"log evidence varies by {spread:.1f} nats (sd) between replicates, so its error is underestimated, and "
             f"means may be off{_shared_by_many(posterior)}. {ADVICE}"
         )
-    yield from _known_evidence(posterior, apart / possible.size**0.5)
+    yield from _known_evidence(posterior, spread / possible.size**0.5)
     for axis in posterior.problem.layout.axes:
         if not axis.enumerated and axis.size > 1:
             told = list(_axis_complaints(posterior, axis))
@@ -115,7 +114,7 @@ def _few_particles(posterior: Pool, axis: Axis) -> Iterator[str]:
         if posterior.problem.graph.latent(name).discrete:
             continue
         means, variances = by_replicate(posterior, name)
-        shift, error = diagnostics.shift(log_z[possible], means, spread(means, variances))
+        shift, error = diagnostics.shift(log_z[possible], means, deviations(means, variances))
         worst = np.unravel_index(np.argmax(np.abs(shift)), shift.shape)
         if np.abs(shift[worst]) > POOR_SHIFT:
             where = f" of element {', '.join(map(str, worst))}" if worst else ""
@@ -132,9 +131,11 @@ def _missing_tails(posterior: Pool, axis: Axis) -> Iterator[str]:
     Weights of the vector are even where most of the posterior is, and those of the number are sums over its particles:
     neither shows what the vector would have to be at other values of the number.
     """
-    many = [a for a in posterior.problem.layout.axes if a is not axis and _together(posterior, a) >= LONG_VECTOR]
+    problem = posterior.problem
+    others = [a for a in problem.layout.axes if a is not axis and not a.enumerated]
+    many = [a for a in others if problem.together(a) >= LONG_VECTOR]
     values = {n: np.asarray(posterior.draws.values[n]) for n in axis.latents if not axis.scope}
-    numbers = {n: v for n, v in values.items() if v.ndim == 2 and not posterior.problem.graph.latent(n).discrete}
+    numbers = {n: v for n, v in values.items() if v.ndim == 2 and not problem.graph.latent(n).discrete}
     if not many or axis.size < MIN_PARTICLES_FOR_KHAT or posterior.log_evidences.size < MIN_REPLICATES:
         return
     possible = np.isfinite(np.asarray(posterior.log_evidences))
@@ -147,14 +148,6 @@ def _missing_tails(posterior: Pool, axis: Axis) -> Iterator[str]:
                 f"latent {in_model(name)!r}: weights of nearly the same value in its tails differ by {noise**0.5:.0%} "
                 f"(sd), as few particles of {who} fit there, so that its spread is too small. {ADVICE}{about}"
             )
-
-
-def _together(posterior: Pool, axis: Axis) -> int:
-    """How many numbers each particle of an axis is."""
-    problem = posterior.problem
-    sizes = [math.prod(problem.graph.latent(n).shape) for n in axis.latents]
-    apart = math.prod(problem.graph.plate(p).size for p in axis.scope)
-    return 0 if axis.enumerated else sum(sizes) // max(apart, 1)
 
 
 def _shared_by_many(posterior: Pool) -> str:

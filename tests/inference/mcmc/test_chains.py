@@ -122,6 +122,18 @@ def test_evidence_after_sampling_is_of_the_guide_with_the_draws_moments(chains, 
     np.testing.assert_allclose(fitted.proposal["kayn:mu:loc"], draws["mu"][:used].mean(0), rtol=1e-3)
 
 
+def test_particles_that_are_too_large_to_be_kept_leave_the_evidence_as_it_was(chains, monkeypatch):
+    """The chains are the answer, with the log evidence of the weights that failed."""
+    begun = kayn.fit(normals, (SD, Y), progress=False, num_steps=1)
+    monkeypatch.setattr("kayn.inference.qem.KEPT_BYTES", 0)
+    monkeypatch.setattr(sys.modules["kayn.fit"], "complaints", lambda posterior: ["latent 'mu': poor"])
+    monkeypatch.setattr(escalate, "run_until_mixed", lambda *given: chains)
+    found, before = begun.posterior(), begun.posterior(escalate=False)
+    assert found.draws is chains.draws
+    np.testing.assert_allclose(found.evidence, (before.log_evidence, before.log_evidence_error))
+    assert "from weights that failed a check" in str(found)
+
+
 def test_a_sampler_that_breaks_leaves_the_weights(fit, monkeypatch):
     def broken(*given):
         raise KeyError("gone")
