@@ -133,7 +133,7 @@ class Fit(Printed):
     def _weighed(self, num_particles: Any, key: KeyArray, num_replicates: int) -> Posterior:
         sampler = self.sampler if num_particles is None else None
         found = None if sampler is None else sampler(key, num_replicates, self.call)
-        return found or self.weigher(num_particles).posterior(key, self.proposal, num_replicates)
+        return self.weigher(num_particles).posterior(key, self.proposal, num_replicates) if found is None else found
 
     def _escalated(self, found: Posterior, max_seconds: float) -> Chains | None:
         """Chains in the place of weighed particles that fail a check; None where none fails, or nothing samples the

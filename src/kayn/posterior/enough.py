@@ -36,15 +36,22 @@ KEPT_BYTES = 2**28
 """And as long as their particles and weights are no larger."""
 
 
-def replicates_wanted(pool: Pool) -> int:
+def replicates_wanted(pool: Pool, in_time: float) -> int:
     """How many replicates there should be, given some: so many as there are, or these doubled a few times, so that what
-    is compiled for a posterior serves others."""
+    is compiled for a posterior serves others.
+
+    Args:
+        in_time: how many there is time for.
+    """
     have = pool.num_replicates
     if is_traced(pool.log_evidences) or pool.draws.subsample:
         return have
-    worst = max((relative_error(*by_replicate(pool, name)) for name in pool.drawn_names), default=0.0)
     each = sum(np.size(x) for x in jax.tree.leaves((pool.draws.values, pool.axis_weights))) * 4 / have
-    affordable = min(MOST, OPERATIONS / max(pool.problem.layout.operations, 1), KEPT_BYTES / max(each, 1))
+    by_size = KEPT_BYTES / max(each, 1)
+    affordable = min(MOST, in_time, OPERATIONS / max(pool.problem.layout.operations, 1), by_size)
+    if 2 * have > affordable:
+        return have  # without a look at particles, which may be very many
+    worst = max((relative_error(*by_replicate(pool, name)) for name in pool.drawn_names), default=0.0)
     needed = have * (worst / KNOWN) ** 2
     count = have
     while count < needed and 2 * count <= affordable:
@@ -61,9 +68,7 @@ def enough_replicates(draw: Callable[[KeyArray, int], PoolT], key: KeyArray) -> 
     begun = time.perf_counter()
     first = jax.block_until_ready(draw(key, FIRST))
     in_time = FIRST * LONGEST / (time.perf_counter() - begun)
-    wanted = replicates_wanted(first)
-    while wanted > max(in_time, FIRST):  # operations are not all that takes time
-        wanted //= 2
+    wanted = replicates_wanted(first, in_time)  # operations are not all that takes time
     parts = [first, *(draw(jax.random.fold_in(key, n), FIRST) for n in range(FIRST, wanted, FIRST))]
     if len(parts) == 1:
         return first
@@ -83,7 +88,7 @@ def by_replicate(pool: Pool, name: str) -> tuple[np.ndarray, np.ndarray]:
     return means, np.where(weights > 0, weights * (values - means.mean(0)) ** 2, 0).sum(1)
 
 
-def spread(means: Array, variances: Array) -> np.ndarray:
+def deviations(means: Array, variances: Array) -> np.ndarray:
     """The standard deviations [*shape] of what `by_replicate` gives; zero where there is no more than rounding."""
     sd = np.sqrt(variances.mean(0))
     return np.where(sd > 1e-5 * np.abs(means).max(0), sd, 0.0)
@@ -98,7 +103,7 @@ def relative_error(means: Array, variances: Array) -> float:
     count = len(means)
     if count < 2:
         return 0.0
-    sd = spread(means, variances)
+    sd = deviations(means, variances)
     moves = (sd > 0) & np.isfinite(sd)
     if not moves.any():
         return 0.0

@@ -25,8 +25,6 @@ from kayn.xla.compilation import is_traced
 
 BLOCK = 1000
 """Draws that are taken at a time."""
-
-
 KEPT = 2**26
 """Numbers that draws which are kept may be."""
 

@@ -12,7 +12,7 @@ from kayn.inference.mcmc.run import run_until_mixed
 from kayn.inference.sampler import Sampler
 from kayn.posterior.call import Call
 from kayn.posterior.chains import OF_DRAWS, Chains
-from kayn.posterior.checks import warn_of_broken_sampler, warn_of_chains
+from kayn.posterior.checks import warn_of, warn_of_broken_sampler
 from kayn.posterior.posterior import Posterior
 from kayn.support.arrays import KeyArray
 
@@ -36,13 +36,13 @@ def escalated(
     """
     evidence = float(weighed.log_evidence), float(weighed.log_evidence_error)
     try:
-        chains = run_until_mixed(kernel, call, max_seconds, key, evidence, reasons)
+        chains = replace(run_until_mixed(kernel, call, max_seconds, key), evidence=evidence, reasons=reasons)
         chains = chains if sampler is None else _with_evidence(chains, sampler, jax.random.fold_in(key, 1), call)
     except Exception as error:  # an answer that is warned of is better than none, whatever stopped the sampler
         if not isinstance(error, KaynError):
             warn_of_broken_sampler(error)
         return None, f"posterior() could not be sampled ({error}), though {reasons[0]}"
-    met = "targets missed" if warn_of_chains(chains.check()) else "targets met"
+    met = "targets missed" if warn_of(chains.check()) else "targets met"
     return chains, f"posterior() sampled{chains.course}, {met}, since: {reasons[0]}"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from kayn.inference.mcmc.prepare import Prepared
 from kayn.inference.mcmc.state import GibbsState
 from kayn.posterior import mixing
 from kayn.posterior.call import Call
-from kayn.posterior.chains import UNKNOWN, Chains
+from kayn.posterior.chains import Chains
 from kayn.support.arrays import Array, KeyArray
 from kayn.xla.jit import QuickJit
 
@@ -111,11 +110,11 @@ class Run:
             self.thinning *= 2
             self.draws = [{n: v[:, ::2] for n, v in d.items()} for d in self.draws]
 
-    def posterior(self, draws: dict[str, np.ndarray], **told: Any) -> Chains:
-        """A posterior of draws."""
+    def posterior(self, draws: dict[str, np.ndarray], course: str) -> Chains:
+        """A posterior of draws, and how they came about in words."""
         jax.effects_barrier()  # all warnings have been given
         ready = self.ready
-        return Chains.of(ready.held, self.call, dict(ready.kernel.params), draws, **told)
+        return Chains.of(ready.held, self.call, dict(ready.kernel.params), draws, course=course)
 
 
 def run_chains(
@@ -125,7 +124,7 @@ def run_chains(
     run = Run.begin(kernel, call, num_chains, num_warmup, key)
     run.advance(num_warmup + num_samples)
     draws = {n: v[:, num_warmup : num_warmup + num_samples] for n, v in run.drawn().items()}
-    return run.posterior(draws, course=f" after {num_warmup} sweeps of warm-up")
+    return run.posterior(draws, f" after {num_warmup} sweeps of warm-up")
 
 
 def run_until_mixed(
@@ -133,15 +132,9 @@ def run_until_mixed(
     call: Call,
     max_seconds: float,
     key: KeyArray,
-    evidence: tuple[float, float] = UNKNOWN,
-    reasons: tuple[str, ...] = (),
     num_chains: int = 4,
 ) -> Chains:
-    """Sample until chains meet the targets of `kayn.posterior.mixing`, or the time is over.
-
-    Args:
-        evidence, reasons: what is told of them.
-    """
+    """Sample until chains meet the targets of `kayn.posterior.mixing`, or the time is over."""
     run = Run.begin(kernel, call, num_chains, WARMUP, key)
     run.advance(CHUNK)
     # what was compiled for the first sweeps is no sign of how long others take
@@ -165,4 +158,4 @@ def run_until_mixed(
             run.thin()
     sweeps = int(np.max(np.asarray(run.state.i)))
     course = f" from {sweeps} sweeps in {run.seconds:.0f} s after compiling"
-    return run.posterior(run.drawn(), evidence=evidence, reasons=reasons, course=course)
+    return run.posterior(run.drawn(), course)
