@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 
 import kayn
-from benchmarks.formulas import FORMULAS, table
+from benchmarks.formulas import FORMULAS, by_kayn, farthest, sites_of, table
 
 FAMILIES = {
     "student": "t",
@@ -82,23 +82,20 @@ def compared(python: str, name: str, data: pd.DataFrame) -> None:
     text, family = formula_of(name)
     start = time.process_time()
     formula = kayn.formula(text, data, family)
-    names = [n for n in formula.names if n.startswith("sd(") or "|" not in n]
-    posterior = kayn.fit(formula, progress=False).posterior()
-    means = {n: float(posterior.mean(n)) for n in names}
-    sds = {n: float(posterior.std(n)) for n in names}
+    names = sites_of(formula)
+    means, sds = by_kayn(formula, names)
     own = time.process_time() - start
     other = by_bambi(python, name, formula, data)
     rows = []
     for n in names:
         (mean,), (sd,), (ess,) = (other["found"][other_name(n)][k] for k in ("mean", "sd", "ess"))
         mean = 1.0 - mean if n in FLIPPED else mean
-        rows.append((abs(means[n] - mean) / sd, n.replace("|", "\\|"), ess**-0.5, sds[n] / sd))
-    off, where, error, _ = max(rows)
-    widths = [r[3] for r in rows]
+        rows.append((float(abs(means[n] - mean) / sd), n.replace("|", "\\|"), ess**-0.5, float(sds[n] / sd)))
+    off, where, error, low, high = farthest(rows)
     spent = other["seconds"]
     print(
         f"| {name} | {own:.1f} | {spent:.1f} | {own / spent:.2f} | {off:.3f}, of `{where}` | {error:.3f} | "
-        f"{min(widths):.2f} to {max(widths):.2f} |",
+        f"{low:.2f} to {high:.2f} |",
         flush=True,
     )
 

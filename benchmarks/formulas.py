@@ -89,15 +89,32 @@ def nuts(formula: kayn.Formula, names: list[str]) -> dict[str, np.ndarray]:
     return {n: np.asarray(found[n]) for n in names}
 
 
+def sites_of(formula: kayn.Formula) -> list[str]:
+    """Sites that are compared: all but the effects of single groups."""
+    return [n for n in formula.names if n.startswith("sd(") or "|" not in n]
+
+
+def by_kayn(formula: kayn.Formula, names: list[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Means and standard deviations by site, with every default."""
+    posterior = kayn.fit(formula, progress=False).posterior()
+    return {n: np.asarray(posterior.mean(n)) for n in names}, {n: np.asarray(posterior.std(n)) for n in names}
+
+
+def farthest(rows: list[tuple[float, str, float, float]]) -> tuple[float, str, float, float, float]:
+    """Of elements, each with the distance of its means, its name, the other's error and the ratio of the standard
+    deviations: the first three of the one that is farthest off, and the ends of the ratios."""
+    off, where, error, _ = max(rows)
+    widths = [row[3] for row in rows]
+    return off, where, error, min(widths), max(widths)
+
+
 def compared(name: str, data: pd.DataFrame) -> None:
     """Print a line."""
     text, family = FORMULAS[name]
     formula = kayn.formula(text, data, family)
-    names = [n for n in formula.names if "|" not in n.replace("sd(", "", 1) or n.startswith("sd(")]
+    names = sites_of(formula)
     start = time.process_time()
-    posterior = kayn.fit(formula, progress=False).posterior()
-    means = {n: np.asarray(posterior.mean(n)) for n in names}
-    sds = {n: np.asarray(posterior.std(n)) for n in names}
+    means, sds = by_kayn(formula, names)
     own = time.process_time() - start
     start = time.process_time()
     draws = nuts(formula, names)
@@ -110,11 +127,10 @@ def compared(name: str, data: pd.DataFrame) -> None:
             ess = arviz_stats.base.array_stats.ess(flat[..., i], chain_axis=0, draw_axis=1, method="mean")
             off = (np.ravel(means[n])[i] - flat[..., i].mean()) / sd
             rows.append((abs(off), f"{n}[{i}]" if flat.shape[-1] > 1 else n, ess**-0.5, np.ravel(sds[n])[i] / sd))
-    off, where, error, _ = max(rows)
-    widths = [r[3] for r in rows]
+    off, where, error, low, high = farthest(rows)
     print(
         f"{name:<14}{own:6.1f} s  NUTS {other:6.1f} s  ratio {own / other:4.2f}  mean off {off:.3f} sd ({where}, NUTS "
-        f"+-{error:.3f})  sd {min(widths):.2f} to {max(widths):.2f}",
+        f"+-{error:.3f})  sd {low:.2f} to {high:.2f}",
         flush=True,
     )
 

@@ -8,18 +8,10 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
+from examples import eight_schools, radon
 from examples.gallery.case import RED, Case, points
 from examples.gallery.tables import RATS, TEAMS, WINS
 from kayn import datasets
-
-
-def schools(sigma, y=None):
-    mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = numpyro.sample("tau", dist.HalfCauchy(5.0))
-    with numpyro.plate("schools", sigma.shape[0]):
-        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-        theta = numpyro.deterministic("theta", mu + tau * z)
-        numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
 
 def _schools() -> tuple:
@@ -32,17 +24,6 @@ def _draw_schools(axes: Any, posterior: Any, args: tuple) -> None:
     axes.scatter(args[1], np.arange(8), marker="x", color=RED, label="measured")
     axes.set(xlabel="effect of coaching", ylabel="school")
     axes.legend(frameon=False)
-
-
-def radon(county, upstairs, num_counties, log_radon=None):
-    mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
-    sd = numpyro.sample("sd", dist.HalfNormal(1.0))
-    beta = numpyro.sample("beta", dist.Normal(0.0, 2.0))
-    sigma = numpyro.sample("sigma", dist.HalfNormal(2.0))
-    with numpyro.plate("counties", num_counties):
-        alpha = numpyro.sample("alpha", dist.Normal(mu, sd))
-    with numpyro.plate("homes", county.shape[0]):
-        numpyro.sample("log_radon", dist.Normal(alpha[county] + beta * upstairs, sigma), obs=log_radon)
 
 
 def _radon() -> tuple:
@@ -162,7 +143,7 @@ CASES = (
         "School effects: does coaching help?",
         "Eight schools measured what coaching adds to a test's result (Rubin, 1981). The effects are noisy; how far do "
         "they differ at all? Crosses are what was measured, dots what remains when the schools inform each other.",
-        schools,
+        eight_schools.model,
         _schools,
         ("mu", "tau", "theta"),
         _draw_schools,
@@ -173,7 +154,7 @@ CASES = (
         "Counties with one house and with hundreds",
         "Radon in houses of sixty counties (Gelman and Hill, 2006). How high is it in a county where three houses were "
         "measured? Small counties are drawn to the line, the mean of all.",
-        radon,
+        radon.varying_intercept,
         _radon,
         ("mu", "sd", "beta", "sigma", "alpha"),
         _draw_radon,
