@@ -20,6 +20,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 from kayn.graph.flow import Sources, reach
 from kayn.graph.totals import run_flat
 from kayn.programs.primitives import ELEMENTWISE, IDENTITY
+from kayn.programs.running import states_of
 from kayn.programs.slices import equation_as_function, slice_outputs
 from kayn.support.arrays import Array
 from kayn.xla.compilation import is_traced
@@ -43,24 +44,6 @@ def decays_of(eqn: JaxprEqn) -> list[Any]:
     """The decays of each lag of a recursion; what is added is behind them."""
     order = eqn.params["num_carry"]
     return eqn.invars[order : 2 * order]
-
-
-def states_of(starts: Sequence[Array], decays: Sequence[Array], added: Array) -> Array:
-    """`s_t = sum_j a_tj s_{t-j} + u_t`: [T, *S].
-
-    Args:
-        starts: the state before the first, the one before that, and so on.
-        decays: [T, *S] of each.
-    """
-
-    def step(states: tuple[Array, ...], now: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
-        moved = [decay * state for decay, state in zip(now[:-1], states, strict=True)]
-        new = sum((*moved[1:], now[-1]), moved[0])
-        return (new, *states[:-1]), new
-
-    # without weak types, of which the loop would have conversions
-    own = [jax.lax.convert_element_type(x, added.dtype) for x in (*starts, *decays)]
-    return jax.lax.scan(step, tuple(own[: len(starts)]), (*own[len(starts) :], added))[1]
 
 
 def with_recursions(jaxpr: Jaxpr, inputs: Sequence[Array], starts: Collection[Any]) -> list[Array]:

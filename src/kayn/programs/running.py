@@ -134,15 +134,28 @@ class Coordinates:
         return [jnp.take(r, np.maximum(np.arange(steps) - lag, 0), axis) for lag in range(1, self.order + 1)]
 
 
+def states_of(starts: Sequence[Array], decays: Sequence[Array], added: Array) -> Array:
+    """`s_t = sum_j a_tj s_{t-j} + u_t`: [T, *S].
+
+    Args:
+        starts: the state before the first, the one before that, and so on.
+        decays: [T, *S] of each.
+    """
+
+    def step(states: tuple[Array, ...], now: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        moved = [decay * state for decay, state in zip(now[:-1], states, strict=True)]
+        new = sum((*moved[1:], now[-1]), moved[0])
+        return (new, *states[:-1]), new
+
+    # without weak types, of which the loop would have conversions
+    own = [jax.lax.convert_element_type(x, added.dtype) for x in (*starts, *decays)]
+    return jax.lax.scan(step, tuple(own[: len(starts)]), (*own[len(starts) :], added))[1]
+
+
 def _recursion(decays: Sequence[Array], added: Array) -> Array:
-    """`r_t = sum_j d_tj r_{t-j} + u_t`: [T, ...]."""
+    """`states_of` from zero; of one lag in parallel."""
     if len(decays) > 1:
-
-        def step(before: tuple[Array, ...], now: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
-            new = sum((d * r for d, r in zip(now[:-1], before, strict=True)), now[-1])
-            return (new, *before[:-1]), new
-
-        return jax.lax.scan(step, (jnp.zeros_like(added[0]),) * len(decays), (*decays, added))[1]
+        return states_of([jnp.zeros_like(added[0])] * len(decays), decays, added)
 
     def join(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
         return a[0] * b[0], a[1] * b[0] + b[1]

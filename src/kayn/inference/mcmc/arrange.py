@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import jax.numpy as jnp
 
@@ -48,14 +48,21 @@ def if_present(absent: Mapping[str, Array], name: str, array: Array, ndim: int) 
     return jnp.where(gone.reshape((*gone.shape, *(1,) * (ndim - gone.ndim))), 0.0, array)
 
 
-def local_terms(
-    problem: Problem, coordinates: Mapping[str, Coordinates], places: Mapping[str, Array], axes: Sequence[Axis]
+def with_volumes(
+    problem: Problem,
+    coordinates: Mapping[str, Coordinates],
+    places: Mapping[str, Array],
+    moving: Collection[str],
+    terms: Mapping[str, Array],
 ) -> dict[str, Array]:
-    """Log volumes of particles that some axes move locally, zero for others: [*scope, K] by the axis's term."""
-    layout, terms = problem.layout, {}
+    """What particles of every axis are weighed by besides the model: what there is, zero where there is nothing, and
+    the log volumes of latents that move locally: [*scope, K] by the axis's term."""
+    layout, found = problem.layout, dict(terms)
     for axis in layout.axes:
-        terms[proposal_name(axis)] = jnp.zeros([*(layout.plan.size[p] for p in axis.scope), axis.size])
-        for latent in axis.latents if axis in axes else ():
+        name = proposal_name(axis)
+        if name not in found:
+            found[name] = jnp.zeros([*(layout.plan.size[p] for p in axis.scope), axis.size])
+        for latent in (n for n in axis.latents if n in moving):
             volume = coordinates[latent].log_volume(places[latent], problem.graph.latent(latent).batch_ndim)
-            terms[proposal_name(axis)] += to_scope(problem, axis, latent, volume)
-    return terms
+            found[name] = found[name] + to_scope(problem, axis, latent, volume)
+    return found

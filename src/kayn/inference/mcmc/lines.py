@@ -21,7 +21,7 @@ from kayn.evidence.weighed import Weighed
 from kayn.evidence.weights import weigh_against
 from kayn.graph.absent import absences
 from kayn.inference.mcmc.adaptation import adapted, target_rate
-from kayn.inference.mcmc.arrange import if_present, local_terms
+from kayn.inference.mcmc.arrange import if_present, with_volumes
 from kayn.inference.mcmc.coordinates import Coordinates
 from kayn.inference.mcmc.directions import Directions
 from kayn.inference.mcmc.following import Following
@@ -180,7 +180,8 @@ class Lines:
         places |= {n: state[n][None] for n in problem.graph.latent_names if n not in one.free}
         values = {n: self.coordinates[n].values(u) if n in self.coordinates else u for n, u in places.items()}
         draws = Draws(problem.model.with_aliases(values, leading=1), {}, {})
-        terms = local_terms(problem, self.coordinates, places, one.axes)
+        moving = [n for a in one.axes for n in a.latents]
+        terms = with_volumes(problem, self.coordinates, places, moving, {})
         own = proposal_name(one.axes[0])
         terms[own] = terms[own] + log_volume
         return places, weigh_against(problem, problem.numbers, draws, self.params, terms)

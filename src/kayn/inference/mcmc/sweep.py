@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kayn.axes.types import Axis, proposal_name
+from kayn.axes.types import Axis
 from kayn.evidence.draws import Draws
 from kayn.evidence.problem import model_inputs
 from kayn.evidence.queries import aligned, draw_combination, take_latent
@@ -18,7 +18,7 @@ from kayn.evidence.weighed import Weighed
 from kayn.evidence.weights import proposal_terms, weigh_against
 from kayn.graph.absent import absences
 from kayn.inference.mcmc.adaptation import adapted, spread_after, target_rate
-from kayn.inference.mcmc.arrange import for_all_runs, if_present, placed, step_name, to_scope
+from kayn.inference.mcmc.arrange import for_all_runs, if_present, placed, step_name, with_volumes
 from kayn.inference.mcmc.coordinates import Coordinates
 from kayn.inference.mcmc.independent import inputs_of, only, order_of, slot_logits
 from kayn.inference.mcmc.lines import Lines, LineSteps
@@ -240,21 +240,14 @@ class Kernel:
 
     def _terms(self, one: Pass, places: Mapping[str, Array], values: Mapping[str, Array]) -> dict[str, Array]:
         """What particles of every axis are weighed by besides the model: [*scope, K]."""
-        problem, layout = one.problem, one.problem.layout
+        problem = one.problem
         runs = problem.guide.density.with_aliases(for_all_runs(values, self.count), leading=1)
         draws = Draws(dict(values), runs, {})
         asked = [only(a, one.guided) for a in one.axes if not a.enumerated]
         asked = [a for a in asked if a.latents] + [a for a in one.axes if a.enumerated]
         terms = proposal_terms(problem, problem.numbers, draws, self.params, asked) if asked else {}
-        for axis in layout.axes:
-            name = proposal_name(axis)
-            for latent in self.moves_locally(one, axis) if axis in one.axes else ():
-                z = problem.graph.latent(latent)
-                volume = self.coordinates[latent].log_volume(places[latent], z.batch_ndim)
-                terms[name] = terms.get(name, 0.0) + to_scope(problem, axis, latent, volume)
-            if name not in terms:
-                terms[name] = jnp.zeros([*(layout.plan.size[p] for p in axis.scope), axis.size])
-        return terms
+        moving = [n for axis in one.axes for n in self.moves_locally(one, axis)]
+        return with_volumes(problem, self.coordinates, places, moving, terms)
 
 
 def _spread(tuning: Tuning, name: str) -> Array:
