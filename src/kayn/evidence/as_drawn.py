@@ -7,7 +7,7 @@ from typing import Any
 
 from kayn.axes.minibatches import subsampled_plates
 from kayn.graph.running_sums import added_up
-from kayn.programs.running import ReadRunning
+from kayn.programs.read_running import ReadRunning
 from kayn.programs.sites import Inspected, Site
 from kayn.programs.supports import BOX
 from kayn.programs.unbounded import ReadUnbounded
@@ -37,22 +37,42 @@ def in_running_sums(inspected: Inspected, names: Collection[str] | None = None) 
     """
     some = subsampled_plates(inspected.sites)
     sites = {n: s for n, s in inspected.sites.items() if names is None or n in names}
-    able = [n for n, s in sites.items() if _are_innovations(s) and not some.keys() & {f[0] for f in s.frames}]
+    able = {n: _axes_of_steps(s) for n, s in sites.items() if not some.keys() & {f[0] for f in s.frames}}
+    able = {n: axes for n, axes in able.items() if axes}
     if not able or inspected.drawn is None:
         return inspected
-    found = added_up(inspected.drawn, able)
+    order = list(inspected.drawn.latents)
+    found = added_up(inspected.drawn, able, _movable(inspected.sites))
     if not found:
         return inspected
-    return Inspected.of(ReadRunning(inspected.fn, found), inspected.args, inspected.kwargs, inspected.params)
+    ahead = {m: None for n, c in found.items() for m in c.latents if order.index(m) > order.index(n)}
+    model = ReadRunning(inspected.fn, found, tuple(ahead))
+    return Inspected.of(model, inspected.args, inspected.kwargs, inspected.params)
 
 
-def _are_innovations(site: Site) -> bool:
-    """Whether a latent may be innovations: independent numbers, each anywhere, a batch or one event."""
+def _movable(sites: Mapping[str, Site]) -> list[str]:
+    """Latents that may be drawn in another place of a program: those that nothing around them has changed."""
+    if any(s.kind in ("param", "mutable") for s in sites.values()):
+        return []  # which laws may be made of
+
+    def plain(s: Site) -> bool:
+        changed = s.frames or s.scaled or s.added or s.mask_ndim or s.delta or s.unbounded or s.steps is not None
+        return s.kind == "sample" and not s.observed and not s.discrete and not changed
+
+    return [n for n, s in sites.items() if plain(s)]
+
+
+def _axes_of_steps(site: Site) -> list[int]:
+    """The dimensions, from the last, that may be steps of a latent that may be innovations: independent numbers, each
+    anywhere. Events are a part of what belongs to a step, or steps come first in them."""
     plain = site.kind == "sample" and not (site.observed or site.discrete or site.delta or site.scaled or site.added)
     if not plain or site.steps is not None or site.mask_ndim or site.unbounded or not _everything(site):
-        return False
-    alone = site.event_dim == site.independent_ndim and (not site.event_dim or len(site.shape) == 1)
-    return alone and max(site.shape, default=1) >= SHORTEST
+        return []
+    ndim, events = len(site.shape), site.event_dim
+    if events != site.independent_ndim:
+        return []
+    axes = [-min(events + 1, ndim)] if events else range(-ndim, 0)
+    return [axis for axis in axes if site.shape[axis] >= SHORTEST]
 
 
 def _everything(site: Site) -> bool:

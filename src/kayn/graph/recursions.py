@@ -1,9 +1,11 @@
-"""Loops whose state is a linear recursion in what they are given: the recursion by itself, all else step by step.
+"""Loops whose state is a recursion in what they are given: the recursion by itself, all else step by step.
 
 `s_t = a_t s_{t-1} + g_t x_t + b_t` with a, g and b that depend on neither s nor x, as an autoregression has it whose
 innovations x are drawn beforehand. All are numbers, or arrays of one shape, each entry of which is a recursion by
 itself, as series of a panel are. A loop may carry earlier states on, s_{t-2} and so on, and may run backwards. Apart
-from the states nothing in it depends on an earlier step.
+from the states nothing in it depends on an earlier step. Where such a state is no linear function of earlier ones, or
+its elements depend on each other, it may be linear at least in the one thing that a step is given: it is a loop by
+itself then, of states alone.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from kayn.programs.slices import equation_as_function, slice_outputs
 from kayn.support.arrays import Array
 from kayn.xla.compilation import is_traced
 
+LINEAR = IDENTITY | {"add", "broadcast_in_dim", "convert_element_type", "neg", "reshape", "squeeze", "sub"}
 STATE = "state"
 Term = tuple[Callable[..., list[Array]], tuple[int, ...]]
 
@@ -38,6 +41,15 @@ def is_recursion(eqn: JaxprEqn) -> bool:
     if not order or names != ["mul"] * order + ["add"] * order or inputs != 2 * order + 1:
         return False
     return [*body.outvars[1:order]] == [*body.invars[: order - 1]] and body.outvars[-1] is body.outvars[0]
+
+
+def is_of_states(eqn: JaxprEqn) -> bool:
+    """Whether an equation is a loop that carries its state, and that one step earlier, and so on, and gives it back."""
+    if eqn.primitive.name != "scan" or eqn.params["reverse"] or not eqn.params["num_carry"]:
+        return False
+    order, body, first = eqn.params["num_carry"], eqn.params["jaxpr"].jaxpr, eqn.params["num_consts"]
+    handed = [*body.outvars[1:order]] == [*body.invars[first : first + order - 1]]
+    return handed and len(body.outvars) == order + 1 and body.outvars[-1] is body.outvars[0]
 
 
 def decays_of(eqn: JaxprEqn) -> list[Any]:
@@ -63,13 +75,14 @@ def with_recursions(jaxpr: Jaxpr, inputs: Sequence[Array], starts: Collection[An
 
 @dataclass(frozen=True, eq=False)
 class _Loop:
-    """A loop with one state that is a linear recursion; its other carries depend on neither state nor givens.
+    """A loop with one state that is a recursion; its other carries depend on neither state nor givens.
 
     Attributes:
         states: which carry the state is, and those that are it one step earlier, two, and so on.
         given: which operands it is a recursion in.
         terms: the decays, the slopes in what is given, and what the state becomes where states and givens are zero:
-            each a function of some of the body's operands, and which these are.
+            each a function of some of the body's operands, and which these are. Where it is not linear only the slope,
+            if that does not depend on the state.
     """
 
     eqn: JaxprEqn
@@ -106,11 +119,14 @@ class _Loop:
         shape = variables[0].aval.shape
         if any(v.aval.shape != shape or not jnp.issubdtype(v.aval.dtype, jnp.floating) for v in variables):
             return None
-        if shape and not _by_entry(body, states[0], followed):
-            return None
-        terms = _terms(body, states[0], followed)
-        if any({*followed} & set(used) for _, used in terms):
-            return None
+        terms = _terms(body, states[0], followed) if not shape or _by_entry(body, states[0], followed) else ()
+        if not terms or any({*followed} & set(used) for _, used in terms):
+            slope = slope_of(body, states[0], mine)
+            if slope is None:
+                return None
+            terms = () if {*followed} & set(slope[1]) else (slope,)
+            if is_of_states(eqn) and (not terms or _is_one(slope)):
+                return None  # it stands by itself
         return _Loop(eqn, states, tuple(mine), terms)
 
     def run(self, values: Sequence[Array]) -> list[Array]:
@@ -118,14 +134,9 @@ class _Loop:
         turned, first = bool(self.eqn.params["reverse"]), self.consts + self.carried
         if turned:
             values = [*values[:first], *(jnp.flip(x, 0) for x in values[first:])]
-        free, order = self._free(values), len(self.states)
-        terms = [self._term(i, values, free) for i in range(len(self.terms))]
-        added = sum((g * values[i] for g, i in zip(terms[order:-1], self.given, strict=True)), terms[-1])
+        free = self._free(values)
         starts = [values[self.consts + j] for j in self.states]
-        if self._only_adds():
-            states = starts[0] + jnp.cumsum(added, 0)
-        else:
-            states = states_of(starts, [jnp.broadcast_to(decay, added.shape) for decay in terms[:order]], added)
+        states = (self._linear if len(self.terms) > 1 else self._stepped)(values, free, starts)
         leaving = [states]
         for start in starts:
             leaving.append(jnp.concatenate([start[None], leaving[-1][:-1]]))
@@ -134,14 +145,34 @@ class _Loop:
         stacked = [jnp.flip(x, 0) for x in stacked] if turned else stacked
         return [*(ends[j][-1] if j in ends else last[j] for j in range(self.carried)), *stacked]
 
+    def _linear(self, values: Sequence[Array], free: Sequence[Array], starts: Sequence[Array]) -> Array:
+        order = len(self.states)
+        terms = [self._term(i, values, free) for i in range(len(self.terms))]
+        added = sum((g * values[i] for g, i in zip(terms[order:-1], self.given, strict=True)), terms[-1])
+        if self._only_adds():
+            return starts[0] + jnp.cumsum(added, 0)
+        return states_of(starts, [jnp.broadcast_to(decay, added.shape) for decay in terms[:order]], added)
+
+    def _stepped(self, values: Sequence[Array], free: Sequence[Array], starts: Sequence[Array]) -> Array:
+        """The states, of what is given times its slope where that is none of earlier states."""
+        body, state, first = self.eqn.params["jaxpr"], self.states[0], self.consts + self.carried
+        run, place = jaxpr_as_fun(body), self.given[0]
+        others = [j for j in range(self.carried) if j not in self.states]
+        added = self._term(0, values, free) * values[place] if self.terms else None
+        along = [None if added is not None and i == place else x for i, x in enumerate(values[first:], first)]
+
+        def step(states: tuple[Array, ...], now: tuple) -> tuple[tuple[Array, ...], Array]:
+            rows, carried, more = now
+            entering = dict(zip(self.states, states, strict=True)) | dict(zip(others, carried, strict=True))
+            given = [*values[: self.consts], *(entering[j] for j in range(self.carried)), *rows]
+            new = run(*given)[state] if more is None else without(body, place, state)(given) + more
+            return (new, *states[:-1]), new
+
+        return jax.lax.scan(step, tuple(starts), (along, [free[j] for j in others], added))[1]
+
     def _only_adds(self) -> bool:
         """Whether the one decay is the number one at all steps."""
-        run, used = self.terms[0]
-        if used or len(self.states) > 1:
-            return False
-        with jax.ensure_compile_time_eval():
-            decay = run()[0]
-            return not is_traced(decay) and bool(np.all(np.asarray(decay) == 1))
+        return len(self.states) == 1 and _is_one(self.terms[0])
 
     def _term(self, number: int, values: Sequence[Array], free: Sequence[Array]) -> Array:
         """A term at every step, [T, *S], or one for all, [*S], where it is the same."""
@@ -221,6 +252,54 @@ def _by_entry(body: ClosedJaxpr, state: int, followed: Sequence[int]) -> bool:
             moves = mixed.intersection(own) or eqn.primitive.name not in ELEMENTWISE | IDENTITY
             (mixed if moves or eqn.outvars[0].aval.shape != shape else apart).update(eqn.outvars)
     return flat.jaxpr.outvars[state] not in mixed
+
+
+def slope_of(body: ClosedJaxpr, state: int, mine: Sequence[int]) -> Term | None:
+    """The derivative of a body's state by the one thing that a step is given, in which it is linear, entry by entry,
+    whatever the rest is; None where it is not."""
+    if len(mine) > 1 or not _by_entry(body, state, mine):
+        return None
+    slope = _terms(body, state, mine)[0]
+    return None if {*mine} & set(slope[1]) else slope
+
+
+def without(body: ClosedJaxpr, place: int, result: int) -> Callable[[Sequence[Any]], Array]:
+    """A body's result where one of its operands, which need not be given, is zero: what that multiplies is left out."""
+    flat = jax.make_jaxpr(lambda *x: run_flat(body.jaxpr, [*body.consts, *x]))(*(v.aval for v in body.jaxpr.invars))
+
+    def run(given: Sequence[Any]) -> Array:
+        env: dict[Any, Any] = dict(zip(flat.jaxpr.constvars, flat.consts, strict=True))
+        env.update(zip(flat.jaxpr.invars, given, strict=True))
+        zeros = {flat.jaxpr.invars[place]}
+
+        def value(v: Any) -> Any:
+            if isinstance(v, Literal):
+                return v.val
+            return jnp.zeros(v.aval.shape, v.aval.dtype) if v in zeros else env[v]
+
+        for eqn in flat.jaxpr.eqns:
+            name, out = eqn.primitive.name, eqn.outvars[0]
+            none = [not isinstance(v, Literal) and v in zeros for v in eqn.invars]
+            if any(none) and (name == "mul" or (name in LINEAR and all(none))):
+                zeros.add(out)
+            elif (none == [True, False] and name == "add") or (none == [False, True] and name in ("add", "sub")):
+                env[out] = jnp.broadcast_to(value(eqn.invars[none.index(False)]), out.aval.shape)
+            else:
+                operands = map(value, eqn.invars)
+                env.update(zip(eqn.outvars, equation_as_function(eqn, flat.jaxpr)(*operands), strict=True))
+        return value(flat.jaxpr.outvars[result])
+
+    return run
+
+
+def _is_one(term: Term) -> bool:
+    """Whether a term is the number one, whatever the operands are."""
+    run, used = term
+    if used:
+        return False
+    with jax.ensure_compile_time_eval():
+        number = run()[0]
+        return not is_traced(number) and bool(np.all(np.asarray(number) == 1))
 
 
 def _terms(body: ClosedJaxpr, state: int, followed: Sequence[int]) -> tuple[Term, ...]:

@@ -6,7 +6,7 @@ value that is linear in z, and whose entries read many elements of z but one of 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import Any
@@ -19,6 +19,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from kayn.graph.coefficients import LONGEST, recursions_of, vectors
 from kayn.graph.entries import Entries, entries_of, probes
 from kayn.graph.linear import Following
+from kayn.graph.loop_states import computed_of, loop_of, run_with_states, states_of_loop
 from kayn.graph.recursions import is_recursion, with_recursions
 from kayn.graph.totals import run_flat
 from kayn.programs.calls import called
@@ -39,12 +40,15 @@ LEAST_SHIFTED = 2 * (LONGEST + 1)
 """Steps below which elements that are read together stay together."""
 
 
-def added_up(drawn: Drawn, names: Collection[str]) -> dict[str, Coordinates]:
+def added_up(
+    drawn: Drawn, names: Mapping[str, Collection[int]], movable: Collection[str] = ()
+) -> dict[str, Coordinates]:
     """Those of some latents that are added up such that their running sum is a chain, with what that is.
 
     Args:
         drawn: the model as it is run.
-        names: latents of independent elements.
+        names: latents of independent elements, and which of their dimensions may be steps, from the last.
+        movable: latents that may be drawn before all others, if their laws depend on none.
     """
     jaxpr = drawn.closed.jaxpr
     latents = dict(zip(drawn.latents, jaxpr.outvars, strict=False))
@@ -54,16 +58,30 @@ def added_up(drawn: Drawn, names: Collection[str]) -> dict[str, Coordinates]:
     flat = _flat(jaxpr, [drawn.latents.index(n) for n in able])
     known = [*flat.consts, *drawn.closed.consts]
     places = dict(zip(drawn.latents, flat.jaxpr.outvars, strict=False))
+    opened = _opened(flat)
+    laws = {n: [flat.jaxpr.outvars[i] for i in drawn.laws[n]] for n in movable if n not in able}
+    free = {n for n, law in laws.items() if _is_free(opened, law, places.values())}
 
     def earlier(name: str) -> dict[Any, str]:
-        """Variables of latents, those that are drawn before one by name."""
-        before = drawn.latents[: drawn.latents.index(name)]
+        """Variables of latents, those that are drawn before one, or may be, by name."""
+        before = {*drawn.latents[: drawn.latents.index(name)], *free}
         return {v: n if n in before else "" for n, v in places.items()}
 
-    found = {n: _coordinates(_opened(flat), known, places[n], earlier(n)) for n in able}
+    found = {n: _coordinates(opened, known, places[n], earlier(n), names[n]) for n in able}
     chains = {n: c for n, c in found.items() if c is not None}
     # steps of chains that are read together are weighed together, all that each reads
     return chains if len(chains) < 2 else {n: c for n, c in chains.items() if c.order == 1}
+
+
+def _is_free(jaxpr: Jaxpr, variables: Sequence[Any], latents: Collection[Any]) -> bool:
+    """Whether variables are made of no latents or other draws."""
+    wanted = {v for v in variables if not isinstance(v, Literal)}
+    for eqn in reversed(jaxpr.eqns):
+        if wanted.intersection(eqn.outvars):
+            if any(e.primitive.name.startswith("random_") for e in _within(eqn)):
+                return False
+            wanted.update(v for v in eqn.invars if not isinstance(v, Literal))
+    return not wanted.intersection(latents)
 
 
 def _flat(jaxpr: Jaxpr, starts: Sequence[int]) -> ClosedJaxpr:
@@ -124,14 +142,17 @@ def _adds_up(eqn: JaxprEqn, shape: tuple[int, ...]) -> bool:
     return eqn.primitive.name in ("cumsum", "pad") or (eqn.primitive.name == "scan" and eqn.params["length"] in shape)
 
 
-def _coordinates(jaxpr: Jaxpr, known: Sequence[Any], start: Any, earlier: Mapping[Any, str]) -> Coordinates | None:
+def _coordinates(
+    jaxpr: Jaxpr, known: Sequence[Any], start: Any, earlier: Mapping[Any, str], axes: Collection[int]
+) -> Coordinates | None:
     """The running sum of which all that is made of a vector reads a few steps an entry; None where there is none.
 
     Args:
         earlier: latents by variable; those behind the vector are called by an empty name.
+        axes: dimensions that may be steps.
     """
     for found in _running(jaxpr, known, start, earlier):
-        for span in range(found.span, LONGEST + 1):
+        for span in range(found.span, LONGEST + 1) if found.axis in axes else ():
             coordinates = replace(found, span=span)
             change = Change(jaxpr, known, start, coordinates, [*earlier])
             for eqn in jaxpr.eqns:
@@ -139,7 +160,7 @@ def _coordinates(jaxpr: Jaxpr, known: Sequence[Any], start: Any, earlier: Mappin
             change.used(jaxpr.outvars)
             if change.of_sums and not change.left:
                 return coordinates
-    return None
+    return states_of_loop(jaxpr, known, start, earlier, LONGEST) if -start.aval.ndim in axes else None
 
 
 def _running(jaxpr: Jaxpr, known: Sequence[Any], start: Any, earlier: Mapping[Any, str]) -> Iterator[Coordinates]:
@@ -168,26 +189,15 @@ def _running(jaxpr: Jaxpr, known: Sequence[Any], start: Any, earlier: Mapping[An
 def _computed(
     jaxpr: Jaxpr, values: Mapping[Any, Any], variables: Sequence[Any], earlier: Mapping[Any, str]
 ) -> Computed | None:
-    """Variables as a function of latents; None where one is none of earlier ones."""
-    wanted, needed = {v for v in variables if not isinstance(v, Literal)}, []
-    for eqn in reversed(jaxpr.eqns):
-        if any(v in wanted and v not in earlier and v not in values for v in eqn.outvars):
-            needed.append(eqn)
-            wanted.update(v for v in eqn.invars if not isinstance(v, Literal))
-    made = {v for e in needed for v in e.outvars}
-    latents = [v for v in wanted if v in earlier]
-    if any(not earlier[v] for v in latents) or any(v not in made | {*latents, *values} for v in wanted):
+    """Decays as a function of latents: single numbers where they are the same at all steps."""
+    found = computed_of(jaxpr, values, variables, earlier)
+    if found is None:
         return None
 
     def run(*given: Array) -> tuple[Array, ...]:
-        env = {**values, **dict(zip(latents, given, strict=True))}
-        for eqn in reversed(needed):
-            operands = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
-            env.update(zip(eqn.outvars, equation_as_function(eqn, jaxpr)(*operands), strict=True))
-        decays = ((v, jnp.asarray(v.val if isinstance(v, Literal) else env[v])) for v in variables)
-        return tuple(x.reshape(() if v.aval.size == 1 else v.aval.shape) for v, x in decays)
+        return tuple(x.reshape(() if x.size == 1 else x.shape) for x in found.run(*given))
 
-    return Computed(tuple(earlier[v] for v in latents), run)
+    return Computed(found.latents, run)
 
 
 def _innovations(coordinates: Coordinates, sums: np.ndarray) -> np.ndarray:
@@ -280,14 +290,25 @@ def _in_sums(program: Program, name: str, coordinates: Coordinates) -> Program:
     earlier = [Alias(name, lag, False).name for lag in range(1, coordinates.order + 1)]
     places = [len(flat.consts) + first + program.inputs.index(n) for n in (name, *earlier)]
     opened = _opened(flat)
-    change = Change(opened, known, start, coordinates)
+    changed = _changed(opened, known, start, coordinates, places)
 
     def run(*inputs: Array) -> list[Array]:
-        given = [*flat.consts, *program.consts, *inputs]
-        return _run_changed(opened, given, change, start, [given[i] for i in places])
+        return changed([*flat.consts, *program.consts, *inputs])
 
     closed = jax.make_jaxpr(run)(*(v.aval for v in program.jaxpr.invars))
     return replace(program, jaxpr=closed.jaxpr, consts=tuple(closed.consts))
+
+
+def _changed(
+    jaxpr: Jaxpr, known: Sequence[Any], start: Any, coordinates: Coordinates, places: Sequence[int]
+) -> Callable[[Sequence[Array]], list[Array]]:
+    """A program that reads the sums among its inputs, of which these are the places, with those of earlier steps."""
+    stepping = coordinates.stepping
+    loop = None if stepping is None else loop_of(jaxpr, known, start, LONGEST)
+    if stepping is not None and loop is not None:
+        return lambda given: run_with_states(jaxpr, given, loop, stepping, given[places[0]])
+    change = Change(jaxpr, known, start, coordinates)
+    return lambda given: _run_changed(jaxpr, given, change, start, [given[i] for i in places])
 
 
 def _run_changed(

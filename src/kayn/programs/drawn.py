@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -19,14 +19,22 @@ class Drawn:
     Attributes:
         closed: its results are the values of latents, and all that sites are made of.
         latents: names of the first of its results.
+        laws: which of its results the law of each latent is made of.
     """
 
     closed: ClosedJaxpr
     latents: tuple[str, ...]
+    laws: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def made_of(trace: Mapping[str, Any]) -> list[Array]:
-    """What the sites of a trace are made of: values, and parameters of distributions."""
+def results_of(trace: Mapping[str, Any]) -> tuple[list[Array], tuple[str, ...], dict[str, tuple[int, ...]]]:
+    """The results that `Drawn` has, the latents, and which of the results their laws are made of: those of values, and
+    of parameters of distributions."""
+    sites = {n: s for n, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
     values = [s["value"] for s in trace.values() if s["type"] in ("sample", "deterministic")]
-    laws = [s["fn"] for s in trace.values() if s["type"] == "sample"]
-    return [x for x in jax.tree.leaves((values, laws)) if isinstance(x, jax.core.Tracer)]
+    laws = {n: s["fn"] for n, s in trace.items() if s["type"] == "sample"}
+    made = [x for x in jax.tree.leaves((values, [*laws.values()])) if isinstance(x, jax.core.Tracer)]
+    results = [*(s["value"] for s in sites.values()), *made]
+    places = {id(x): i for i, x in enumerate(results)}
+    own = {n: tuple(places[id(x)] for x in jax.tree.leaves(laws[n]) if id(x) in places) for n in sites}
+    return results, tuple(sites), own

@@ -18,17 +18,14 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions.transforms import AffineTransform
-from numpyro.primitives import Messenger
 
 from kayn.densities.log_prob import dependable
-from kayn.errors import ModelError
+from kayn.programs.stepping import Stepping
 from kayn.programs.unbounded import InPlaceOf
 from kayn.programs.wrappers import innermost
 from kayn.support.arrays import Array, KeyArray
-from kayn.support.names import unbounded
 
 EARLIER = "_kayn_earlier"
 """In `infer` of a running sum: an `Earlier`."""
@@ -49,8 +46,8 @@ class Computed:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("decays", "weight"),
-    meta_fields=("computed", "axis", "backward", "span"),
+    data_fields=("decays", "weight", "parts"),
+    meta_fields=("computed", "axis", "backward", "span", "stepping"),
 )
 @dataclass(frozen=True, eq=False)
 class Coordinates:
@@ -63,6 +60,8 @@ class Coordinates:
         axis: the dimension that steps are, from the last, which is -1.
         backward: whether the steps of r are those of z from the last to the first.
         span: how many steps before its own something reads r.
+        stepping: how r follows from earlier values where it is no such sum.
+        parts: what that is given, see `Stepping.parts`.
     """
 
     decays: tuple[Any, ...] = (None,)
@@ -71,9 +70,18 @@ class Coordinates:
     axis: int = -1
     backward: bool = False
     span: int = 1
+    stepping: Stepping | None = None
+    parts: tuple[Array, ...] = ()
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """Names of those that the coordinates depend on."""
+        return next((x.latents for x in (self.computed, self.stepping) if x is not None), ())
 
     def given(self, values: Mapping[str, Array]) -> Coordinates:
-        """With decays that are computed of the values of latents."""
+        """With what is computed of the values of latents."""
+        if self.stepping is not None:
+            return replace(self, parts=self.stepping.parts([values[n] for n in self.latents]))
         if self.computed is None:
             return self
         return replace(self, decays=self.computed.run(*(values[n] for n in self.computed.latents)), computed=None)
@@ -81,6 +89,8 @@ class Coordinates:
     @property
     def shape(self) -> tuple[int, ...] | None:
         """The shape of the latents that these are coordinates of; None for any."""
+        if self.stepping is not None:
+            return self.stepping.shape
         shapes = [np.shape(x) for x in (*self.decays, self.weight) if x is not None]
         return next((shape for shape in shapes if shape), None)
 
@@ -91,6 +101,8 @@ class Coordinates:
 
     def sums(self, z: Array) -> Array:
         """r, in the shape of z."""
+        if self.stepping is not None:
+            return self.stepping.sums(self.parts, z)
         z = self.turned(z)
         added = z if self.weight is None else z * jnp.asarray(self.weight, z.dtype)
         if not self.decays:
@@ -117,10 +129,17 @@ class Coordinates:
         )
         return next(parts) if len(self.decays) == 1 else reduce(jnp.add, parts, jnp.zeros_like(before[0]))
 
+    def apart(self, before: Sequence[Array]) -> tuple[Array, Any]:
+        """What of the values one step earlier, two, and so on is in r, and the weight of what is added to it."""
+        if self.stepping is not None:
+            return self.stepping.apart(self.parts, before)
+        return self.moved(before), self.weight
+
     def innovations(self, r: Array, before: Sequence[Array]) -> Array:
         """z, given r and its values one step earlier, two, and so on."""
-        z = r - self.moved(before)
-        return self.turned(z if self.weight is None else z / jnp.asarray(self.weight, r.dtype))
+        shift, weight = self.apart(before)
+        z = r - shift
+        return self.turned(z if weight is None else z / jnp.asarray(weight, r.dtype))
 
     def carried_on(self, r: Array, fresh: Array) -> Array:
         """r, with the innovations of a longer one in the steps behind it."""
@@ -201,29 +220,39 @@ class Running(InPlaceOf):
 
     def log_prob(self, value: Array) -> Array:
         """Log density of r, nats: that of the innovations, and of the volume that they have there."""
-        z = self.coordinates.innovations(value, self.coordinates.earlier(value))
-        density, weight = dependable(self.law, z).log_prob(z), self.coordinates.weight
+        before = self.coordinates.earlier(value)
+        z = self.coordinates.innovations(value, before)
+        density, weight = dependable(self.law, z).log_prob(z), self.coordinates.apart(before)[1]
         if weight is None:
             return density
-        volume = self.coordinates.turned(np.broadcast_to(np.log(np.abs(weight)), self.shape()))
-        return density - (volume.sum() if self.event_dim else volume)
+        volume = self.coordinates.turned(jnp.broadcast_to(_log_size(weight), self.shape()))
+        return density - (volume.sum(tuple(range(-self.event_dim, 0))) if self.event_dim else volume)
 
     def steps(self, before: Sequence[Array]) -> dist.Distribution:
-        """The law of every step given those before, which the first steps do not use: a batch."""
+        """The law of every step given those before, which the first steps do not use: a batch of steps."""
         base, turned = self.law, self.coordinates.turned
         while isinstance(base, dist.Independent | dist.ExpandedDistribution):
             base = base.base_dist
-        weight = self.coordinates.weight
-        shift, scale = self.coordinates.moved(before), np.float32(1.0) if weight is None else np.asarray(weight)
+        shift, weight = self.coordinates.apart(before)
+        scale = np.float32(1.0) if weight is None else weight if isinstance(weight, jax.Array) else np.asarray(weight)
+        kept = min(self.event_dim, -self.coordinates.axis - 1)  # events behind the dimension of steps
         if isinstance(base, dist.Normal):
             own = (base.loc, base.scale)
             if self.coordinates.backward:
                 own = tuple(turned(jnp.broadcast_to(x, self.shape())) for x in own)
-            return dist.Normal(shift + scale * own[0], np.abs(scale) * own[1])
+            return _event(dist.Normal(shift + scale * own[0], abs(scale) * own[1]), kept)
         base = base.expand(self.shape())
         if self.coordinates.backward:
             base = Turned(base, self.coordinates)
-        return dist.TransformedDistribution(base, AffineTransform(shift, scale))
+        return _event(dist.TransformedDistribution(base, AffineTransform(shift, scale)), kept)
+
+
+def _event(law: dist.Distribution, dims: int) -> dist.Distribution:
+    return law.to_event(dims) if dims else law
+
+
+def _log_size(weight: Any) -> Any:
+    return jnp.log(jnp.abs(weight)) if isinstance(weight, jax.Array) else np.log(np.abs(weight))
 
 
 class Turned(dist.Distribution):
@@ -252,56 +281,6 @@ class Turned(dist.Distribution):
     def log_prob(self, value: Array) -> Array:
         """Log densities, nats, in the shape of the values."""
         return self.coordinates.turned(dependable(self.law, value).log_prob(self.coordinates.turned(value)))
-
-
-class ReadRunning(Messenger):
-    """A program whose innovations of some latents are read in their running sum.
-
-    Args:
-        coordinates: of the latents. Those that a handler within the program has set are left as they are.
-    """
-
-    def __init__(self, fn: Callable, coordinates: Mapping[str, Coordinates]):
-        super().__init__(fn)
-        self.coordinates = dict(coordinates)
-        self.wanted = {n for c in coordinates.values() if c.computed for n in c.computed.latents}
-        self.seen: dict[str, Array] = {}
-        self.__name__ = getattr(fn, "__name__", type(fn).__name__)
-
-    def __enter__(self) -> Any:
-        """Forget the values of another run."""
-        self.seen = {}
-        return super().__enter__()
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        """Put the running sum, and the innovations that follow from it, in the place of these."""
-        name = msg["name"]
-        if msg["type"] == "sample" and EARLIER in msg["infer"]:
-            _leave_plates(msg, msg["infer"][EARLIER])
-        if msg["type"] != "sample" or name not in self.coordinates or msg["is_observed"] or msg["value"] is not None:
-            return
-        whole, shape = self.coordinates[name], msg["fn"].shape()
-        if whole.shape not in (None, shape):
-            raise ModelError(
-                f"latent {name!r} has shape {shape}, but had {whole.shape} where the weights were found by which "
-                "the model adds them up; keep its shape, or give all elements one weight"
-            )
-        coordinates, earlier = whole.given(self.seen), Earlier(whole)
-        law = Running(msg["fn"], coordinates)
-        r = numpyro.sample(unbounded(name), law, infer={**msg["infer"], EARLIER: earlier})
-        before = earlier.values or coordinates.earlier(r)
-        msg["type"], msg["value"] = "deterministic", coordinates.innovations(r, before)
-
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
-        """Keep values that decays are computed of."""
-        if msg["name"] in self.wanted:
-            self.seen[msg["name"]] = msg["value"]
-
-
-def _leave_plates(msg: dict[str, Any], earlier: Earlier) -> None:
-    turned = [f for f in msg["cond_indep_stack"] if earlier.coordinates.backward and f.dim == earlier.coordinates.axis]
-    earlier.plates.extend(f.name for f in turned)
-    msg["cond_indep_stack"] = [f for f in msg["cond_indep_stack"] if f not in turned]
 
 
 def running(fn: dist.Distribution) -> Running | None:

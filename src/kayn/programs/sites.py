@@ -20,7 +20,7 @@ from kayn.densities.exponential.contract import Family
 from kayn.densities.exponential.members import family_of
 from kayn.errors import GuideError, ModelError
 from kayn.programs.data import explained, refuse_shape
-from kayn.programs.drawn import Drawn, made_of
+from kayn.programs.drawn import Drawn, results_of
 from kayn.programs.given import FIXED, Given, OneKind, refuse_two_kinds
 from kayn.programs.params import CheckedParams
 from kayn.programs.random_walks import WALK, Walks
@@ -137,7 +137,7 @@ def inspect_program(
     if isinstance(fn, AutoGuide):
         _set_up_autoguide(fn, args, kwargs)
     found: dict[str, Site] = {}
-    names: list[str] = []
+    parts: list[Any] = []
 
     def run() -> list[Array]:
         program = CheckedParams(OneKind(Given(Fixed(Untransformed(fn)), params=params)), params or {})
@@ -165,14 +165,14 @@ def inspect_program(
         trace = as_read(trace, guide)
         found.update({name: _site(name, site, trace) for name, site in trace.items() if _is_site(site)})
         found.update({n: Site(n, "key", jnp.shape(v), "uint32", added=True) for n, v in program.found.items()})
-        latents = {n: s["value"] for n, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
-        names.extend(latents)
-        return [*latents.values(), *made_of(trace)]
+        results, *own = results_of(trace)
+        parts.extend(own)
+        return results
 
     closed = jax.make_jaxpr(run)()
     found = _name_steps(found)
     _check_plates(found)
-    return found, Drawn(closed, tuple(names))
+    return found, Drawn(closed, *parts)
 
 
 @dataclass(frozen=True, eq=False)

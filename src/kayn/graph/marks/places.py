@@ -38,8 +38,8 @@ def positions(
         if clip:
             start = np.clip(start, 0, last)
         else:
-            inside = inside & ((start >= 0) & (start <= last)).reshape(*grid, *(1,) * len(windows))
-        flat = flat + (start * strides[dim]).reshape(*grid, *(1,) * len(windows))
+            inside = inside & ((start >= 0) & (start <= last)).reshape((*grid, *(1,) * len(windows)))
+        flat = flat + (start * strides[dim]).reshape((*grid, *(1,) * len(windows)))
     for dim, place in zip(batches, index_batches, strict=True):
         flat = flat + (np.arange(shape[dim]) * strides[dim]).reshape([-1 if d == place else 1 for d in range(rank)])
     for place, dim in enumerate(windows, len(grid)):

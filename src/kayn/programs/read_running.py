@@ -1,0 +1,82 @@
+"""A program whose innovations are read in their running sum (`kayn.programs.running`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpyro
+from numpyro import handlers
+from numpyro.primitives import Messenger
+
+from kayn.errors import ModelError
+from kayn.programs.running import EARLIER, Coordinates, Earlier, Running
+from kayn.support.arrays import Array
+from kayn.support.names import unbounded
+
+
+class ReadRunning(Messenger):
+    """A program whose innovations of some latents are read in their running sum.
+
+    Args:
+        coordinates: of the latents. Those that a handler within the program has set are left as they are.
+        ahead: latents that are drawn before all others, as coordinates of earlier ones depend on them. They are in no
+            plate, and their laws depend on no latent.
+    """
+
+    def __init__(self, fn: Callable, coordinates: Mapping[str, Coordinates], ahead: Sequence[str] = ()):
+        super().__init__(fn)
+        self.ahead = tuple(ahead)
+        self.coordinates = dict(coordinates)
+        self.wanted = {n for c in coordinates.values() for n in c.latents}
+        self.seen: dict[str, Array] = {}
+        self.drawn: dict[str, Array] = {}
+        self.__name__ = getattr(fn, "__name__", type(fn).__name__)
+
+    def __enter__(self) -> Any:
+        """Forget the values of another run."""
+        self.seen, self.drawn = {}, {}
+        return super().__enter__()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program."""
+        with self:
+            if self.ahead:
+                with handlers.block():
+                    sites = handlers.trace(handlers.seed(self.fn, jax.random.key(0))).get_trace(*args, **kwargs)
+                found = {n: sites[n] for n in self.ahead if n in sites}
+                self.drawn = {n: numpyro.sample(n, s["fn"], infer=dict(s["infer"])) for n, s in found.items()}
+            return self.fn(*args, **kwargs)
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Put the running sum, and the innovations that follow from it, in the place of these."""
+        name = msg["name"]
+        if name in self.drawn:
+            msg["value"], msg["stop"] = self.drawn[name], True
+        if msg["type"] == "sample" and EARLIER in msg["infer"]:
+            _leave_plates(msg, msg["infer"][EARLIER])
+        if msg["type"] != "sample" or name not in self.coordinates or msg["is_observed"] or msg["value"] is not None:
+            return
+        whole, shape = self.coordinates[name], msg["fn"].shape()
+        if whole.shape not in (None, shape):
+            raise ModelError(
+                f"latent {name!r} has shape {shape}, but had {whole.shape} where the weights were found by which "
+                "the model adds them up; keep its shape, or give all elements one weight"
+            )
+        coordinates, earlier = whole.given(self.seen), Earlier(whole)
+        law = Running(msg["fn"], coordinates)
+        r = numpyro.sample(unbounded(name), law, infer={**msg["infer"], EARLIER: earlier})
+        before = earlier.values or coordinates.earlier(r)
+        msg["type"], msg["value"] = "deterministic", coordinates.innovations(r, before)
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Keep values that decays are computed of."""
+        if msg["name"] in self.wanted:
+            self.seen[msg["name"]] = msg["value"]
+
+
+def _leave_plates(msg: dict[str, Any], earlier: Earlier) -> None:
+    turned = [f for f in msg["cond_indep_stack"] if earlier.coordinates.backward and f.dim == earlier.coordinates.axis]
+    earlier.plates.extend(f.name for f in turned)
+    msg["cond_indep_stack"] = [f for f in msg["cond_indep_stack"] if f not in turned]
