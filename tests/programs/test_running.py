@@ -114,6 +114,21 @@ def loop_of_two_with_the_oldest_first(scale, z):
     return jnp.concatenate([states[1:], last[None]])
 
 
+def loop_of_three(scale, z):
+    def step(carry, now):
+        new = 0.5 * carry[0] + 0.2 * carry[1] + 0.1 * carry[2] + scale * now
+        return (new, *carry[:2]), new
+
+    return jax.lax.scan(step, (0.0, 0.0, 0.0), z)[1]
+
+
+def associative(decay, z):
+    def join(a, b):
+        return a[0] * b[0], a[1] * b[0] + b[1]
+
+    return jax.lax.associative_scan(join, (jnp.full(STEPS, decay), z))[1]
+
+
 def matrix_of(levels):
     """That of a linear map of innovations, for a scale of one."""
     return np.stack([np.asarray(levels(1.0, jnp.asarray(e))) for e in np.eye(STEPS, dtype=np.float32)], 1)
@@ -440,6 +455,14 @@ def test_what_is_no_chain_stays_as_it_is():
     kept = {
         "thrice": walk_of(lambda s, z: s * jnp.cumsum(jnp.cumsum(jnp.cumsum(z)))),
         "centred": walk_of(lambda s, z: s * (jnp.cumsum(z) - jnp.cumsum(z).mean())),
+        "from the first": walk_of(lambda s, z: s * (jnp.cumsum(z) - z[0])),
+        "distant steps": walk_of(lambda s, z: s * (jnp.cumsum(z) - jnp.roll(jnp.cumsum(z), 4))),
+        "three lags": walk_of(loop_of_three),
+        "an average of five": walk_of(lambda s, z: s * jnp.convolve(z, jnp.ones(5))[:STEPS]),
+        "an average by latents": walk_of(lambda s, z: z + s * jnp.append(0.0, z[:-1])),
+        "latents in an associative scan": walk_of(associative),
+        "products": walk_of(lambda s, z: jnp.cumprod(jnp.exp(s * z))),
+        "the largest": walk_of(lambda s, z: s * jax.lax.cummax(z)),
         "logs of sums": walk_of(lambda s, z: s * jax.lax.cumlogsumexp(z)),
         "two levels": walk_of(lambda s, z: s * (jnp.cumsum(z) + jnp.cumsum(z)[::-1])),
         "of squares": walk_of(lambda s, z: s * jnp.cumsum(z**2)),
