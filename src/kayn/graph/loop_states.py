@@ -24,6 +24,7 @@ from kayn.programs.running import Computed, Coordinates
 from kayn.programs.slices import equation_as_function, slice_outputs
 from kayn.programs.stepping import Stepping
 from kayn.support.arrays import Array
+from kayn.xla.compilation import is_traced
 
 ALONG = frozenset(("cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum", "scan", "sort", "while"))
 """What reads many steps whatever it is of them."""
@@ -135,7 +136,8 @@ def states_of_loop(
     states = loop.eqn.outvars[-1]
     if not all(_reads_single_steps(jaxpr, known, v, [*earlier], loop.eqn) for v in (start, states)):
         return None
-    values = {v: x for v, x in zip((*jaxpr.constvars, *jaxpr.invars), known, strict=True) if x is not None}
+    given = zip((*jaxpr.constvars, *jaxpr.invars), known, strict=True)
+    values = {v: x for v, x in given if x is not None and not is_traced(x)}
     found = (_stepping(jaxpr, values, start, earlier, loop, scaled) for scaled in (True, False))
     stepping = next((x for x in found if x is not None), None)
     if stepping is None:
