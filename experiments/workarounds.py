@@ -265,6 +265,13 @@ def _length() -> tuple[float, float]:
 # -- a fast computation with an exact one in reserve
 
 
+def _long_rows() -> tuple[float, float]:
+    rows = normal(24, 90_000)
+    return both(
+        lambda: lambda x: compilation.sum_of_rows(x, 0), lambda: replaced(compilation, "LONG_ROW", math.inf), rows
+    )
+
+
 def _in_reserve() -> tuple[float, float]:
     """The gradient of a normal factor by moments of its rows, row by row where these would lose digits."""
     rows, args = normal(1000), (normal(60), normal(60))
@@ -380,6 +387,7 @@ WORK_AROUNDS = {
     "selection": WorkAround("selections come after arithmetic", "kayn.factors.elementwise:finite", _selection),
     "rounds": WorkAround("rounds are written out, no loop", "kayn.particles.lattice:_shuffled", _written_out),
     "classes": WorkAround("classes come first", "kayn.objectives.relaxed:RelaxedOneHot", _classes_first),
+    "sums": WorkAround("sums of long rows are products", "kayn.xla.compilation:sum_of_rows", _long_rows),
     "length": WorkAround("length in place of the largest", "kayn.factors.by_product:_length", _length),
     "reserve": WorkAround("paths are computed again for the gradient", "kayn.xla.fallback:guarded", _in_reserve),
     "branches": WorkAround("branches have flat results", "kayn.xla.fallback:guarded", _flat_branches),

@@ -307,3 +307,18 @@ def test_error_of_log_products_in_reduced_precision(monkeypatch, bits, bound):
     )
     off = jnp.abs(log_matmul(left, right) - exact)
     assert 0 < float(jnp.max(off)) < bound
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((5, 3, 2**13), 0), ((3, 5, 2**13), 1), ((4, 7), 0), ((0, 2**15), 0)])
+def test_sums_of_long_rows_are_sums(shape, axis):
+    """Values, and derivatives both ways."""
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    exact = x.astype(float).sum(axis)
+    np.testing.assert_allclose(compilation.sum_of_rows(x, axis), exact, atol=1e-5)
+    weight = np.random.default_rng(1).normal(size=exact.shape).astype(np.float32)
+    gradient = jax.grad(lambda x: jnp.vdot(compilation.sum_of_rows(x, axis), weight))(x)
+    np.testing.assert_array_equal(gradient, np.broadcast_to(np.expand_dims(weight, axis), shape))
+    tangent = jax.jvp(lambda x: compilation.sum_of_rows(x, axis), (x,), (2 * x,))[1]
+    np.testing.assert_allclose(tangent, 2 * exact, atol=2e-5)
+    many = jax.vmap(lambda x: compilation.sum_of_rows(x, axis))(x[None])
+    np.testing.assert_allclose(many[0], exact, atol=1e-5)

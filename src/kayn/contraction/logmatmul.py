@@ -26,6 +26,8 @@ which is quicker to compile."""
 SMALL_ELEMENT = 2**16
 """Entries up to which a whole element of b is summed exactly, and not only its rows that need it:
 fewer turns of a loop."""
+LARGE = 2**18
+"""Entries of an operand that are worth a copy."""
 FAR = 1e30
 """Nats between two terms of which one is impossible."""
 
@@ -75,6 +77,8 @@ def _joined(left: Array, right: Array) -> Array:
 
 @jax.custom_jvp
 def _forward(left: Array, right: Array) -> tuple[Array, tuple[Array, ...]]:
+    # large ones are written out once, and not made again for each of their uses below
+    left, right = (x if x.size < LARGE else apart(x, -left.ravel()[0]) for x in (left, right))
     # what k can reach at most on either side; half of the difference moves from one operand to the other
     most_left, most_right = jnp.max(left, -2), jnp.max(right, -1)
     possible = jnp.isfinite(most_left) & jnp.isfinite(most_right)

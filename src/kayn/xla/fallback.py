@@ -44,10 +44,11 @@ def guarded(
 
     def choose(arguments: PyTree) -> tuple[Array, Array]:
         prepared, safe = prepare(arguments)
-        shape = jax.eval_shape(finish, prepared).shape
+        # outside of the condition, where it is fused with what it is made of, and computed in its own shape
+        finished = finish(prepared)
         # flat, because both branches must agree on a memory layout and XLA would transpose the fast one's
-        flat = jax.lax.cond(safe, lambda: finish(prepared).ravel(), lambda: exact(arguments).ravel())
-        return flat.reshape(shape), safe
+        flat = jax.lax.cond(safe, lambda: finished.ravel(), lambda: exact(arguments).ravel())
+        return flat.reshape(finished.shape), safe
 
     def forward(primals: PyTree) -> tuple[Array, PyTree]:
         leaves, tree = jax.tree.flatten(primals, is_leaf=lambda leaf: isinstance(leaf, CustomVJPPrimal))

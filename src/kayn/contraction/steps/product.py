@@ -11,6 +11,7 @@ from kayn.contraction.logsum import segment_sum
 from kayn.contraction.plan import Entries, Plan, PlateLink, Step
 from kayn.contraction.ways import Index, Slots, Way
 from kayn.support.arrays import Array
+from kayn.xla.compilation import sum_of_rows
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Product(Step):
                 rows, [index(link.key) for link in self.links], [plan.size[link.target] for link in self.links]
             )
         else:
-            array = jnp.sum(array, position)
+            array = sum_of_rows(array, position)
         return array if self.scale == 1.0 else array * self.scale
 
 
