@@ -18,6 +18,7 @@ from scipy.stats import multivariate_normal, norm
 
 import kayn
 from kayn import Importance, PoorFitWarning, StructureWarning
+from kayn.factors import by_terms
 from kayn.posterior.diagnostics import efficiency
 
 J = 3
@@ -124,6 +125,29 @@ def test_expectations_do_not_depend_on_how_they_are_asked(posterior):
     sd = posterior.std("alpha")
     variance = posterior.expectation(lambda a: (a - mean) ** 2, "alpha")
     np.testing.assert_allclose(jnp.sqrt(variance), sd, rtol=1e-3)
+
+
+def test_functions_of_one_axis_take_its_weights(monkeypatch):
+    """Latents that share particles, alone and over a plate: sums over particles, and nothing is contracted."""
+
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0, 1))
+        slope = numpyro.sample("slope", dist.Normal(0, 1))
+        with numpyro.plate("groups", 2):
+            a = numpyro.sample("a", dist.Normal(mu, 1))
+            numpyro.sample("y", dist.Normal(a + slope, 1), obs=y)
+
+    importance = Importance(model, num_particles=20, num_replicates=3, groups=[("mu", "slope")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PoorFitWarning)
+        found = importance.run(0, {}, np.array([0.3, 1.2]))
+    monkeypatch.setattr("kayn.evidence.expectation.Expectation.moments", None)
+    mu, slope, a = (np.asarray(found.particles[n], float) for n in ("mu", "slope", "a"))
+    weights = np.asarray(found.weights("mu"), float)
+    covariance = (weights * mu * slope).sum() - (weights * mu).sum() * (weights * slope).sum()
+    np.testing.assert_allclose(found.covariance("mu", "slope"), covariance, rtol=1e-4, atol=1e-6)
+    square = (np.asarray(found.weights("a"), float) * a**2).sum(0)
+    np.testing.assert_allclose(found.expectation(lambda a: a**2, "a"), square, rtol=1e-5)
 
 
 def test_deterministic_sites(posterior):
@@ -529,6 +553,40 @@ def test_joint_densities_are_those_of_all_combinations():
     draws = posterior.sample(3, 100_000)
     density = np.exp(norm.logpdf(y, np.asarray(draws["a"])[:, new] + np.asarray(draws["on"])[:, new]).sum(1))
     assert abs(density.mean() - np.exp(found.joint)) < 5 * density.std() / 100_000**0.5
+
+
+def test_held_out_data_are_weighed_in_the_forms_of_training_data(monkeypatch):
+    """By the terms of their predictor, where that is cheaper, as row by row."""
+
+    def model(group, other, x, y):
+        slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+        with numpyro.plate("groups", 3):
+            a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        with numpyro.plate("others", 2):
+            b = numpyro.sample("b", dist.Normal(0.0, 1.0))
+        with numpyro.plate("rows", len(group)):
+            numpyro.sample("y", dist.Normal(a[group] + b[other] + slope * x, 1.0), obs=y)
+
+    rng = np.random.default_rng(1)
+    group, other, x, y = rng.integers(0, 3, 8), rng.integers(0, 2, 8), *rng.normal(size=(2, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PoorFitWarning)
+        posterior = Importance(model, num_particles=8).run(0, {}, group, other, x, y)
+    new = (group[:4], other[::-1][:4], *rng.normal(size=(2, 4)))
+    by_rows = posterior.log_predictive(0, 10, *new).joint
+    taken = []
+
+    def counted(task):
+        groups = choose(task)
+        taken.extend([task.name] * (groups is not None))
+        return groups
+
+    choose = by_terms.choose
+    monkeypatch.setattr(by_terms, "MIN_WORK", 1)
+    monkeypatch.setattr(by_terms, "choose", counted)
+    by_their_terms = posterior.log_predictive(0, 10, *new).joint
+    assert len(set(taken)) == 2, taken  # training and held-out data
+    np.testing.assert_allclose(by_their_terms, by_rows, rtol=1e-4)
 
 
 def test_factors_and_scales_of_the_model_do_not_count_as_held_out_data():

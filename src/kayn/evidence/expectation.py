@@ -63,6 +63,12 @@ class Expectation:
     problem: Problem
     asked: tuple[Asked, ...]
 
+    @property
+    def only(self) -> tuple[Program, Output, tuple[int, ...]]:
+        """Of one function: its program, how that reads the latents, and the shape of its result."""
+        (asked,) = self.asked
+        return asked.program, asked.output, asked.shape
+
     def moments(self, numbers: Mapping, params: Mapping, draws: Draws, shares: Array) -> list[tuple[Array, Array]]:
         """Mean and standard deviation over replicates' particles, weighed by `shares` [R].
 

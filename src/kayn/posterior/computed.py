@@ -1,9 +1,10 @@
-"""Deterministic sites that the particles of one axis make: a value for each of them, weighed as they are."""
+"""Deterministic sites, and functions of latents, that the particles of one axis make: a value for each of them, weighed
+as they are."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
@@ -11,32 +12,40 @@ from kayn.axes.types import Axis
 from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem, model_inputs
 from kayn.factors.elementwise import of_one_particle
+from kayn.graph.types import Output
+from kayn.programs.trace import Program
 from kayn.support.arrays import Array, PyTree, local, namespace
 
 MOST = 2**24
 """Entries of such values that are kept, at most."""
 
 
-def axis_of(problem: Problem, name: str, num_replicates: int) -> Axis | None:
-    """The axis whose particles alone a deterministic site is made of, each element of those of one place; None where
-    there are several, or the values would be too many."""
-    output, layout = problem.graph.output(name), problem.layout
-    axes = {layout.axis_of(n) for n in output.latents}
+def axis_of(problem: Problem, output: Output, shape: Sequence[int], num_replicates: int) -> Axis | None:
+    """The axis whose particles alone an output is made of, each element of those of one place; None where there are
+    several, or the values would be too many."""
+    axes = {problem.layout.axis_of(n) for n in output.latents}
     if len(axes) != 1:
         return None
     (axis,) = axes
-    entries = num_replicates * axis.size * math.prod(problem.model.sites[name].shape)
+    entries = num_replicates * axis.size * math.prod(shape)
     own = all(plate in output.dims and all(r.of(plate) == plate for r in output.reads) for plate in axis.scope)
     return axis if own and entries <= MOST else None
 
 
-def at_particles(problem: Problem, name: str, axis: Axis) -> Callable[[Mapping, PyTree, Draws], Array]:
-    """A function from numbers, parameters and particles of R replicates to the site at each: [R, K, *shape]."""
-    output = problem.graph.output(name)
+def at_particles(
+    problem: Problem, program: Program, output: Output, axis: Axis
+) -> Callable[[Mapping, PyTree, Draws], Array]:
+    """A function from numbers, parameters and particles of R replicates to an output at each: [R, K, *shape].
+
+    Args:
+        program: the problem's model, or a program of its latents and constants.
+    """
 
     def of_replicate(numbers: Mapping, params: PyTree, draws: Draws) -> Array:
-        inputs = model_inputs(problem, numbers, params, draws.subsample)
-        single = of_one_particle(problem.model, [output.traced], draws.values, inputs)
+        own = program is problem.model
+        none = [None] * len(program.inputs)
+        inputs = model_inputs(problem, numbers, params, draws.subsample) if own else [*program.consts, *none]
+        single = of_one_particle(program, [output.traced], draws.values, inputs)
         mine = {n: draws.values[n] for n in axis.latents if n in draws.values}
         return jax.vmap(lambda values: single(values)[0])(mine)
 
@@ -47,11 +56,11 @@ def at_particles(problem: Problem, name: str, axis: Axis) -> Callable[[Mapping, 
 
 
 def pooled(
-    problem: Problem, name: str, axis: Axis, values: Array, weights: Array, shares: Array
+    problem: Problem, output: Output, axis: Axis, values: Array, weights: Array, shares: Array
 ) -> tuple[Array, Array]:
-    """Values [P, *shape] of a site from those at particles [R, K, *shape], and their weights from those of the axis
+    """Values [P, *shape] of an output from those at particles [R, K, *shape], and their weights from those of the axis
     [R, *scope, K]: [P, *shape], of size one where all are alike."""
-    xp, dims = namespace(weights), problem.graph.output(name).dims
+    xp, dims = namespace(weights), output.dims
     order = sorted(axis.scope, key=dims.index)
     weights = xp.transpose(weights, (0, weights.ndim - 1, *(1 + axis.scope.index(p) for p in order)))
     weights = weights * local(shares).reshape((-1, *(1,) * (weights.ndim - 1)))

@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from kayn.support.arrays import Array
+from kayn.support.arrays import Array, namespace
 
 POOR_EFFICIENCY = 0.25
 """Efficiency of particles, as `efficiency` defines it, below which they are called poor, however many there are."""
@@ -34,6 +34,23 @@ MIN_REPLICATES = 8
 """Fewer replicates than this say nothing of what moves together."""
 MIN_PARTICLES_FOR_KHAT = 25
 """Fewer weights than this have no tail to speak of."""
+
+
+def log_mean(log_values: Array) -> Array:
+    """The logarithm of the mean of [R] values whose logarithms are given: a scalar."""
+    xp = namespace(log_values)
+    top = xp.max(log_values)
+    top = xp.where(xp.isfinite(top), top, 0.0)
+    with np.errstate(divide="ignore"):
+        return top + xp.log(xp.mean(xp.exp(log_values - top)))
+
+
+def log_mean_error(log_values: Array) -> Array:
+    """Its Monte Carlo standard error (delta method); NaN of one value."""
+    if len(log_values) < 2:
+        return np.nan
+    xp = namespace(log_values)
+    return xp.std(xp.exp(log_values - log_mean(log_values)), ddof=1) / math.sqrt(len(log_values))
 
 
 def effective_sample_size(weights: Array) -> Array:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
@@ -21,13 +22,18 @@ from kayn.evidence.problem import Problem
 from kayn.evidence.read import Read, structured
 from kayn.evidence.soundness import warn_of_factors
 from kayn.evidence.weights import weigh
+from kayn.posterior.diagnostics import log_mean
 from kayn.posterior.pool import Pool
 from kayn.programs.outputs import Part
 from kayn.programs.sites import Inspected, Site
 from kayn.programs.trace import Outputs, Program
-from kayn.support.arrays import Array, PyTree
+from kayn.support.arrays import Array, PyTree, local
 from kayn.support.names import RESERVED
+from kayn.xla.compilation import is_traced
 from kayn.xla.jit import QuickJit
+
+SAID = (Part.DENSITY, Part.ARGUMENT)
+"""What a factor of held-out data is made of."""
 
 
 def _factor(site: str) -> str:
@@ -58,9 +64,12 @@ def contracted_joint(posterior: Pool, read: Read) -> Array | None:
     held_out = {_factor(n): n for n in read.sites}
     warn_of_factors({held_out[n]: f for n, f in unsound.items() if n in held_out})
     # replicates count equally, as everywhere in a posterior; impossible ones do not
-    possible = jnp.isfinite(posterior.log_evidences)
-    ratios = jnp.where(possible, found - jnp.where(possible, posterior.log_evidences, 0.0), -jnp.inf)
-    return jax.nn.logsumexp(ratios) - jnp.log(jnp.sum(possible))
+    found, before = local(found), local(posterior.log_evidences)
+    xp: Any = jnp if is_traced((found, before)) else np
+    possible = xp.isfinite(before)
+    ratios = xp.where(possible, found - xp.where(possible, before, 0.0), -xp.inf)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return jnp.asarray(log_mean(ratios) - xp.log(xp.mean(possible)), ratios.dtype)
 
 
 def _extended(posterior: Pool, read: Read) -> Problem | None:
@@ -102,8 +111,10 @@ def _both(first: Program, second: Program, params: Mapping[str, PyTree]) -> Prog
             outputs = jaxpr_as_fun(ClosedJaxpr(program.jaxpr, program.consts))(*program.leaves(values, params, {}))
             return dict(zip(program.outputs, outputs, strict=True))
 
+        # arguments too, so that these factors may take the forms of those of the training data
+        mine = [(o, held_out[o.site].name) for o in second.outputs if o.site in held_out and o.part in SAID]
         scores = of(second)
-        return {**of(first), **{Part.DENSITY.of(s.name): scores[Part.DENSITY.of(n)] for n, s in held_out.items()}}
+        return {**of(first), **{o.part.of(name, o.argument): scores[o] for o, name in mine}}
 
     values = {n: jax.ShapeDtypeStruct(first.sites[n].shape, first.sites[n].dtype) for n in first.inputs}
     own = {**first.own(params), **second.own(params)}

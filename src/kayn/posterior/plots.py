@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from kayn.errors import QueryError
@@ -68,7 +67,7 @@ class Plots:
         """Draws from the posterior over draws from the prior, element by element, at most forty of a site."""
         call = self.posterior.call
         params = dict(self.posterior.params)
-        prior = prior_draws(call.model, call.args, call.kwargs, jax.random.key(0), 1000, params)
+        prior = prior_draws(call.model, call.args, call.kwargs, as_key(0), DRAWS, params)
         found = [*self._elements(var_names)]
         before = [values for _, values in self._elements(var_names, prior)]
         columns = min(3, len(found))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -18,10 +17,12 @@ from kayn.evidence.draws import Draws
 from kayn.evidence.expectation import arguments, can_be_followed, of_deterministic, of_function, traced_function
 from kayn.evidence.problem import Problem
 from kayn.evidence.queries import latent_weights
+from kayn.graph.types import Output
 from kayn.posterior import computed, joint
 from kayn.posterior.call import Call
-from kayn.posterior.diagnostics import effective_sample_size, pareto_khat
+from kayn.posterior.diagnostics import effective_sample_size, log_mean, log_mean_error, pareto_khat
 from kayn.posterior.joint import JointDraws, mixed_plate
+from kayn.programs.trace import Program
 from kayn.support.arrays import Array, KeyArray, PyTree, local, namespace
 from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
@@ -73,20 +74,12 @@ class Pool:
     @property
     def log_evidence(self) -> Array:
         """Estimate of log p(data), in nats: log of the mean of Z over replicates (Z is unbiased, so log Z errs low)."""
-        xp = namespace(self.log_evidences)
-        top = xp.max(self.log_evidences)
-        top = xp.where(xp.isfinite(top), top, 0.0)
-        with np.errstate(divide="ignore"):
-            return top + xp.log(xp.mean(xp.exp(self.log_evidences - top)))
+        return log_mean(self.log_evidences)
 
     @property
     def log_evidence_error(self) -> Array:
         """Monte Carlo standard error of `log_evidence` (delta method over replicates); NaN with one replicate."""
-        if self.num_replicates < 2:
-            return np.nan
-        xp = namespace(self.log_evidences)
-        ratio = xp.exp(self.log_evidences - self.log_evidence)
-        return xp.std(ratio, ddof=1) / math.sqrt(self.num_replicates)
+        return log_mean_error(self.log_evidences)
 
     @property
     def latent_names(self) -> tuple[str, ...]:
@@ -295,12 +288,17 @@ class Pool:
         if name in self.drawn_names:
             values, weights = self.particles[name], self.weights(name)
             return values, weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
-        axis = None if self.chained else computed.axis_of(self.problem, name, self.num_replicates)
+        program = self.problem.model
+        return self._at_particles(name, program, self.problem.graph.output(name), program.sites[name].shape)
+
+    def _at_particles(self, key: Any, program: Program, output: Output, shape: Sequence[int]) -> Any:
+        """An output at particles of the one axis that it is made of, and their weights (see `_own_values`), or None."""
+        axis = None if self.chained else computed.axis_of(self.problem, output, shape, self.num_replicates)
         if axis is None:
             return None
-        run = self._jit(("at particles", name), lambda: computed.at_particles(self.problem, name, axis))
+        run = self._jit(("at", key), lambda: computed.at_particles(self.problem, program, output, axis))
         found = local(run(self.numbers, self.params, self.draws))
-        return computed.pooled(self.problem, name, axis, found, local(self.axis_weights[axis.name]), self._shares)
+        return computed.pooled(self.problem, output, axis, found, local(self.axis_weights[axis.name]), self._shares)
 
     def _of_deterministic(self, name: str) -> tuple[Array, Array] | None:
         """Mean and standard deviation of a deterministic site; None if it has no small contraction."""
@@ -328,6 +326,9 @@ class Pool:
             plan = self.problem.programs.get(
                 (program.inputs, known.digest), lambda: of_function(self.problem, program), known
             )
+            own = None if plan is None else self._at_particles(plan, *plan.only)
+            if own is not None:
+                return jnp.asarray(computed.moments(*own)[0])
             run = None if plan is None else self._jit(("moments", plan), lambda: plan.moments)
         return None if run is None else run(self.numbers, self.params, self.draws, self._shares)[0][0]
 
