@@ -70,6 +70,7 @@ OTHERS = {
     "a vector that is not linear": loop(lambda s, c, e: jnp.tanh(MIX @ c) + s * e, np.zeros(2)),
     "a size of the state's": loop(lambda s, c, e: 0.5 * c + s * jnp.exp(0.3 * c[::-1]) * e, np.zeros(2)),
 }
+ROOTS = loop(lambda s, c, e: 0.5 * c + 0.2 + s * jnp.sqrt(jnp.maximum(c, 0.0)) * e, 0.5)
 SINGLE = {
     "growth": loop(lambda s, c, e: c + 0.3 * c * (1.0 - c) + s * e, 0.5),
     "two lags": two_lags,
@@ -118,6 +119,45 @@ def test_the_law_of_states_is_that_of_innovations(case):
         np.testing.assert_allclose(Running(law, given).log_prob(r), law.log_prob(z) - volume, atol=1e-6)
         alone = Running(law, given).steps(given.earlier(r)).log_prob(r).sum()
         np.testing.assert_allclose(alone, law.log_prob(z) - volume, atol=1e-6)
+
+
+def test_states_that_lead_nowhere_are_impossible():
+    """A root of states that particles have below zero."""
+    model = model_of(ROOTS, shape=(STEPS,))
+    given = found(model).given({"scale": jnp.float32(0.7)})
+    law = Running(dist.Normal(0.0, 1.0).expand([STEPS]), given)
+    density = law.log_prob(jnp.array([0.5, -0.5, 0.3, 0.4]))
+    assert np.isfinite(density[:2]).all() and density[2] < -1e20
+    assert np.isfinite(law.log_prob(jnp.array([0.5, 0.5, 0.3, 0.4]))).all()
+    assert np.isfinite(kayn.Importance(model, num_particles=20).run(0, None, Y).log_evidence)
+
+
+def test_loops_under_vmap_are_those_of_all_at_once():
+    """Steps behind the plate of series and before it: the same structure and evidence."""
+
+    def by_series(s, z):
+        return jax.vmap(lambda x: SINGLE["growth"](s, x), 1, 1)(z)
+
+    def model(turned):
+        def run(y):
+            scale = numpyro.sample("scale", dist.LogNormal(-1.0, 0.5))
+            series, time = numpyro.plate("series", 2, dim=-1 - turned), numpyro.plate("time", STEPS, dim=turned - 2)
+            with series, time:
+                z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+                x = jax.vmap(lambda x: SINGLE["growth"](scale, x))(z) if turned else by_series(scale, z)
+                numpyro.sample("y", dist.Normal(x, 0.4), obs=y.T if turned else y)
+
+        return run
+
+    results = [kayn.Importance(model(turned), num_particles=6).run(0, None, Y) for turned in (0, 1)]
+    axes = [p.problem.layout.axis_of("kayn:unbounded:z") for p in results]
+    assert [set(x.scope) for x in axes] == [{"series", "time"}] * 2
+    for turned in (0, 1):
+        z = jax.random.normal(jax.random.key(0), (2, STEPS) if turned else (STEPS, 2))
+        given = found(model(turned)).given({"scale": jnp.float32(0.7)})
+        states = jax.vmap(lambda x: SINGLE["growth"](0.7, x))(z if turned else z.T)
+        np.testing.assert_allclose(given.sums(z), states if turned else states.T, rtol=1e-5)
+        np.testing.assert_allclose(given.innovations(given.sums(z), given.earlier(given.sums(z))), z, atol=1e-4)
 
 
 def test_a_vector_autoregression_has_its_evidence_and_innovations():

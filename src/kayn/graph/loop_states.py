@@ -64,12 +64,14 @@ class Loop:
         place: which of its operands the innovations are in.
         given: that operand, for two vectors of innovations.
         slope: what these are multiplied by in it, but for factors: [T, *S].
+        axis: the dimension of innovations that steps are, from the last.
     """
 
     eqn: JaxprEqn
     place: int
     given: Linear
     slope: np.ndarray
+    axis: int
 
     @property
     def fixed(self) -> int:
@@ -111,12 +113,15 @@ def loop_of(jaxpr: Jaxpr, known: Sequence[Any], start: Any, longest: int, opaque
         first = eqn.params["num_consts"] + eqn.params["num_carry"]
         if len(mine) > 1 or mine[0] < first or eqn.params["num_carry"] > longest:
             continue
-        given, shapes = following.found[eqn.invars[mine[0]]], {start.aval.shape, eqn.outvars[-1].aval.shape}
-        if shapes | {n.shape for n in given.numbers} == {start.aval.shape}:
-            slopes = [made / v for made, v in zip(given.numbers, following.vector, strict=True)]
-            alike = all(np.all(s) and np.allclose(s, slopes[0], rtol=1e-4) for s in slopes)
-            if alike and slope_of(eqn.params["jaxpr"], 0, mine) is not None:
-                return Loop(eqn, mine[0], given, slopes[0])
+        if slope_of(eqn.params["jaxpr"], 0, mine) is None:
+            continue
+        given, shape = following.found[eqn.invars[mine[0]]], eqn.outvars[-1].aval.shape
+        for axis in range(-len(shape), 0):
+            vectors = [np.moveaxis(v, axis, 0) for v in following.vector if v.ndim == len(shape)]
+            if {shape} == {x.shape for x in (*vectors, *given.numbers)}:
+                slopes = [made / v for made, v in zip(given.numbers, vectors, strict=True)]
+                if all(np.all(s) and np.allclose(s, slopes[0], rtol=1e-4) for s in slopes):
+                    return Loop(eqn, mine[0], given, slopes[0], axis)
     return None
 
 
@@ -134,7 +139,8 @@ def states_of_loop(
     if loop is None:
         return None
     states = loop.eqn.outvars[-1]
-    if not all(_reads_single_steps(jaxpr, known, v, [*earlier], loop.eqn) for v in (start, states)):
+    both = ((start, loop.axis), (states, -states.aval.ndim))
+    if not all(_reads_single_steps(jaxpr, known, v, axis, [*earlier], loop.eqn) for v, axis in both):
         return None
     given = zip((*jaxpr.constvars, *jaxpr.invars), known, strict=True)
     values = {v: x for v, x in given if x is not None and not is_traced(x)}
@@ -142,7 +148,7 @@ def states_of_loop(
     stepping = next((x for x in found if x is not None), None)
     if stepping is None:
         return None
-    return Coordinates((None,) * loop.order, axis=-len(start.aval.shape), span=loop.order, stepping=stepping)
+    return Coordinates((None,) * loop.order, axis=loop.axis, span=loop.order, stepping=stepping)
 
 
 def _stepping(
@@ -171,7 +177,7 @@ def _stepping(
         return found
 
     body, shape, along = loop.eqn.params["jaxpr"], start.aval.shape, len(invars) - loop.fixed - loop.order
-    found = Stepping(names, operands, body, loop.fixed, loop.order, loop.place, shape, False, scaled)
+    found = Stepping(names, operands, body, loop.fixed, loop.order, loop.place, loop.axis, shape, False, scaled)
     avals, rng = {n: v.aval for v, n in earlier.items()}, np.random.default_rng(0)
     with jax.ensure_compile_time_eval():
         parts = found.parts([jnp.asarray(rng.uniform(0.3, 0.7, avals[n].shape), avals[n].dtype) for n in names])
@@ -181,11 +187,14 @@ def _stepping(
     return replace(found, alike=alike and along == 1)
 
 
-def _reads_single_steps(jaxpr: Jaxpr, known: Sequence[Any], start: Any, opaque: Sequence[Any], loop: JaxprEqn) -> bool:
-    """Whether values that are linear in a vector, [T, *S], read a step of it each, but for what a loop makes of it."""
-    steps, *inner = start.aval.shape
+def _reads_single_steps(
+    jaxpr: Jaxpr, known: Sequence[Any], start: Any, axis: int, opaque: Sequence[Any], loop: JaxprEqn
+) -> bool:
+    """Whether values that are linear in a vector read one step of it each, but for what a loop makes of it."""
+    steps = start.aval.shape[axis]
+    inner = [1 if d == start.aval.ndim + axis else n for d, n in enumerate(start.aval.shape)]
     scale = whole_numbers(tuple(inner), 1)[0]
-    vectors = [p.reshape(-1, *(1,) * len(inner)) * scale for p in probes((steps,))]
+    vectors = [p.reshape(-1, *(1,) * (-axis - 1)) * scale for p in probes((steps,))]
     following = Following(jaxpr, known, start, vectors, opaque)
 
     def single(variables: Sequence[Any]) -> bool:
@@ -210,7 +219,8 @@ def run_with_states(jaxpr: Jaxpr, given: Sequence[Array], loop: Loop, stepping: 
     for eqn in jaxpr.eqns:
         if eqn is loop.eqn:
             factors = loop.given.factors.items() if stepping.scaled else ()
-            states = reduce(jnp.multiply, (f.spread(value(f.variable), sums.ndim) ** n for f, n in factors), sums)
+            own = jnp.moveaxis(sums, loop.axis, 0)
+            states = reduce(jnp.multiply, (f.spread(value(f.variable), own.ndim) ** n for f, n in factors), own)
             # the carries that are left are read from the states, see `kayn.graph.recursions`
             out = [*(jnp.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars[:-1]), states]
         else:

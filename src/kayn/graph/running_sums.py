@@ -160,7 +160,8 @@ def _coordinates(
             change.used(jaxpr.outvars)
             if change.of_sums and not change.left:
                 return coordinates
-    return states_of_loop(jaxpr, known, start, earlier, LONGEST) if -start.aval.ndim in axes else None
+    states = states_of_loop(jaxpr, known, start, earlier, LONGEST)
+    return states if states is not None and states.axis in axes else None
 
 
 def _running(jaxpr: Jaxpr, known: Sequence[Any], start: Any, earlier: Mapping[Any, str]) -> Iterator[Coordinates]:

@@ -15,6 +15,9 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from kayn.support.arrays import Array
 
+FAR = 1e15
+"""Where a state comes from that cannot be: no innovation is as large."""
+
 
 @dataclass(frozen=True, eq=False)
 class Stepping:
@@ -22,11 +25,12 @@ class Stepping:
 
     Attributes:
         latents: names of those that the loop's operands are computed of, apart from the innovations.
-        operands: their values and the innovations, [T, *S], to the operands of the loop.
+        operands: their values and the innovations to the operands of the loop, whose steps come first.
         body: of the loop: its constants, the states, and what belongs to a step, to the new state.
         fixed: how many of the operands are the same at all steps.
         order: how many of them, behind those, are states before the first.
         place: which of the operands the innovations are in.
+        axis: the dimension of innovations and states that steps are, from the last.
         found_in: the shape of the innovations that the loop was found with.
         alike: whether all steps are, such that there may be any number.
         scaled: whether the loop's states are these times factors, of its innovations, that stay outside.
@@ -38,6 +42,7 @@ class Stepping:
     fixed: int
     order: int
     place: int
+    axis: int
     found_in: tuple[int, ...]
     alike: bool
     scaled: bool
@@ -60,9 +65,9 @@ class Stepping:
         return (*found, slope)
 
     def sums(self, parts: Sequence[Array], z: Array) -> Array:
-        """The states, [T, *S]."""
+        """The states, in the shape of the innovations."""
         *operands, slope = parts
-        operands[self.place] = operands[self.place] + slope * z
+        operands[self.place] = operands[self.place] + slope * jnp.moveaxis(z, self.axis, 0)
         starts, along = operands[self.fixed : self.fixed + self.order], operands[self.fixed + self.order :]
         run = jaxpr_as_fun(self.body)
 
@@ -70,15 +75,16 @@ class Stepping:
             new = run(*operands[: self.fixed], *states, *now)[0]
             return (new, *states[:-1]), new
 
-        return jax.lax.scan(step, tuple(starts), along)[1]
+        return jnp.moveaxis(jax.lax.scan(step, tuple(starts), along)[1], 0, self.axis)
 
     def apart(self, parts: Sequence[Array], before: Sequence[Array]) -> tuple[Array, Array]:
-        """What earlier states contribute to each, and what its innovation is multiplied by, both [T, *S].
+        """What earlier states contribute to each, and what its innovation is multiplied by, both in their shape.
 
         Args:
             before: the states one step earlier, two, and so on; what is before the first step is not used.
         """
         *operands, slope = parts
+        before = [jnp.moveaxis(x, self.axis, 0) for x in before]
         steps, first = len(before[0]), self.fixed + self.order
         starts, along = operands[self.fixed : first], operands[first:]
         along[self.place - first] = jnp.broadcast_to(along[self.place - first], before[0].shape)
@@ -95,7 +101,11 @@ class Stepping:
             return jax.jvp(of, (x,), (jnp.ones_like(x),))
 
         shift, weight = jax.vmap(one, axis_size=steps)(states, along)
-        return shift, weight * slope
+        weight = weight * slope
+        # from some states there may be no way on: the root of what is negative, a step of size zero
+        none = ~jnp.isfinite(shift) | ~jnp.isfinite(weight) | (weight == 0)
+        found = jnp.where(none, FAR, shift), jnp.where(none, 1.0, weight)
+        return jnp.moveaxis(found[0], 0, self.axis), jnp.moveaxis(found[1], 0, self.axis)
 
 
 def _entering(lag: int, before: Array, starts: Sequence[Array]) -> Array:
