@@ -20,6 +20,7 @@ from kayn.evidence.problem import Problem
 from kayn.evidence.read import Read, read_model
 from kayn.graph.types import Graph
 from kayn.particles.guide_program import GuideProgram, parent_plates
+from kayn.programs.reads import with_reads_apart
 from kayn.programs.sites import Inspected, Site
 from kayn.support.names import in_model, shown
 from kayn.support.prints import Printed
@@ -129,12 +130,12 @@ class Planner:
         except StructureError:
             return None
         order = tuple(n for n in graph.latent_names if n in names)
-        return Pass(Problem(read.program, self.guide, read.structure, layout, self.base.fn), order, ())
+        return Pass(self._problem(read, layout), order, ())
 
     def held(self) -> Problem:
         """The model with one particle of every latent."""
         read = self._read(frozenset())
-        return Problem(read.program, self.guide, read.structure, self._layout(read, ()), self.base.fn)
+        return self._problem(read, self._layout(read, ()))
 
     def _grown(self, level: Sequence[str], waiting: Sequence[str]) -> Pass:
         """The pass of the first that waits, and of all others that cost no latent an index."""
@@ -178,9 +179,12 @@ class Planner:
                     return None
                 exact -= {error.enumerated}
                 continue
-            problem = Problem(read.program, self.guide, read.structure, layout, self.base.fn)
+            problem = self._problem(read, layout)
             order = tuple(n for n in self.graph.latent_names if n in free)
             return Pass(problem, order, tuple(n for n in order if n in self.guided))
+
+    def _problem(self, read: Read, layout: Layout) -> Problem:
+        return Problem(with_reads_apart(read.program), self.guide, read.structure, layout, self.base.fn)
 
     def _layout(self, read: Read, free: Collection[str], asked: Request | None = None) -> Layout:
         graph, asked = read.structure.graph, asked or self.request
