@@ -75,11 +75,20 @@ SAME = {
     "a matrix": walk_of(lambda s, z: LOWER @ (s * z)),
     "a matrix of the model's": walk_of(lambda s, z: s * (jnp.tril(jnp.ones((STEPS, STEPS))) @ z)),
     "a loop": walk_of(loop(1.0)),
+    "products of exponentials": walk_of(lambda s, z: jnp.log(jnp.cumprod(jnp.exp(s * z)))),
     "the first apart": walk_of(lambda s, z: jnp.concatenate([z[:1] * s, s * (z[0] + jnp.cumsum(z[1:]))])),
     "states before a step": walk_of(loop_of_states_before),
 }
 OTHERS = {
     "gaps": (walk_of(lambda s, z: s * jnp.cumsum(jnp.sqrt(GAPS) * z)), LOWER * np.sqrt(GAPS)),
+    "from the first": (
+        walk_of(lambda s, z: s * (jnp.cumsum(z) - z[0])),
+        LOWER * (np.arange(STEPS) > 0),
+    ),
+    "from the first state": (
+        walk_of(lambda s, z: s * jnp.cumsum(ROOT * z) - (s * jnp.cumsum(ROOT * z))[0]),
+        LOWER * ROOT * (np.arange(STEPS) > 0),
+    ),
     "an autoregression": (
         walk_of(loop(0.8)),
         LOWER * 0.8 ** np.maximum(np.arange(STEPS)[:, None] - np.arange(STEPS), 0),
@@ -455,13 +464,12 @@ def test_what_is_no_chain_stays_as_it_is():
     kept = {
         "thrice": walk_of(lambda s, z: s * jnp.cumsum(jnp.cumsum(jnp.cumsum(z)))),
         "centred": walk_of(lambda s, z: s * (jnp.cumsum(z) - jnp.cumsum(z).mean())),
-        "from the first": walk_of(lambda s, z: s * (jnp.cumsum(z) - z[0])),
         "distant steps": walk_of(lambda s, z: s * (jnp.cumsum(z) - jnp.roll(jnp.cumsum(z), 4))),
         "three lags": walk_of(loop_of_three),
         "an average of five": walk_of(lambda s, z: s * jnp.convolve(z, jnp.ones(5))[:STEPS]),
         "an average by latents": walk_of(lambda s, z: z + s * jnp.append(0.0, z[:-1])),
         "latents in an associative scan": walk_of(associative),
-        "products": walk_of(lambda s, z: jnp.cumprod(jnp.exp(s * z))),
+        "products": walk_of(lambda s, z: jnp.cumprod(1.0 + s * z)),
         "the largest": walk_of(lambda s, z: s * jax.lax.cummax(z)),
         "logs of sums": walk_of(lambda s, z: s * jax.lax.cumlogsumexp(z)),
         "two levels": walk_of(lambda s, z: s * (jnp.cumsum(z) + jnp.cumsum(z)[::-1])),

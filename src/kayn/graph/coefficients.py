@@ -38,6 +38,8 @@ def recursions_of(numbers: Sequence[np.ndarray], shape: tuple[int, ...]) -> Iter
         for turned, backward in ((False, False), (False, True), (True, True)):
             r, z = (np.flip(x, axis) if flip else x for x, flip in ((made, turned), (given, backward)))
             r, z = (np.moveaxis(x, axis, 1) for x in (r, z))
+            if not r[:, 0].any():  # from the first step on, to which nothing is added then
+                r = np.concatenate([z[:, :1], r[:, 1:]], 1)
             # most values are none, which the first few steps tell
             able = (n for n in range(1, LONGEST + 1) if _recursion(r[:, :FEW], z[:, :FEW], n))
             one = next((f for n in able if (f := _recursion(r, z, n)) is not None), None)

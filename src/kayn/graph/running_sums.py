@@ -20,6 +20,7 @@ from kayn.graph.coefficients import LONGEST, recursions_of, vectors
 from kayn.graph.entries import Entries, entries_of, probes
 from kayn.graph.linear import Following
 from kayn.graph.loop_states import computed_of, loop_of, run_with_states, states_of_loop
+from kayn.graph.products import with_sums_of_logs
 from kayn.graph.recursions import is_recursion, with_recursions
 from kayn.graph.totals import run_flat
 from kayn.programs.calls import called
@@ -88,7 +89,7 @@ def _flat(jaxpr: Jaxpr, starts: Sequence[int]) -> ClosedJaxpr:
     """A program without calls, with the recursions of loops by themselves that are given some of its results; its
     inputs are the constants and inputs of another."""
     avals = [v.aval for v in (*jaxpr.constvars, *jaxpr.invars)]
-    flat = jax.make_jaxpr(lambda *x: run_flat(jaxpr, x))(*avals)
+    flat = with_sums_of_logs(jax.make_jaxpr(lambda *x: run_flat(jaxpr, x))(*avals))
     if not any(e.primitive.name == "scan" for e in flat.jaxpr.eqns):
         return flat
     vectors = [flat.jaxpr.outvars[i] for i in starts]
@@ -139,7 +140,9 @@ def _is_shifted(jaxpr: Jaxpr, start: Any) -> bool:
 def _adds_up(eqn: JaxprEqn, shape: tuple[int, ...]) -> bool:
     if eqn.primitive.name == "dot_general":
         return any(v.aval.shape[-2:] == (steps, steps) for v in eqn.invars for steps in shape)
-    return eqn.primitive.name in ("cumsum", "pad") or (eqn.primitive.name == "scan" and eqn.params["length"] in shape)
+    return eqn.primitive.name in ("cumprod", "cumsum", "pad") or (
+        eqn.primitive.name == "scan" and eqn.params["length"] in shape
+    )
 
 
 def _coordinates(
@@ -167,22 +170,28 @@ def _coordinates(
 def _running(jaxpr: Jaxpr, known: Sequence[Any], start: Any, earlier: Mapping[Any, str]) -> Iterator[Coordinates]:
     """The running sums of a vector that a program makes, and the vector as a chain of independent steps."""
     shape, seen = start.aval.shape, set()
+    differences: list[tuple[np.ndarray, ...]] = []  # are tried when there is no sum
     following = Following(jaxpr, known, start, vectors(shape), [*earlier])
     for eqn in jaxpr.eqns:
         if not following.reads(eqn):
             continue
         if following.follow(eqn):
+            numbers = following.found[eqn.outvars[-1]].numbers
             if eqn.primitive.name in ADDING:
-                for found in recursions_of(following.found[eqn.outvars[-1]].numbers, shape):
+                for found in recursions_of(numbers, shape):
                     what = str(found)
                     if what not in seen:
                         seen.add(what)
                         yield found
+            elif eqn.primitive.name == "sub":
+                differences.append(numbers)
         elif is_recursion(eqn):
             decays = following.decays_of(eqn)
             computed = _computed(jaxpr, following.values, decays, earlier)
             if computed is not None and len(decays) <= LONGEST:
                 yield Coordinates((None,) * len(decays), computed=computed, axis=-len(shape), span=len(decays))
+    for numbers in differences:
+        yield from recursions_of(numbers, shape)
     if _is_shifted(jaxpr, start):
         yield from (Coordinates((), axis=a) for a in range(-len(shape), 0) if shape[a] >= LEAST_SHIFTED)
 

@@ -107,7 +107,7 @@ class Coordinates:
         added = z if self.weight is None else z * jnp.asarray(self.weight, z.dtype)
         if not self.decays:
             return added
-        if self.decays == (None,):
+        if len(self.decays) == 1 and self.decays[0] is None:
             return jnp.cumsum(added, self.axis)
         # an array each, steps first
         decays = [
