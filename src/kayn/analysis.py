@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kayn.axes.memory import step_bytes
@@ -11,11 +11,13 @@ from kayn.axes.request import TARGET_ELEMENTS, make_request
 from kayn.axes.types import Axis, Coupling, Layout
 from kayn.contraction.plan import Plan
 from kayn.contraction.steps.sliced import sums_in_parts
+from kayn.evidence.free_events import kept_whole
 from kayn.evidence.problem import Problem, build_problem
 from kayn.evidence.unguided import inspected_for
 from kayn.factors import by_terms
 from kayn.factors.choose_form import choose
 from kayn.factors.task import reduction
+from kayn.graph.lost import Lost
 from kayn.graph.types import MIXED, Graph, Latent, Link, Output
 from kayn.guides.factorised import FactorisedGuide, Unstarted
 from kayn.programs.tables import as_arguments
@@ -37,6 +39,7 @@ class Analysis(Printed):
         sums: factors that are terms of a sum: a log density that adds up rows is read row by row.
         advice: how to write what made latents give up an index, a line each.
         discrete: what is done about discrete latents that the model does not ask to enumerate, a line each.
+        vectors: what makes the many elements of vectors share a particle, a line each.
     """
 
     graph: Graph
@@ -45,6 +48,7 @@ class Analysis(Printed):
     sums: tuple[str, ...] = ()
     discrete: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
+    vectors: tuple[str, ...] = ()
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -129,6 +133,9 @@ class Analysis(Printed):
             sections += [f"  to keep it: {line}" for line in self.advice]
         else:
             sections += ["Couplings: none"]
+        if self.vectors:
+            sections += ["Vectors whose elements share a particle, as several are read at once"]
+            sections += [f"  {line}" for line in self.vectors]
         sections.append(
             f"10^{self.log10_combinations:.1f} combinations of particles; contraction: {self.flops:.3g} multiply-adds, "
             f"at most {format_bytes(self.peak_bytes)} of temporary memory"
@@ -249,7 +256,15 @@ def analyze(
     guide = Unstarted.of(inspected).started() if guide is None else guide
     if isinstance(guide, FactorisedGuide):
         params = {**guide.start, **(params or {})}
-    return analysis_of(build_problem(model, guide, args, kwargs, params, request, inspected=inspected))
+    found = analysis_of(build_problem(model, guide, args, kwargs, params, request, inspected=inspected))
+    vectors = kept_whole(inspected) if isinstance(guide, FactorisedGuide) else {}
+    return replace(found, vectors=tuple(line for n, lost in vectors.items() for line in _of_vector(n, lost)))
+
+
+def _of_vector(name: str, lost: Lost) -> Iterator[str]:
+    yield f"{in_model(name)}: by {lost.line or lost.primitive}"
+    if lost.advice:
+        yield f"to keep its elements apart: {in_model(name)}: {lost.advice}"
 
 
 def analysis_of(problem: Problem) -> Analysis:

@@ -139,4 +139,23 @@ def test_analysis_tells_how_elements_are_read_and_what_would_keep_an_index():
     assert ["z", "groups", "z", "y", "-"] in lines
     assert ["steps", "groups", "steps", "-", "y"] in lines
     assert "walk = jnp.cumsum(jnp.cumsum(jnp.cumsum(steps)))" in told and "centred = effects - effects.mean()" in told
+    assert "Vectors" not in told
     assert "to keep it: steps: a running sum" in told and "to keep it: effects: a sum or mean" in told
+
+
+def test_analysis_tells_why_a_long_vector_stays_one():
+    """An autoregression of three lags, and one that is read element by element."""
+
+    def model(y: Any) -> None:
+        z, alone = (numpyro.sample(n, dist.Normal(0.0, 1.0).expand([70]).to_event(1)) for n in ("z", "alone"))
+
+        def step(carry: Any, now: Any) -> Any:
+            new = 0.5 * carry[0] + 0.2 * carry[1] + 0.1 * carry[2] + now
+            return (new, *carry[:2]), new
+
+        states = jax.lax.scan(step, (0.0, 0.0, 0.0), z)[1]
+        numpyro.sample("y", dist.Normal(states + alone, 1.0), obs=y)
+
+    told = str(kayn.analyze(model, np.zeros(70))).split("Vectors")[1]
+    assert "z: by test_written.py line" in told and "new = 0.5 * carry[0]" in told
+    assert "to keep its elements apart: z: an entry reads several steps" in told and "alone" not in told

@@ -12,6 +12,7 @@ from kayn.axes.request import Request
 from kayn.errors import StructureError
 from kayn.evidence.read import read_model
 from kayn.graph.discover import Structure
+from kayn.graph.lost import Lost
 from kayn.graph.types import MIXED, Graph, Kind
 from kayn.guides.blocks import LARGEST_BLOCK
 from kayn.guides.choice import LONGEST_VECTOR
@@ -38,6 +39,24 @@ def with_freed_events(inspected: Inspected, request: Request) -> Inspected:
             return own
         names = found
     return inspected
+
+
+def kept_whole(inspected: Inspected) -> dict[str, Lost]:
+    """Latents whose many elements could be drawn one by one, but for what reads several of them: with what does.
+
+    Args:
+        inspected: the model with the events that are read element by element as batches.
+    """
+    sites = inspected.sites
+    names = [n for n in with_free_elements(sites) if math.prod(sites[n].shape) > LARGEST_BLOCK]
+    if not names:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        structure = read_model(replace(inspected, sites=freed(sites, names))).structure
+    plates = {n: structure.graph.latent(n).plate_names for n in names}
+    lost = {n: [structure.nodes.lost[n, p] for p in own if (n, p) in structure.nodes.lost] for n, own in plates.items()}
+    return {n: found[0] for n, found in lost.items() if found}
 
 
 def _read_together(graph: Graph, batch_ndims: Mapping[str, int]) -> set[str]:

@@ -38,14 +38,17 @@ RUNNING = (
     "a running sum reads every element before: draw the states themselves, as a chain with "
     "numpyro.contrib.control_flow.scan or dist.GaussianRandomWalk"
 )
-LOOP = "an entry reads several steps of it: draw the states in the loop itself, with numpyro.contrib.control_flow.scan"
+LOOP = (
+    "an entry reads several steps of it: where a state follows from the one or two before it, draw the states in the "
+    "loop itself, with numpyro.contrib.control_flow.scan"
+)
 TOTAL = (
     "a sum or mean over the plate reads all of it: where rows each read one element, look that up, z[group]; instead "
     "of subtracting a mean, give the mean a latent of its own"
 )
 ADVICE = {
     **dict.fromkeys(("cumsum", "cumprod", "cumlogsumexp", "cummax", "cummin"), RUNNING),
-    **dict.fromkeys(("scan", "conv_general_dilated", "triangular_solve"), LOOP),
+    **dict.fromkeys(("scan", "triangular_solve"), LOOP),
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "dot_general"), TOTAL),
     **dict.fromkeys(
         ("gather", "dynamic_slice", "scatter", "scatter-add"),

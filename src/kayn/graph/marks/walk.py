@@ -128,7 +128,11 @@ class Walk:
 
     def _marks(self, equation: Equation) -> list[Marks]:
         name, eqn = equation.eqn.primitive.name, equation.eqn
+        before = set(self.lost)
         if name in self.bodies and (found := self.bodies[name](equation)) is not None:
+            for new in self.lost.keys() - before:  # what joins two operands of a loop's step joins steps
+                lost = self.lost[new]
+                self.lost[new] = lost if lost.advice else replace(lost, primitive=name)
             return found
         rule = self.rules.get(name)
         out: list[dict[Key, Mark]] = [{} for _ in eqn.outvars]
