@@ -20,7 +20,7 @@ from kayn.contraction.logmatmul import log_matmul
 from kayn.guides.start import best_start
 from kayn.inference.stopping import UNKNOWN, until_flat
 from kayn.xla import compilation, jit
-from kayn.xla.compilation import compiled_now, matmul_precision, once_options, quick_options
+from kayn.xla.compilation import compiled_now, matmul_precision, once_options, quick_options, seldom_options
 from kayn.xla.jit import LONG_SCATTER, QuickJit
 from kayn.xla.shared import Kept
 
@@ -114,7 +114,7 @@ jax.monitoring.register_event_duration_secs_listener(_count)
 def compilations(run):
     """How many programs were compiled to run something, and its result."""
     # what any first program needs
-    quick_options(), QuickJit(jnp.negative)(jnp.zeros(3))
+    quick_options(), seldom_options(), QuickJit(jnp.negative)(jnp.zeros(3))
     before = len(COMPILED)
     out = jax.block_until_ready(run())
     return len(COMPILED) - before, out
@@ -266,10 +266,24 @@ def test_an_expectation_sees_what_its_function_closes_over():
 
 def test_an_option_that_the_compiler_no_longer_knows_is_left_out(monkeypatch):
     monkeypatch.setattr(compilation, "ONCE", {"xla_cpu_no_such_option": False})
-    assert once_options() == quick_options()
+    monkeypatch.setattr(compilation, "SELDOM", {"xla_cpu_no_such_option": True})
+    assert once_options() == seldom_options() == quick_options()
     monkeypatch.setattr(compilation, "QUICK", {"xla_cpu_no_such_option": False})
     assert quick_options() is None
-    assert once_options() is None
+    assert once_options() is seldom_options() is None
+
+
+def test_programs_that_run_seldom_are_compiled_for_themselves():
+    def program(x):
+        return jnp.tanh(x) * 3.0 - 1.0
+
+    x = np.float32([0.5, 2.0])
+    count, usual = compilations(lambda: QuickJit(program)(x))
+    other, seldom = compilations(lambda: QuickJit(program, seldom=True)(x))
+    again, same = compilations(lambda: QuickJit(program, seldom=True)(x))
+    assert (count, other, again) == (1, 1, 0)
+    np.testing.assert_allclose(seldom, usual, rtol=1e-6)
+    np.testing.assert_array_equal(same, seldom)
 
 
 def test_a_look_at_known_numbers_is_taken_while_something_else_is_traced():

@@ -59,7 +59,9 @@ def contracted_joint(posterior: Pool, read: Read) -> Array | None:
         weighed = weigh(problem, numbers, draws, posterior.params)
         return weighed.log_evidence(), weighed.unsound
 
-    run = QuickJit(lambda numbers, draws: jax.lax.map(lambda d: log_z(numbers, d), draws), open_consts=True)
+    run = QuickJit(
+        lambda numbers, draws: jax.lax.map(lambda d: log_z(numbers, d), draws), open_consts=True, seldom=True
+    )
     found, unsound = run(problem.numbers, posterior.draws)
     held_out = {_factor(n): n for n in read.sites}
     warn_of_factors({held_out[n]: f for n, f in unsound.items() if n in held_out})

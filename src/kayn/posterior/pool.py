@@ -346,4 +346,4 @@ class Pool:
 
     def _jit(self, key: Any, function: Callable[[], Callable]) -> QuickJit:
         """What is compiled for a question, kept with the problem."""
-        return self.problem.programs.get(("compiled", key), lambda: QuickJit(function(), open_consts=True))
+        return self.problem.programs.get(("compiled", key), lambda: QuickJit(function(), open_consts=True, seldom=True))

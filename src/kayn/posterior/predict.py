@@ -176,7 +176,7 @@ def _summed(
         pointwise = {n: jax.nn.logsumexp(v, axis=0) for n, v in scores.items()}
         return jax.nn.logsumexp(joint), jax.nn.logsumexp(2 * joint), pointwise, lies
 
-    run = QuickJit(block, open_consts=True)
+    run = QuickJit(block, open_consts=True, seldom=True)
     parts = [run(key, s, np.int32(count), block_of(draws, s, size)) for s in starts(count, size)]
     xp: Any = jnp if is_traced(parts) else np
     return on_device(jax.tree.map(lambda *v: reduce(xp.logaddexp, map(xp.asarray, v)), *parts))

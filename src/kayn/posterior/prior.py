@@ -61,4 +61,5 @@ def prior_draws(
             f"nothing can be drawn from the prior ({error or 'a distribution without a sampler'}); give every latent a "
             "proper prior"
         ) from error
-    return QuickJit(lambda keys: jax.lax.map(one, keys, batch_size=BATCH))(jax.random.split(key, num_samples))
+    drawn = QuickJit(lambda keys: jax.lax.map(one, keys, batch_size=BATCH), seldom=True)
+    return drawn(jax.random.split(key, num_samples))

@@ -298,7 +298,7 @@ def over_draws(
         return jax.vmap(one)(keys_of(key, start, size), draws)
 
     size = block_size(num, BATCH, entries(posterior.problem))
-    run = QuickJit(block, open_consts=True)
+    run = QuickJit(block, open_consts=True, seldom=True)
     parts = [run(key, start, block_of(draws, start, size)) for start in starts(num, size)]
     return on_device(joined(parts, num))
 

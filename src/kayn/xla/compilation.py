@@ -24,6 +24,7 @@ vectorise them, unless they fit."""
 LONG_ROW = 2**14
 """Entries of a row above which XLA's sum over rows is slow."""
 QUICK = {"xla_cpu_use_fusion_emitters": False}
+SELDOM = QUICK | {"xla_backend_optimization_level": 1}
 ONCE = QUICK | {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -51,6 +52,11 @@ def quick_options() -> dict[str, Any] | None:
     None where that is not to be had. This takes a third to a half less time, see `kayn.xla.jit`.
     """
     return QUICK if _accepted(*QUICK.items()) else None
+
+
+def seldom_options() -> dict[str, Any] | None:
+    """The same for programs that run a few times, on much: a little less is made of them."""
+    return SELDOM if _accepted(*SELDOM.items()) else quick_options()
 
 
 def once_options() -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from kayn.support.arrays import Array
-from kayn.xla.compilation import is_traced, quick_options, within_transformation
+from kayn.xla.compilation import is_traced, quick_options, seldom_options, within_transformation
 from kayn.xla.shared import Kept, shared
 
 LONG_SCATTER = 1000
@@ -34,12 +34,19 @@ class QuickJit:
     Args:
         function: it must not close over values that are being transformed.
         open_consts: whether arrays that it closes over are data, which the program need not be compiled for.
+        seldom: whether it runs a few times only, as for a question to a posterior.
     """
 
-    def __init__(self, function: Callable, static_argnums: Sequence[int] = (), open_consts: bool = False):
+    def __init__(
+        self,
+        function: Callable,
+        static_argnums: Sequence[int] = (),
+        open_consts: bool = False,
+        seldom: bool = False,
+    ):
         self._static = frozenset(static_argnums)
         self._usual = jax.jit(function, static_argnums=tuple(static_argnums))
-        self._open = open_consts
+        self._open, self._options = open_consts, seldom_options if seldom else quick_options
         self._found = Kept(MOST)
 
     def __call__(self, *args: Any) -> Any:
@@ -62,7 +69,7 @@ class QuickJit:
     def _for(self, closed: ClosedJaxpr) -> Any:
         def make() -> Callable:
             short = longest_scatter(closed.jaxpr) < LONG_SCATTER
-            return shared(closed, quick_options() if short else None, self._open)
+            return shared(closed, self._options() if short else None, self._open)
 
         # JAX gives the same object again for arguments of the same types
         return self._found.get(id(closed), make, closed)

@@ -49,7 +49,7 @@ class Kept:
 _kept = Kept()
 
 
-def shared(closed: ClosedJaxpr, options: dict[str, bool] | None, open_consts: bool) -> Callable[..., list[Array]]:
+def shared(closed: ClosedJaxpr, options: dict[str, Any] | None, open_consts: bool) -> Callable[..., list[Array]]:
     """A compiled function from the leaves of a program's arguments to those of its results:
     that of an equal program if there is one.
 
@@ -61,7 +61,7 @@ def shared(closed: ClosedJaxpr, options: dict[str, bool] | None, open_consts: bo
     """
     open_consts = open_consts and not any(map(is_placed, closed.consts))  # which need not meet the arguments
     known = fingerprint(closed, not open_consts)
-    key = (known.digest, options is None)
+    key = (known.digest, options and tuple(sorted(options.items())))
     if not open_consts:
         return _kept.get(key, lambda: jax.jit(_plainly(closed), compiler_options=options), known)
     run = _kept.get(key, lambda: jax.jit(_opened(closed.jaxpr), compiler_options=options), known)
