@@ -229,3 +229,10 @@ def test_what_a_step_depends_on_may_be_drawn_behind():
     read = in_running_sums(Inspected.of(plain, (Y,), {}, {}))
     names = [n for n, s in read.sites.items() if s.kind == "sample"]
     assert names == ["decay", "kayn:unbounded:z", "y"]
+
+
+def test_loops_with_numbers_for_every_step_cannot_get_longer():
+    coordinates = found(CASES["numbers of steps"])
+    longer = ReadRunning(lambda: numpyro.sample("z", dist.Normal(jnp.zeros(STEPS + 1), 1.0)), {"z": coordinates})
+    with pytest.raises(kayn.errors.ModelError, match="draw the states in a numpyro"):
+        numpyro.handlers.seed(longer, 0)()

@@ -60,10 +60,7 @@ class ReadRunning(Messenger):
             return
         whole, shape = self.coordinates[name], msg["fn"].shape()
         if whole.shape not in (None, shape):
-            raise ModelError(
-                f"latent {name!r} has shape {shape}, but had {whole.shape} where the weights were found by which "
-                "the model adds them up; keep its shape, or give all elements one weight"
-            )
+            raise ModelError(f"latent {name!r} has shape {shape}, but had {whole.shape} where {_known(whole)}")
         coordinates, earlier = whole.given(self.seen), Earlier(whole)
         law = Running(msg["fn"], coordinates)
         r = numpyro.sample(unbounded(name), law, infer={**msg["infer"], EARLIER: earlier})
@@ -80,3 +77,12 @@ def _leave_plates(msg: dict[str, Any], earlier: Earlier) -> None:
     turned = [f for f in msg["cond_indep_stack"] if earlier.coordinates.backward and f.dim == earlier.coordinates.axis]
     earlier.plates.extend(f.name for f in turned)
     msg["cond_indep_stack"] = [f for f in msg["cond_indep_stack"] if f not in turned]
+
+
+def _known(coordinates: Coordinates) -> str:
+    if coordinates.stepping is None:
+        return "the weights were found by which the model adds them up; keep its shape, or give all elements one weight"
+    return (
+        "the loop was read that makes its states of them, with numbers for every step; keep its shape, or, to carry "
+        "the series on, draw the states in a numpyro.contrib.control_flow.scan"
+    )
