@@ -45,7 +45,7 @@ class Tape:
 
     def normal(self, key, shape, dtype=float):
         """In the place of `jax.random.normal`: steps of one, as particles are placed with a scale of one."""
-        chosen = self.choose(jnp.broadcast_to(jnp.log(jnp.array(STEP_PROBABILITIES)), (*shape, 3)))
+        chosen = self.choose(jnp.broadcast_to(jnp.log(jnp.array(STEP_PROBABILITIES)), (*shape, len(STEPS))))
         return jnp.sqrt(2.0) * jnp.array(STEPS)[chosen]
 
     def randint(self, key, shape, low, high):

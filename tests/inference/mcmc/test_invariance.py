@@ -10,9 +10,10 @@ import numpyro.distributions as dist
 import pytest
 
 import kayn
-from kayn.inference.mcmc import passes, prepare
+from kayn.inference.mcmc import passes, prepare, sweep
 from kayn.inference.mcmc.lines import Line
 
+from . import tapes
 from .tapes import Tape, all_states, along, posterior_of, precise, transitions
 
 Y = np.array([0.3, 1.2])
@@ -170,3 +171,24 @@ def test_a_guide_for_one_latent_and_any_value_for_the_other(drawn):
     with precise():
         kernel = kernel_of(pair, (Y[0],), 3, {"b": pair_guide, "": "local"})
         assert error(pair, (Y[0],), PAIR, 3, (0, 1, 2), guide=pair_guide, kernel=kernel) < EXACT
+
+
+def two_of_a_group(y):
+    with numpyro.plate("groups", 2):
+        a = numpyro.sample("a", dist.Categorical(jnp.array([0.3, 0.5, 0.2])))
+        b = numpyro.sample("b", dist.Categorical(jnp.array([[0.6, 0.1, 0.3], [0.2, 0.5, 0.3], [0.1, 0.3, 0.6]])[a]))
+        numpyro.sample("y", dist.Normal(b - 0.5 * a, 0.9), obs=y)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_correlated_steps_of_latents_that_share_an_index(count, drawn, monkeypatch):
+    """Steps of two, so that nought and two are states and one is none."""
+    monkeypatch.setattr(sweep.Kernel, "_together", lambda self, one, axis: len(axis.latents) > 1)
+    factor = jnp.array([[1.0, 0.0], [1.0, 1.0]])
+    monkeypatch.setattr(sweep, "correlated", lambda noise, covariance: noise @ factor.T)
+    monkeypatch.setattr(tapes, "STEPS", (-1.0, 1.0))
+    monkeypatch.setattr(tapes, "STEP_PROBABILITIES", (0.5, 0.5))
+    with precise():
+        kernel = kayn.MPGibbs(two_of_a_group, count, groups=[("a", "b")]).prepared((Y,), {}).kernel
+        kernel = replace(kernel, coordinates={n: replace(c, uniform=False) for n, c in kernel.coordinates.items()})
+        assert error(two_of_a_group, (Y,), {"a": (2,), "b": (2,)}, count, (0, 2), kernel=kernel) < EXACT

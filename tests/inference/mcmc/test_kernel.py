@@ -1,7 +1,4 @@
-"""`kayn.MPGibbs` as a kernel of `numpyro.infer.MCMC`: posteriors that are known, and everything around them.
-
-Means are compared within five of the chains' own standard errors, 6e-7 false alarms a comparison; standard deviations
-within a tenth, four of their errors at the least effective sample size that is asked for."""
+"""`kayn.MPGibbs` as a kernel of `numpyro.infer.MCMC`: posteriors that are known, and everything around them."""
 
 import re
 
@@ -12,39 +9,15 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.contrib.control_flow import scan
-from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
+from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC
 from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 import kayn
 
 from .normals import SD, Y, normals, normals_exact
+from .sampling import compare, run
 from .tapes import precise
-
-
-def run(kernel, *args, warmup=400, samples=1500, chains=4, method="vectorized", **kwargs):
-    mcmc = MCMC(
-        kernel,
-        num_warmup=warmup,
-        num_samples=samples,
-        num_chains=chains,
-        chain_method=method,
-        progress_bar=False,
-    )
-    mcmc.run(jax.random.key(1), *args, **kwargs)
-    jax.effects_barrier()  # all has been said
-    return mcmc
-
-
-def compare(draws, mean, sd, least=400):
-    """Draws [chains, samples, *shape] against a known posterior."""
-    draws = np.asarray(draws, float)
-    size = effective_sample_size(draws)
-    assert np.min(size) > least
-    assert np.max(split_gelman_rubin(draws)) < 1.02
-    found = draws.std((0, 1))
-    np.testing.assert_array_less(np.abs(draws.mean((0, 1)) - mean), 5 * found / np.sqrt(size))
-    np.testing.assert_allclose(found, sd, rtol=0.1)
 
 
 def compare_normals(mcmc, least=400):

@@ -33,6 +33,20 @@ def adapted(log_step: Array, moved: Array, rate: float, sweep: Array) -> Array:
 
 def spread_after(mean: Array, variance: Array, current: Array, sweep: Array) -> tuple[Array, Array]:
     """Running mean and variance of a coordinate, in which the distant past counts less and less."""
-    rate = (2.0 / (sweep + 3.0) ** 0.8).astype(mean.dtype)
+    rate = _share(sweep, mean)
     new = mean + rate * (current - mean)
     return new, variance + rate * ((current - mean) * (current - new) - variance)
+
+
+def covariance_after(covariance: Array, centred: Array, sweep: Array) -> Array:
+    """The running covariance [*scope, d, d] that goes with `spread_after`.
+
+    Args:
+        centred: coordinates less their running mean before the sweep, [*scope, d].
+    """
+    rate = _share(sweep, covariance)
+    return covariance + rate * ((1 - rate) * centred[..., :, None] * centred[..., None, :] - covariance)
+
+
+def _share(sweep: Array, like: Array) -> Array:
+    return (2.0 / (sweep + 3.0) ** 0.8).astype(like.dtype)

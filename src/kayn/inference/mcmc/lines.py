@@ -242,15 +242,22 @@ def lines_of(
     follow = tuple(n for n in followers.names if n in joint.free)
     above = {p for n in follow for p in graph.latent(n).parents}
     sizes = {n: _size(joint, coordinates, n) for n in joint.free}
-    alone = tuple(n for n, size in sizes.items() if size > 1 and _as_one(passes, n))
+    alone = tuple(n for n in sizes if _as_one(passes, n))
     governing = tuple(n for n, size in sizes.items() if n in above and size <= GOVERNING)
     follows = replace(followers, names=follow) if governing else None
     return Lines(joint, coordinates, params, count, follows, alone, governing)
 
 
 def _as_one(passes: Sequence[Pass], name: str) -> bool:
-    """Whether several numbers of a latent share an index wherever it moves."""
-    return all(p.problem.coordinates(name) > 1 for p in passes if name in p.free)
+    """Whether a number of a latent shares its index wherever it moves: with others of the latent, or, where there are
+    no plates, with other latents."""
+
+    def shared(one: Pass) -> bool:
+        axis = one.problem.layout.axis_of(name)
+        names = (name,) if axis.scope else axis.latents
+        return sum(one.problem.coordinates(n) for n in names) > 1
+
+    return all(shared(p) for p in passes if name in p.free)
 
 
 def _size(one: Pass, coordinates: Mapping[str, Coordinates], name: str) -> int:

@@ -19,6 +19,7 @@ from kayn.errors import StructureError
 from kayn.evidence.problem import Problem
 from kayn.evidence.read import Read, read_model
 from kayn.graph.types import Graph
+from kayn.inference.mcmc.together import read_together
 from kayn.particles.guide_program import GuideProgram, parent_plates
 from kayn.programs.reads import with_reads_apart
 from kayn.programs.sites import Inspected, Site
@@ -106,6 +107,9 @@ class Planner:
 
     def chosen(self) -> tuple[Pass, ...]:
         """As few passes as a greedy choice finds, each with as many latents as keep all their indices."""
+        return tuple(map(self._shared, self._apart()))
+
+    def _apart(self) -> tuple[Pass, ...]:
         names = self.graph.latent_names
         everything = self._pass(names)
         if everything is not None and not self.lost(everything):
@@ -117,6 +121,19 @@ class Planner:
             out.append(one)
             waiting = [n for n in waiting if n not in one.free]
         return tuple(out)
+
+    def _shared(self, one: Pass) -> Pass:
+        """The same pass, in which latents of the same plates that a likelihood reads together share an index.
+
+        One that costs a latent an index of its own is left as it is, and so is what the user has put in a group.
+        """
+        asked = {n for g in self.request.groups for n in g}
+        kept = [n for n in one.free if n not in asked and n not in self.guided and not self.graph.latent(n).discrete]
+        groups = read_together(self.graph, kept)
+        if not groups:
+            return one
+        found = self._pass(one.free, replace(self.request, groups=(*self.request.groups, *groups)))
+        return one if found is None or self.lost(found) > self.lost(one) else found
 
     def joint(self, names: Sequence[str]) -> Pass | None:
         """The pass in which some latents share one index; None where they have one coordinate, or are too large."""
@@ -165,14 +182,14 @@ class Planner:
         """Plates of a latent that have several elements."""
         return tuple(p for p in self.graph.latent(name).plate_names if self.graph.plate(p).size > 1)
 
-    def _pass(self, free: Collection[str]) -> Pass | None:
+    def _pass(self, free: Collection[str], asked: Request | None = None) -> Pass | None:
         """The pass in which some latents move; None where there is no layout for it."""
         sites = self.base.sites
         exact = {n for n in free if n not in self.guided and 0 < (sites[n].num_values or 0) <= MOST_VALUES}
         while True:
             read = self._read(frozenset(exact))
             try:
-                layout = self._layout(read, free)
+                layout = self._layout(read, free, asked)
             except StructureError as error:
                 # drawn, where it cannot be enumerated
                 if error.enumerated not in exact:

@@ -17,13 +17,14 @@ from kayn.evidence.queries import aligned, draw_combination, take_latent
 from kayn.evidence.weighed import Weighed
 from kayn.evidence.weights import proposal_terms, weigh_against
 from kayn.graph.absent import absences
-from kayn.inference.mcmc.adaptation import adapted, spread_after, target_rate
+from kayn.inference.mcmc.adaptation import adapted, covariance_after, spread_after, target_rate
 from kayn.inference.mcmc.arrange import for_all_runs, if_present, placed, step_name, with_volumes
 from kayn.inference.mcmc.coordinates import Coordinates
 from kayn.inference.mcmc.independent import inputs_of, only, order_of, slot_logits
 from kayn.inference.mcmc.lines import Lines, LineSteps
 from kayn.inference.mcmc.local import local_particles
 from kayn.inference.mcmc.passes import Pass
+from kayn.inference.mcmc.together import MOST, apart, correlated, elements
 from kayn.particles.draw import supports
 from kayn.support.arrays import Array, KeyArray, PyTree
 
@@ -33,11 +34,14 @@ class Tuning(NamedTuple):
 
     Attributes:
         log_step: by axis that moves locally, [*scope].
+        covariance: by axis on which several latents of the same plates do, of an element's coordinates,
+            [*sorted scope, d, d].
         mean, variance: running moments of latents that move locally and are no whole numbers, in their coordinates.
         lines: along which these move together; None where there are none.
     """
 
     log_step: dict[str, Array]
+    covariance: dict[str, Array]
     mean: dict[str, Array]
     variance: dict[str, Array]
     lines: LineSteps | None
@@ -94,21 +98,33 @@ class Kernel:
 
     def first_tuning(self, state: Mapping[str, Array]) -> Tuning:
         """Steps of size one."""
-        steps, mean, variance = {}, {}, {}
+        steps, covariance, mean, variance = {}, {}, {}, {}
         for one in self.passes:
             for axis in one.axes:
                 moving = self.moves_locally(one, axis)
                 if moving:
                     sizes = [one.problem.layout.plan.size[p] for p in sorted(axis.scope)]
                     steps[step_name(one, axis)] = jnp.zeros(sizes)
+                if self._together(one, axis):
+                    count = elements(one.problem, axis, state).shape[-1]
+                    covariance[step_name(one, axis)] = jnp.broadcast_to(jnp.eye(count), (*sizes, count, count))
                 for name in moving:
                     if not self.coordinates[name].discrete:
                         mean[name], variance[name] = state[name], jnp.ones_like(state[name])
-        return Tuning(steps, mean, variance, self.lines.first() if self.lines else None)
+        return Tuning(steps, covariance, mean, variance, self.lines.first() if self.lines else None)
 
     def moves_locally(self, one: Pass, axis: Axis) -> list[str]:
         """Those latents of an axis that do."""
         return [] if axis.enumerated else [n for n in axis.latents if n not in one.guided]
+
+    def _together(self, one: Pass, axis: Axis) -> bool:
+        """Whether an axis has several latents that run over its plates and no others, each real and moving locally."""
+        if len(axis.latents) < 2 or not axis.scope or self.moves_locally(one, axis) != list(axis.latents):
+            return False
+        graph = one.problem.graph
+        own = [{p for p in graph.latent(n).plate_names if graph.plate(p).size > 1} for n in axis.latents]
+        real = not any(self.coordinates[n].discrete for n in axis.latents)
+        return real and all(p == set(axis.scope) for p in own) and self._numbers(one, axis) <= MOST
 
     def _numbers(self, one: Pass, axis: Axis) -> int:
         return sum(one.problem.coordinates(n) for n in axis.latents)
@@ -149,9 +165,19 @@ class Kernel:
         mean, variance = {}, {}
         for name in tuning.mean:
             mean[name], variance[name] = spread_after(tuning.mean[name], tuning.variance[name], state[name], number)
-        new = Tuning(steps, mean, variance, lines)
+        new = Tuning(steps, self._covariance(tuning, state, number), mean, variance, lines)
         new = jax.tree.map(lambda a, b: jnp.where(learning, a, b), new, tuning)
         return state, new, Told(changed, unsound, jnp.min(jnp.stack(weights)))
+
+    def _covariance(self, tuning: Tuning, state: Mapping[str, Array], number: Array) -> dict[str, Array]:
+        """Running covariances of elements after a sweep."""
+        out = {}
+        for one in self.passes:
+            for axis in one.axes:
+                if (name := step_name(one, axis)) in tuning.covariance:
+                    centred = {n: state[n] - tuning.mean[n] for n in axis.latents}
+                    out[name] = covariance_after(tuning.covariance[name], elements(one.problem, axis, centred), number)
+        return out
 
     def _passed(
         self, index: int, state: dict[str, Array], tuning: Tuning, key: KeyArray
@@ -186,11 +212,19 @@ class Kernel:
         slots = {a.name: jnp.zeros([problem.layout.plan.size[p] for p in sorted(a.scope)], int) for a in one.axes}
         absent = absences(problem.model, inputs)
         for axis in one.axes:
-            for name in self.moves_locally(one, axis):
+            covariance, noise = tuning.covariance.get(step_name(one, axis)), {}
+            moving = self.moves_locally(one, axis)
+            if covariance is not None:
+                key, own = jax.random.split(key)
+                keys = dict(zip(moving, jax.random.split(own, len(moving)), strict=True))
+                alone = {n: jax.random.normal(k, (self.count, *state[n].shape), float) for n, k in keys.items()}
+                mixed = correlated(elements(problem, axis, alone, 1), covariance)
+                noise = apart(problem, axis, mixed, state, 1)
+            for name in moving:
                 key, own = jax.random.split(key)
                 scale = self._scale(one, axis, name, tuning, absent)
                 current, coordinates = state[name], self.coordinates[name]
-                places[name] = local_particles(own, current, scale, self.count, coordinates)
+                places[name] = local_particles(own, current, scale, self.count, coordinates, noise.get(name))
         self._guided(index, state, places, slots, key)
         values = self.values(places)
         terms = self._terms(one, places, values)
@@ -203,7 +237,8 @@ class Kernel:
         ndim = jnp.ndim(tuning.mean[name]) if name in tuning.mean else len(latent.shape)
         step = jnp.exp(tuning.log_step[step_name(one, axis)])
         scale = aligned(problem, axis, name, step, ndim)
-        if name in tuning.variance and self._numbers(one, axis) > 1:
+        joint = step_name(one, axis) in tuning.covariance
+        if not joint and name in tuning.variance and self._numbers(one, axis) > 1:
             scale = scale * _spread(tuning, name)
         return if_present(absent, name, scale, ndim)
 
