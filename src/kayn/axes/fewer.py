@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kayn.axes.more import with_more_particles
-from kayn.axes.rules.by_cost import evaluating, operations
+from kayn.axes.rules.by_cost import evaluating, of_a_step
 from kayn.axes.rules.by_size import pairs_without_plates
 from kayn.axes.state import State, TooLarge
 from kayn.axes.types import Axis
@@ -22,25 +22,29 @@ LARGEST = 16
 
 
 def with_fewer_axes(state: State, begun: State, settled: Callable[[State], State | TooLarge]) -> State:
-    """The state with more particles where they are affordable, and before that with fewer axes where steps are slow.
+    """The state with more particles where they are affordable, and before that with fewer axes where steps are slow and
+    each that is given up halves them, if not by itself then with those that follow.
 
     Args:
         begun: the state that the rules began with.
         settled: what the rules make of a state.
     """
-    raised = with_more_particles(state, begun)
+    best = raised = with_more_particles(state, begun)
     if not state.case.request.more:
-        return raised
-    while (before := operations(raised)) > STEP * state.case.request.target_elements:
-        merged = _merged(state, f"a step would take {before:.2g} operations")
+        return best
+    least = takes = of_a_step(raised)
+    given_up = 0  # axes since the best
+    while takes > STEP * state.case.request.target_elements:
+        merged = _merged(state, f"a step would take {takes:.2g} operations")
         found = None if merged is None else settled(merged)
         if not isinstance(found, State):
             break
-        quicker = with_more_particles(found, begun)
-        if operations(quicker) > before / 2:
-            break
-        state, raised = found, quicker
-    return raised
+        state, raised, given_up = found, with_more_particles(found, begun), given_up + 1
+        takes = of_a_step(raised)
+        # one alone may save little, and open the way to what saves much
+        if takes <= least / 2**given_up:
+            best, least, given_up = raised, takes, 0
+    return best
 
 
 def _merged(state: State, reason: str) -> State | None:

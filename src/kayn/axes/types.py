@@ -102,6 +102,15 @@ def axis_of(axes: Sequence[Axis], latent: str) -> Axis:
     return next(a for a in axes if latent in a.latents)
 
 
+def axes_of_terms(terms: Iterable[Sequence[str]], axes: Sequence[Axis]) -> tuple[tuple[Axis, ...], ...]:
+    """The axes of every term of a sum, given the latents of each; terms that share an axis are one."""
+    groups: list[set[str]] = []
+    for latents in terms:
+        mine = {a.name for a in axes if any(n in a.latents for n in latents)}
+        groups = [*(g for g in groups if not g & mine), mine.union(*(g for g in groups if g & mine))]
+    return tuple(tuple(a for a in axes if a.name in g) for g in groups)
+
+
 def pairs_of(axes: Iterable[Axis]) -> list[tuple[Axis, Axis]]:
     """Axes with as many drawn particles, which can be merged."""
     free = [a for a in axes if not a.enumerated and a.size > 1]

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln
 
-from kayn.axes.types import Axis
+from kayn.axes.types import Axis, axes_of_terms
 from kayn.contraction.logsum import expand
 from kayn.densities.exponential.contract import WEIGHTS, Predictor
 from kayn.densities.exponential.scales import LOG_ROOT_2PI
@@ -56,7 +56,7 @@ def choose(way: Reduction) -> Groups | None:
         return None
     if not _rest_is_data(density, way):
         return None
-    groups = _groups(density, way.axes)
+    groups = axes_of_terms(density.terms, way.axes)
     if len(groups) < 2 or way.entries * num_terms(density) < MIN_WORK:
         return None
     speed = 1 if any(s.links for s in way.steps) else MATMUL_SPEED
@@ -81,15 +81,6 @@ def _rest_is_data(density: Density, way: Reduction) -> bool:
             if argument.name != "scale" or any(argument.shape[d] > 1 for d in (*summed, *events)):
                 return False
     return True
-
-
-def _groups(density: Density, axes: Sequence[Axis]) -> Groups:
-    """The axes of every term; terms that share an axis are one."""
-    groups: list[set[str]] = []
-    for latents in density.terms:
-        mine = {a.name for a in axes if any(n in a.latents for n in latents)}
-        groups = [*(g for g in groups if not g & mine), mine.union(*(g for g in groups if g & mine))]
-    return tuple(tuple(a for a in axes if a.name in g) for g in groups)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import combinations_with_replacement
 
 from kayn.axes.state import State
-from kayn.axes.types import Axis, pairs_of
+from kayn.axes.types import Axis, axes_of_terms, pairs_of
 from kayn.contraction.plan import Plan
 from kayn.contraction.steps.product import settled_slot
-from kayn.graph.types import Output
+from kayn.graph.types import Link, Output
 from kayn.graph.work import MATMUL_SPEED
 
 OPERATIONS = 2**9
@@ -70,6 +71,30 @@ def operations(state: State) -> float:
     for position, factor in enumerate(factors):
         entries[position] //= 1 if factor.density is None else MATMUL_SPEED
     return contracting(plan) + sum(entries) + sum(evaluating(state, f) for f in factors)
+
+
+def of_a_step(state: State) -> float:
+    """As `operations`, with factors at their full price whose entries no matrix product forms."""
+    factors = [f for f in state.case.graph.factors if f.density is not None]
+    return operations(state) + sum(state.entries(f) * (1 - 1 / MATMUL_SPEED) for f in factors if _by_entry(state, f))
+
+
+def _by_entry(state: State, factor: Output) -> bool:
+    """Whether every entry of an exponential family has to be computed: one argument reads all axes of the factor, so
+    that there are no two sides to a product, and its predictor has no terms whose pairs are fewer than all entries."""
+    density = factor.density
+    assert density is not None
+    axes = state.axes_read(factor.latents)
+    if all(set(state.axes_read(a.latents)) < set(axes) for a in density.arguments):
+        return False
+    sizes = [math.prod(a.size for a in group) for group in axes_of_terms(density.terms, axes)]
+    if len(sizes) < 2:
+        return True
+    assert density.family.predictor is not None, "others have no terms"
+    linked = any(isinstance(how, Link) for read in factor.reads for _, how in read.through)
+    pairs = sum(m * n for m, n in combinations_with_replacement(sizes, 2))
+    cost = math.prod(sizes) if density.family.predictor.exponential else pairs
+    return cost >= (1 if linked else MATMUL_SPEED) * math.prod(sizes)
 
 
 def _mergers(state: State, output: Output, operations: float) -> list[State]:
