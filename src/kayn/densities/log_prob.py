@@ -48,7 +48,13 @@ from kayn.densities.counts import (
     von_mises,
 )
 from kayn.densities.tails import MASSES, left_truncated, right_truncated, truncated
-from kayn.densities.vectors import CONCENTRATED, dirichlet, lkj_cholesky, multivariate_student
+from kayn.densities.vectors import (
+    CONCENTRATED,
+    dirichlet,
+    lkj_cholesky,
+    multivariate_normal,
+    multivariate_student,
+)
 from kayn.support.arrays import Array
 from kayn.support.numpyro_internals import changed_parts, checks_values, is_numpyros_own, lies_within, without_checks
 
@@ -104,6 +110,7 @@ FORMS: Mapping[type, Form] = {
     dist.Beta: _where_concentrated(beta, "concentration1", "concentration0"),
     dist.BetaProportion: _where_concentrated(beta, "concentration1", "concentration0"),
     dist.Dirichlet: dirichlet,
+    dist.MultivariateNormal: multivariate_normal,
     dist.MultivariateStudentT: multivariate_student,
     dist.LKJCholesky: lkj_cholesky,
     dist.Kumaraswamy: kumaraswamy,

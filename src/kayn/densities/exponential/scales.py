@@ -21,6 +21,7 @@ from kayn.densities.exponential.contract import (
     scalars,
     typical_scale,
 )
+from kayn.densities.triangular import solved
 from kayn.support.arrays import Array
 
 LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
@@ -96,12 +97,6 @@ def _normal_forms(transform: Callable = lambda v: v, log_jacobian: Callable | No
     )
 
 
-def _solve(tril: Array, vector: Array) -> Array:
-    shape = jnp.broadcast_shapes(tril.shape[:-1], vector.shape)
-    tril = jnp.broadcast_to(tril, (*shape, shape[-1]))
-    return solve_triangular(tril, jnp.broadcast_to(vector, shape)[..., None], lower=True)[..., 0]
-
-
 def _log_determinant(tril: Array) -> Array:
     return jnp.sum(jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1)), -1)
 
@@ -118,7 +113,7 @@ def _multivariate_normal_forms() -> tuple[Form, ...]:
         return {"center": mean(a["loc"]), "unit": mean(a["scale_tril"])}
 
     def powers(a: Arguments, r: Arguments) -> Pieces:
-        x = _solve(r["unit"], a["value"] - r["center"])
+        x = solved(r["unit"], a["value"] - r["center"])
         return [flat_outer(x), x, ones(x), ones(x)]
 
     def natural(a: Arguments, r: Arguments) -> Pieces:
@@ -126,7 +121,7 @@ def _multivariate_normal_forms() -> tuple[Form, ...]:
         shape = jnp.broadcast_shapes(a["scale_tril"].shape, r["unit"].shape)
         tril = jnp.broadcast_to(a["scale_tril"], shape)
         root = solve_triangular(tril, jnp.broadcast_to(r["unit"], shape), lower=True)  # Cholesky of the precision
-        m = (root @ _solve(r["unit"], a["loc"] - r["center"])[..., None])[..., 0]
+        m = (root @ solved(r["unit"], a["loc"] - r["center"])[..., None])[..., 0]
         precision = jnp.swapaxes(root, -1, -2) @ root
         linear = (jnp.swapaxes(root, -1, -2) @ m[..., None])[..., 0]
         return [
@@ -136,11 +131,11 @@ def _multivariate_normal_forms() -> tuple[Form, ...]:
         ]
 
     def standardised(a: Arguments, r: Arguments) -> Pieces:
-        x = _solve(a["scale_tril"], a["value"] - r["center"])
+        x = solved(a["scale_tril"], a["value"] - r["center"])
         return [*scalars(jnp.sum(x**2, -1)), x, ones(x), *scalars(normalizer(a["scale_tril"]))]
 
     def standardised_loc(a: Arguments, r: Arguments) -> Pieces:
-        m = _solve(a["scale_tril"], a["loc"] - r["center"])
+        m = solved(a["scale_tril"], a["loc"] - r["center"])
         return [-0.5 * ones(m), m, *scalars(-0.5 * jnp.sum(m**2, -1)), ones(m)]
 
     return (

@@ -1,0 +1,27 @@
+"""Equations with small triangular matrices, for many right sides at a time."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+
+from kayn.support.arrays import Array
+
+SMALL = 8
+"""Unknowns up to which the inverse is formed."""
+
+
+def solved(tril: Array, vector: Array) -> Array:
+    """The solution [..., D] of `tril` [..., D, D] times it equals `vector` [..., D].
+
+    Batched over right sides a solution is one call of LAPACK for each matrix, with all of them as its columns. From
+    thousands of columns on it is divided among threads that wait for one another longer than they compute. With few
+    unknowns the inverse is known as well, and what is left are sums of products.
+    """
+    size = vector.shape[-1]
+    if size <= SMALL:
+        inverse = solve_triangular(tril, jnp.broadcast_to(jnp.eye(size, dtype=tril.dtype), tril.shape), lower=True)
+        return jnp.sum(inverse * vector[..., None, :], -1)
+    shape = jnp.broadcast_shapes(tril.shape[:-1], vector.shape)
+    tril = jnp.broadcast_to(tril, (*shape, size))
+    return solve_triangular(tril, jnp.broadcast_to(vector, shape)[..., None], lower=True)[..., 0]

@@ -1,0 +1,65 @@
+"""Equations with triangular matrices: exact, and no wide calls of LAPACK for short vectors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+import scipy.stats
+
+from kayn.densities.log_prob import log_density
+from kayn.densities.triangular import SMALL, solved
+from kayn.xla.jit import inner_jaxprs
+
+
+def factor(size, seed=0):
+    root = np.tril(np.random.default_rng(seed).normal(size=(size, size)), -1)
+    return root + np.diag(np.linspace(0.5, 2.0, size))
+
+
+@pytest.mark.parametrize("size", [1, 2, SMALL, SMALL + 1])
+def test_solutions_solve(size):
+    rng = np.random.default_rng(1)
+    tril, right = np.stack([factor(size, s) for s in range(3)]), rng.normal(size=(5, 3, size))
+    found = solved(jnp.asarray(tril), jnp.asarray(right))
+    exact = np.linalg.solve(tril, right[..., None])[..., 0]
+    np.testing.assert_allclose(found, exact, rtol=2e-4, atol=2e-4 * np.abs(exact).max())
+    np.testing.assert_allclose(
+        solved(jnp.asarray(tril[0]), jnp.asarray(right)),
+        np.linalg.solve(tril[0], right[..., None])[..., 0],
+        rtol=2e-4,
+        atol=2e-4 * np.abs(exact).max(),
+    )
+
+
+@pytest.mark.parametrize("correlation", [0.0, -0.9, 0.9999])
+def test_the_density_of_short_vectors(correlation):
+    """Scales that differ by 1e5, nearly collinear coordinates: to the digits that rounding leaves."""
+    scale = np.array([1e-3, 1e2])
+    root = scale[:, None] * np.array([[1.0, 0.0], [correlation, (1 - correlation**2) ** 0.5]])
+    values = np.random.default_rng(2).normal(size=(20, 2)) @ root.T + [0.0, 1.0]
+    root, values = root.astype(np.float32), values.astype(np.float32)
+    law = dist.MultivariateNormal(jnp.array([0.0, 1.0]), scale_tril=jnp.asarray(root))
+    apart = np.linalg.solve(root.astype(float), (values.astype(float) - [0.0, 1.0]).T)
+    exact = scipy.stats.norm.logpdf(apart).sum(0) - np.log(np.diag(root.astype(float))).sum()
+    np.testing.assert_allclose(log_density(law, jnp.asarray(values)), exact, rtol=2e-4, atol=2e-4)
+
+
+def widest(jaxpr):
+    """Columns of the widest triangular equation in a program; zero without any."""
+    own = [e.invars[1].aval.shape[-1] for e in jaxpr.eqns if e.primitive.name == "triangular_solve"]
+    return max([0, *own, *(widest(inner) for e in jaxpr.eqns for inner in inner_jaxprs(e))])
+
+
+@pytest.mark.parametrize(
+    "law", [dist.MultivariateNormal, lambda loc, scale_tril: dist.MultivariateStudentT(4.0, loc, scale_tril)]
+)
+def test_particles_of_short_vectors_are_no_columns(law):
+    """One call of LAPACK for thousands of columns waits for its threads a hundred times as long as it computes."""
+
+    def density(tril, x):
+        return log_density(law(jnp.zeros(3), scale_tril=tril), x)
+
+    every = jax.vmap(jax.vmap(density, (None, 0)), (0, None))
+    jaxpr = jax.make_jaxpr(every)(jnp.broadcast_to(jnp.eye(3), (100, 3, 3)), jnp.zeros((100, 29, 3)))
+    assert 0 < widest(jaxpr.jaxpr) <= 3
