@@ -231,8 +231,27 @@ def test_what_a_step_depends_on_may_be_drawn_behind():
     assert names == ["decay", "kayn:unbounded:z", "y"]
 
 
-def test_loops_with_numbers_for_every_step_cannot_get_longer():
+def test_loops_with_numbers_for_every_step_are_read_again_where_there_are_more():
     coordinates = found(CASES["numbers of steps"])
     longer = ReadRunning(lambda: numpyro.sample("z", dist.Normal(jnp.zeros(STEPS + 1), 1.0)), {"z": coordinates})
     with pytest.raises(kayn.errors.ModelError, match="draw the states in a numpyro"):
         numpyro.handlers.seed(longer, 0)()
+
+    def states(z, times):
+        step = lambda c, now: (jnp.sin(c) * now[0] + 0.5 * now[1],) * 2  # noqa: E731
+        return jax.lax.scan(step, 0.1, (jnp.asarray(times), z))[1]
+
+    def model(y, times):
+        with numpyro.plate("time", len(times)):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            x = numpyro.deterministic("x", states(z, times))
+            numpyro.sample("y", dist.Normal(x, 0.4), obs=y)
+
+    posterior = kayn.Importance(model, num_particles=20).run(0, None, Y[:, 0], TIMES)
+    more = np.append(TIMES, [0.7, 1.1]).astype(np.float32)
+    drawn = posterior.predictive(0, 400, None, more)
+    assert drawn["x"].shape == (400, STEPS + 2)
+    np.testing.assert_allclose(drawn["x"], jax.vmap(lambda z: states(z, more))(drawn["z"]), atol=1e-4)
+    # five standard errors: 6e-7
+    assert abs(float(drawn["z"][:, STEPS:].mean())) < 5 / np.sqrt(800)
+    np.testing.assert_allclose(drawn["x"][:, :STEPS].mean(0), posterior.mean("x"), atol=0.2)

@@ -8,6 +8,7 @@ from typing import Any
 from kayn.axes.minibatches import subsampled_plates
 from kayn.graph.running_sums import added_up
 from kayn.programs.read_running import ReadRunning
+from kayn.programs.running import Coordinates
 from kayn.programs.sites import Inspected, Site
 from kayn.programs.supports import BOX
 from kayn.programs.unbounded import ReadUnbounded
@@ -35,19 +36,26 @@ def in_running_sums(inspected: Inspected, names: Collection[str] | None = None) 
     Args:
         names: the only latents that may be; by default all.
     """
+    found = _found(inspected, names)
+    if not found:
+        return inspected
+    fn, params, order = inspected.fn, inspected.params, list(inspected.drawn.latents if inspected.drawn else ())
+    ahead = {m: None for n, c in found.items() for m in c.latents if order.index(m) > order.index(n)}
+
+    def again(args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Coordinates]:
+        return _found(Inspected.of(fn, args, kwargs, params), names)
+
+    model = ReadRunning(fn, found, tuple(ahead), again)
+    return Inspected.of(model, inspected.args, inspected.kwargs, params)
+
+
+def _found(inspected: Inspected, names: Collection[str] | None) -> dict[str, Coordinates]:
+    """What innovations are read in, by latent."""
     some = subsampled_plates(inspected.sites)
     sites = {n: s for n, s in inspected.sites.items() if names is None or n in names}
     able = {n: _axes_of_steps(s) for n, s in sites.items() if not some.keys() & {f[0] for f in s.frames}}
     able = {n: axes for n, axes in able.items() if axes}
-    if not able or inspected.drawn is None:
-        return inspected
-    order = list(inspected.drawn.latents)
-    found = added_up(inspected.drawn, able, _movable(inspected.sites))
-    if not found:
-        return inspected
-    ahead = {m: None for n, c in found.items() for m in c.latents if order.index(m) > order.index(n)}
-    model = ReadRunning(inspected.fn, found, tuple(ahead))
-    return Inspected.of(model, inspected.args, inspected.kwargs, inspected.params)
+    return added_up(inspected.drawn, able, _movable(inspected.sites)) if able and inspected.drawn is not None else {}
 
 
 def _movable(sites: Mapping[str, Site]) -> list[str]:

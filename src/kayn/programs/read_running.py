@@ -15,6 +15,8 @@ from kayn.programs.running import EARLIER, Coordinates, Earlier, Running
 from kayn.support.arrays import Array
 from kayn.support.names import unbounded
 
+Again = Callable[[tuple, Mapping[str, Any]], Mapping[str, Coordinates]]
+
 
 class ReadRunning(Messenger):
     """A program whose innovations of some latents are read in their running sum.
@@ -23,10 +25,19 @@ class ReadRunning(Messenger):
         coordinates: of the latents. Those that a handler within the program has set are left as they are.
         ahead: latents that are drawn before all others, as coordinates of earlier ones depend on them. They are in no
             plate, and their laws depend on no latent.
+        again: finds the coordinates under other arguments, where latents have other shapes.
     """
 
-    def __init__(self, fn: Callable, coordinates: Mapping[str, Coordinates], ahead: Sequence[str] = ()):
+    def __init__(
+        self,
+        fn: Callable,
+        coordinates: Mapping[str, Coordinates],
+        ahead: Sequence[str] = (),
+        again: Again | None = None,
+    ):
         super().__init__(fn)
+        self.again = again
+        self.given: tuple[tuple, Mapping[str, Any]] = ((), {})
         self.ahead = tuple(ahead)
         self.coordinates = dict(coordinates)
         self.wanted = {n for c in coordinates.values() for n in c.latents}
@@ -41,13 +52,16 @@ class ReadRunning(Messenger):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program."""
+        self.given = (args, kwargs)
         with self:
             if self.ahead:
                 with handlers.block():
                     sites = handlers.trace(handlers.seed(self.fn, jax.random.key(0))).get_trace(*args, **kwargs)
-                found = {n: sites[n] for n in self.ahead if n in sites}
-                self.drawn = {n: numpyro.sample(n, s["fn"], infer=dict(s["infer"])) for n, s in found.items()}
-            return self.fn(*args, **kwargs)
+                laws = {n: sites[n] for n in self.ahead if n in sites}
+                self.drawn = {n: numpyro.sample(n, s["fn"], infer=dict(s["infer"])) for n, s in laws.items()}
+            result = self.fn(*args, **kwargs)
+        self.given = ((), {})
+        return result
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Put the running sum, and the innovations that follow from it, in the place of these."""
@@ -59,6 +73,9 @@ class ReadRunning(Messenger):
         if msg["type"] != "sample" or name not in self.coordinates or msg["is_observed"] or msg["value"] is not None:
             return
         whole, shape = self.coordinates[name], msg["fn"].shape()
+        if whole.shape not in (None, shape) and self.again is not None:
+            with handlers.block():
+                whole = self.again(*self.given).get(name, whole)
         if whole.shape not in (None, shape):
             raise ModelError(f"latent {name!r} has shape {shape}, but had {whole.shape} where {_known(whole)}")
         coordinates, earlier = whole.given(self.seen), Earlier(whole)

@@ -143,8 +143,12 @@ class Coordinates:
 
     def carried_on(self, r: Array, fresh: Array) -> Array:
         """r, with the innovations of a longer one in the steps behind it."""
-        own, others = (self.innovations(x, self.earlier(x)) for x in (r, fresh))
-        behind = jax.lax.slice_in_dim(others, r.shape[self.axis], None, axis=r.ndim + self.axis)
+        axis, steps = r.ndim + self.axis, r.shape[self.axis]
+        longer = jnp.concatenate([r, jax.lax.slice_in_dim(fresh, steps, None, axis=axis)], axis)
+        own, others = (self.innovations(x, self.earlier(x)) for x in (longer, fresh))
+        own, behind = (
+            jax.lax.slice_in_dim(x, *ends, axis=axis) for x, ends in ((own, (0, steps)), (others, (steps, None)))
+        )
         return self.sums(jnp.concatenate([own, behind], self.axis))
 
     def earlier(self, r: Array) -> list[Array]:
