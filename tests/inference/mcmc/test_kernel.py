@@ -14,6 +14,7 @@ from numpyro.infer import MCMC
 from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 import kayn
+from kayn.inference.mcmc import sweep
 
 from .normals import SD, Y, normals, normals_exact
 from .sampling import compare, run
@@ -201,6 +202,24 @@ def test_sequential_chains_and_a_second_run_take_one_reading_of_the_model():
     mcmc.post_warmup_state = mcmc.last_state
     mcmc.run(jax.random.key(3), Y)
     jax.tree.map(np.testing.assert_array_equal, frozen, mcmc.last_state.tuning.log_step)
+
+
+def test_chains_in_turn_are_those_at_once(monkeypatch):
+    kernel = kayn.MPGibbs(normals)
+    state = kernel.init(jax.random.split(jax.random.key(0), 3), 10, None, (SD, Y), {})
+
+    def swept():
+        steps = jax.make_jaxpr(lambda state: kernel.sample(state, (SD, Y), {}).z)(state).eqns
+        loops = [e.params["length"] for e in steps if e.primitive.name == "scan"]
+        return kernel.sample(state, (SD, Y), {}).z, 3 in loops
+
+    at_once, looped = swept()
+    assert not looped
+    monkeypatch.setattr(sweep, "IN_TURN", 0)
+    in_turn, looped = swept()
+    assert looped
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), in_turn, at_once)
+    assert not np.array_equal(state.z["theta"], in_turn["theta"])
 
 
 def test_starts_may_be_given_and_float64_works():

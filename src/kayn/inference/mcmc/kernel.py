@@ -136,7 +136,7 @@ class MPGibbs(MCMCKernel):
         if is_prng_key(state.rng_key):
             new, news = one(state)
         else:
-            new, news = jax.vmap(one)(state)
+            new, news = ready.kernel.for_all(one)(state)
             # what one chain has told, the others need not
             new = new._replace(told=jnp.broadcast_to(jnp.any(new.told, 0), new.told.shape))
         tell(ready.name, news)

@@ -28,6 +28,10 @@ from kayn.inference.mcmc.together import MOST, apart, correlated, elements
 from kayn.particles.draw import supports
 from kayn.support.arrays import Array, KeyArray, PyTree
 
+IN_TURN = 2**19
+"""Operations of a sweep's passes from which on chains are swept one after the other on a CPU. At once, whatever a
+condition decides on is computed in both ways: products and, in reserve, every entry (`kayn.xla.fallback`)."""
+
 
 class Tuning(NamedTuple):
     """Steps of local proposals.
@@ -130,6 +134,13 @@ class Kernel:
         return sum(one.problem.coordinates(n) for n in axis.latents)
 
     # -- a sweep
+
+    def for_all(self, one: Callable) -> Callable:
+        """What does for many chains what a function does for one: at once, or, where that is faster, in turn."""
+        work = sum(one.problem.layout.operations for one in self.passes)
+        if jax.default_backend() == "cpu" and work > IN_TURN:
+            return lambda state: jax.lax.map(one, state)
+        return jax.vmap(one)
 
     def sweep(
         self, state: dict[str, Array], tuning: Tuning, key: KeyArray, number: Array, learning: Array
