@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -10,8 +11,8 @@ import scipy.stats
 
 import kayn
 from kayn.axes.choose import settled
-from kayn.axes.fewer import LARGEST, STEP, with_fewer_axes
-from kayn.axes.more import MORE
+from kayn.axes.fewer import FEWEST, LARGEST, STEP, with_fewer_axes
+from kayn.axes.more import MORE, SHARED
 from kayn.axes.request import TARGET_ELEMENTS, USUAL
 from kayn.axes.rules.by_cost import operations
 from tests.axes.graphs import state, structure
@@ -98,6 +99,33 @@ def test_entries_that_no_product_forms_count_in_full():
             numpyro.sample("y", dist.Normal(a + b * covariate + c * x, s), obs=jnp.zeros(29))
 
     assert axes_of(model) == {"a+b+c+s": MORE, "z": MORE}
+
+
+def test_series_that_stream_through_memory_have_fewer_particles():
+    """A second-order autoregression: all triples of states for every particle of its coefficients, which no product
+    shares; a number that is given is kept."""
+
+    def model():
+        phi = numpyro.sample("phi", dist.Normal(0.0, 0.3).expand([2]).to_event(1))
+        s = numpyro.sample("s", dist.HalfNormal(1.0))
+
+        def step(before, e):
+            now = phi[0] * before[0] + phi[1] * before[1] + s * e
+            return (now, before[0]), now
+
+        with numpyro.plate("time", 80):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        x = jax.lax.scan(step, (0.0, 0.0), z)[1]
+        with numpyro.plate("time", 80):
+            numpyro.sample("y", dist.Normal(x, 0.3), obs=jnp.zeros(80))
+
+    def particles(layout):
+        return next(a.size for a in layout.axes if "time" in a.scope)
+
+    layout = kayn.analyze(model).layout
+    assert FEWEST <= particles(layout) < USUAL
+    assert layout.operations <= SHARED
+    assert particles(kayn.analyze(model, num_particles=USUAL).layout) == USUAL
 
 
 def test_what_is_quick_keeps_its_axes():

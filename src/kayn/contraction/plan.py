@@ -109,6 +109,10 @@ class Step(ABC):
     def flops(self, plan: Plan) -> int:
         """Multiply-adds (in the log semiring)."""
 
+    def streamed(self, plan: Plan) -> int:
+        """Of these, those whose operands are read for nothing else, so that their time is that of memory."""
+        return 0
+
     def formed(self, plan: Plan) -> tuple[str, ...]:
         """Axes of the largest array that is formed, outside of `inner`."""
         return plan.axes[self.out]

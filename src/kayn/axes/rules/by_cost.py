@@ -27,6 +27,9 @@ CONTRACTED = 2**8
 second with the way back, and several times that in the first steps, far from the posterior, where sums of exponentials
 have to be exact."""
 
+STREAMED = 8
+"""How many times as long a multiply-add takes whose operands are read for nothing else."""
+
 
 def slow_factor(state: State, output: Output) -> State | None:
     """Two axes of a factor that takes too long to compute: those that leave the least to do, over the same plates."""
@@ -65,12 +68,13 @@ def evaluating(state: State, output: Output) -> float:
 
 def operations(state: State) -> float:
     """Of a step: the contraction, every entry of every factor before rows are summed, and computing these. Densities of
-    exponential families may be summed over rows by matrix products."""
+    exponential families may be summed over rows by matrix products; chains stream through theirs."""
     plan, factors = state.plan, state.case.graph.factors
     entries = [math.prod(plan.size[a] for a in plan.axes[slot]) for slot in range(len(plan.terms))]
     for position, factor in enumerate(factors):
         entries[position] //= 1 if factor.density is None else MATMUL_SPEED
-    return contracting(plan) + sum(entries) + sum(evaluating(state, f) for f in factors)
+    streamed = sum(step.streamed(plan) for step in plan.steps)
+    return contracting(plan) + (STREAMED - 1) * streamed + sum(entries) + sum(evaluating(state, f) for f in factors)
 
 
 def of_a_step(state: State) -> float:

@@ -81,6 +81,10 @@ class Chain(Nested):
         """Those of a step, for every step."""
         return plan.size[self.plate] * self.body.flops
 
+    def streamed(self, plan: Plan) -> int:
+        """All: a step multiplies what the states before it have come to by factors of its own."""
+        return self.flops(plan)
+
     def entries(self, plan: Plan, inner: tuple[int, int]) -> Entries:
         """What a step holds, for every step; what it forms, once."""
         held, passing = inner
