@@ -281,6 +281,14 @@ def test_a_models_own_error_is_left_alone():
 
 DATA = [
     case(
+        "arguments by name", lambda: kayn.analyze(flat, kwargs={"y": Y}), DataError,
+        "unexpected keyword argument 'kwargs'", "given kwargs=", "*args, **kwargs",
+    ),
+    case(
+        "arguments as a tuple", lambda: kayn.analyze(lambda county, y: ragged(county, y), (COUNTY, Y)), DataError,
+        "missing 1 required", "a tuple as its only argument", "*args, **kwargs",
+    ),
+    case(
         "NaN", lambda: kayn.analyze(flat, np.array([0.1, np.nan])), DataError,
         "'y'", "1 NaN or infinite values of 2", "index (1,)", "handlers.mask", "missing='impute'",
     ),

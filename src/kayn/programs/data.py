@@ -115,11 +115,21 @@ def explained(error: Exception, fn: Callable, args: tuple, kwargs: Mapping[str, 
         ]
     if not found and any(word in str(error) for word in ("broadcast", "shape")):
         found = _lengths(fn, args, kwargs)
+    if not found and isinstance(error, TypeError):
+        found = _packed(args, kwargs)
     if not found:
         return error
     return DataError(
         f"the model fails ({type(error).__name__}: {str(error).splitlines()[0][:120]}). {'; '.join(found)}"
     )
+
+
+def _packed(args: tuple, kwargs: Mapping[str, Any]) -> list[str]:
+    """What there is to say where all arguments of a model were given as one."""
+    packed = [f"{n}=" for n in ("args", "kwargs") if n in kwargs]
+    if not packed and len(args) == 1 and type(args[0]) is tuple:
+        packed = ["a tuple as its only argument"]
+    return [f"It was given {p}; pass its arguments as it takes them itself: *args, **kwargs" for p in packed[:1]]
 
 
 def _lengths(fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> list[str]:
