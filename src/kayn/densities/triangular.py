@@ -16,10 +16,12 @@ def solved(tril: Array, vector: Array) -> Array:
 
     Batched over right sides a solution is one call of LAPACK for each matrix, with all of them as its columns. From
     thousands of columns on it is divided among threads that wait for one another longer than they compute. With few
-    unknowns the inverse is known as well, and what is left are sums of products.
+    unknowns the inverse is known as well, and what is left are sums of products. A single equation stays as it is:
+    which of its unknowns depend on each other is read from it (`kayn.graph.marks`).
     """
     size = vector.shape[-1]
-    if size <= SMALL:
+    if size <= SMALL and max(tril.ndim - 1, vector.ndim) > 1:
+        tril = tril.astype(jnp.result_type(tril, vector))
         inverse = solve_triangular(tril, jnp.broadcast_to(jnp.eye(size, dtype=tril.dtype), tril.shape), lower=True)
         return jnp.sum(inverse * vector[..., None, :], -1)
     shape = jnp.broadcast_shapes(tril.shape[:-1], vector.shape)

@@ -31,9 +31,9 @@ def dirichlet(fn: dist.Distribution, value: Array) -> Array:
 def multivariate_normal(fn: dist.Distribution, value: Array) -> Array:
     """Log density of a Normal of vectors, nats; value: [..., E], `scale_tril`: [..., E, E].
 
-    That of short vectors in the form that stays quick for many at a time.
+    That of short vectors, if there are several, in the form that stays quick for many at a time.
     """
-    if fn.event_shape[0] > SMALL:
+    if fn.event_shape[0] > SMALL or (jnp.ndim(value) == 1 and not fn.batch_shape):
         return fn.log_prob(value)
     loc, root, value = floats(fn.loc, fn.scale_tril, value)
     square = jnp.sum(solved(root, value - loc) ** 2, -1)
