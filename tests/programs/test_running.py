@@ -434,15 +434,20 @@ def test_series_of_a_panel_in_one_loop(case):
     np.testing.assert_allclose(*map(evidence_of_panel, SERIES[case]), rtol=1e-5)
 
 
-def test_series_that_depend_on_each_other_stay_as_they_are():
+def test_series_that_depend_on_each_other_are_one_chain():
+    """All of their states of a time share an index (`tests/programs/test_stepping.py` has the evidence of such);
+    sums with weights that are latents stay as they are."""
+
     def loop_of(before):
         return panel(lambda s, d, z: jax.lax.scan(lambda c, x: (before(c) + s * x,) * 2, jnp.zeros(3), z)[1])
 
     crossed = np.array([[0.5, 0.2, 0.0], [0.0, 0.5, 0.2], [0.0, 0.0, 0.5]], np.float32)
     assert running(panel(lambda s, d, z: jnp.cumsum(s ** jnp.arange(1.0, 1.0 + STEPS)[:, None] * z, 0)), PANEL) is None
-    kept = [lambda c: crossed @ c, lambda c: 0.5 * c[::-1], lambda c: c - c.mean(), lambda c: 0.5 * c + jnp.roll(c, 1)]
-    assert [running(loop_of(before), PANEL) for before in kept] == [None] * 4
-    assert running(loop_of(lambda c: jnp.where(c.size > 1, 0.5 * c, 0.0)), PANEL) is not None
+    mixed = [lambda c: crossed @ c, lambda c: 0.5 * c[::-1], lambda c: c - c.mean(), lambda c: 0.5 * c + jnp.roll(c, 1)]
+    apart = [lambda c: jnp.where(c.size > 1, 0.5 * c, 0.0)]
+    for before, scope in [*((m, {"time"}) for m in mixed), *((a, {"series", "time"}) for a in apart)]:
+        axes = kayn.analyze(loop_of(before), PANEL).layout.axes
+        assert [set(a.scope) for a in axes if "time" in a.scope] == [scope]
 
 
 def test_heavy_tails_stay_what_they_are():
