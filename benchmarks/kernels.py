@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import kayn
 from benchmarks._machine import described, limit_seconds, save, seconds
 from benchmarks.scaling import chain, point
-from benchmarks.steps import fitted, qem_step
+from benchmarks.steps import after, qem_step
 from kayn.contraction import chain_rounds
 from kayn.contraction.logmatmul import log_matmul
 from models import MODELS
@@ -64,13 +64,15 @@ def precision(name: str = "bus", particles: int = 30) -> dict[str, Any]:
     """A QEM step and the log evidence of one set of particles,
     with full products and with those of ten-bit operands where the device has them."""
     model, args = MODELS[name]()
-    params = fitted(model, args, particles)
+    qem = kayn.QEM(model, num_particles=particles)
+    params = qem.get_params(after(qem, qem.init(0, *args)))
     found: dict[str, Any] = {"model": name, "particles": particles}
     for kind in ("highest", "tensorfloat32"):
         with jax.default_matmul_precision(kind):
             _, warmed, steps = qem_step(model, args, particles)
             best, _ = seconds(warmed())
-            posterior = kayn.Importance(model, num_particles=particles, num_replicates=4).run(1, params, *args)
+            weighing = kayn.Importance(model, qem.guide, num_particles=particles, num_replicates=4)
+            posterior = weighing.run(1, params, *args)
         found[kind] = {"step_seconds": best / steps, "log_evidence": float(posterior.log_evidence)}
     return found
 

@@ -32,6 +32,7 @@ from kayn.evidence.problem import build_problem
 from kayn.evidence.queries import draw_indices, latent_weights, weighted_draws
 from kayn.evidence.weights import weigh
 from kayn.guides.factorised import FactorisedGuide
+from kayn.inference.qem_state import QEMState
 from kayn.xla.jit import QuickJit
 from models import HELD_BACK, MODELS
 
@@ -50,12 +51,11 @@ REFERENCE = {
 }
 
 
-def fitted(qem: QEM, args: tuple, particles: int) -> dict[str, Any]:
-    """Parameters of its guide after a short fit with few particles, on the same axes."""
-    asked = qem.asked
-    short = QEM(qem.model, num_particles=min(particles, 10), groups=asked.groups, couple=dict(asked.couple))
-    state, _ = short.advance(short.init(0, *args), WARM)
-    return short.get_params(state)
+def after(qem: QEM, state: QEMState) -> QEMState:
+    """The state `WARM` steps later."""
+    for _ in range(WARM // STEPS):
+        state, _ = qem.advance(state, STEPS)
+    return state
 
 
 def qem_step(model: Callable, args: tuple, particles: int) -> tuple[Any, Callable, int]:
@@ -63,11 +63,7 @@ def qem_step(model: Callable, args: tuple, particles: int) -> tuple[Any, Callabl
     state = qem.init(0, *args)
     compiled = qem._advance.lower(qem._problem().numbers, state, 1.0, STEPS).compile()
 
-    def warmed() -> Callable:
-        later = qem.init(0, *args, params=fitted(qem, args, particles))
-        return partial(qem._advance, qem._problem().numbers, later, 1.0, STEPS)
-
-    return compiled, warmed, STEPS
+    return compiled, lambda: partial(qem._advance, qem._problem().numbers, after(qem, state), 1.0, STEPS), STEPS
 
 
 def svi_step(loss: type, model: Callable, args: tuple, particles: int) -> tuple[Any, Callable, int]:
@@ -92,7 +88,7 @@ def svi_step(loss: type, model: Callable, args: tuple, particles: int) -> tuple[
 
 def posterior_step(what: str, model: Callable, args: tuple, particles: int) -> tuple[Any, Callable, int]:
     qem = QEM(model, num_particles=particles)
-    qem.init(0, *args)
+    state = qem.init(0, *args)
     guide = qem.guide
     assert guide is not None
     problem = build_problem(model, guide, args, {}, guide.start, replace(qem.asked, draws="independent"))
@@ -115,7 +111,7 @@ def posterior_step(what: str, model: Callable, args: tuple, particles: int) -> t
     key = jax.random.key(1)
     run = QuickJit(moments if what == "moments" else sample)
     compiled = run.lower(problem.numbers, guide.start, key).compile()
-    return compiled, lambda: partial(run, problem.numbers, fitted(qem, args, particles), key), 1
+    return compiled, lambda: partial(run, problem.numbers, qem.get_params(after(qem, state)), key), 1
 
 
 TASKS: dict[str, Callable[..., tuple[Any, Callable, int]]] = {
