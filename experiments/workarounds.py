@@ -262,14 +262,14 @@ def _length() -> tuple[float, float]:
     return seconds(kept, x), seconds(compiled(lambda x: jnp.max(jnp.abs(x)), x)[0], x)
 
 
-# -- a fast computation with an exact one in reserve
-
-
 def _long_rows() -> tuple[float, float]:
     rows = normal(24, 90_000)
     return both(
         lambda: lambda x: compilation.sum_of_rows(x, 0), lambda: replaced(compilation, "LONG_ROW", math.inf), rows
     )
+
+
+# -- a fast computation with an exact one in reserve
 
 
 def _in_reserve() -> tuple[float, float]:

@@ -8,7 +8,6 @@ What is slow even then, such as a series whose step reads two earlier states, ha
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from kayn.axes.more import SHARED, with_more_particles
 from kayn.axes.rules.by_cost import evaluating, of_a_step, operations
@@ -55,12 +54,7 @@ def with_fewer_particles(state: State) -> State:
     """The state with fewer particles where steps are slow: a third at a time, of the axis for which that saves most."""
     while (before := operations(state)) > SHARED:
         axes = [a for a in state.axes if not a.enumerated and a.size > FEWEST]
-        smaller = [
-            replace(
-                state, axes=tuple(replace(a, size=max(FEWEST, 2 * a.size // 3)) if a == b else a for a in state.axes)
-            )
-            for b in axes
-        ]
+        smaller = [state.resized(a, max(FEWEST, 2 * a.size // 3)) for a in axes]
         found = min(smaller, key=operations, default=state)
         if operations(found) >= before:
             break

@@ -7,8 +7,6 @@ adds up, and pulls the latents that all of them depend on: these get more as lon
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from kayn.axes.request import MORE
 from kayn.axes.rules.by_cost import operations
 from kayn.axes.rules.by_size import large_factor, large_particles, large_step
@@ -34,7 +32,7 @@ def with_more_particles(state: State, begun: State) -> State:
         (OWN, [a for a in raised if a in begun.axes and a.scope]),
     ):
         for axis in axes:
-            more = replace(state, axes=tuple(replace(a, size=MORE) if a == axis else a for a in state.axes))
+            more = state.resized(axis, MORE)
             if _affordable(more, most):
                 state = more
     return state

@@ -135,6 +135,10 @@ class State:
         """How many numbers the latents of an axis are."""
         return sum(math.prod(self.case.graph.latent(n).shape) for n in axis.latents)
 
+    def resized(self, axis: Axis, size: int) -> State:
+        """With another number of particles on an axis."""
+        return replace(self, axes=tuple(replace(a, size=size) if a == axis else a for a in self.axes))
+
     def loss(self, axis: Axis, plates: Sequence[str]) -> float:
         """log of the number of combinations given up by dropping plates from an axis."""
         if axis.enumerated:

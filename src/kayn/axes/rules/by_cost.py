@@ -26,7 +26,6 @@ CONTRACTED = 2**8
 """The contraction may take half as many multiply-adds, where the number of particles is left to kayn: a tenth of a
 second with the way back, and several times that in the first steps, far from the posterior, where sums of exponentials
 have to be exact."""
-
 STREAMED = 8
 """How many times as long a multiply-add takes whose operands are read for nothing else."""
 
