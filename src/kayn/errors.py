@@ -7,7 +7,8 @@ import warnings
 from typing import Any
 
 UNBOUNDED = "kayn:unbounded:"
-"""Begins names of latents that stand for others of a model's (`kayn.programs.unbounded`), which messages name."""
+"""Begins names of latents that stand for others of a model's, which messages name: see
+`kayn.programs.dependent_supports`."""
 NOT_THE_USERS = ("kayn", "jax", "numpyro", "contextlib", "functools")
 """Packages whose lines no warning is of."""
 

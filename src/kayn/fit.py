@@ -26,8 +26,8 @@ from kayn.objectives.vi import VI
 from kayn.posterior import stored
 from kayn.posterior.call import MISSING, Call, Origin, conditioned
 from kayn.posterior.chains import Chains
-from kayn.posterior.checks import complaints, warn_if_poor, warn_if_unsound
 from kayn.posterior.enough import enough_replicates
+from kayn.posterior.poor_fit import complaints, warn_if_poor, warn_if_unsound
 from kayn.posterior.posterior import Posterior
 from kayn.posterior.stored import Stored
 from kayn.support.arrays import KeyArray, PyTree

@@ -59,7 +59,7 @@ def test_every_primitive_is_listed(present):
     assert not new, (
         f"JAX {jax.__version__} has primitives that kayn has not heard of: {new}. Where a model can make one of a "
         "latent, say in kayn.programs.primitives what it does (ELEMENTWISE, LINEAR, IDENTITY, ...) or write a rule in "
-        "kayn.graph.rules; else add it to WITHOUT_RULE"
+        "kayn.graph.plate_rules; else add it to WITHOUT_RULE"
     )
 
 

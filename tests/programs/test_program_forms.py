@@ -18,7 +18,7 @@ import kayn
 from kayn.errors import GuideError
 from kayn.graph.dependence import read_program
 from kayn.graph.expressions import Node
-from kayn.graph.rules import Aligned
+from kayn.graph.plate_rules import Aligned
 from kayn.graph.types import MIXED, Latent
 from kayn.programs.outputs import Part
 from kayn.programs.sites import inspect_sites

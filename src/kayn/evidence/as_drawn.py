@@ -7,11 +7,11 @@ from typing import Any
 
 from kayn.axes.minibatches import subsampled_plates
 from kayn.graph.running_sums import added_up
+from kayn.programs.dependent_supports import ReadUnbounded
 from kayn.programs.read_running import ReadRunning
 from kayn.programs.running import Coordinates
 from kayn.programs.sites import Inspected, Site
 from kayn.programs.supports import BOX
-from kayn.programs.unbounded import ReadUnbounded
 
 SHORTEST = 3
 """Innovations below which nothing is gained by their running sum."""

@@ -14,8 +14,8 @@ from kayn.evidence.read import read_model
 from kayn.graph.discover import Structure
 from kayn.graph.lost import Lost
 from kayn.graph.types import MIXED, Graph, Kind
-from kayn.guides.blocks import LARGEST_BLOCK
 from kayn.guides.choice import LONGEST_VECTOR
+from kayn.guides.joint_blocks import LARGEST_BLOCK
 from kayn.programs.events import freed, with_free_elements
 from kayn.programs.sites import Inspected
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from kayn.axes.request import Request
 from kayn.evidence.problem import Problem
-from kayn.guides.blocks import joined
 from kayn.guides.factorised import FactorisedGuide
+from kayn.guides.joint_blocks import joined
 from kayn.particles.guide_program import trace_guide
 from kayn.particles.shared_noise import evenly
 from kayn.programs.sites import Inspected

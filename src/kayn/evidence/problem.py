@@ -54,7 +54,7 @@ class Problem(Outlined):
     structure: Structure
     layout: Layout
     fn: Callable
-    """The model as it was read, in which latents may stand for others (`kayn.programs.unbounded`)."""
+    """The model as it was read, in which latents may stand for others (`kayn.programs.dependent_supports`)."""
     denominator: str = "mixture"
     programs: Kept = field(default_factory=Kept, init=False, repr=False)
     """What has been planned and compiled for questions to it, by question."""

@@ -18,8 +18,8 @@ from kayn.evidence.free_events import with_freed_events
 from kayn.evidence.read import read_model
 from kayn.graph.types import Graph
 from kayn.guides.start import supports_that_depend
+from kayn.programs.dependent_supports import ReadUnbounded, unconstrained
 from kayn.programs.sites import Inspected, Site, summed_out
-from kayn.programs.unbounded import ReadUnbounded, unconstrained
 from kayn.support.names import refuse_reserved
 
 MOST_ENTRIES = 2**23

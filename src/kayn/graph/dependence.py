@@ -1,7 +1,7 @@
 """Walk a program's jaxpr and find which plate elements of which latents every output reads.
 
 A conservative abstract interpretation: what does not depend on latents stays an expression (`Node`), what does carries
-an annotation (`kayn.graph.rules`). Nothing is computed, except index vectors that are known.
+an annotation (`kayn.graph.plate_rules`). Nothing is computed, except index vectors that are known.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kayn.graph import loops
 from kayn.graph.aligned import Aligned, Annotation, Operands, in_one_dimension, mixed
 from kayn.graph.expressions import Made, Node, Nodes, Operation, distinct
 from kayn.graph.lost import note_lost
-from kayn.graph.rules import RULES
+from kayn.graph.plate_rules import RULES
 from kayn.graph.types import Latent
 from kayn.programs.calls import called
 from kayn.programs.outputs import OutputName

@@ -17,7 +17,7 @@ from kayn.evidence.unguided import inspected_for
 from kayn.guides.factorised import Unstarted
 from kayn.guides.start import best_start
 from kayn.posterior.call import Call, Origin
-from kayn.posterior.checks import warn_if_poor
+from kayn.posterior.poor_fit import warn_if_poor
 from kayn.posterior.posterior import Posterior
 from kayn.programs.sites import Inspected
 from kayn.programs.tables import Labels, as_arguments

@@ -13,8 +13,8 @@ from kayn.inference import mstep
 from kayn.inference.qem import QEM
 from kayn.inference.qem_state import QEMState
 from kayn.posterior.call import Call
-from kayn.posterior.checks import complaints
 from kayn.posterior.enough import enough_replicates
+from kayn.posterior.poor_fit import complaints
 from kayn.posterior.posterior import Posterior
 from kayn.support.arrays import Array, KeyArray, PyTree
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kayn.programs.gaps import filled, with_gaps
+from kayn.programs.missing_outcomes import filled, with_gaps
 from kayn.programs.tables import Labels, as_arguments
 from kayn.support.prepared import Prepared
 from kayn.support.prints import Outlined

@@ -1,7 +1,7 @@
 """How many replicates a posterior takes where nobody says: as many as its errors ask for, of those that cost little.
 
 What replicates disagree about is known to no better. A few more of them need nothing compiled; and a tail that no
-particle of a few replicates has seen is met by many, whose weights then tell (`kayn.posterior.checks`).
+particle of a few replicates has seen is met by many, whose weights then tell (`kayn.posterior.poor_fit`).
 """
 
 from __future__ import annotations

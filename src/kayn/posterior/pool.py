@@ -88,7 +88,7 @@ class Pool:
 
     @property
     def drawn_names(self) -> tuple[str, ...]:
-        """Of what has particles: latents, or what is drawn in their place (`kayn.programs.unbounded`)."""
+        """Of what has particles: latents, or what is drawn in their place (`kayn.programs.dependent_supports`)."""
         return self.problem.graph.latent_names
 
     @property

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from kayn.errors import QueryError
-from kayn.posterior import checks, loo, predict, spread, stored, summary
+from kayn.posterior import loo, poor_fit, predict, spread, stored, summary
 from kayn.posterior.plots import Plots
 from kayn.posterior.pool import Pool
 from kayn.programs.tables import as_arguments
@@ -199,7 +199,7 @@ class Posterior(Printed, Pool):
 
     def check(self) -> list[str]:
         """What is wrong with this posterior, as sentences that name the latent; empty when nothing is."""
-        return checks.check(self)
+        return poor_fit.check(self)
 
 
 jax.tree_util.register_dataclass(

@@ -29,7 +29,7 @@ from kayn.posterior.replay import (
     run_model,
     scorer,
 )
-from kayn.programs.gaps import Gaps
+from kayn.programs.missing_outcomes import Gaps
 from kayn.support.arrays import Array, KeyArray
 from kayn.support.keys import as_key
 from kayn.support.prints import Outlined

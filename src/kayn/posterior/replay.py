@@ -23,6 +23,7 @@ from kayn.posterior.joint import JointDraws, entries
 from kayn.posterior.pool import Pool
 from kayn.posterior.scores import observed_scores, seen_rows
 from kayn.posterior.states import owned_states, summed_out
+from kayn.programs.dependent_supports import law_of
 from kayn.programs.given import Given
 from kayn.programs.outputs import Part
 from kayn.programs.roles import Fixed
@@ -30,7 +31,6 @@ from kayn.programs.running import EARLIER, running
 from kayn.programs.seeding import seeded
 from kayn.programs.sites import Inspected, Site
 from kayn.programs.trace import Program
-from kayn.programs.unbounded import law_of
 from kayn.programs.wrappers import innermost
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.names import in_model

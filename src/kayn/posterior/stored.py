@@ -19,7 +19,7 @@ import numpyro
 from kayn import checkpoints
 from kayn.errors import KaynError
 from kayn.posterior.call import MISSING, Call, Origin
-from kayn.programs.gaps import with_gaps
+from kayn.programs.missing_outcomes import with_gaps
 from kayn.programs.sites import inspect_sites
 from kayn.programs.tables import Labels
 from kayn.programs.trace import trace_program

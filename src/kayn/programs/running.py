@@ -22,8 +22,8 @@ import numpyro.distributions as dist
 from numpyro.distributions.transforms import AffineTransform
 
 from kayn.densities.log_prob import dependable
+from kayn.programs.dependent_supports import InPlaceOf
 from kayn.programs.stepping import Stepping
-from kayn.programs.unbounded import InPlaceOf
 from kayn.programs.wrappers import innermost
 from kayn.support.arrays import Array, KeyArray
 

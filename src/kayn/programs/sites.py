@@ -20,6 +20,7 @@ from kayn.densities.exponential.contract import Family
 from kayn.densities.exponential.members import family_of
 from kayn.errors import GuideError, ModelError
 from kayn.programs.data import explained, refuse_shape
+from kayn.programs.dependent_supports import Unbounded, is_users, law_of
 from kayn.programs.drawn import Drawn, results_of
 from kayn.programs.given import FIXED, Given, OneKind, refuse_two_kinds
 from kayn.programs.params import CheckedParams
@@ -28,7 +29,6 @@ from kayn.programs.randomness import Keys
 from kayn.programs.roles import ADDED, Fixed, Untransformed, as_read, check_guide
 from kayn.programs.running import EARLIER, Coordinates
 from kayn.programs.supports import Support, number_of_values, support_of
-from kayn.programs.unbounded import Unbounded, is_users, law_of
 from kayn.programs.wrappers import element_mask, innermost
 from kayn.support.arrays import Array, PyTree
 from kayn.support.names import fresh
@@ -94,8 +94,8 @@ class Site:
     freed: int = 0
     """How many of its batch dimensions are events of independent elements in the program (`kayn.programs.events`)."""
     unbounded: bool = False
-    """Whether it stands for a latent of the model: one whose support depends on others (`kayn.programs.unbounded`), or
-    innovations that are added up (`kayn.programs.running`)."""
+    """Whether it stands for a latent of the model: one whose support depends on others
+    (`kayn.programs.dependent_supports`), or innovations that are added up (`kayn.programs.running`)."""
     scaled: bool = False
     """Whether its log density has a factor of `handlers.scale`."""
 

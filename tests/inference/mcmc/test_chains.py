@@ -99,7 +99,7 @@ def test_elements_of_a_positive_vector_move_apart():
 def test_densities_that_lie_are_told_of_though_chains_are_the_answer(fit, chains, monkeypatch):
     monkeypatch.setattr(sys.modules["kayn.fit"], "complaints", lambda posterior: ["latent 'mu': poor"])
     monkeypatch.setattr(escalate, "run_until_mixed", lambda *given: chains)
-    monkeypatch.setattr("kayn.posterior.checks.unsound", lambda *given: ["site 'y' lies"])
+    monkeypatch.setattr("kayn.posterior.poor_fit.unsound", lambda *given: ["site 'y' lies"])
     with pytest.warns(kayn.NumericsWarning, match="'y' lies"):
         assert fit.posterior().draws is chains.draws
 

@@ -12,7 +12,7 @@ from kayn.inference.mcmc.run import run_until_mixed
 from kayn.inference.sampler import Sampler
 from kayn.posterior.call import Call
 from kayn.posterior.chains import OF_DRAWS, Chains
-from kayn.posterior.checks import warn_of, warn_of_broken_sampler
+from kayn.posterior.poor_fit import warn_of, warn_of_broken_sampler
 from kayn.posterior.posterior import Posterior
 from kayn.support.arrays import KeyArray
 

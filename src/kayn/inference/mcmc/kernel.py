@@ -15,7 +15,7 @@ from kayn.errors import KaynError
 from kayn.inference.mcmc.passes import Passes
 from kayn.inference.mcmc.prepare import Prepared, prepared
 from kayn.inference.mcmc.state import GibbsState
-from kayn.inference.mcmc.telling import tell, watch
+from kayn.inference.mcmc.telling import News, tell, watch
 from kayn.programs.tables import as_arguments
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
@@ -124,7 +124,7 @@ class MPGibbs(MCMCKernel):
             )
         ready = self.prepared(model_args, model_kwargs or {})
 
-        def one(state: GibbsState) -> tuple[GibbsState, dict[str, Array]]:
+        def one(state: GibbsState) -> tuple[GibbsState, News]:
             rest, own = jax.random.split(state.rng_key)
             learning = state.i < state.num_warmup
             z, tuning, told = ready.kernel.sweep(state.z, state.tuning, as_key(own), state.i, learning)

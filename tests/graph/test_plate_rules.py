@@ -1,5 +1,5 @@
-"""Every rule of `kayn.graph.rules` against finite dependence: entries of the operands are changed one at a time, and no
-entry of the result may move with another plate element than the one that its annotation names.
+"""Every rule of `kayn.graph.plate_rules` against finite dependence: entries of the operands are changed one at a time,
+and no entry of the result may move with another plate element than the one that its annotation names.
 """
 
 from __future__ import annotations

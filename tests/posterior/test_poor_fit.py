@@ -7,7 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 
 import kayn
-from kayn.posterior import checks
+from kayn.posterior import poor_fit
 from kayn.posterior.diagnostics import FALSE_ALARM, noise_of_tails, shift
 
 GROUPS = 300
@@ -53,7 +53,7 @@ def test_means_that_have_nothing_to_do_with_the_evidence_are_left_alone():
 
 def test_a_scale_that_moves_with_the_particles_of_its_groups_is_named(monkeypatch):
     """Particles of the groups that are a little too wide: with eight in each, tau is off by 0.4 sd."""
-    monkeypatch.setattr(checks, "POOR_SHIFT", 0.1)
+    monkeypatch.setattr(poor_fit, "POOR_SHIFT", 0.1)
     few, more = (said(k) for k in (8, 40))
     assert any("latent 'tau': replicates of higher evidence" in text for text in few), few
     assert not any("replicates of higher evidence" in text for text in more), more
@@ -64,7 +64,7 @@ def said(particles):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", kayn.PoorFitWarning)
         posterior = kayn.Importance(groups, guide, {"tau": 30, "x": particles}, num_replicates=200).run(3, None, Y)
-    return checks.check(posterior)
+    return poor_fit.check(posterior)
 
 
 def test_the_noise_of_tails_is_that_of_weights_given_the_value():
@@ -97,7 +97,7 @@ def test_tails_that_no_particle_of_a_vector_fits_are_named():
             warnings.simplefilter("ignore", kayn.PoorFitWarning)
             posterior = kayn.Importance(model, guide, {"scale": 30, "z": 100}, num_replicates=64).run(3, None, y)
         axes = posterior.problem.layout
-        return {n: list(checks._missing_tails(posterior, axes.axis_of(n))) for n in ("scale", "z")}
+        return {n: list(poor_fit._missing_tails(posterior, axes.axis_of(n))) for n in ("scale", "z")}
 
     narrow, wide = (said_of(w) for w in (0.7, 1.3))
     (text,) = narrow.pop("scale")

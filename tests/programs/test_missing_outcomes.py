@@ -12,7 +12,7 @@ from numpyro.infer.util import log_density
 
 import kayn
 from kayn import DataError, DataWarning
-from kayn.programs.gaps import Gaps, with_gaps
+from kayn.programs.missing_outcomes import Gaps, with_gaps
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(1.0, 1.0, 30)

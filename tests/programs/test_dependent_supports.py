@@ -10,7 +10,7 @@ from numpyro.distributions import constraints
 from scipy import stats
 
 import kayn
-from kayn.programs.unbounded import Unbounded, unconstrained
+from kayn.programs.dependent_supports import Unbounded, unconstrained
 
 S = numpyro.sample
 Y = np.array([0.2, 0.9, 1.4, 0.5], np.float32)
