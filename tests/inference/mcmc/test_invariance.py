@@ -54,6 +54,11 @@ def pair_guide(y):
     numpyro.sample("b", dist.Categorical(jnp.array([[0.3, 0.4, 0.3], [0.5, 0.25, 0.25], [0.2, 0.2, 0.6]])[a]))
 
 
+def single(y):
+    a = numpyro.sample("a", dist.Categorical(jnp.array([0.3, 0.5, 0.2])))
+    numpyro.sample("y", dist.Normal(a, 0.9), obs=y)
+
+
 NESTED = {"a": (), "b": (2,)}
 PAIR = {"a": (), "b": ()}
 
@@ -98,11 +103,6 @@ def test_local_by_whole_numbers(count, drawn):
         assert error(pair, (Y[0],), PAIR, count, (0, 1, 2), kernel=kernel) < EXACT
 
 
-def single(y):
-    a = numpyro.sample("a", dist.Categorical(jnp.array([0.3, 0.5, 0.2])))
-    numpyro.sample("y", dist.Normal(a, 0.9), obs=y)
-
-
 @pytest.mark.parametrize("local", [False, True])
 def test_ten_particles(local, drawn):
     with precise():
@@ -123,6 +123,42 @@ def test_guide_with_parents(count):
         assert error(nested, (Y,), NESTED, count, guide=nested_guide) < EXACT
 
 
+def two_of_two(y):
+    a = numpyro.sample("a", dist.Categorical(jnp.array([0.35, 0.65])))
+    b = numpyro.sample("b", dist.Categorical(jnp.array([[0.7, 0.3], [0.2, 0.8]])[a]))
+    numpyro.sample("y", dist.Normal(b + 0.4 * a, 0.8), obs=y)
+
+
+def guide_of_two(y):
+    a = numpyro.sample("a", dist.Categorical(jnp.array([0.55, 0.45])))
+    numpyro.sample("b", dist.Categorical(jnp.array([[0.4, 0.6], [0.75, 0.25]])[a]))
+
+
+def test_guide_with_parents_and_five_particles():
+    with precise():
+        assert error(two_of_two, (Y[0],), PAIR, 5, guide=guide_of_two) < EXACT
+
+
+def single_guide(y):
+    numpyro.sample("a", dist.Categorical(jnp.array([0.2, 0.3, 0.5])))
+
+
+def test_guide_of_ten_particles():
+    with precise():
+        assert error(single, (Y[0],), {"a": ()}, 10, (0, 1, 2), guide=single_guide) < EXACT
+
+
+@pytest.mark.parametrize(
+    ("model", "shapes", "count", "values"),
+    [(nested, NESTED, 2, (0, 1)), (nested, NESTED, 3, (0, 1)), (single, {"a": ()}, 10, (0, 1, 2))],
+)
+def test_prior(model, shapes, count, values):
+    y = Y if model is nested else Y[0]
+    with precise():
+        kernel = kernel_of(model, (y,), count, "prior")
+        assert error(model, (y,), shapes, count, values, guide=model, kernel=kernel) < EXACT
+
+
 def test_guide_with_parents_of_three_values():
     with precise():
         assert error(pair, (Y[0],), PAIR, 3, (0, 1, 2), guide=pair_guide) < EXACT
@@ -136,7 +172,7 @@ def test_places_drawn_evenly_would_be_wrong(monkeypatch):
         assert error(nested, (Y,), NESTED, 3, guide=nested_guide) > 1e-5
 
 
-@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("count", [2, 3, 10])
 def test_directions(count, drawn, monkeypatch):
     """Steps of whole numbers along directions of whole numbers."""
     monkeypatch.setattr(prepare, "moving_together", list)
@@ -151,12 +187,13 @@ def test_directions(count, drawn, monkeypatch):
         assert np.abs(before @ matrix - before).max() < EXACT
 
 
-def test_passes(drawn):
+@pytest.mark.parametrize("count", [2, 3])
+def test_passes(count, drawn):
     y = jnp.array([0.2, -0.7, 1.1, 0.4])
     with precise():
-        kernel = kernel_of(crossed, (y,), 2)
+        kernel = kernel_of(crossed, (y,), count)
         assert [set(p.free) for p in kernel.passes] == [{"m", "u"}, {"m", "f"}]
-        assert error(crossed, (y,), {"m": (), "u": (2,), "f": (2,)}, 2, kernel=kernel) < EXACT
+        assert error(crossed, (y,), {"m": (), "u": (2,), "f": (2,)}, count, kernel=kernel) < EXACT
 
 
 def test_passes_by_exact_draws():
