@@ -68,7 +68,7 @@ class Prepared:
             z, log_weight = self.first(as_key(own), given)
             return GibbsState.of(self.kernel, z, log_weight, num_warmup, rest)
 
-        return {False: QuickJit(one), True: QuickJit(jax.vmap(one, (0, 0, None)))}
+        return {False: QuickJit(one, once=True), True: QuickJit(jax.vmap(one, (0, 0, None)), once=True)}
 
     def begin(self, many: bool) -> QuickJit:
         """The first state of one chain or of many, a compiled function of keys, given coordinates and the number of
