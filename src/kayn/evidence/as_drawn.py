@@ -40,7 +40,10 @@ def in_running_sums(inspected: Inspected, names: Collection[str] | None = None) 
     if not found:
         return inspected
     fn, params, order = inspected.fn, inspected.params, list(inspected.drawn.latents if inspected.drawn else ())
-    ahead = {m: None for n, c in found.items() for m in c.latents if order.index(m) > order.index(n)}
+    ahead: dict[str, None] = {}  # in the order in which they are needed
+    for name, coordinates in found.items():
+        for n in (n for n in coordinates.latents if order.index(n) > order.index(name)):
+            ahead |= dict.fromkeys((*(found[n].latents if n in found else ()), n))
 
     def again(args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Coordinates]:
         return _found(Inspected.of(fn, args, kwargs, params), names)
@@ -62,10 +65,12 @@ def _movable(sites: Mapping[str, Site]) -> list[str]:
     """Latents that may be drawn in another place of a program: those that nothing around them has changed."""
     if any(s.kind in ("param", "mutable") for s in sites.values()):
         return []  # which laws may be made of
+    some = subsampled_plates(sites)
 
     def plain(s: Site) -> bool:
-        changed = s.frames or s.scaled or s.added or s.mask_ndim or s.delta or s.unbounded or s.steps is not None
-        return s.kind == "sample" and not s.observed and not s.discrete and not changed
+        changed = s.scaled or s.added or s.mask_ndim or s.delta or s.unbounded or s.steps is not None
+        within = any(f[0] in some for f in s.frames)
+        return s.kind == "sample" and not s.observed and not s.discrete and not changed and not within
 
     return [n for n, s in sites.items() if plain(s)]
 

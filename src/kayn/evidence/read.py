@@ -12,9 +12,9 @@ from kayn.errors import DataError, IndexRangeError, StructureWarning, warn
 from kayn.evidence.missing import argument_of, is_broken, refuse_missing, refuse_missing_groups
 from kayn.graph.absent import with_absences
 from kayn.graph.discover import Structure, discover
-from kayn.graph.running_sums import with_running_sums
 from kayn.graph.split import split_sums
 from kayn.graph.work import with_work
+from kayn.graph.written_in_sums import with_running_sums
 from kayn.programs.sites import Inspected
 from kayn.programs.trace import Program, trace_program
 from kayn.support.arrays import Array, PyTree

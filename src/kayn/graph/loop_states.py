@@ -165,7 +165,7 @@ def _stepping(
     if scaled:
         invars[loop.place] = start
     given = computed_of(jaxpr, values, invars, {**earlier, start: START})
-    if given is None:
+    if given is None or (scaled and not _is_multiple(jaxpr, values, earlier, start, loop)):
         return None
     names = tuple(n for n in given.latents if n != START)
 
@@ -185,6 +185,18 @@ def _stepping(
             return None
         alike = all(bool(jnp.allclose(x, x[:1], rtol=1e-4)) for x in (parts[loop.place], parts[-1]))
     return replace(found, alike=alike and along == 1)
+
+
+def _is_multiple(jaxpr: Jaxpr, values: Mapping[Any, Any], earlier: Mapping[Any, str], start: Any, loop: Loop) -> bool:
+    """Whether what a loop is given is a multiple of the innovations, to which nothing is added."""
+    given = computed_of(jaxpr, values, [loop.eqn.invars[loop.place]], {**earlier, start: START})
+    if given is None:
+        return False
+    avals, rng = {n: v.aval for v, n in earlier.items()}, np.random.default_rng(0)
+    with jax.ensure_compile_time_eval():
+        zeros = jnp.zeros(start.aval.shape, start.aval.dtype)
+        some = [zeros if n == START else jnp.asarray(rng.uniform(0.3, 0.7, avals[n].shape)) for n in given.latents]
+        return not np.any(given.run(*some)[0])
 
 
 def _reads_single_steps(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import jax
@@ -23,8 +24,8 @@ class ReadRunning(Messenger):
 
     Args:
         coordinates: of the latents. Those that a handler within the program has set are left as they are.
-        ahead: latents that are drawn before all others, as coordinates of earlier ones depend on them. They are in no
-            plate, and their laws depend on no latent.
+        ahead: latents that are drawn before all others, as coordinates of earlier ones depend on them, in this order.
+            Their laws depend on no latent.
         again: finds the coordinates under other arguments, where latents have other shapes.
     """
 
@@ -58,7 +59,8 @@ class ReadRunning(Messenger):
                 with handlers.block():
                     sites = handlers.trace(handlers.seed(self.fn, jax.random.key(0))).get_trace(*args, **kwargs)
                 laws = {n: sites[n] for n in self.ahead if n in sites}
-                self.drawn = {n: numpyro.sample(n, s["fn"], infer=dict(s["infer"])) for n, s in laws.items()}
+                for name, site in laws.items():
+                    self.drawn[name] = _again(name, site)
             result = self.fn(*args, **kwargs)
         self.given = ((), {})
         return result
@@ -88,6 +90,14 @@ class ReadRunning(Messenger):
         """Keep values that decays are computed of."""
         if msg["name"] in self.wanted:
             self.seen[msg["name"]] = msg["value"]
+
+
+def _again(name: str, site: Mapping[str, Any]) -> Array:
+    """A latent drawn in another place, in the plates that it was in."""
+    with ExitStack() as plates:
+        for frame in site["cond_indep_stack"]:
+            plates.enter_context(numpyro.plate(frame.name, frame.size, dim=frame.dim))
+        return numpyro.sample(name, site["fn"], infer=dict(site["infer"]))
 
 
 def _leave_plates(msg: dict[str, Any], earlier: Earlier) -> None:

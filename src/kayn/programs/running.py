@@ -5,7 +5,7 @@ would share a particle. Their running sum `r` is a Markov chain: in the place of
 name with a prefix, and `z_t = r_t - r_{t-1}` is a deterministic value. More generally
 `r_t = d_t r_{t-1} + e_t r_{t-2} + ... + w_t z_t`, with numbers w, and decays that other latents may decide. What is
 added up from the last step on is the same, with the elements of z in the other order.
-`kayn.graph.running_sums` finds which latents are added up, and has what they are added up to read r.
+`kayn.graph.running_sums` finds which latents are added up; `kayn.graph.written_in_sums` has the sums read r.
 """
 
 from __future__ import annotations

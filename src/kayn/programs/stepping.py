@@ -34,6 +34,7 @@ class Stepping:
         found_in: the shape of the innovations that the loop was found with.
         alike: whether all steps are, such that there may be any number.
         scaled: whether the loop's states are these times factors, of its innovations, that stay outside.
+        of_sum: whether the loop is written for a sum over earlier entries (`kayn.graph.flattened`).
     """
 
     latents: tuple[str, ...]
@@ -46,6 +47,7 @@ class Stepping:
     found_in: tuple[int, ...]
     alike: bool
     scaled: bool
+    of_sum: bool = False
 
     @property
     def shape(self) -> tuple[int, ...] | None:
@@ -58,8 +60,14 @@ class Stepping:
         Args:
             values: of the latents.
         """
-        found = [jnp.asarray(x) for x in self.operands(*values, jnp.zeros(self.found_in))]
-        slope = jnp.asarray(self.operands(*values, jnp.ones(self.found_in))[self.place]) - found[self.place]
+
+        def given(z: Array) -> tuple[Array, Sequence[Array]]:
+            found = [jnp.asarray(x) for x in self.operands(*values, z)]
+            return found[self.place], found
+
+        # not a difference, in which digits would be lost beside large operands
+        zeros, ones = jnp.zeros(self.found_in), jnp.ones(self.found_in)
+        _, slope, found = jax.jvp(given, (zeros,), (ones,), has_aux=True)
         if self.alike:
             found[self.place], slope = found[self.place][:1], slope[:1]
         return (*found, slope)
