@@ -463,11 +463,39 @@ def test_draws_and_best(problem, x64):
     run = jax.jit(
         lambda keys: backward.draw(problem.plan, slots, problem.indices.__getitem__, keys), compiler_options=QUICK
     )
-    assert chi_square(_numbers(problem, run(keys)), np.exp(log_weights - logsumexp(log_weights))) > FALSE_ALARM
+    shares = np.exp(log_weights - logsumexp(log_weights))
+    assert chi_square(_numbers(problem, run(keys)), shares) > FALSE_ALARM
+    # spread evenly, the counts vary less than by chance, along any order of the indices
+    orders, evenly = _any_orders(problem.plan), jax.vmap(_evenly, (None, None, 0, None))
+    found = jax.jit(lambda keys: evenly(problem, slots, keys, orders), compiler_options=QUICK)(keys[:1000])
+    found = {v: np.asarray(k).reshape((-1, *k.shape[2:])) for v, k in found.items()}
+    assert chi_square(_numbers(problem, found), shares) > FALSE_ALARM
     largest, best = backward.best(problem.plan, slots, problem.indices.__getitem__)
     number = _numbers(problem, {v: np.asarray(k)[None] for v, k in best.items()})[0]
     assert number == np.argmax(log_weights)
     np.testing.assert_allclose(largest, np.max(log_weights), rtol=1e-9)
+
+
+def _any_orders(plan):
+    rng = np.random.default_rng(2)
+    shapes = {v: (*(plan.size[p] for p in plates), plan.size[v]) for v, plates in plan.scope.items()}
+    return {v: jnp.asarray(rng.random(shape).argsort(-1)) for v, shape in shapes.items()}
+
+
+def _evenly(problem, slots, key, orders):
+    """20 of 25 possible draws."""
+    drawn = backward.draw_evenly(problem.plan, slots, problem.indices.__getitem__, key, 25, 20, orders)
+    return {v: index[:20] for v, index in drawn.items()}
+
+
+def test_what_is_drawn_first_comes_as_often_as_its_share_says():
+    """In n draws n p times, rounded up or down, where random draws differ by the square root of that."""
+    problem = Problem("a,abi->", "i", {"a": 7, "b": 5}, spread=2.0)
+    slots = {i: jnp.asarray(a) for i, a in enumerate(problem.arrays)}
+    drawn = _evenly(problem, slots, jax.random.key(0), _any_orders(problem.plan))
+    log_weights = problem.arrays[0] + logsumexp(problem.arrays[1], 1).sum(-1)
+    counts = np.bincount(drawn["a"], minlength=7)
+    assert (np.abs(counts - 20 * np.exp(log_weights - logsumexp(log_weights))) < 1 + 1e-4).all()
 
 
 def test_a_pick_is_never_impossible():

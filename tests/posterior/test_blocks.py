@@ -52,7 +52,7 @@ def rows(y):
 
 
 def test_answers_do_not_depend_on_the_size_of_blocks(monkeypatch):
-    """Draws are the same; sums over them are taken in another order, in float32."""
+    """Of the same draws; sums over them are taken in another order, in float32."""
     y, held_out = np.float32([0.5, -1.0, 2.0, 0.3]), np.float32([1.0, 0.2, -0.5, 4.0])
     posterior = kayn.Importance(rows, num_particles=5, num_replicates=3).run(0, None, y)
 
@@ -62,10 +62,31 @@ def test_answers_do_not_depend_on_the_size_of_blocks(monkeypatch):
         return exact, (densities.joint, densities.pointwise, densities.joint_ess)
 
     exact, close = answers()
-    for module, name in ((joint, "BLOCK"), (replay, "BATCH"), (predict, "BATCH")):
-        monkeypatch.setattr(module, name, 5)
+    for module in (replay, predict):
+        monkeypatch.setattr(module, "BATCH", 5)
     exact_in_parts, close_in_parts = answers()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), exact, exact_in_parts)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), close, close_in_parts)
     direct = posterior.log_likelihood(1, 17)["y"]
     assert direct.shape == (17, 4)
+
+
+@pytest.mark.parametrize(("block", "least", "most"), [(1000, 1, 2), (6, 0, 3)])
+def test_draws_of_a_block_are_spread_evenly(block, least, most, monkeypatch):
+    """With the exact posterior as proposal all weights are equal: of six draws of five particles each is one or two;
+    of blocks of two draws in each of three sets, three times one of them or none."""
+
+    def one(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    def exact(y):
+        numpyro.sample("mu", dist.Normal(y / 2, 0.5**0.5))
+
+    monkeypatch.setattr(joint, "BLOCK", block)
+    posterior = kayn.Importance(one, exact, 5, num_replicates=3).run(0, None, 0.6)
+    drawn, counts = np.unique(posterior.sample(0, 18)["mu"], return_counts=True)
+    particles = np.ravel(posterior.particles["mu"])
+    assert set(drawn) <= set(particles)
+    assert len(drawn) == 15 or least == 0
+    assert least <= counts.min() and counts.max() <= most

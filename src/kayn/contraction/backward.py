@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -15,6 +15,8 @@ from kayn.contraction.execute import forward, total
 from kayn.contraction.plan import Plan
 from kayn.contraction.ways import Index, Slots, Way, WayBack, max_rule, sum_rule
 from kayn.support.arrays import Array, KeyArray
+from kayn.support.shuffle import ROWS, shuffled
+from kayn.xla.compilation import apart
 
 
 def draw(plan: Plan, arrays: Slots, index: Index, rng_keys: KeyArray) -> dict[str, Array]:
@@ -34,16 +36,67 @@ def draw_and_total(plan: Plan, arrays: Slots, index: Index, rng_keys: KeyArray) 
     slots = forward(plan, arrays, Way(index, sum_rule))
 
     def one(key: KeyArray) -> dict[str, Array]:
-        def numbers(shapes: Sequence[tuple[int, ...]], *place: Any) -> list[Array]:
-            sizes = [math.prod(shape) for shape in shapes]
-            # at once: CPUs take longer to compile a generator of random numbers than the rest of a step
-            drawn = jax.random.uniform(reduce(jax.random.fold_in, place, key), (sum(sizes),))
-            parts = jnp.split(drawn, np.cumsum(sizes)[:-1])
-            return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+        def uniforms(size: int, *place: Any) -> Array:
+            return jax.random.uniform(reduce(jax.random.fold_in, place, key), (size,))
 
-        return choose(plan, slots, WayBack(index, sum_rule, _by_share, numbers), {})
+        return _walked(plan, slots, index, uniforms, {})
 
     return jax.vmap(one)(rng_keys), total(plan, slots)
+
+
+def draw_evenly(
+    plan: Plan,
+    arrays: Slots,
+    index: Index,
+    rng_key: KeyArray,
+    room: int,
+    count: Array | int,
+    orders: Mapping[str, Array],
+) -> dict[str, Array]:
+    """As `draw`, joint draws each of which is exact, while together they are spread evenly: [room, *scope], of which
+    the first `count` are draws.
+
+    The numbers from [0, 1) by which indices are picked are a Latin hypercube: of each there is one in every of `count`
+    equal parts, at the same place of all parts. So what is drawn first comes as often as its share says, rounded up or
+    down, and averages over the draws lack the noise of what is additive in these numbers (Stein, Technometrics 1987),
+    which is the more, the more alike neighbours among the indices are.
+
+    Args:
+        room, count: the draws that the program is made for, and those that are asked for.
+        orders: by variable, an order of its indices in which neighbours are alike: int [*scope, K].
+    """
+    slots = forward(plan, arrays, Way(index, sum_rule))
+
+    def one(number: Array) -> dict[str, Array]:
+        def uniforms(size: int, *place: Any) -> Array:
+            order, within = jax.random.split(reduce(jax.random.fold_in, place, rng_key))
+            # one shuffle for all draws, of which each takes its place
+            bits = jax.random.bits(order, (ROWS, size), "uint32")
+            parts = apart(shuffled(bits, number, count), bits[0, 0])
+            shares = (parts + jax.random.uniform(within, (size,))) / count
+            return jnp.minimum(shares, 1 - jnp.finfo(shares.dtype).epsneg)  # which rounding can make one
+
+        return _walked(plan, slots, index, uniforms, orders)
+
+    return jax.vmap(one)(jnp.arange(room, dtype=jnp.uint32))
+
+
+def _walked(
+    plan: Plan, slots: Slots, index: Index, uniforms: Callable[..., Array], orders: Mapping[str, Array]
+) -> dict[str, Array]:
+    """One draw of all variables.
+
+    Args:
+        uniforms: so many numbers from [0, 1), at a place.
+    """
+
+    def numbers(shapes: Sequence[tuple[int, ...]], *place: Any) -> list[Array]:
+        sizes = [math.prod(shape) for shape in shapes]
+        # at once: CPUs take longer to compile a generator of random numbers than the rest of a step
+        parts = jnp.split(uniforms(sum(sizes), *place), np.cumsum(sizes)[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    return choose(plan, slots, WayBack(index, sum_rule, _by_share, numbers, orders), {})
 
 
 def best(plan: Plan, arrays: Slots, index: Index) -> tuple[Array, dict[str, Array]]:

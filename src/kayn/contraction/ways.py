@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -58,11 +58,13 @@ class WayBack(Way):
     Attributes:
         pick: chooses an index of the last dimension of logits by a number for each of their other entries.
         numbers: those numbers for picks of several shapes at a place, which further arguments tell.
+        orders: in which indices of a variable are lined up to be picked from, int [*scope, K], where not as they are.
     """
 
     pick: Callable[[Array, Any], Array]
     numbers: Callable[..., Sequence[Array]]
+    orders: Mapping[str, Array] = field(default_factory=dict)
 
     def inside(self, place: Any) -> WayBack:
-        """The way along what is inside of a place, whose places begin with it."""
-        return replace(self, numbers=lambda shapes, *places: self.numbers(shapes, place, *places))
+        """The way along what is inside of a place, whose places begin with it; variables have other sizes there."""
+        return replace(self, numbers=lambda shapes, *places: self.numbers(shapes, place, *places), orders={})

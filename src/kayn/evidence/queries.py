@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kayn.axes.types import Axis, proposal_name
+from kayn.contraction import backward
 from kayn.contraction.backward import best, draw, draw_and_total
 from kayn.evidence.draws import Draws, draw_particles
 from kayn.evidence.problem import Problem
@@ -75,6 +76,13 @@ def joint_marginals(weighed: Weighed, asked: Sequence[int]) -> list[Array]:
 def draw_indices(weighed: Weighed, keys: KeyArray) -> dict[str, Array]:
     """Exact joint draws of particle indices: int [num draws, *scope] for every axis."""
     return draw(weighed.plan, weighed.slots, weighed.index, keys)
+
+
+def draw_evenly(
+    weighed: Weighed, key: KeyArray, room: int, count: Array, orders: Mapping[str, Array]
+) -> dict[str, Array]:
+    """As `draw_indices`, draws that are spread evenly, see `kayn.contraction.backward.draw_evenly`."""
+    return backward.draw_evenly(weighed.plan, weighed.slots, weighed.index, key, room, count, orders)
 
 
 def draw_combination(weighed: Weighed, key: KeyArray) -> tuple[dict[str, Array], Array]:

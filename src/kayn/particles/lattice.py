@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kayn.support.arrays import Array, KeyArray
+from kayn.support.shuffle import ROWS, rotated, shuffled
 from kayn.xla.compilation import apart
 
 LONGEST_LATTICE = 32
@@ -21,7 +22,6 @@ SEARCH = 2**22
 at least 8 and at most 128 are tried."""
 FEW = 64
 """Draws up to which they are shuffled by comparing random numbers, all with all."""
-SHUFFLE_ROUNDS = 24
 
 
 def even_normal(key: KeyArray, num: int, shapes: Sequence[tuple[int, int]], dtype: Any) -> Array:
@@ -37,16 +37,17 @@ def even_normal(key: KeyArray, num: int, shapes: Sequence[tuple[int, int]], dtyp
         shapes: for each array the number of vectors and their length; coordinates are laid out in this order.
     """
     generator, block = _layout(num, tuple(shapes))
-    rows = num + 1 if num <= FEW else 2 * SHUFFLE_ROUNDS + 1
+    rows = num + 1 if num <= FEW else ROWS
     numbers = jax.random.bits(key, (rows * (block[-1] + 1) + len(block),), jnp.uint32)
     drawn, shift = jnp.split(numbers, [len(numbers) - len(block)])
-    order = (_ranked if num <= FEW else _shuffled)(drawn.reshape(rows, -1), num)
+    drawn = drawn.reshape(rows, -1)
+    order = _ranked(drawn, num) if num <= FEW else shuffled(drawn, jnp.arange(num, dtype=jnp.uint32)[:, None], num)
     if len(block) > block[-1] + 1:
         # on its own, so that it is shuffled once and not for every coordinate of a block
         order = apart(order, numbers[0])[:, block] * generator % jnp.uint32(num)
     # the high bits of the shift move whole strata, the low bits move within one
-    rotated = _rotated(order, shift % jnp.uint32(num), num)
-    place = (rotated.astype(dtype) + (shift // jnp.uint32(num)).astype(dtype) * (num / 2.0**32)) / num
+    turned = rotated(order, shift % jnp.uint32(num), num)
+    place = (turned.astype(dtype) + (shift // jnp.uint32(num)).astype(dtype) * (num / 2.0**32)) / num
     edge = jnp.finfo(dtype).eps
     # on its own, so that the quantile function is compiled once and not for every part that is cut out
     return apart(math.sqrt(2) * jax.lax.erf_inv(2 * jnp.clip(place, edge, 1 - edge) - 1), place.ravel()[0])
@@ -101,30 +102,4 @@ def _ranked(numbers: Array, count: int) -> Array:
         (-1, *(1,) * (drawn.ndim - 1))
     )
     ranks = sum((numbered[i] < numbered).astype(numbers.dtype) for i in range(count))
-    return _rotated(ranks, turn, count)
-
-
-def _shuffled(numbers: Array, count: int) -> Array:
-    """0 to `count - 1` along a new first axis, shuffled for each of the other entries by random bits
-    [1 + 2 rounds, ...].
-
-    A random rotation, then rounds of swap-or-not (Hoang, Morris & Rogaway, An enciphering scheme based on a card
-    shuffle, 2012): in every round random partners trade places or not. Every place is exactly uniform, and this is far
-    quicker than sorting random numbers.
-    """
-    rounds = (len(numbers) - 1) // 2
-    drawn, coins = numbers[: rounds + 1] % count, numbers[rounds + 1 :]
-    places = jnp.arange(count, dtype=numbers.dtype).reshape((-1, *(1,) * (numbers.ndim - 1)))
-    places = _rotated(places, drawn[0], count)
-    # written out and without divisions: CPUs do not vectorise a loop over rounds that updates the places where they are
-    for pair, coin in zip(drawn[1:], coins, strict=True):
-        partner = jnp.minimum(pair - places, pair - places + jnp.uint32(count))
-        mixed = (jnp.maximum(places, partner) * jnp.uint32(0x9E3779B1) ^ coin) * jnp.uint32(0x85EBCA77)
-        places = places + (mixed >> 16 & 1) * (partner - places)
-    return places
-
-
-def _rotated(places: Array, by: Array, count: int) -> Array:
-    """The remainder of `places + by`, both less than `count`;
-    what is below zero has wrapped around to a large number."""
-    return jnp.minimum(places + by, places + by - jnp.uint32(count))
+    return rotated(ranks, turn, count)

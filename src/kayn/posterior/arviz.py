@@ -2,13 +2,14 @@
 
 Draws are exact joint draws from sets of particles, the replicates, which are independent of each other. A set has no
 more to say than its particles, however many draws are taken of it, and ArviZ's effective sample sizes and R-hat can see
-that only in the order of draws. So every chain has replicates of its own, one after the other, and where more draws are
-asked for than there are particles, each stays for several steps, as in a chain of Markov that does not move. Draws of
-chains stay in their chains.
+that only in the order of draws. So every chain has replicates of its own, one after the other, and in each of these
+equal values of the latent that repeats most stand together; where more draws are asked for than there are particles,
+each stays for several steps, as in a chain of Markov that does not move. Draws of chains stay in their chains.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -107,26 +108,40 @@ def _in_chains(posterior: Pool, key: KeyArray, num_samples: int) -> tuple[JointD
     chains = fitting[0] if enough and fitting else 1
     particles = min((a.size for a in posterior.problem.layout.axes if not a.enumerated), default=num_samples)
     length, different = num_samples // chains, min(num_samples, particles * replicates) // chains
-    draws = posterior._joint(key, different * chains, chains)
+    draws = posterior._joint(key, different * chains, chains, _worst(posterior))
     if different == length:
         return draws, chains, different * chains
     kept = np.arange(chains)[:, None] * different + np.arange(length) * different // length
     return jax.tree.map(lambda v: v[kept.ravel()], draws), chains, different * chains
 
 
+def _worst(posterior: Pool) -> tuple[str, int] | None:
+    """The latent that has the least effective sample size, and the number of that element: what repeats most often."""
+    found = {n: np.ravel(posterior.ess(n)) for n in _continuous(posterior) if np.size(posterior.ess(n))}
+    if not found:
+        return None
+    name = min(found, key=lambda n: found[n].min())
+    events = math.prod(posterior.problem.model.sites[name].shape) // found[name].size
+    return name, int(found[name].argmin()) * events
+
+
+def _continuous(posterior: Pool) -> list[str]:
+    """Latents that have particles, not all values that there are."""
+    return [n for n in posterior.drawn_names if not posterior.problem.layout.axis_of(n).enumerated]
+
+
 def _tell_worth(posterior: Pool, group: xr.DataTree, variables: Mapping[str, str], asked: int, count: int) -> None:
     """Note the effective sample size of every latent; warn where many more draws were asked for.
 
-    An average over S draws of particles worth E has the variance of one over S E / (S + E) independent draws.
+    They are spread evenly over the particles, and so worth these or their own number, whichever is less.
 
     Args:
         count: of different draws.
     """
     if posterior.chained:
         return
-    drawn = [n for n in posterior.drawn_names if not posterior.problem.layout.axis_of(n).enumerated]
-    found = {n: float(np.min(posterior.ess(n))) for n in drawn if n in variables}
-    worth = {n: count * e / (count + e) for n, e in found.items()}
+    found = {n: float(np.min(posterior.ess(n))) for n in _continuous(posterior) if n in variables}
+    worth = {n: min(count, e) for n, e in found.items()}
     for name, value in worth.items():
         group[variables[name]].attrs["effective_sample_size"] = value
     if worth and asked > WORTH * (least := min(worth.values())):

@@ -136,7 +136,7 @@ class Chains(Posterior):
         shape = (self.num_replicates, self.num_draws, *latent.shape[: latent.batch_ndim])
         return np.broadcast_to(np.float32(1 / self.num_draws), shape)
 
-    def _joint(self, rng_key: KeyArray, num_samples: int, chains: int = 0) -> JointDraws:
+    def _joint(self, rng_key: KeyArray, num_samples: int, chains: int = 0, together: Any = None) -> JointDraws:
         """Draws at even distances, chain by chain."""
         refuse_too_many("num_samples", num_samples, entries(self.problem), QueryError)
         chains, count = self.num_replicates, self.num_draws

@@ -14,9 +14,10 @@ import numpy as np
 
 from kayn.evidence.draws import Draws, deterministic_values
 from kayn.evidence.problem import Problem, model_inputs
-from kayn.evidence.queries import best_indices, draw_indices, take_latent
+from kayn.evidence.queries import best_indices, draw_evenly, take_latent
 from kayn.evidence.weights import weigh
-from kayn.posterior.blocks import block_size, joined, keys_of, on_device, shuffled, starts
+from kayn.posterior.alike import alike
+from kayn.posterior.blocks import block_size, joined, on_device, shuffled, starts
 from kayn.programs.outputs import Part
 from kayn.support.arrays import Array, KeyArray
 from kayn.support.names import in_model
@@ -77,23 +78,32 @@ def sample(
     key: KeyArray,
     compiled: Callable[[int], Callable] | None = None,
     chains: int = 0,
+    together: tuple[str, int] | None = None,
 ) -> JointDraws:
-    """Exact joint draws, equally many from every possible replicate.
+    """Exact joint draws, equally many from every possible replicate, which are spread evenly over its particles.
 
     Args:
         compiled: gives `sample_block` of a problem, by the number of draws of every replicate.
         chains: in so many parts of equal length the draws are ordered by replicate, and no two parts share one; 0 for
             no order.
+        together: a latent and the number of one of its elements: in chains, equal values of it within a replicate stand
+            together.
     """
     replicates = log_evidences.shape[0]
     per = -(-num_samples // replicates)
     size = -(-block_size(num_samples, BLOCK, entries(problem)) // replicates)
     run = partial(sample_block, problem, size) if compiled is None else compiled(size)
     pick, split = jax.random.split(key)
-    found = joined([run(numbers, params, draws, log_evidences, split, s) for s in starts(per, size)], per, 1)
+    orders = alike(problem, draws.values)
+    blocks = ((start, np.int32(min(size, per - start))) for start in starts(per, size))
+    found = joined([run(numbers, params, draws, log_evidences, orders, split, *b) for b in blocks], per, 1)
     # every replicate gives the same number of draws; which ones are left over is random
     order = shuffled(pick, per * replicates)
     order = _by_replicate(np.asarray(order), chains, num_samples) if chains else order[:num_samples]
+    if chains and together:
+        values = np.asarray(found.values[together[0]]).reshape((per * replicates, -1))[order, together[1]]
+        first, places = np.unique(values, return_index=True, return_inverse=True)[1:]
+        order = order[np.lexsort((first[places], order // per))]
     return on_device(jax.tree.map(lambda v: v.reshape((-1, *v.shape[2:]))[order], found))
 
 
@@ -111,25 +121,31 @@ def sample_block(
     params: Mapping,
     draws: Draws,
     log_evidences: Array,
+    orders: dict[str, Array],
     key: KeyArray,
     start: Array,
+    count: Array,
 ) -> JointDraws:
-    """As `sample`, draws `start` to `start + size` of every replicate: [R, size, *shape]."""
+    """As `sample`, draws `start` to `start + count` of every replicate, spread evenly: [R, size, *shape].
+
+    Args:
+        orders: of all axes' particles in every replicate, see `alike`.
+    """
     replicates = log_evidences.shape[0]
     # the possible ones again in the places of those whose particles are all impossible
     possible = jnp.isfinite(log_evidences)
     chosen = jnp.argsort(~possible)[jnp.arange(replicates) % jnp.maximum(possible.sum(), 1)]
-    draws = jax.tree.map(lambda x: x[chosen], draws)
+    draws, orders = jax.tree.map(lambda x: x[chosen], (draws, orders))
 
-    def one(item: tuple[Draws, KeyArray]) -> JointDraws:
-        mine, key = item
-        chosen = draw_indices(weigh(problem, numbers, mine, params), keys_of(key, start, size))
+    def one(item: tuple[Draws, dict[str, Array], KeyArray]) -> JointDraws:
+        mine, order, key = item
+        chosen = draw_evenly(weigh(problem, numbers, mine, params), jax.random.fold_in(key, start), size, count, order)
         latents = jax.vmap(lambda c: take_particles(problem, mine.values, c))(chosen)
         inputs = model_inputs(problem, numbers, params, mine.subsample)
         rows = {n: jnp.broadcast_to(v, (size, *v.shape)) for n, v in mine.subsample.items()}
         return JointDraws(latents | deterministic_values(problem, latents, inputs), rows)
 
-    return jax.lax.map(one, (draws, jax.random.split(key, replicates)))
+    return jax.lax.map(one, (draws, orders, jax.random.split(key, replicates)))
 
 
 def remembering(found: dict[Any, Any], size: int, run: Callable[..., JointDraws]) -> Callable[..., JointDraws]:
@@ -139,8 +155,8 @@ def remembering(found: dict[Any, Any], size: int, run: Callable[..., JointDraws]
     def sampled(*asked: Any) -> JointDraws:
         if is_traced(asked):
             return run(*asked)
-        *_, key, start = asked
-        which = (size, int(start), np.asarray(jax.random.key_data(key)).tobytes())
+        *_, key, start, count = asked
+        which = (size, int(start), int(count), np.asarray(jax.random.key_data(key)).tobytes())
         kept = found.setdefault("blocks", {})
         if which not in kept:
             draws = run(*asked)

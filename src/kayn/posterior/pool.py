@@ -208,15 +208,15 @@ class Pool:
             self._refuse_mixed_rows(name)
         return self._jit("mode", lambda: partial(joint.mode, self.problem))(self.numbers, self.params, self.draws)
 
-    def _joint(self, rng_key: KeyArray, num_samples: int, chains: int = 0) -> JointDraws:
+    def _joint(self, rng_key: KeyArray, num_samples: int, chains: int = 0, together: Any = None) -> JointDraws:
         refuse_too_many("num_samples", num_samples, joint.entries(self.problem), QueryError)
 
         def compiled(size: int) -> Callable[..., JointDraws]:
             run = self._jit(("sample", size), lambda: partial(joint.sample_block, self.problem, size))
             return joint.remembering(self._found, size, run)
 
-        particles = (self.numbers, self.params, self.draws, self.log_evidences)
-        return joint.sample(self.problem, num_samples, *particles, as_key(rng_key), compiled, chains)
+        asked = (self.numbers, self.params, self.draws, self.log_evidences, as_key(rng_key))
+        return joint.sample(self.problem, num_samples, *asked, compiled, chains, together)
 
     def _each(self, name: str | None, answer: Callable[[str], Any]) -> Any:
         """An answer about one site; without its name, those about all latents, by name."""

@@ -156,10 +156,11 @@ class Combine(Step):
         logits = sum(rest, first)
         flat = way.pick(logits.reshape((*logits.shape[: len(dims)], -1)), number)
         found = jnp.unravel_index(flat, [plan.size[v] for v in self.eliminated])
-        return {
-            v: jnp.transpose(index, [dims.index(p) for p in plan.scope[v]])
-            for v, index in zip(self.eliminated, found, strict=True)
-        }
+        back = {v: [dims.index(p) for p in plan.scope[v]] for v in self.eliminated}
+        places = {v: jnp.transpose(i, back[v]) for v, i in zip(self.eliminated, found, strict=True)}
+        for v in way.orders.keys() & places.keys():
+            places[v] = jnp.take_along_axis(way.orders[v], places[v][..., None], -1)[..., 0]
+        return places
 
     def _plates(self, plan: Plan) -> list[str]:
         """Of the result."""
@@ -170,6 +171,9 @@ class Combine(Step):
         dims = self._plates(plan)
         rank = len(dims) + len(self.eliminated)
         grid = {a: _along(plan.size[a], i, rank) for i, a in enumerate((*dims, *self.eliminated))}
+        for v in way.orders.keys() & set(self.eliminated):
+            order = jnp.transpose(way.orders[v], [*(plan.scope[v].index(p) for p in dims), len(dims)])
+            grid[v] = jnp.expand_dims(order, [i for i in range(len(dims), rank) if (*dims, *self.eliminated)[i] != v])
         links = {(link.source, link.target): link.key for link in plan.links[self.out]}
 
         def at(axis: str) -> Array:
