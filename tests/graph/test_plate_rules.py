@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.extend.core import Primitive
 
-from kayn.graph import loops, rules
+from kayn.graph import loops, plate_rules
 from kayn.graph.aligned import Aligned, Operands
 from kayn.graph.dependence import read_program
 from kayn.graph.expressions import Node, Nodes
@@ -77,10 +77,10 @@ def test_no_rule_claims_what_does_not_hold(name, x64):
     assert claims or name in NEVER_FOLLOWED
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n in rules.RULES and n not in NEVER_FOLLOWED])
+@pytest.mark.parametrize("name", [n for n in CASES if n in plate_rules.RULES and n not in NEVER_FOLLOWED])
 def test_a_wrong_rule_is_noticed(name, x64, monkeypatch):
     """The same rule with every index one further on."""
-    rule = rules.RULES[name]
+    rule = plate_rules.RULES[name]
 
     def shifted(operands: Operands, params: Mapping) -> dict:
         def further(value: Any) -> Any:
@@ -91,7 +91,7 @@ def test_a_wrong_rule_is_noticed(name, x64, monkeypatch):
 
         return {k: further(v) for k, v in rule(operands, params).items()}
 
-    monkeypatch.setitem(rules.RULES, name, shifted)
+    monkeypatch.setitem(plate_rules.RULES, name, shifted)
     assert any(violations(*one)[0] for one in cases_with_moves(name))
 
 
@@ -100,7 +100,7 @@ def test_every_rule_has_a_case(x64):
         inner = [getattr(v, "jaxpr", v) for e in jaxpr.eqns for v in jax.tree.leaves(list(e.params.values()))]
         return {e.primitive.name for e in jaxpr.eqns}.union(*(names(j) for j in inner if hasattr(j, "eqns")))
 
-    assert {*CASES} | WITHOUT_CASE == {*rules.RULES} | {*loops.RULES}
+    assert {*CASES} | WITHOUT_CASE == {*plate_rules.RULES} | {*loops.RULES}
     installed = {p.name for p in gc.get_objects() if isinstance(p, Primitive)}
     for name, cases in CASES.items():
         if name not in installed:

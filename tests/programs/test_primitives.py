@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.ad_checkpoint import checkpoint_name
 
-from kayn.graph import flow, loops, predictor_terms, reads, regions, rules
+from kayn.graph import flow, loops, plate_rules, predictor_terms, reads, regions
 from kayn.graph.bodies import Look, Origin, Source
 from kayn.graph.influence import influences
 from kayn.programs import primitives, squeeze
@@ -23,7 +23,7 @@ print(*sorted({p.name for p in gc.get_objects() if isinstance(p, Primitive)}), s
 """
 """Asked of a process of its own: other tests import parts of JAX that no model needs."""
 READERS = {
-    "how plates move": {*rules.RULES, *loops.RULES},
+    "how plates move": {*plate_rules.RULES, *loops.RULES},
     "which elements count": {*reads.RULES, *regions.RULES},
     "sums and products": {*predictor_terms.RULES, *primitives.SAME},
     "flow of data": set(flow.SPECIAL),
