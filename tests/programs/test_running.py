@@ -333,7 +333,9 @@ def test_results_are_those_of_the_innovations():
     np.testing.assert_allclose(longer["z"][:, STEPS:].mean(), 0.1, atol=5 / np.sqrt(1500))
     np.testing.assert_allclose(longer["z"][:, :STEPS].mean(0), mean, atol=5 * spread.max() / np.sqrt(500))
     np.testing.assert_allclose(longer["level"], 0.5 * np.cumsum(longer["z"], -1), rtol=1e-3, atol=1e-4)
-    assert posterior.to_datatree(num_samples=20)["posterior"]["z"].shape[-1] == STEPS
+    drawn = posterior.to_datatree(num_samples=20)["posterior"]["z"]
+    assert drawn.shape[-1] == STEPS
+    np.testing.assert_allclose(drawn.attrs["effective_sample_size"], min(20, np.min(posterior.ess("z"))))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_allclose(posterior.expectation(lambda z: z), posterior.mean("z"), atol=1e-4)
@@ -488,13 +490,20 @@ def test_what_is_no_chain_stays_as_it_is():
 
 
 def test_beside_another_chain_none_reads_two_steps_back():
-    def model(y):
-        z = innovations("plate")
-        slopes = numpyro.sample("slopes", dist.Normal(0.0, 1.0).expand([STEPS]))
-        numpyro.sample("y", dist.Normal(jnp.cumsum(z + jnp.cumsum(0.1 * slopes)), 0.4), obs=y)
+    """A sum of sums beside another sum stays as it is; in one sum with it, both are chains of one step back."""
 
-    sites = in_running_sums(Inspected.of(model, (Y,), {}, {})).sites
-    assert {n for n, s in sites.items() if s.running is not None} == {"kayn:unbounded:z"}
+    def chains_of(level):
+        def model(y):
+            z = innovations("plate")
+            slopes = numpyro.sample("slopes", dist.Normal(0.0, 1.0).expand([STEPS]))
+            numpyro.sample("y", dist.Normal(level(z, 0.1 * slopes), 0.4), obs=y)
+
+        sites = in_running_sums(Inspected.of(model, (Y,), {}, {})).sites
+        return {n: s.running.order for n, s in sites.items() if s.running is not None}
+
+    assert chains_of(lambda z, x: jnp.cumsum(z) + jnp.cumsum(jnp.cumsum(x))) == {"kayn:unbounded:z": 1}
+    together = {"kayn:unbounded:z": 1, "kayn:unbounded:slopes": 1}
+    assert chains_of(lambda z, x: jnp.cumsum(z + jnp.cumsum(x))) == together
 
 
 def test_a_guide_of_the_users_draws_the_innovations():

@@ -117,7 +117,8 @@ def _in_chains(posterior: Pool, key: KeyArray, num_samples: int) -> tuple[JointD
 
 def _worst(posterior: Pool) -> tuple[str, int] | None:
     """The latent that has the least effective sample size, and the number of that element: what repeats most often."""
-    found = {n: np.ravel(posterior.ess(n)) for n in _continuous(posterior) if np.size(posterior.ess(n))}
+    sizes = {n: np.ravel(posterior.ess(in_model(n))) for n in _continuous(posterior)}
+    found = {n: size for n, size in sizes.items() if size.size}
     if not found:
         return None
     name = min(found, key=lambda n: found[n].min())
@@ -140,7 +141,8 @@ def _tell_worth(posterior: Pool, group: xr.DataTree, variables: Mapping[str, str
     """
     if posterior.chained:
         return
-    found = {n: float(np.min(posterior.ess(n))) for n in _continuous(posterior) if n in variables}
+    names = [n for n in map(in_model, _continuous(posterior)) if n in variables]
+    found = {n: float(np.min(posterior.ess(n))) for n in names}
     worth = {n: min(count, e) for n, e in found.items()}
     for name, value in worth.items():
         group[variables[name]].attrs["effective_sample_size"] = value
