@@ -279,8 +279,8 @@ def test_programs_that_run_seldom_are_compiled_for_themselves():
 
     x = np.float32([0.5, 2.0])
     count, usual = compilations(lambda: QuickJit(program)(x))
-    other, seldom = compilations(lambda: QuickJit(program, seldom=True)(x))
-    again, same = compilations(lambda: QuickJit(program, seldom=True)(x))
+    other, seldom = compilations(lambda: QuickJit(program, options=seldom_options)(x))
+    again, same = compilations(lambda: QuickJit(program, options=seldom_options)(x))
     assert (count, other, again) == (1, 1, 0)
     np.testing.assert_allclose(seldom, usual, rtol=1e-6)
     np.testing.assert_array_equal(same, seldom)

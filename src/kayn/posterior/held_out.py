@@ -29,7 +29,7 @@ from kayn.programs.sites import Inspected, Site
 from kayn.programs.trace import Outputs, Program
 from kayn.support.arrays import Array, PyTree, local
 from kayn.support.names import RESERVED
-from kayn.xla.compilation import is_traced
+from kayn.xla.compilation import is_traced, seldom_options
 from kayn.xla.jit import QuickJit
 
 SAID = (Part.DENSITY, Part.ARGUMENT)
@@ -60,7 +60,7 @@ def contracted_joint(posterior: Pool, read: Read) -> Array | None:
         return weighed.log_evidence(), weighed.unsound
 
     run = QuickJit(
-        lambda numbers, draws: jax.lax.map(lambda d: log_z(numbers, d), draws), open_consts=True, seldom=True
+        lambda numbers, draws: jax.lax.map(lambda d: log_z(numbers, d), draws), open_consts=True, options=seldom_options
     )
     found, unsound = run(problem.numbers, posterior.draws)
     held_out = {_factor(n): n for n in read.sites}

@@ -29,7 +29,7 @@ from kayn.support.memory import refuse_too_many
 from kayn.support.names import in_model, unbounded
 from kayn.support.options import Key, Name, Samples
 from kayn.support.validate import checked
-from kayn.xla.compilation import is_traced
+from kayn.xla.compilation import is_traced, seldom_options
 from kayn.xla.fingerprint import fingerprint
 from kayn.xla.jit import QuickJit
 
@@ -346,4 +346,5 @@ class Pool:
 
     def _jit(self, key: Any, function: Callable[[], Callable]) -> QuickJit:
         """What is compiled for a question, kept with the problem."""
-        return self.problem.programs.get(("compiled", key), lambda: QuickJit(function(), open_consts=True, seldom=True))
+        make = partial(QuickJit, open_consts=True, options=seldom_options)
+        return self.problem.programs.get(("compiled", key), lambda: make(function()))

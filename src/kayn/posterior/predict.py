@@ -33,7 +33,7 @@ from kayn.programs.missing_outcomes import Gaps
 from kayn.support.arrays import Array, KeyArray
 from kayn.support.keys import as_key
 from kayn.support.prints import Outlined
-from kayn.xla.compilation import is_traced
+from kayn.xla.compilation import is_traced, seldom_options
 from kayn.xla.jit import QuickJit
 
 FEW = 10
@@ -176,7 +176,7 @@ def _summed(
         pointwise = {n: jax.nn.logsumexp(v, axis=0) for n, v in scores.items()}
         return jax.nn.logsumexp(joint), jax.nn.logsumexp(2 * joint), pointwise, lies
 
-    run = QuickJit(block, open_consts=True, seldom=True)
+    run = QuickJit(block, open_consts=True, options=seldom_options)
     parts = [run(key, s, np.int32(count), block_of(draws, s, size)) for s in starts(count, size)]
     xp: Any = jnp if is_traced(parts) else np
     return on_device(jax.tree.map(lambda *v: reduce(xp.logaddexp, map(xp.asarray, v)), *parts))

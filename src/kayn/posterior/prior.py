@@ -19,6 +19,7 @@ from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
 from kayn.support.options import Arguments, Key, Model, Named, Params, Samples
 from kayn.support.validate import checked
+from kayn.xla.compilation import seldom_options
 from kayn.xla.jit import QuickJit
 
 
@@ -61,5 +62,5 @@ def prior_draws(
             f"nothing can be drawn from the prior ({error or 'a distribution without a sampler'}); give every latent a "
             "proper prior"
         ) from error
-    drawn = QuickJit(lambda keys: jax.lax.map(one, keys, batch_size=BATCH), seldom=True)
+    drawn = QuickJit(lambda keys: jax.lax.map(one, keys, batch_size=BATCH), options=seldom_options)
     return drawn(jax.random.split(key, num_samples))

@@ -34,7 +34,7 @@ from kayn.programs.trace import Program
 from kayn.programs.wrappers import innermost
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.names import in_model
-from kayn.xla.compilation import is_traced
+from kayn.xla.compilation import is_traced, seldom_options
 from kayn.xla.jit import QuickJit
 
 BATCH = 100
@@ -298,7 +298,7 @@ def over_draws(
         return jax.vmap(one)(keys_of(key, start, size), draws)
 
     size = block_size(num, BATCH, entries(posterior.problem))
-    run = QuickJit(block, open_consts=True, seldom=True)
+    run = QuickJit(block, open_consts=True, options=seldom_options)
     parts = [run(key, start, block_of(draws, start, size)) for start in starts(num, size)]
     return on_device(joined(parts, num))
 

@@ -12,7 +12,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from kayn.support.arrays import Array
-from kayn.xla.compilation import is_traced, once_options, quick_options, seldom_options, within_transformation
+from kayn.xla.compilation import is_traced, quick_options, within_transformation
 from kayn.xla.shared import Kept, shared
 
 LONG_SCATTER = 1000
@@ -34,8 +34,9 @@ class QuickJit:
     Args:
         function: it must not close over values that are being transformed.
         open_consts: whether arrays that it closes over are data, which the program need not be compiled for.
-        seldom: whether it runs a few times only, as for a question to a posterior.
-        once: whether it runs once, for less long than it takes to compile.
+        options: gives what the compiler is told, `quick_options` by default. `seldom_options` are for what runs a few
+            times only, as for a question to a posterior, `once_options` for what runs once, for less long than it takes
+            to compile.
     """
 
     def __init__(
@@ -43,14 +44,11 @@ class QuickJit:
         function: Callable,
         static_argnums: Sequence[int] = (),
         open_consts: bool = False,
-        seldom: bool = False,
-        once: bool = False,
+        options: Callable[[], dict[str, Any] | None] | None = None,
     ):
         self._static = frozenset(static_argnums)
         self._usual = jax.jit(function, static_argnums=tuple(static_argnums))
-        self._open, self._options = open_consts, seldom_options if seldom else quick_options
-        if once:
-            self._options = once_options
+        self._open, self._options = open_consts, options or quick_options
         self._found = Kept(MOST)
 
     def __call__(self, *args: Any) -> Any:

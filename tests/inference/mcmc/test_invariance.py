@@ -172,7 +172,7 @@ def test_places_drawn_evenly_would_be_wrong(monkeypatch):
         assert error(nested, (Y,), NESTED, 3, guide=nested_guide) > 1e-5
 
 
-@pytest.mark.parametrize("count", [2, 3, 10])
+@pytest.mark.parametrize("count", [2, 3, 5, 10])
 def test_directions(count, drawn, monkeypatch):
     """Steps of whole numbers along directions of whole numbers."""
     monkeypatch.setattr(prepare, "moving_together", list)

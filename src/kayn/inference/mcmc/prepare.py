@@ -35,6 +35,7 @@ from kayn.programs.sites import Inspected, share_fixed, summed_out
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.names import in_model, unbounded
+from kayn.xla.compilation import once_options
 from kayn.xla.jit import QuickJit
 
 
@@ -68,7 +69,10 @@ class Prepared:
             z, log_weight = self.first(as_key(own), given)
             return GibbsState.of(self.kernel, z, log_weight, num_warmup, rest)
 
-        return {False: QuickJit(one, once=True), True: QuickJit(jax.vmap(one, (0, 0, None)), once=True)}
+        return {
+            False: QuickJit(one, options=once_options),
+            True: QuickJit(jax.vmap(one, (0, 0, None)), options=once_options),
+        }
 
     def begin(self, many: bool) -> QuickJit:
         """The first state of one chain or of many, a compiled function of keys, given coordinates and the number of
