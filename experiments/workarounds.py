@@ -29,7 +29,7 @@ from kayn.contraction import logmatmul
 from kayn.objectives.relaxed import RelaxedOneHot
 from kayn.particles import lattice
 from kayn.programs.squeeze import run_squeezed
-from kayn.support import keys
+from kayn.support import keys, shuffle
 from kayn.support.table import format_table
 from kayn.xla import compilation
 from kayn.xla.fallback import guarded
@@ -225,12 +225,13 @@ def _selection() -> tuple[float, float]:
 
 
 def _written_out() -> tuple[float, float]:
-    bits = jax.random.bits(jax.random.key(0), (2 * lattice.SHUFFLE_ROUNDS + 1, 3000), jnp.uint32)
+    bits = jax.random.bits(jax.random.key(0), (shuffle.ROWS, 3000), jnp.uint32)
+    count, rounds = 100, shuffle.ROUNDS
+    numbered = jnp.arange(count, dtype=jnp.uint32)[:, None]
 
     def looped(numbers: jax.Array) -> jax.Array:
-        count, rounds = 100, lattice.SHUFFLE_ROUNDS
         drawn, coins = numbers[: rounds + 1] % count, numbers[rounds + 1 :]
-        places = lattice._rotated(jnp.arange(count, dtype=jnp.uint32)[:, None], drawn[0], count)
+        places = shuffle.rotated(numbered, drawn[0], count)
 
         def one(i: Any, places: jax.Array) -> jax.Array:
             pair = drawn[i + 1]
@@ -240,7 +241,7 @@ def _written_out() -> tuple[float, float]:
 
         return jax.lax.fori_loop(0, rounds, one, places)
 
-    kept, left_out = compiled(lambda b: lattice._shuffled(b, 100), bits)[0], compiled(looped, bits)[0]
+    kept, left_out = compiled(lambda b: shuffle.shuffled(b, numbered, count), bits)[0], compiled(looped, bits)[0]
     return seconds(kept, bits), seconds(left_out, bits)
 
 
@@ -385,7 +386,7 @@ WORK_AROUNDS = {
     "extremes": WorkAround("extreme scales are hidden", "kayn.densities.log_prob:_kept_apart", _extremes),
     "ones": WorkAround("dimensions of size one are left out", "kayn.programs.squeeze:run_squeezed", _ones),
     "selection": WorkAround("selections come after arithmetic", "kayn.factors.elementwise:finite", _selection),
-    "rounds": WorkAround("rounds are written out, no loop", "kayn.particles.lattice:_shuffled", _written_out),
+    "rounds": WorkAround("rounds are written out, no loop", "kayn.support.shuffle:shuffled", _written_out),
     "classes": WorkAround("classes come first", "kayn.objectives.relaxed:RelaxedOneHot", _classes_first),
     "sums": WorkAround("sums of long rows are products", "kayn.xla.compilation:sum_of_rows", _long_rows),
     "length": WorkAround("length in place of the largest", "kayn.factors.by_product:_length", _length),
