@@ -13,7 +13,7 @@ from kayn.graph.products import with_sums_of_logs
 from kayn.graph.recursions import with_recursions
 from kayn.graph.totals import run_flat
 from kayn.programs.calls import called
-from kayn.programs.slices import equation_as_function
+from kayn.programs.interpret import Value, interpreted
 from kayn.support.arrays import Array
 
 
@@ -79,14 +79,13 @@ def is_sum(eqn: JaxprEqn) -> bool:
 
 def _with_loops(jaxpr: Jaxpr, inputs: Sequence[Array], starts: Collection[Any]) -> list[Array]:
     """Run a program with the sums of some of its variables as loops."""
-    env: dict[Any, Array] = dict(zip((*jaxpr.constvars, *jaxpr.invars), inputs, strict=True))
     operands = {v for start in starts for v in sums_of(jaxpr, start)}
-    for eqn in jaxpr.eqns:
-        values = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
+
+    def as_loop(eqn: JaxprEqn, value: Value) -> list[Array] | None:
         mine = is_sum(eqn) and eqn.invars[0] in operands
-        out = [_loop(values[0], eqn.params["axis"])] if mine else equation_as_function(eqn, jaxpr)(*values)
-        env.update(zip(eqn.outvars, out, strict=True))
-    return [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
+        return [_loop(value(eqn.invars[0]), eqn.params["axis"])] if mine else None
+
+    return interpreted(jaxpr, inputs, as_loop)
 
 
 def _loop(added: Array, axis: int) -> Array:

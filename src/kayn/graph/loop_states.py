@@ -20,8 +20,10 @@ from kayn.graph.entries import entries_of, probes, whole_numbers
 from kayn.graph.linear import Following, Linear
 from kayn.graph.recursions import is_of_states, is_recursion, slope_of
 from kayn.graph.totals import run_flat
+from kayn.programs.interpret import Value, interpreted
 from kayn.programs.running import Computed, Coordinates
-from kayn.programs.slices import equation_as_function, slice_outputs
+from kayn.programs.slices import slice_outputs
+from kayn.programs.squeeze import run_squeezed
 from kayn.programs.stepping import Stepping
 from kayn.support.arrays import Array
 from kayn.xla.compilation import is_traced
@@ -47,11 +49,8 @@ def computed_of(
         return None
 
     def run(*given: Array) -> tuple[Array, ...]:
-        env = {**values, **dict(zip(latents, given, strict=True))}
-        for eqn in reversed(needed):
-            operands = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
-            env.update(zip(eqn.outvars, equation_as_function(eqn, jaxpr)(*operands), strict=True))
-        return tuple(jnp.asarray(v.val if isinstance(v, Literal) else env[v]) for v in variables)
+        known = {v: values[v] for v in wanted if v in values} | dict(zip(latents, given, strict=True))
+        return tuple(map(jnp.asarray, run_squeezed(needed[::-1], known, variables, jaxpr.debug_info)))
 
     return Computed(tuple(earlier[v] for v in latents), run)
 
@@ -222,20 +221,15 @@ def _reads_single_steps(
 
 
 def run_with_states(jaxpr: Jaxpr, given: Sequence[Array], loop: Loop, stepping: Stepping, sums: Array) -> list[Array]:
-    """Run a program whose loop's states are given, but for factors."""
-    env: dict[Any, Array] = dict(zip(jaxpr.invars, given, strict=True))
+    """Run a program, whose constants are inputs, and whose loop's states are given, but for factors."""
 
-    def value(v: Any) -> Array:
-        return v.val if isinstance(v, Literal) else env[v]
+    def with_states(eqn: JaxprEqn, value: Value) -> list[Array] | None:
+        if eqn is not loop.eqn:
+            return None
+        factors = loop.given.factors.items() if stepping.scaled else ()
+        own = jnp.moveaxis(sums, loop.axis, 0)
+        states = reduce(jnp.multiply, (f.spread(value(f.variable), own.ndim) ** n for f, n in factors), own)
+        # the carries that are left are read from the states, see `kayn.graph.recursions`
+        return [*(jnp.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars[:-1]), states]
 
-    for eqn in jaxpr.eqns:
-        if eqn is loop.eqn:
-            factors = loop.given.factors.items() if stepping.scaled else ()
-            own = jnp.moveaxis(sums, loop.axis, 0)
-            states = reduce(jnp.multiply, (f.spread(value(f.variable), own.ndim) ** n for f, n in factors), own)
-            # the carries that are left are read from the states, see `kayn.graph.recursions`
-            out = [*(jnp.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars[:-1]), states]
-        else:
-            out = equation_as_function(eqn, jaxpr)(*map(value, eqn.invars))
-        env.update(zip(eqn.outvars, out, strict=True))
-    return [value(v) for v in jaxpr.outvars]
+    return interpreted(jaxpr, given, with_states)

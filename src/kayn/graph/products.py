@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from kayn.programs.slices import equation_as_function
+from kayn.programs.interpret import Value, interpreted
 from kayn.support.arrays import Array
 
 
@@ -29,16 +29,10 @@ def _logs(jaxpr: Jaxpr, eqn: JaxprEqn) -> Any:
 
 
 def _run(jaxpr: Jaxpr, inputs: Sequence[Array]) -> list[Array]:
-    env: dict[Any, Array] = dict(zip((*jaxpr.constvars, *jaxpr.invars), inputs, strict=True))
-
-    def value(v: Any) -> Array:
-        return v.val if isinstance(v, Literal) else env[v]
-
-    for eqn in jaxpr.eqns:
+    def of_logs(eqn: JaxprEqn, value: Value) -> list[Array] | None:
         logs = _logs(jaxpr, eqn)
         if logs is None:
-            out = equation_as_function(eqn, jaxpr)(*map(value, eqn.invars))
-        else:
-            out = [jnp.exp(jax.lax.cumsum(value(logs), eqn.params["axis"], eqn.params["reverse"]))]
-        env.update(zip(eqn.outvars, out, strict=True))
-    return [value(v) for v in jaxpr.outvars]
+            return None
+        return [jnp.exp(jax.lax.cumsum(value(logs), eqn.params["axis"], eqn.params["reverse"]))]
+
+    return interpreted(jaxpr, inputs, of_logs)

@@ -21,6 +21,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from kayn.graph.flow import Sources, reach
 from kayn.graph.totals import run_flat
+from kayn.programs.interpret import Value, interpreted
 from kayn.programs.primitives import ELEMENTWISE, IDENTITY
 from kayn.programs.running import states_of
 from kayn.programs.slices import equation_as_function, slice_outputs
@@ -60,17 +61,16 @@ def decays_of(eqn: JaxprEqn) -> list[Any]:
 
 def with_recursions(jaxpr: Jaxpr, inputs: Sequence[Array], starts: Collection[Any]) -> list[Array]:
     """Run a program without calls, with the recursions of loops by themselves that are given some of its variables."""
-    env: dict[Any, Array] = dict(zip((*jaxpr.constvars, *jaxpr.invars), inputs, strict=True))
     reached = set(starts)
-    for eqn in jaxpr.eqns:
-        values = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
+
+    def by_itself(eqn: JaxprEqn, value: Value) -> list[Array] | None:
         mine = [i for i, v in enumerate(eqn.invars) if not isinstance(v, Literal) and v in reached]
-        loop = _Loop.of(eqn, mine) if mine and eqn.primitive.name == "scan" else None
-        out = equation_as_function(eqn, jaxpr)(*values) if loop is None else loop.run([*map(jnp.asarray, values)])
-        env.update(zip(eqn.outvars, out, strict=True))
         if mine:
             reached.update(eqn.outvars)
-    return [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
+        loop = _Loop.of(eqn, mine) if mine and eqn.primitive.name == "scan" else None
+        return None if loop is None else loop.run([jnp.asarray(value(v)) for v in eqn.invars])
+
+    return interpreted(jaxpr, inputs, by_itself)
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,27 +267,24 @@ def without(body: ClosedJaxpr, place: int, result: int) -> Callable[[Sequence[An
     """A body's result where one of its operands, which need not be given, is zero: what that multiplies is left out."""
     flat = jax.make_jaxpr(lambda *x: run_flat(body.jaxpr, [*body.consts, *x]))(*(v.aval for v in body.jaxpr.invars))
 
+    absent = flat.jaxpr.invars[place]
+
     def run(given: Sequence[Any]) -> Array:
-        env: dict[Any, Any] = dict(zip(flat.jaxpr.constvars, flat.consts, strict=True))
-        env.update(zip(flat.jaxpr.invars, given, strict=True))
-        zeros = {flat.jaxpr.invars[place]}
+        zeros = {absent}
 
-        def value(v: Any) -> Any:
-            if isinstance(v, Literal):
-                return v.val
-            return jnp.zeros(v.aval.shape, v.aval.dtype) if v in zeros else env[v]
-
-        for eqn in flat.jaxpr.eqns:
+        def left_out(eqn: JaxprEqn, value: Value) -> list[Array] | None:
             name, out = eqn.primitive.name, eqn.outvars[0]
             none = [not isinstance(v, Literal) and v in zeros for v in eqn.invars]
             if any(none) and (name == "mul" or (name in LINEAR and all(none))):
                 zeros.add(out)
-            elif (none == [True, False] and name == "add") or (none == [False, True] and name in ("add", "sub")):
-                env[out] = jnp.broadcast_to(value(eqn.invars[none.index(False)]), out.aval.shape)
-            else:
-                operands = map(value, eqn.invars)
-                env.update(zip(eqn.outvars, equation_as_function(eqn, flat.jaxpr)(*operands), strict=True))
-        return value(flat.jaxpr.outvars[result])
+                return [jnp.zeros(out.aval.shape, out.aval.dtype)]
+            if (none == [True, False] and name == "add") or (none == [False, True] and name in ("add", "sub")):
+                return [jnp.broadcast_to(value(eqn.invars[none.index(False)]), out.aval.shape)]
+            return None
+
+        inputs = [*flat.consts, *given]
+        inputs[len(flat.consts) + place] = jnp.zeros(absent.aval.shape, absent.aval.dtype)
+        return interpreted(flat.jaxpr, inputs, left_out)[result]
 
     return run
 
@@ -332,13 +329,13 @@ def _given_state(body: ClosedJaxpr, state: int) -> Callable[..., list[Array]]:
     if isinstance(new, Literal) or not any(new is v for e in jaxpr.eqns for v in e.outvars):
         return lambda _, *inputs: jaxpr_as_fun(body)(*inputs)
 
-    def run(value: Array, *inputs: Array) -> list[Array]:
-        env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*body.consts, *inputs), strict=True))
-        for eqn in jaxpr.eqns:
-            values = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
-            env.update(zip(eqn.outvars, equation_as_function(eqn, jaxpr)(*values), strict=True))
-            if new in env:
-                env[new] = value
-        return [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
+    def run(given: Array, *inputs: Array) -> list[Array]:
+        def with_state(eqn: JaxprEqn, value: Value) -> list[Array] | None:
+            if not any(new is v for v in eqn.outvars):
+                return None
+            found = equation_as_function(eqn, jaxpr)(*map(value, eqn.invars))
+            return [given if v is new else x for v, x in zip(eqn.outvars, found, strict=True)]
+
+        return interpreted(jaxpr, [*body.consts, *inputs], with_state)
 
     return run

@@ -17,6 +17,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from kayn.programs.calls import called
+from kayn.programs.interpret import Value, interpreted
 from kayn.support.arrays import Array
 
 SAME = frozenset(("convert_element_type", "copy", "copy_p", "reshape"))
@@ -27,22 +28,16 @@ def run_flat(jaxpr: Jaxpr, inputs: Sequence[Array]) -> list[Array]:
 
     Those with derivatives of their own stay calls.
     """
-    env: dict[Any, Array] = dict(zip((*jaxpr.constvars, *jaxpr.invars), inputs, strict=True))
 
-    def read(v: Any) -> Array:
-        return v.val if isinstance(v, Literal) else env[v]
-
-    for eqn in jaxpr.eqns:
-        values = [read(v) for v in eqn.invars]
+    def flat(eqn: JaxprEqn, value: Value) -> list[Array]:
+        values = [value(v) for v in eqn.invars]
         call = None if eqn.primitive.name.startswith("custom") else called(eqn)
         if call is not None:
-            out = run_flat(call[0], [*call[1], *values])
-        elif (sums := _sums_of(eqn)) is not None:
-            out = _without_sums(eqn, sums, values)
-        else:
-            out = _as_it_stands(eqn, values, jaxpr)
-        env.update(zip(eqn.outvars, out, strict=True))
-    return [read(v) for v in jaxpr.outvars]
+            return run_flat(call[0], [*call[1], *values])
+        sums = _sums_of(eqn)
+        return _as_it_stands(eqn, values, jaxpr) if sums is None else _without_sums(eqn, sums, values)
+
+    return interpreted(jaxpr, inputs, flat)
 
 
 def _as_it_stands(eqn: JaxprEqn, values: Sequence[Array], jaxpr: Jaxpr) -> list[Array]:
