@@ -27,9 +27,10 @@ from kayn.posterior import stored
 from kayn.posterior.call import MISSING, Call, Origin, conditioned
 from kayn.posterior.chains import Chains
 from kayn.posterior.enough import enough_replicates
-from kayn.posterior.poor_fit import complaints, warn_if_poor, warn_if_unsound
+from kayn.posterior.poor_fit import warn_if_poor, warn_if_unsound, warn_of
 from kayn.posterior.posterior import Posterior
 from kayn.posterior.stored import Stored
+from kayn.posterior.wider import doubts
 from kayn.support.arrays import KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.options import (
@@ -122,25 +123,28 @@ class Fit(Printed):
         key = jax.random.fold_in(self.rng_key, 1) if rng_key is None else rng_key
         draw = partial(self._weighed, num_particles)
         found = enough_replicates(draw, key) if num_replicates is None else draw(key, num_replicates)
-        asked = escalate and num_particles is None and not is_traced(found.log_evidences)
-        chains = self._escalated(found, max_seconds) if asked else None
-        if chains is None:
+        if num_particles is not None or is_traced(found.log_evidences):
             warn_if_poor(found)
             return found
         warn_if_unsound(found)
-        return chains
+        reasons = doubts(found, partial(self._wider, key))
+        chains = self._escalated(found, reasons, max_seconds) if reasons and escalate else None
+        if chains is None:
+            warn_of(reasons)
+        return found if chains is None else chains
 
     def _weighed(self, num_particles: Any, key: KeyArray, num_replicates: int) -> Posterior:
         sampler = self.sampler if num_particles is None else None
         found = None if sampler is None else sampler(key, num_replicates, self.call)
         return self.weigher(num_particles).posterior(key, self.proposal, num_replicates) if found is None else found
 
-    def _escalated(self, found: Posterior, max_seconds: float) -> Chains | None:
-        """Chains in the place of weighed particles that fail a check; None where none fails, or nothing samples the
-        model."""
-        reasons = tuple(complaints(found))
-        if not reasons:
+    def _wider(self, key: KeyArray, overdispersion: float, num_replicates: int) -> Posterior | None:
+        if self.sampler is None or not self.sampler.qem.blocks:
             return None
+        return self.sampler.wider(overdispersion)(jax.random.fold_in(key, 3), num_replicates, self.call)
+
+    def _escalated(self, found: Posterior, reasons: tuple[str, ...], max_seconds: float) -> Chains | None:
+        """Chains in the place of weighed particles that fail a check; None where nothing samples the model."""
         kernel, key = MPGibbs(self.call.model, start=self), jax.random.fold_in(self.rng_key, 2)
         chains, told = escalated(kernel, self.call, found, reasons, self.sampler, max_seconds, key)
         self._told["sampled"] = told

@@ -160,7 +160,7 @@ class QEM:
         if len(early) < len(params):
             refuse_unknown_params(self.model, self.guide, args, kwargs, params)
         warn_of_averages(self.problem.graph, self.problem.model, "QEM")
-        self.blocks = blocks(self.problem, self.guide.sites, self._widening())
+        self.blocks = blocks(self.problem, self.guide.sites, self.widening(self.overdispersion))
         self._arguments = (args, kwargs)
         self._advance = QuickJit(partial(_advance, self, self.keeps_particles()), (3,))
         self._parameters = QuickJit(lambda moments: {b.name: b.parameters(moments[b.name]) for b in self.blocks})
@@ -230,13 +230,11 @@ class QEM:
         by_site = guide.split({**guide.start, **params})
         return QEMState({b.name: dict(b.moments(by_site)) for b in self.blocks}, np.int32(0), key)
 
-    def _widening(self) -> dict[str, float]:
+    def widening(self, overdispersion: float) -> dict[str, float]:
+        """Factors on the variance of every site's proposal."""
         problem = self._problem()
-
-        def of(name: str) -> float:
-            return 1 + self.overdispersion / math.sqrt(problem.together(problem.layout.axis_of(name)))
-
-        return {s.name: of(s.name) for s in self._guide().sites}
+        shared = {s.name: problem.together(problem.layout.axis_of(s.name)) for s in self._guide().sites}
+        return {name: 1 + overdispersion / math.sqrt(number) for name, number in shared.items()}
 
     @checked()
     def run(

@@ -9,14 +9,18 @@ import jax
 import numpy as np
 
 from kayn.evidence.problem import Problem
+from kayn.guides.families import Moments
 from kayn.inference import mstep
 from kayn.inference.qem import QEM
 from kayn.inference.qem_state import QEMState
+from kayn.inference.together import blocks
 from kayn.posterior.call import Call
 from kayn.posterior.enough import enough_replicates
 from kayn.posterior.poor_fit import complaints
 from kayn.posterior.posterior import Posterior
 from kayn.support.arrays import Array, KeyArray, PyTree
+from kayn.xla.compilation import once_options
+from kayn.xla.jit import QuickJit
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +50,18 @@ class Sampler:
         found = jax.jit(lambda d: {b.name: mstep.moments_of(self.problem, b, d) for b in self.qem.blocks})(own)
         state = replace(self.state, moments=found)
         return Sampler(self.qem, state, self.qem.get_proposal(state))
+
+    def wider(self, overdispersion: float) -> Sampler:
+        """The same guide made wider, as `QEM`'s proposals are by their `overdispersion`."""
+        qem = self.qem
+        sites = [s for b in qem.blocks for s in b.sites]
+        made = {b.name: b for b in blocks(self.problem, sites, qem.widening(overdispersion))}
+
+        def moments(own: Mapping[str, Moments]) -> dict[str, Moments]:
+            return {n: dict(b.family.moments(b.parameters(own[n])[1])) for n, b in made.items()}
+
+        state = replace(self.state, moments=QuickJit(moments, options=once_options)(self.state.moments))
+        return Sampler(qem, state, qem.get_proposal(state))
 
     def evidence_given(self, draws: Mapping[str, Array], key: KeyArray, call: Call) -> tuple[float, float, bool] | None:
         """Log evidence from weights of the guide with the moments of draws, its error, and whether these weights pass

@@ -75,8 +75,12 @@ def check(pool: Pool) -> list[str]:
     return [*unsound(pool.problem, pool.numbers, pool.params, pool.draws), *complaints(pool)]
 
 
-def complaints(posterior: Pool) -> Iterator[str]:
-    """What there is to say against a posterior, a sentence each with the remedy; nothing if all is well."""
+def complaints(posterior: Pool, tails: bool = True) -> Iterator[str]:
+    """What there is to say against a posterior, a sentence each with the remedy; nothing if all is well.
+
+    Args:
+        tails: whether heavy tails of weights count that have a mean.
+    """
     log_z = np.asarray(posterior.log_evidences)
     possible = log_z[np.isfinite(log_z)]
     if not possible.size:
@@ -99,7 +103,7 @@ def complaints(posterior: Pool) -> Iterator[str]:
     yield from _known_evidence(posterior, spread / possible.size**0.5)
     for axis in posterior.problem.layout.axes:
         if not axis.enumerated and axis.size > 1:
-            told = list(_axis_complaints(posterior, axis))
+            told = list(_axis_complaints(posterior, axis, tails))
             # what is poor is off as well
             yield from told or list(_few_particles(posterior, axis)) or _missing_tails(posterior, axis)
 
@@ -169,7 +173,7 @@ def _known_evidence(posterior: Pool, error: float) -> Iterator[str]:
         )
 
 
-def _axis_complaints(posterior: Pool, axis: Axis) -> Iterator[str]:
+def _axis_complaints(posterior: Pool, axis: Axis, tails: bool) -> Iterator[str]:
     by_replicate = np.asarray(posterior._weights(axis.latents[0]))
     by_replicate = by_replicate.reshape(*by_replicate.shape[:2], -1)
     efficiency = diagnostics.efficiency(by_replicate)
@@ -189,7 +193,7 @@ def _axis_complaints(posterior: Pool, axis: Axis) -> Iterator[str]:
         return
     looked = uneven[np.argsort(efficiency[uneven])[:MAX_KHATS]]
     khat = pareto_khat(pooled[:, looked])
-    most = np.where(efficiency[looked] < GOOD_EFFICIENCY, POOR_KHAT, endless_khat(len(pooled)))
+    most = np.where(tails & (efficiency[looked] < GOOD_EFFICIENCY), POOR_KHAT, endless_khat(len(pooled)))
     if np.mean(khat > most) > 0.05:
         yield (
             f"latent {who}: Pareto k-hat {np.nanmax(khat):.2f} (above {POOR_KHAT}){where}. "

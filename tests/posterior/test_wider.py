@@ -1,0 +1,121 @@
+"""Parts of a posterior that no particle of the fitted guide meets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import kayn
+from kayn.posterior import poor_fit
+from kayn.posterior.poor_fit import complaints
+from kayn.posterior.wider import WIDENED, doubts
+
+
+def parts(gap, share, spread):
+    """A posterior of two parts: a standard Normal, and another of a share, at a distance."""
+
+    def model():
+        z = numpyro.sample("z", dist.Normal(0, 20))
+        first = jnp.log1p(-share) + dist.Normal(0, 1).log_prob(z)
+        second = jnp.log(share) + dist.Normal(gap, spread).log_prob(z)
+        numpyro.factor("parts", jnp.logaddexp(first, second) - dist.Normal(0, 20).log_prob(z))
+
+    mean = share * gap
+    return model, mean, ((1 - share) + share * (spread**2 + gap**2) - mean**2) ** 0.5
+
+
+def test_a_part_that_the_guide_leaves_out_is_seen_and_sampled():
+    model, mean, sd = parts(6.0, 0.1, 1.5)
+    fit = kayn.fit(model, progress=False)
+    with pytest.warns(kayn.PoorFitWarning, match="latent 'z': particles of a wider guide tell of another posterior"):
+        weighed = fit.posterior(escalate=False)
+    # the guide has settled on one part, and its own weights say nothing against it
+    assert weighed.mean("z") < mean - 0.2 * sd
+    assert weighed.std("z") < 0.7 * sd
+    assert not list(complaints(weighed))
+    chains = fit.posterior()
+    assert isinstance(chains, kayn.Chains)
+    assert "wider guide" in str(fit)
+    error = chains.summary().to_dataframe().loc["z", "MC error"]
+    assert abs(chains.mean("z") - mean) < 4 * error + 0.02 * sd
+    assert abs(chains.std("z") / sd - 1) < 0.2
+
+
+@pytest.mark.filterwarnings("error::kayn.PoorFitWarning")
+def test_a_guide_that_reaches_both_parts_is_left_alone():
+    model, mean, sd = parts(4.5, 0.3, 1.0)
+    found = kayn.fit(model, progress=False).posterior()
+    assert not isinstance(found, kayn.Chains)
+    assert abs(found.mean("z") - mean) < 0.02 * sd
+    assert abs(found.std("z") / sd - 1) < 0.02
+
+
+def standard(y):
+    z = numpyro.sample("z", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(z, 1), obs=y)
+
+
+def weighed(loc, scale, key=0, y=0.0):
+    def guide(y):
+        numpyro.sample("z", dist.Normal(loc, scale))
+
+    return kayn.Importance(standard, guide, num_particles=100, num_replicates=64).run(key, None, y)
+
+
+@pytest.mark.filterwarnings("ignore::kayn.PoorFitWarning")
+def test_heavy_tails_are_confirmed_or_not(monkeypatch):
+    """A wider guide knows whether something is missing in the tails, whatever k-hat says of the narrower one."""
+    monkeypatch.setattr(poor_fit, "POOR_KHAT", 0.4)
+    narrow = weighed(0.0, 0.4)
+    assert any("k-hat" in text for text in complaints(narrow))
+    assert not list(complaints(narrow, tails=False))
+    asked = []
+
+    def look(found):
+        return lambda how, count: asked.append(how) or found
+
+    assert doubts(narrow, look(weighed(0.0, 1.3, 1))) == ()
+    assert doubts(narrow, look(weighed(0.5, 1.3, 1, 1.0))) == tuple(complaints(narrow))
+    assert doubts(narrow, look(None)) == tuple(complaints(narrow))
+    assert asked == [WIDENED[0]] * 3
+
+
+@pytest.mark.filterwarnings("ignore::kayn.PoorFitWarning")
+def test_wider_guides_whose_weights_vary_too_much_do_not_judge():
+    right, asked = weighed(0.0, 1.0), []
+    uneven = weighed(6.0, 0.3)  # which says that the mean is elsewhere
+
+    def look(how, count):
+        asked.append(how)
+        return uneven if how == WIDENED[0] else weighed(0.0, 1.3, 1)
+
+    assert doubts(right, look) == ()
+    assert asked == [*WIDENED]
+
+
+@pytest.mark.filterwarnings("ignore::kayn.PoorFitWarning")
+def test_what_is_poor_anyway_is_not_looked_at():
+    far = weighed(6.0, 0.5)
+    assert any(complaints(far, tails=False))
+    assert doubts(far, None) == tuple(complaints(far))
+
+
+def test_the_wider_guide_is_wider():
+    def model():
+        z = numpyro.sample("z", dist.Normal(0, 1).expand([4]).to_event(1))
+        numpyro.sample("s", dist.Gamma(3.0, 1.0))
+        numpyro.sample("y", dist.Normal(z.sum(), 1), obs=1.0)
+
+    sampler = kayn.fit(model, num_steps=8, progress=False).sampler
+    wider = sampler.wider(8.0)
+    for name, own in sampler.qem.get_params(sampler.state).items():
+        made = wider.qem.get_params(wider.state)[name]
+        if name.endswith("scale"):
+            factor = np.sqrt(1 + 8 / 2) if "z" in name else 3.0
+            np.testing.assert_allclose(made, factor * own, rtol=1e-5)
+        if name.endswith("loc"):
+            np.testing.assert_allclose(made, own, rtol=1e-5)
+    again = sampler.wider(8.0)(jax.random.key(0), 64, None)
+    assert abs(float(again.log_evidence - sampler(jax.random.key(1), 64, None).log_evidence)) < 0.1
