@@ -175,6 +175,8 @@ COMMANDS = {"demo": demo, "test": test, "lint": lint, "lane": lane, "docs": docs
 
 def main() -> int:
     """Read the command line and run one command."""
+    # packages come without compiled files: each of the many processes would compile all that it imports again
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if sys.version_info < MINIMUM:
         version = ".".join(str(number) for number in sys.version_info[:3])
         sys.exit(
