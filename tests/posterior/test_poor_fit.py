@@ -2,13 +2,16 @@
 
 import warnings
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pytest
 
 import kayn
-from kayn.posterior import poor_fit
-from kayn.posterior.diagnostics import FALSE_ALARM, noise_of_tails, shift
+from kayn.posterior import diagnostics, poor_fit
+from kayn.posterior.diagnostics import FALSE_ALARM, noise_of_tails, shares, shift
 
 GROUPS = 300
 Y = np.random.default_rng(0).normal(0, np.sqrt(1.25), GROUPS).astype(np.float32)
@@ -51,20 +54,44 @@ def test_means_that_have_nothing_to_do_with_the_evidence_are_left_alone():
         assert alarms > 0
 
 
-def test_a_scale_that_moves_with_the_particles_of_its_groups_is_named(monkeypatch):
-    """Particles of the groups that are a little too wide: with eight in each, tau is off by 0.4 sd."""
+def test_replicates_count_by_their_evidence(monkeypatch):
+    """Particles of the groups that are a little too wide: with twelve in each, tau is off by 0.3 sd in the average of
+    replicates, which is told, and not where these count by their evidence."""
     monkeypatch.setattr(poor_fit, "POOR_SHIFT", 0.1)
-    few, more = (said(k) for k in (8, 40))
-    assert any("latent 'tau': replicates of higher evidence" in text for text in few), few
-    assert not any("replicates of higher evidence" in text for text in more), more
+    few, more = (found(k) for k in (12, 40))
+    right, sd = float(more.mean("tau")), float(more.std("tau"))
+    assert abs(few.mean("tau") - right) < 0.08 * sd
+    assert abs(np.mean(few.sample(0, 4000)["tau"]) - few.mean("tau")) < 0.05 * sd
+    for posterior in (few, more):
+        assert not any("replicates of higher evidence" in text for text in poor_fit.check(posterior))
+    monkeypatch.setattr(diagnostics, "LEAST_SHARED", 1.0)
+    few, more = (found(k) for k in (12, 40))
+    assert abs(few.mean("tau") - right) > 0.2 * sd
+    assert any("latent 'tau': replicates of higher evidence" in text for text in poor_fit.check(few))
+    assert not any("replicates of higher evidence" in text for text in poor_fit.check(more))
 
 
-def said(particles):
-    """What is said of a posterior with so many particles in every group."""
+def found(particles):
+    """A posterior with so many particles in every group."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", kayn.PoorFitWarning)
-        posterior = kayn.Importance(groups, guide, {"tau": 30, "x": particles}, num_replicates=200).run(3, None, Y)
-    return poor_fit.check(posterior)
+        return kayn.Importance(groups, guide, {"tau": 30, "x": particles}, num_replicates=200).run(3, None, Y)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 1.0, 3.0, 300.0])
+def test_shares_are_those_of_the_evidence_or_worth_a_quarter_of_their_number(spread):
+    log_z = (np.random.default_rng(0).normal(-1e4, 1, 64) * spread).astype(np.float32)
+    log_z[:4] = -np.inf
+    found = shares(log_z)
+    np.testing.assert_allclose(found.sum(), 1, rtol=1e-5)
+    np.testing.assert_array_equal(found[:4], 0)
+    by_evidence = np.exp(log_z - log_z.max()) / np.exp(log_z - log_z.max()).sum()
+    if (1 / (by_evidence**2).sum()) >= 15:
+        np.testing.assert_allclose(found, by_evidence, rtol=1e-4)
+    else:
+        assert 15 <= 1 / (found**2).sum() < 25
+    np.testing.assert_allclose(jax.jit(shares)(jnp.asarray(log_z)), found, rtol=1e-4)
+    np.testing.assert_array_equal(shares(np.full(3, -np.inf, np.float32)), 0)
 
 
 def test_the_noise_of_tails_is_that_of_weights_given_the_value():

@@ -49,7 +49,7 @@ class Importance:
         guide: a NumPyro guide for it; None means a factorised guide with default parameters.
         num_particles: K, one number or a mapping from latent name (and "" for the rest).
         strategy: "parallel", "global" or "local".
-        num_replicates: independent sets of particles, pooled with equal weight; their spread gives error bars.
+        num_replicates: independent sets of particles, pooled by their evidence; their spread gives error bars.
         groups: latents that share a particle axis.
         couple: plates over which a latent gives up its own particle index.
         denominator: "mixture" or "paired", for guides whose sites depend on each other.

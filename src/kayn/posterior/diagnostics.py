@@ -30,6 +30,10 @@ POOR_TAILS = 0.08
 where weights are found for few particles of much else, those that fit tails are rare."""
 FALSE_ALARM = 0.01
 """How often means and log evidences that have nothing in common are taken to move together, a latent."""
+LEAST_SHARED = 0.25
+"""What replicates are worth at least, as a part of their number, when they count by their evidence."""
+POWERS = np.append(2.0 ** (-np.arange(64) / 4), 0.0)
+"""Powers of the evidence by which they may count."""
 MIN_REPLICATES = 8
 """Fewer replicates than this say nothing of what moves together."""
 MIN_PARTICLES_FOR_KHAT = 25
@@ -53,6 +57,26 @@ def log_mean_error(log_values: Array) -> Array:
     return xp.std(xp.exp(log_values - log_mean(log_values)), ddof=1) / math.sqrt(len(log_values))
 
 
+def shares(log_z: Array) -> Array:
+    """How much replicates count in what is pooled of them: [R], summing to one; none of those that are impossible.
+
+    Z and Z times a mean are unbiased, so that replicates that count by their Z are of one large sample, without the
+    bias of order 1 / K that their average has (`shift`). Where Z varies too much for that, they count by the highest
+    power of it at which they are worth a quarter of their number.
+
+    Args:
+        log_z: [R] log evidences of independent replicates.
+    """
+    xp = namespace(log_z)
+    possible = xp.isfinite(log_z)
+    top = xp.max(xp.where(possible, log_z, xp.finfo(log_z.dtype).min))
+    own = xp.where(possible, log_z, top) - top
+    by_power = xp.where(possible, xp.exp(POWERS[:, None] * own), 0.0)
+    by_power = by_power / xp.maximum(by_power.sum(1, keepdims=True), 1)
+    enough = LEAST_SHARED * possible.sum() * (by_power**2).sum(1) <= 1
+    return by_power[xp.argmax(enough)].astype(log_z.dtype)
+
+
 def effective_sample_size(weights: Array) -> Array:
     """`1 / sum_k w_k^2` over the first axis, for weights that sum to one: between 1 and K;
     0 where all weights are zero."""
@@ -71,25 +95,28 @@ def efficiency(weights: Array) -> np.ndarray:
     return np.mean((ess - 1) / (weights.shape[1] - 1), axis=0)
 
 
-def shift(log_z: Array, means: Array, sd: Array) -> tuple[np.ndarray, np.ndarray]:
-    """By how much the posterior means of single replicates are off, since their particles are so few.
+def shift(log_z: Array, means: Array, sd: Array, share: Array | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """By how much the pooled means of single replicates are off, since their particles are so few.
 
     Z and Z times a replicate's mean are unbiased, so that the posterior mean is E[Z m] / E[Z], or E[m] plus the
-    covariance of m and Z / E[Z]: means of equal shares are off by minus this covariance, which falls as 1 / K.
+    covariance of m and Z / E[Z]: means of equal shares are off by minus this covariance, which falls as 1 / K. Shares
+    that are a power of Z leave a part of it.
 
     Args:
         log_z: [R], finite.
         means: [R, ...] of single replicates.
         sd: [...], of the posterior.
+        share: [R], how much replicates count; equally without.
 
     Returns:
-        What is to be added to the average of the means, in posterior standard deviations [...], and its standard error;
+        What is to be added to the pooled mean, in posterior standard deviations [...], and its standard error;
         both are zero where nothing says that means and log Z move together (Fisher's test of their correlation, for all
         elements at once).
     """
     count, size = len(log_z), max(math.prod(np.shape(sd)), 1)
     own = (means - means.mean(0)) / np.where(sd > 0, sd, np.inf)
     ratio, apart = np.exp(log_z - log_z.max()), log_z - log_z.mean()
+    left = ratio / ratio.mean() - (1 if share is None else share * count)
     ratio = ratio / ratio.mean() - 1
     spread = np.std(own, axis=0, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -97,7 +124,7 @@ def shift(log_z: Array, means: Array, sd: Array) -> tuple[np.ndarray, np.ndarray
         seen = np.abs(np.arctanh(np.clip(np.nan_to_num(correlation), -1, 1))) * math.sqrt(count - 3)
     told = seen > NormalDist().inv_cdf(1 - FALSE_ALARM / 2 / size)
     error = np.std(ratio, ddof=1) * spread / math.sqrt(count)
-    return np.where(told, np.tensordot(ratio, own, 1) / count, 0.0), np.where(told, error, 0.0)
+    return np.where(told, np.tensordot(left, own, 1) / count, 0.0), np.where(told, error, 0.0)
 
 
 def noise_of_tails(values: Array, weights: Array) -> float:

@@ -52,7 +52,8 @@ def replicates_wanted(pool: Pool, in_time: float) -> int:
     if 2 * have > affordable:
         return have  # without a look at particles, which may be very many
     worst = max((relative_error(*by_replicate(pool, name)) for name in pool.drawn_names), default=0.0)
-    needed = have * (worst / KNOWN) ** 2
+    # where replicates do not count alike, they are worth less than their number
+    needed = have**2 * float(np.sum(np.asarray(pool._shares, np.float64) ** 2)) * (worst / KNOWN) ** 2
     count = have
     while count < needed and 2 * count <= affordable:
         count *= 2

@@ -65,13 +65,12 @@ def contracted_joint(posterior: Pool, read: Read) -> Array | None:
     found, unsound = run(problem.numbers, posterior.draws)
     held_out = {_factor(n): n for n in read.sites}
     warn_of_factors({held_out[n]: f for n, f in unsound.items() if n in held_out})
-    # replicates count equally, as everywhere in a posterior; impossible ones do not
-    found, before = local(found), local(posterior.log_evidences)
+    # replicates count as everywhere in a posterior; impossible ones do not
+    found, before, shares = local(found), local(posterior.log_evidences), local(posterior._shares)
     xp: Any = jnp if is_traced((found, before)) else np
-    possible = xp.isfinite(before)
-    ratios = xp.where(possible, found - xp.where(possible, before, 0.0), -xp.inf)
+    ratios = xp.where(shares > 0, found - xp.where(shares > 0, before, 0.0), -xp.inf)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return jnp.asarray(log_mean(ratios) - xp.log(xp.mean(possible)), ratios.dtype)
+        return jnp.asarray(log_mean(ratios + xp.log(shares * len(shares))), ratios.dtype)
 
 
 def _extended(posterior: Pool, read: Read) -> Problem | None:

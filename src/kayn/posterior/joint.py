@@ -74,30 +74,31 @@ def sample(
     numbers: Mapping,
     params: Mapping,
     draws: Draws,
-    log_evidences: Array,
+    shares: Array,
     key: KeyArray,
     compiled: Callable[[int], Callable] | None = None,
     chains: int = 0,
     together: tuple[str, int] | None = None,
 ) -> JointDraws:
-    """Exact joint draws, equally many from every possible replicate, which are spread evenly over its particles.
+    """Exact joint draws, as many from every replicate as its share says, which are spread evenly over its particles.
 
     Args:
+        shares: [R], how much every replicate counts.
         compiled: gives `sample_block` of a problem, by the number of draws of every replicate.
         chains: in so many parts of equal length the draws are ordered by replicate, and no two parts share one; 0 for
             no order.
         together: a latent and the number of one of its elements: in chains, equal values of it within a replicate stand
             together.
     """
-    replicates = log_evidences.shape[0]
+    replicates = shares.shape[0]
     per = -(-num_samples // replicates)
     size = -(-block_size(num_samples, BLOCK, entries(problem)) // replicates)
     run = partial(sample_block, problem, size) if compiled is None else compiled(size)
     pick, split = jax.random.split(key)
     orders = alike(problem, draws.values)
     blocks = ((start, np.int32(min(size, per - start))) for start in starts(per, size))
-    found = joined([run(numbers, params, draws, log_evidences, orders, split, *b) for b in blocks], per, 1)
-    # every replicate gives the same number of draws; which ones are left over is random
+    found = joined([run(numbers, params, draws, shares, orders, split, *b) for b in blocks], per, 1)
+    # all parts are of the same number of draws; which ones are left over is random
     order = shuffled(pick, per * replicates)
     order = _by_replicate(np.asarray(order), chains, num_samples) if chains else order[:num_samples]
     if chains and together:
@@ -120,21 +121,23 @@ def sample_block(
     numbers: Mapping,
     params: Mapping,
     draws: Draws,
-    log_evidences: Array,
+    shares: Array,
     orders: dict[str, Array],
     key: KeyArray,
     start: Array,
     count: Array,
 ) -> JointDraws:
-    """As `sample`, draws `start` to `start + count` of every replicate, spread evenly: [R, size, *shape].
+    """As `sample`, in R parts of one replicate each, draws `start` to `start + count` of each part, spread evenly:
+    [R, size, *shape].
 
     Args:
         orders: of all axes' particles in every replicate, see `alike`.
     """
-    replicates = log_evidences.shape[0]
-    # the possible ones again in the places of those whose particles are all impossible
-    possible = jnp.isfinite(log_evidences)
-    chosen = jnp.argsort(~possible)[jnp.arange(replicates) % jnp.maximum(possible.sum(), 1)]
+    replicates = shares.shape[0]
+    # each has as many parts as its share says, rounded up or down by chance, the same in all blocks
+    within = jax.random.uniform(jax.random.fold_in(key, replicates), minval=0.01, maxval=0.99)
+    ends = jnp.cumsum(shares) / jnp.sum(shares)
+    chosen = ((jnp.arange(replicates)[:, None] + within) / replicates > ends).sum(1)
     draws, orders = jax.tree.map(lambda x: x[chosen], (draws, orders))
 
     def one(item: tuple[Draws, dict[str, Array], KeyArray]) -> JointDraws:

@@ -20,7 +20,7 @@ from kayn.evidence.queries import latent_weights
 from kayn.graph.types import Output
 from kayn.posterior import computed, joint
 from kayn.posterior.call import Call
-from kayn.posterior.diagnostics import effective_sample_size, log_mean, log_mean_error, pareto_khat
+from kayn.posterior.diagnostics import effective_sample_size, log_mean, log_mean_error, pareto_khat, shares
 from kayn.posterior.joint import JointDraws, mixed_plate
 from kayn.programs.trace import Program
 from kayn.support.arrays import Array, KeyArray, PyTree, local, namespace
@@ -41,8 +41,8 @@ FALLBACK_DRAWS = 2000
 class Pool:
     """Weighted particles of a model's latents.
 
-    R independent replicates of the particles are pooled with equal weight. Letters in shapes: R replicates, K particles
-    of a latent's axis, P = R * K pooled particles, S draws.
+    R independent replicates of the particles are pooled by their evidence (`diagnostics.shares`). Letters in shapes: R
+    replicates, K particles of a latent's axis, P = R * K pooled particles, S draws.
 
     Attributes:
         problem: the traced model, guide, axes and plan.
@@ -215,7 +215,7 @@ class Pool:
             run = self._jit(("sample", size), lambda: partial(joint.sample_block, self.problem, size))
             return joint.remembering(self._found, size, run)
 
-        asked = (self.numbers, self.params, self.draws, self.log_evidences, as_key(rng_key))
+        asked = (self.numbers, self.params, self.draws, jnp.asarray(self._shares), as_key(rng_key))
         return joint.sample(self.problem, num_samples, *asked, compiled, chains, together)
 
     def _each(self, name: str | None, answer: Callable[[str], Any]) -> Any:
@@ -254,11 +254,9 @@ class Pool:
 
     @property
     def _shares(self) -> Array:
-        """[R], summing to one: equal shares in pooled estimates,
-        but none for replicates whose particles are all impossible."""
-        xp = namespace(self.log_evidences)
-        possible = xp.isfinite(self.log_evidences)
-        return (possible / xp.maximum(possible.sum(), 1)).astype(self.log_evidences.dtype)
+        """[R], summing to one: by evidence, unless that is of different rows."""
+        log_z = self.log_evidences
+        return shares(log_z if not self.draws.subsample else namespace(log_z).where(log_z > -np.inf, 0, -np.inf))
 
     def _weights(self, name: str) -> Array:
         """[R, K, *batch shape]"""

@@ -118,7 +118,8 @@ def _few_particles(posterior: Pool, axis: Axis) -> Iterator[str]:
         if posterior.problem.graph.latent(name).discrete:
             continue
         means, variances = by_replicate(posterior, name)
-        shift, error = diagnostics.shift(log_z[possible], means, deviations(means, variances))
+        share = np.asarray(posterior._shares)[possible]
+        shift, error = diagnostics.shift(log_z[possible], means, deviations(means, variances), share)
         worst = np.unravel_index(np.argmax(np.abs(shift)), shift.shape)
         if np.abs(shift[worst]) > POOR_SHIFT:
             where = f" of element {', '.join(map(str, worst))}" if worst else ""

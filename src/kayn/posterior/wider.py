@@ -74,8 +74,7 @@ def _continuous(pool: Pool) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class _Moments:
-    """Means and variances [*shape] under replicates that count by their evidence, which makes averages of all
-    particles of them, and the standard errors of both."""
+    """Means and variances [*shape] of pooled replicates, and the standard errors of both."""
 
     mean: np.ndarray
     mean_error: np.ndarray
@@ -85,10 +84,7 @@ class _Moments:
 
     @staticmethod
     def of(pool: Pool, name: str) -> _Moments:
-        log_z = np.asarray(pool.log_evidences, np.float64)
-        log_z = log_z[np.isfinite(log_z)]
-        shares = np.exp(log_z - log_z.max())
-        shares /= shares.sum()
+        shares = np.asarray(pool._shares, np.float64)[np.isfinite(np.asarray(pool.log_evidences))]
         means, about = by_replicate(pool, name)
         mean = np.tensordot(shares, means, 1)
         off = mean - means.mean(0)
