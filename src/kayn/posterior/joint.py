@@ -85,8 +85,8 @@ def sample(
     Args:
         shares: [R], how much every replicate counts.
         compiled: gives `sample_block` of a problem, by the number of draws of every replicate.
-        chains: in so many parts of equal length the draws are ordered by replicate, and no two parts share one; 0 for
-            no order.
+        chains: in so many parts of equal length the draws are ordered by replicate, and only neighbours may share one;
+            0 for no order.
         together: a latent and the number of one of its elements: in chains, equal values of it within a replicate stand
             together.
     """

@@ -255,8 +255,8 @@ class Pool:
     @property
     def _shares(self) -> Array:
         """[R], summing to one: by evidence, unless that is of different rows."""
-        log_z = self.log_evidences
-        return shares(log_z if not self.draws.subsample else namespace(log_z).where(log_z > -np.inf, 0, -np.inf))
+        log_z, xp = self.log_evidences, namespace(self.log_evidences)
+        return shares(xp.where(log_z > -np.inf, xp.zeros_like(log_z), -np.inf) if self.draws.subsample else log_z)
 
     def _weights(self, name: str) -> Array:
         """[R, K, *batch shape]"""

@@ -79,7 +79,7 @@ def complaints(posterior: Pool, tails: bool = True) -> Iterator[str]:
     """What there is to say against a posterior, a sentence each with the remedy; nothing if all is well.
 
     Args:
-        tails: whether heavy tails of weights count that have a mean.
+        tails: whether k-hat counts up to one, from where weights have no mean.
     """
     log_z = np.asarray(posterior.log_evidences)
     possible = log_z[np.isfinite(log_z)]
