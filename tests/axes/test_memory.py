@@ -151,7 +151,7 @@ def test_parts_change_nothing(loss, name, x64):
 
 def test_a_posterior_in_parts_is_the_same():
     model, args = slopes, (GROUP, X, Y)
-    params = QEM(model, num_particles=8).run(0, 10, *args).params
+    params = QEM(model, num_particles=8).run(0, 60, *args).params
     assert "in 8 parts" in str(kayn.analyze(model, *args, num_particles=8, memory="4MB").plan)
     cut, whole = (
         kayn.Importance(model, num_particles=8, num_replicates=2, memory=m).run(1, params, *args) for m in ("4MB", None)
