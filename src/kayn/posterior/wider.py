@@ -54,18 +54,24 @@ def doubts(found: Pool, look: Callable[[float, int], Pool | None]) -> tuple[str,
 
 def _seen(found: Pool, look: Callable[[float, int], Pool | None]) -> Pool | None:
     """A posterior of a wider guide whose weights are even enough to know moments by; None where there is none, or it
-    would take long."""
-    if found.draws.subsample or REPLICATES * found.problem.layout.operations > OPERATIONS:
+    would take long, or there are too few replicates to compare it with."""
+    dear = REPLICATES * found.problem.layout.operations > OPERATIONS
+    if dear or found.draws.subsample or _possible(found).size < MIN_REPLICATES:
         return None
     for how in WIDENED:
         wider = look(how, REPLICATES)
         if wider is None:
             return None
-        log_z = np.asarray(wider.log_evidences)
-        possible = log_z[np.isfinite(log_z)]
-        if possible.size >= MIN_REPLICATES and np.std(possible) < POOR_SPREAD:
+        log_z = _possible(wider)
+        if log_z.size >= MIN_REPLICATES and np.std(log_z) < POOR_SPREAD:
             return wider
     return None
+
+
+def _possible(pool: Pool) -> np.ndarray:
+    """Log evidences of the replicates that hold a possible combination."""
+    log_z = np.asarray(pool.log_evidences)
+    return log_z[np.isfinite(log_z)]
 
 
 def _continuous(pool: Pool) -> list[str]:
