@@ -78,12 +78,17 @@ def enough_replicates(draw: Callable[[KeyArray, int], PoolT], key: KeyArray) -> 
     return replace(first, draws=draws, log_evidences=log_evidences, axis_weights=weights)
 
 
+def possible(pool: Pool) -> np.ndarray:
+    """Which replicates hold a possible combination: bool [R]."""
+    return np.isfinite(np.asarray(pool.log_evidences))
+
+
 def by_replicate(pool: Pool, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Of every replicate that holds a possible combination, a latent's mean and its variance about the mean of all:
     [R, *shape] both."""
-    possible = np.isfinite(np.asarray(pool.log_evidences))
-    values = np.asarray(pool.draws.values[name], np.float64)[possible]
-    weights = np.asarray(pool._weights(name), np.float64)[possible]
+    which = possible(pool)
+    values = np.asarray(pool.draws.values[name], np.float64)[which]
+    weights = np.asarray(pool._weights(name), np.float64)[which]
     weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
     means = np.where(weights > 0, weights * values, 0).sum(1)
     return means, np.where(weights > 0, weights * (values - means.mean(0)) ** 2, 0).sum(1)

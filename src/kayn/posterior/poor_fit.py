@@ -23,7 +23,7 @@ from kayn.posterior.diagnostics import (
     pareto_khat,
     poor_below,
 )
-from kayn.posterior.enough import by_replicate, deviations
+from kayn.posterior.enough import by_replicate, deviations, possible
 from kayn.posterior.pool import Pool
 from kayn.support.names import in_model, shown
 from kayn.xla.compilation import is_traced
@@ -82,25 +82,24 @@ def complaints(posterior: Pool, tails: bool = True) -> Iterator[str]:
         tails: whether k-hat counts up to one, from where weights have no mean.
     """
     log_z = np.asarray(posterior.log_evidences)
-    possible = log_z[np.isfinite(log_z)]
-    if not possible.size:
+    seen = log_z[possible(posterior)]
+    if not seen.size:
         yield (
             "every combination of particles is impossible (log evidence is -inf): the proposal misses the posterior's "
             "support, or an observed value has zero density. Fit the guide first (kayn.fit), or check the data"
         )
         return
-    if possible.size < log_z.size:
+    if seen.size < log_z.size:
         yield (
-            f"{log_z.size - possible.size} of {log_z.size} replicates hold no possible combination of particles. "
-            f"{ADVICE}"
+            f"{log_z.size - seen.size} of {log_z.size} replicates hold no possible combination of particles. {ADVICE}"
         )
-    spread = float(np.std(possible))
+    spread = float(np.std(seen))
     if not spread < POOR_SPREAD:
         yield (
             f"log evidence varies by {spread:.1f} nats (sd) between replicates, so its error is underestimated, and "
             f"means may be off{_shared_by_many(posterior)}. {ADVICE}"
         )
-    yield from _known_evidence(posterior, spread / possible.size**0.5)
+    yield from _known_evidence(posterior, spread / seen.size**0.5)
     for axis in posterior.problem.layout.axes:
         if not axis.enumerated and axis.size > 1:
             told = list(_axis_complaints(posterior, axis, tails))
@@ -110,16 +109,15 @@ def complaints(posterior: Pool, tails: bool = True) -> Iterator[str]:
 
 def _few_particles(posterior: Pool, axis: Axis) -> Iterator[str]:
     """Means that the number of particles moves: what each of many groups lacks a little of shows in none of them."""
-    log_z = np.asarray(posterior.log_evidences, np.float64)
-    possible = np.isfinite(log_z)
-    if possible.sum() < MIN_REPLICATES or posterior.draws.subsample:
+    which = possible(posterior)
+    if which.sum() < MIN_REPLICATES or posterior.draws.subsample:
         return
+    log_z, share = (np.asarray(x, np.float64)[which] for x in (posterior.log_evidences, posterior._shares))
     for name in axis.latents:
         if posterior.problem.graph.latent(name).discrete:
             continue
         means, variances = by_replicate(posterior, name)
-        share = np.asarray(posterior._shares)[possible]
-        shift, error = diagnostics.shift(log_z[possible], means, deviations(means, variances), share)
+        shift, error = diagnostics.shift(log_z, means, deviations(means, variances), share)
         worst = np.unravel_index(np.argmax(np.abs(shift)), shift.shape)
         if np.abs(shift[worst]) > POOR_SHIFT:
             where = f" of element {', '.join(map(str, worst))}" if worst else ""
@@ -143,9 +141,9 @@ def _missing_tails(posterior: Pool, axis: Axis) -> Iterator[str]:
     numbers = {n: v for n, v in values.items() if v.ndim == 2 and not problem.graph.latent(n).discrete}
     if not many or axis.size < MIN_PARTICLES_FOR_KHAT or posterior.log_evidences.size < MIN_REPLICATES:
         return
-    possible = np.isfinite(np.asarray(posterior.log_evidences))
+    which = possible(posterior)
     for name, value in numbers.items():
-        noise = diagnostics.noise_of_tails(value[possible], np.asarray(posterior._weights(name))[possible])
+        noise = diagnostics.noise_of_tails(value[which], np.asarray(posterior._weights(name))[which])
         if noise > POOR_TAILS:
             who = ", ".join(repr(in_model(n)) for a in many for n in a.latents)
             about = next((text for a in many if (text := _about(posterior, a))), "")

@@ -15,7 +15,7 @@ from statistics import NormalDist
 import numpy as np
 
 from kayn.posterior.diagnostics import FALSE_ALARM, MIN_REPLICATES, POOR_SPREAD
-from kayn.posterior.enough import ALMOST_ALL, OPERATIONS, by_replicate, deviations
+from kayn.posterior.enough import ALMOST_ALL, OPERATIONS, by_replicate, deviations, possible
 from kayn.posterior.pool import Pool
 from kayn.posterior.poor_fit import ADVICE, complaints
 from kayn.support.names import in_model
@@ -56,22 +56,16 @@ def _seen(found: Pool, look: Callable[[float, int], Pool | None]) -> Pool | None
     """A posterior of a wider guide whose weights are even enough to know moments by; None where there is none, or it
     would take long, or there are too few replicates to compare it with."""
     dear = REPLICATES * found.problem.layout.operations > OPERATIONS
-    if dear or found.draws.subsample or _possible(found).size < MIN_REPLICATES:
+    if dear or found.draws.subsample or possible(found).sum() < MIN_REPLICATES:
         return None
     for how in WIDENED:
         wider = look(how, REPLICATES)
         if wider is None:
             return None
-        log_z = _possible(wider)
+        log_z = np.asarray(wider.log_evidences)[possible(wider)]
         if log_z.size >= MIN_REPLICATES and np.std(log_z) < POOR_SPREAD:
             return wider
     return None
-
-
-def _possible(pool: Pool) -> np.ndarray:
-    """Log evidences of the replicates that hold a possible combination."""
-    log_z = np.asarray(pool.log_evidences)
-    return log_z[np.isfinite(log_z)]
 
 
 def _continuous(pool: Pool) -> list[str]:
@@ -90,7 +84,7 @@ class _Moments:
 
     @staticmethod
     def of(pool: Pool, name: str) -> _Moments:
-        shares = np.asarray(pool._shares, np.float64)[np.isfinite(np.asarray(pool.log_evidences))]
+        shares = np.asarray(pool._shares, np.float64)[possible(pool)]
         means, about = by_replicate(pool, name)
         mean = np.tensordot(shares, means, 1)
         off = mean - means.mean(0)
