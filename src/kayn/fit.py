@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from kayn.posterior.enough import enough_replicates
 from kayn.posterior.poor_fit import warn_if_poor, warn_if_unsound, warn_of
 from kayn.posterior.posterior import Posterior
 from kayn.posterior.stored import Stored
-from kayn.posterior.wider import doubts
+from kayn.posterior.wider import Draw, assured
 from kayn.support.arrays import KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.options import (
@@ -55,6 +55,9 @@ from kayn.xla.compilation import is_traced
 
 WEIGHED = "weighed"
 """In the settings of a posterior's origin: of how many particles it is, where the fit's own did not serve."""
+FOUND = ("params", "proposal", "log_evidence", "converged")
+"""What of a fit is kept in a file, beside the state of QEM."""
+WIDENED = "posterior: of a wider guide, since weights of this one have heavy tails (k-hat above .7) and its have not"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -121,13 +124,18 @@ class Fit(Printed):
             max_seconds: of sampling, compiling apart.
         """
         key = jax.random.fold_in(self.rng_key, 1) if rng_key is None else rng_key
-        draw = partial(self._weighed, num_particles)
-        found = enough_replicates(draw, key) if num_replicates is None else draw(key, num_replicates)
-        if num_particles is not None or is_traced(found.log_evidences):
-            warn_if_poor(found)
-            return found
-        warn_if_unsound(found)
-        reasons = doubts(found, partial(self._wider, key))
+
+        def take(draw: Draw[Posterior]) -> Posterior:
+            return enough_replicates(draw, key) if num_replicates is None else draw(key, num_replicates)
+
+        own = take(partial(self._weighed, num_particles))
+        if num_particles is not None or is_traced(own.log_evidences):
+            warn_if_poor(own)
+            return own
+        warn_if_unsound(own)
+        found, reasons = assured(own, self._wider, take, jax.random.fold_in(key, 3))
+        if found is not own:
+            self._told["widened"] = WIDENED
         chains = self._escalated(found, reasons, max_seconds) if reasons and escalate else None
         if chains is None:
             warn_of(reasons)
@@ -135,13 +143,15 @@ class Fit(Printed):
 
     def _weighed(self, num_particles: Any, key: KeyArray, num_replicates: int) -> Posterior:
         sampler = self.sampler if num_particles is None else None
-        found = None if sampler is None else sampler(key, num_replicates, self.call)
-        return self.weigher(num_particles).posterior(key, self.proposal, num_replicates) if found is None else found
+        if sampler is not None and sampler.qem.keeps_particles():
+            return sampler.posterior(self.call, key, num_replicates)
+        return self.weigher(num_particles).posterior(key, self.proposal, num_replicates)
 
-    def _wider(self, key: KeyArray, overdispersion: float, num_replicates: int) -> Posterior | None:
-        if self.sampler is None or not self.sampler.qem.blocks:
+    def _wider(self, overdispersion: float) -> Draw[Posterior] | None:
+        sampler = self.sampler
+        if sampler is None or not sampler.qem.blocks or not sampler.qem.keeps_particles():
             return None
-        return self.sampler.wider(overdispersion)(jax.random.fold_in(key, 3), num_replicates, self.call)
+        return partial(sampler.wider(overdispersion).posterior, self.call)
 
     def _escalated(self, found: Posterior, reasons: tuple[str, ...], max_seconds: float) -> Chains | None:
         """Chains in the place of weighed particles that fail a check; None where nothing samples the model."""
@@ -192,9 +202,8 @@ class Fit(Printed):
         Raises:
             KaynError: the file cannot be written, or holds an argument of the model that is no array, number or text.
         """
-        names = ("params", "proposal", "log_evidence", "converged")
-        state = None if self.sampler is None else _parts(self.sampler.state)
-        found = {**{n: getattr(self, n) for n in names}, "state": state}
+        state = None if self.sampler is None else vars(self.sampler.state)
+        found = {**{n: getattr(self, n) for n in FOUND}, "state": state}
         stored.save(path, "fit", self.call, self.params, found)
 
 
@@ -307,9 +316,8 @@ class _Setup:
         assert self.found is not None
         found = {"params": {}, "proposal": {}, "log_evidence": np.empty(0), "converged": False, **self.found.found}
         sampler = None if qem is None else Sampler(qem, state, found["proposal"])
-        return self.result(
-            guide, found["params"], found["proposal"], found["log_evidence"], found["converged"], sampler
-        )
+        params, proposal, history, converged = (found[n] for n in FOUND)
+        return self.result(guide, params, proposal, history, converged, sampler)
 
 
 def _fit_qem(setup: _Setup) -> Fit:
@@ -320,17 +328,13 @@ def _fit_qem(setup: _Setup) -> Fit:
     joint = {"groups": qem.asked.groups, "couple": dict(qem.asked.couple)}
     setup = replace(setup, options={**setup.options, **joint})
     if setup.found is not None:
-        state = QEMState(**setup.found.like("state", _parts(state))) if setup.found.found else state
+        state = QEMState(**setup.found.like("state", vars(state))) if setup.found.found else state
         return setup.known(qem.guide, qem, state)
     bounds = (setup.num_steps, setup.progress, setup.max_seconds)
     state, history, converged = until_flat(qem.advance_noticing, state, *bounds)
     proposal = qem.get_proposal(state)
     sampler = Sampler(qem, state, proposal)
     return setup.result(qem.guide, qem.get_params(state), proposal, history, converged, sampler)
-
-
-def _parts(state: QEMState) -> dict[str, PyTree]:
-    return {f.name: getattr(state, f.name) for f in fields(state)}
 
 
 def _fit_svi(setup: _Setup) -> Fit:

@@ -8,6 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import scipy.stats
+from numpyro.contrib.control_flow import scan
 
 import kayn
 from kayn.axes.choose import settled
@@ -99,6 +100,23 @@ def test_entries_that_no_product_forms_count_in_full():
             numpyro.sample("y", dist.Normal(a + b * covariate + c * x, s), obs=jnp.zeros(29))
 
     assert axes_of(model) == {"a+b+c+s": MORE, "z": MORE}
+
+
+def test_what_only_a_running_state_reads_together_is_merged():
+    """A local level: no factor reads both scales, and the running state of the series has all their combinations. On
+    one axis they cost a thirtieth, and neither they nor the levels have fewer particles."""
+
+    def model():
+        s, t = (numpyro.sample(n, dist.HalfNormal(1.0)) for n in "st")
+
+        def step(before, y):
+            z = numpyro.sample("z", dist.Normal(before, s))
+            numpyro.sample("y", dist.Normal(z, t), obs=y)
+            return z, None
+
+        scan(step, numpyro.sample("z0", dist.Normal(0.0, 5.0)), jnp.zeros(100))
+
+    assert axes_of(model) == {"s+t+z0": MORE, "z": USUAL}
 
 
 def test_series_that_stream_through_memory_have_fewer_particles():

@@ -10,7 +10,7 @@ import pytest
 import kayn
 from kayn.posterior import poor_fit
 from kayn.posterior.poor_fit import complaints
-from kayn.posterior.wider import WIDENED, doubts
+from kayn.posterior.wider import REACHING, WIDENED, assured
 
 
 def parts(gap, share, spread):
@@ -26,7 +26,9 @@ def parts(gap, share, spread):
     return model, mean, ((1 - share) + share * (spread**2 + gap**2) - mean**2) ** 0.5
 
 
-def test_a_part_that_the_guide_leaves_out_is_seen_and_sampled():
+def test_a_part_that_the_guide_leaves_out_is_seen_and_sampled(monkeypatch):
+    """Where weights of the wider guide vary too much to be the posterior themselves."""
+    monkeypatch.setattr("kayn.posterior.wider.EVEN_SPREAD", 0.0)
     model, mean, sd = parts(6.0, 0.1, 1.5)
     fit = kayn.fit(model, progress=False)
     with pytest.warns(kayn.PoorFitWarning, match="latent 'z': particles of a wider guide tell of another posterior"):
@@ -64,42 +66,81 @@ def weighed(loc, scale, key=0, y=0.0):
     return kayn.Importance(standard, guide, num_particles=100, num_replicates=64).run(key, None, y)
 
 
+def doubts(found, draw):
+    """What `assured` says, given what is drawn by how much wider the guide is."""
+    again = []
+
+    def wider(how):
+        return None if draw is None else lambda key, count: draw(how)
+
+    best, reasons = assured(found, wider, lambda draw: again.append(draw) or draw(None, 64), jax.random.key(0))
+    assert (best is found) == (not again)
+    return best, reasons
+
+
 @pytest.mark.filterwarnings("ignore::kayn.PoorFitWarning")
-def test_heavy_tails_are_confirmed_or_not(monkeypatch):
-    """A wider guide knows whether something is missing in the tails, whatever k-hat says of the narrower one."""
+def test_a_wider_guide_without_heavy_tails_takes_the_place_of_one_with(monkeypatch):
+    """Whatever else the weights say: most may be even, and of the tails a particle in thousands tells."""
     monkeypatch.setattr(poor_fit, "POOR_KHAT", 0.4)
-    narrow = weighed(0.0, 0.4)
+    narrow, wide = weighed(0.0, 0.4), weighed(0.0, 1.3, 1)
     assert any("k-hat" in text for text in complaints(narrow))
     assert not list(complaints(narrow, tails=False))
-    asked = []
-
-    def look(found):
-        return lambda how, count: asked.append(how) or found
-
-    assert doubts(narrow, look(weighed(0.0, 1.3, 1))) == ()
-    assert doubts(narrow, look(weighed(0.5, 1.3, 1, 1.0))) == tuple(complaints(narrow))
-    assert doubts(narrow, look(None)) == tuple(complaints(narrow))
-    assert asked == [WIDENED[0]] * 3
+    assert doubts(narrow, lambda how: wide) == (wide, ())
+    monkeypatch.setattr(poor_fit, "GOOD_EFFICIENCY", 0.1)  # so that nothing is said against it
+    assert not list(complaints(narrow))
+    assert doubts(narrow, lambda how: wide) == (wide, ())
 
 
 @pytest.mark.filterwarnings("ignore::kayn.PoorFitWarning")
-def test_wider_guides_whose_weights_vary_too_much_do_not_judge():
-    right, asked = weighed(0.0, 1.0), []
+def test_heavy_tails_are_confirmed_or_not(monkeypatch):
+    """Where weights of a wider guide vary, it still knows whether something is missing in the tails."""
+    monkeypatch.setattr(poor_fit, "POOR_KHAT", 0.4)
+    monkeypatch.setattr("kayn.posterior.wider.EVEN_SPREAD", 0.0)
+    narrow, asked = weighed(0.0, 0.4), []
+
+    def draws(found):
+        return lambda how: asked.append(how) or found
+
+    assert doubts(narrow, draws(weighed(0.0, 1.3, 1))) == (narrow, ())
+    assert doubts(narrow, draws(weighed(0.5, 1.3, 1, 1.0))) == (narrow, tuple(complaints(narrow)))
+    assert set(asked) == {REACHING, WIDENED[0]}
+    assert doubts(narrow, None) == (narrow, tuple(complaints(narrow)))
+
+
+@pytest.mark.filterwarnings("ignore::kayn.PoorFitWarning")
+def test_wider_guides_whose_weights_vary_too_much_do_not_judge(monkeypatch):
+    monkeypatch.setattr("kayn.posterior.wider.EVEN_SPREAD", 0.0)
+    right, asked = weighed(0.0, 0.8), []
     uneven = weighed(6.0, 0.3)  # which says that the mean is elsewhere
 
-    def look(how, count):
+    def draw(how):
         asked.append(how)
         return uneven if how == WIDENED[0] else weighed(0.0, 1.3, 1)
 
-    assert doubts(right, look) == ()
-    assert asked == [*WIDENED]
+    assert doubts(right, draw) == (right, ())
+    assert asked == [WIDENED[0], WIDENED[1], WIDENED[1]]  # a glimpse is enough to see that
 
 
 @pytest.mark.filterwarnings("ignore::kayn.PoorFitWarning")
 def test_what_is_poor_anyway_is_not_looked_at():
     far = weighed(6.0, 0.5)
     assert any(complaints(far, tails=False))
-    assert doubts(far, None) == tuple(complaints(far))
+    assert doubts(far, None) == (far, tuple(complaints(far)))
+
+
+@pytest.mark.filterwarnings("error::kayn.PoorFitWarning")
+@pytest.mark.parametrize(("gap", "share", "spread"), [(0.0, 0.03, 4.0), (4.0, 0.02, 2.0), (6.0, 0.1, 1.5)])
+def test_tails_that_the_guide_hardly_meets_are_known(gap, share, spread):
+    """Its own weights are even, nothing is said against them, and the standard deviation is short."""
+    model, mean, sd = parts(gap, share, spread)
+    fit = kayn.fit(model, progress=False)
+    own = fit.sampler.posterior(fit.call, jax.random.key(1), 32)
+    assert not list(complaints(own))
+    assert own.std("z") < 0.97 * sd
+    found = fit.posterior()
+    assert "posterior: of a wider guide" in str(fit)
+    assert abs(found.mean("z") - mean) < 0.005 * sd
+    assert abs(found.std("z") / sd - 1) < 0.01
 
 
 def test_the_wider_guide_is_wider():
@@ -117,5 +158,6 @@ def test_the_wider_guide_is_wider():
             np.testing.assert_allclose(made, factor * own, rtol=1e-5)
         if name.endswith("loc"):
             np.testing.assert_allclose(made, own, rtol=1e-5)
-    again = sampler.wider(8.0)(jax.random.key(0), 64, None)
-    assert abs(float(again.log_evidence - sampler(jax.random.key(1), 64, None).log_evidence)) < 0.1
+    assert sampler.wider(8.0) is wider
+    again, own = (s.posterior(None, jax.random.key(0), 64) for s in (wider, sampler))
+    assert abs(float(again.log_evidence - own.log_evidence)) < 0.1

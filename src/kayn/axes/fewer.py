@@ -7,6 +7,7 @@ What is slow even then, such as a series whose step reads two earlier states, ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from kayn.axes.more import SHARED, with_more_particles
@@ -64,18 +65,27 @@ def with_fewer_particles(state: State) -> State:
 
 def _merged(state: State, reason: str) -> State | None:
     """Two axes without plates that leave the least to compute; of such pairs one whose numbers have no ends, since a
-    joint Normal is for these."""
-    found = [
-        (_work(merged := state.merged(a, b, reason)), _with_ends(state, a) + _with_ends(state, b), merged)
+    joint Normal is for these. Where no pair leaves fewer operations of factors, those that leave the least to contract:
+    factors of a series may read either, and only its running state both."""
+    merged = [
+        (state.merged(a, b, reason), _with_ends(state, a) + _with_ends(state, b))
         for a, b in pairs_without_plates(state, state.axes, LARGEST)
     ]
-    best = min(found, key=lambda f: f[:2], default=None)
-    return None if best is None or best[0] >= _work(state) else best[2]
+    for cost in (_work, _step):
+        found = [(cost(s), ends, s) for s, ends in merged]
+        least, _, best = min(found, key=lambda f: f[:2], default=(cost(state), 0, state))
+        if least < cost(state):
+            return best
+    return None
 
 
 def _work(state: State) -> float:
     """Operations of all factors and their entries before rows are summed."""
     return sum(state.entries(f) + evaluating(state, f) for f in state.case.graph.factors)
+
+
+def _step(state: State) -> float:
+    return of_a_step(state) if state.stuck is None else math.inf
 
 
 def _with_ends(state: State, axis: Axis) -> int:

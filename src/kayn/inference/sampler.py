@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -30,6 +31,7 @@ class Sampler:
     qem: QEM
     state: QEMState
     proposal: dict[str, PyTree]
+    _wider: dict[float, Sampler] = field(default_factory=dict)
 
     @property
     def problem(self) -> Problem:
@@ -54,6 +56,8 @@ class Sampler:
     def wider(self, overdispersion: float) -> Sampler:
         """The same guide made wider, as `QEM`'s proposals are by their `overdispersion`."""
         qem = self.qem
+        if overdispersion in self._wider:
+            return self._wider[overdispersion]
         sites = [s for b in qem.blocks for s in b.sites]
         made = {b.name: b for b in blocks(self.problem, sites, qem.widening(overdispersion))}
 
@@ -61,7 +65,8 @@ class Sampler:
             return {n: dict(b.family.moments(b.parameters(own[n])[1])) for n, b in made.items()}
 
         state = replace(self.state, moments=QuickJit(moments, options=once_options)(self.state.moments))
-        return Sampler(qem, state, qem.get_proposal(state))
+        self._wider[overdispersion] = found = Sampler(qem, state, qem.get_proposal(state))
+        return found
 
     def evidence_given(self, draws: Mapping[str, Array], key: KeyArray, call: Call) -> tuple[float, float, bool] | None:
         """Log evidence from weights of the guide with the moments of draws, its error, and whether these weights pass
@@ -77,19 +82,12 @@ class Sampler:
         fitted = self.fitted_to(mixed)
         if fitted is None:
             return None
-
-        def draw(key: KeyArray, count: int) -> Posterior:
-            found = fitted(key, count, call)
-            assert found is not None
-            return found
-
-        found = enough_replicates(draw, key)
+        found = enough_replicates(partial(fitted.posterior, call), key)
         return float(found.log_evidence), float(found.log_evidence_error), not list(complaints(found))
 
-    def __call__(self, key: KeyArray, num_replicates: int, call: Call) -> Posterior | None:
-        """A posterior; None if particles are too large to be kept."""
+    def posterior(self, call: Call, key: KeyArray, num_replicates: int) -> Posterior:
+        """A posterior of so many replicates, where particles are small enough to be kept."""
         found = self.qem.replicates(replace(self.state, rng_key=key), num_replicates)
-        if found is None:
-            return None
+        assert found is not None, "particles are too large to be kept"
         log_evidences, weights, draws = found
         return Posterior(self.problem, call, self.problem.numbers, self.proposal, draws, log_evidences, weights)

@@ -20,6 +20,8 @@ from kayn.support.arrays import Array, KeyArray
 from kayn.xla.compilation import is_traced
 
 PoolT = TypeVar("PoolT", bound=Pool)
+Draw = Callable[[KeyArray, int], PoolT]
+"""A posterior by a key and its number of replicates."""
 
 FIRST, MOST = 32, 256
 """Replicates that are taken at any rate, and at most."""
@@ -30,25 +32,21 @@ ALMOST_ALL = 0.95
 """Share of a latent's elements that are to be known: of thousands some are always the worst."""
 OPERATIONS = 2**33
 """More replicates are taken as long as all of them take so many operations: a few seconds on two cores."""
-LONGEST = 10.0
-"""And not more than fit into so many seconds, going by the first."""
+LONGEST = 15.0
+"""And none are begun after so many seconds, which is for what operations do not tell: what is found for a key would
+depend on the machine."""
 KEPT_BYTES = 2**28
 """And as long as their particles and weights are no larger."""
 
 
-def replicates_wanted(pool: Pool, in_time: float) -> int:
+def replicates_wanted(pool: Pool) -> int:
     """How many replicates there should be, given some: so many as there are, or these doubled a few times, so that what
-    is compiled for a posterior serves others.
-
-    Args:
-        in_time: how many there is time for.
-    """
+    is compiled for a posterior serves others."""
     have = pool.num_replicates
     if is_traced(pool.log_evidences) or pool.draws.subsample:
         return have
     each = sum(np.size(x) for x in jax.tree.leaves((pool.draws.values, pool.axis_weights))) * 4 / have
-    by_size = KEPT_BYTES / max(each, 1)
-    affordable = min(MOST, in_time, OPERATIONS / max(pool.problem.layout.operations, 1), by_size)
+    affordable = min(MOST, OPERATIONS / max(pool.problem.layout.operations, 1), KEPT_BYTES / max(each, 1))
     if 2 * have > affordable:
         return have  # without a look at particles, which may be very many
     worst = max((relative_error(*by_replicate(pool, name)) for name in pool.drawn_names), default=0.0)
@@ -60,17 +58,14 @@ def replicates_wanted(pool: Pool, in_time: float) -> int:
     return count
 
 
-def enough_replicates(draw: Callable[[KeyArray, int], PoolT], key: KeyArray) -> PoolT:
-    """Replicates from independent keys, pooled: so many as `replicates_wanted` says of the first of them.
-
-    Args:
-        draw: replicates by key and number.
-    """
+def enough_replicates(draw: Draw[PoolT], key: KeyArray) -> PoolT:
+    """Replicates from independent keys, pooled: so many as `replicates_wanted` says of the first of them."""
     begun = time.perf_counter()
-    first = jax.block_until_ready(draw(key, FIRST))
-    in_time = FIRST * LONGEST / (time.perf_counter() - begun)
-    wanted = replicates_wanted(first, in_time)  # operations are not all that takes time
-    parts = [first, *(draw(jax.random.fold_in(key, n), FIRST) for n in range(FIRST, wanted, FIRST))]
+    first = draw(key, FIRST)
+    wanted, parts = replicates_wanted(first), [first]
+    while len(parts) * FIRST < wanted and time.perf_counter() - begun < LONGEST:
+        parts += [draw(jax.random.fold_in(key, n * FIRST), FIRST) for n in range(len(parts), 2 * len(parts))]
+        jax.block_until_ready([p.log_evidences for p in parts])
     if len(parts) == 1:
         return first
     found = [(p.draws, p.log_evidences, p.axis_weights) for p in parts]

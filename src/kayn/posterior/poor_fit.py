@@ -25,11 +25,14 @@ from kayn.posterior.diagnostics import (
 )
 from kayn.posterior.enough import by_replicate, deviations, possible
 from kayn.posterior.pool import Pool
+from kayn.support.arrays import Array
 from kayn.support.names import in_model, shown
 from kayn.xla.compilation import is_traced
 
 MAX_KHATS = 100
 """Plate elements whose k-hat is checked, those with the smallest effective sample size first."""
+FEW = 0.05
+"""Share of elements whose k-hat may be high by chance."""
 LONG_VECTOR = 8
 """Coordinates on one particle from which advice says so."""
 EVEN = 0.95
@@ -173,10 +176,7 @@ def _known_evidence(posterior: Pool, error: float) -> Iterator[str]:
 
 
 def _axis_complaints(posterior: Pool, axis: Axis, tails: bool) -> Iterator[str]:
-    by_replicate = np.asarray(posterior._weights(axis.latents[0]))
-    by_replicate = by_replicate.reshape(*by_replicate.shape[:2], -1)
-    efficiency = diagnostics.efficiency(by_replicate)
-    pooled = by_replicate.reshape(-1, efficiency.size)
+    pooled, efficiency = _by_element(posterior, axis)
     worst = int(np.argmin(efficiency))
     who = ", ".join(repr(in_model(n)) for n in axis.latents)
     where = f" (worst element {worst} of {efficiency.size})" if efficiency.size > 1 else ""
@@ -187,17 +187,35 @@ def _axis_complaints(posterior: Pool, axis: Axis, tails: bool) -> Iterator[str]:
             f"{ADVICE}{_about(posterior, axis)}"
         )
         return
-    uneven = np.flatnonzero(efficiency < EVEN)
-    if not uneven.size:
-        return
-    looked = uneven[np.argsort(efficiency[uneven])[:MAX_KHATS]]
-    khat = pareto_khat(pooled[:, looked])
+    looked, khat = _khats(pooled, efficiency)
     most = np.where(tails & (efficiency[looked] < GOOD_EFFICIENCY), POOR_KHAT, endless_khat(len(pooled)))
-    if np.mean(khat > most) > 0.05:
+    if np.mean(khat > most) > FEW:
         yield (
             f"latent {who}: Pareto k-hat {np.nanmax(khat):.2f} (above {POOR_KHAT}){where}. "
             f"{ADVICE}{_about(posterior, axis)}"
         )
+
+
+def heavy_tails(posterior: Pool) -> bool:
+    """Whether weights of some axis have a k-hat of more than .7 in more than a few of its elements, however even most
+    of them are."""
+    axes = [a for a in posterior.problem.layout.axes if not a.enumerated and a.size > 1]
+    return any(np.mean(_khats(*_by_element(posterior, a))[1] > POOR_KHAT) > FEW for a in axes)
+
+
+def _by_element(posterior: Pool, axis: Axis) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of an axis [particles of all replicates, elements], and the efficiency of every element."""
+    weights = np.asarray(posterior._weights(axis.latents[0]))
+    weights = weights.reshape(*weights.shape[:2], -1)
+    efficiency = diagnostics.efficiency(weights)
+    return weights.reshape(-1, efficiency.size), efficiency
+
+
+def _khats(pooled: Array, efficiency: Array) -> tuple[np.ndarray, np.ndarray]:
+    """The elements whose weights are the least even, and their k-hats: zero where there is nothing uneven."""
+    uneven = np.flatnonzero(efficiency < EVEN)
+    looked = uneven[np.argsort(efficiency[uneven])[:MAX_KHATS]]
+    return (looked, pareto_khat(pooled[:, looked])) if looked.size else (np.zeros(1, int), np.zeros(1))
 
 
 def _about(posterior: Pool, axis: Axis) -> str:

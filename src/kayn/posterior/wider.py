@@ -8,64 +8,119 @@ Particles of the same guide made wider are less even in weight, but go there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Generic
 
 import numpy as np
 
 from kayn.posterior.diagnostics import FALSE_ALARM, MIN_REPLICATES, POOR_SPREAD
-from kayn.posterior.enough import ALMOST_ALL, OPERATIONS, by_replicate, deviations, possible
+from kayn.posterior.enough import (
+    ALMOST_ALL,
+    KNOWN,
+    OPERATIONS,
+    Draw,
+    PoolT,
+    by_replicate,
+    deviations,
+    possible,
+    relative_error,
+)
 from kayn.posterior.pool import Pool
-from kayn.posterior.poor_fit import ADVICE, complaints
+from kayn.posterior.poor_fit import ADVICE, complaints, heavy_tails
+from kayn.support.arrays import KeyArray
 from kayn.support.names import in_model
 
 WIDENED = (8.0, 2.0)
 """How much wider guides are that are looked at, as `QEM`'s `overdispersion`: the first whose weights are even enough to
 know moments by. Of a single coordinate the standard deviation is three times the guide's."""
-REPLICATES = 64
-"""Of the wider guide, where all of them together take no more than `enough.OPERATIONS`."""
+REACHING = 2.0
+"""How much wider the guide is that takes the place of one whose tails are too light."""
+REPLICATES, GLIMPSE = 64, 16
+"""Of the wider guide, where all of them together take no more than `enough.OPERATIONS`; and so many tell first whether
+its weights are even enough."""
+EVEN_SPREAD = 0.25
+"""Standard deviation of log Z over replicates, in nats, up to which a wider guide takes another's place: what single
+replicates lack is half the variance."""
 MOVED = 0.15
 """Posterior standard deviations by which a mean, and share by which a standard deviation, may differ."""
 SAME = 0.2
 """How far apart they are, two standard errors included, where one confirms the other."""
 
 
-def doubts(found: Pool, look: Callable[[float, int], Pool | None]) -> tuple[str, ...]:
-    """What there is to say against a posterior: what its own weights say, and what particles of a wider guide do.
+def assured(
+    found: PoolT, wider: Callable[[float], Draw[PoolT] | None], take: Callable[[Draw[PoolT]], PoolT], key: KeyArray
+) -> tuple[PoolT, tuple[str, ...]]:
+    """A posterior, and what there is to say against it: what its own weights say, and what particles of a wider guide
+    do.
 
-    Heavy tails of weights alone (k-hat) say that something may be missing. Where the wider guide, which has particles
-    there, gives the same moments, nothing is.
+    Where replicates of a wider guide disagree less, or the narrower one's weights have heavy tails (k-hat) and the
+    wider one's have not, those are the posterior. Where the wider guide is too uneven for that, it still tells whether
+    moments are the same.
 
     Args:
-        look: gives a posterior of a guide so much wider, of so many replicates; None where there is none. It is called
-            only where it decides.
+        wider: draws from a guide so much wider; None where there is none. It is called only where it decides.
+        take: as many replicates of a guide as the posterior is to have.
     """
     reasons = tuple(complaints(found))
-    if reasons and any(complaints(found, tails=False)):
-        return reasons
-    wider = _seen(found, look)
-    if wider is None:
-        return reasons
-    if reasons and all(_same(found, wider, n) for n in _continuous(found)):
-        return ()
-    return reasons or tuple(_missed(found, wider))
+    if (reasons and any(complaints(found, tails=False))) or not _comparable(found):
+        return found, reasons
+    judge = next(filter(None, (_look(wider, key, how) for how in WIDENED)), None)
+    if judge is None:
+        return found, reasons
+    heavy = heavy_tails(found)
+    further = _look(wider, key, REACHING) if heavy and judge.how != REACHING else None
+    reaching = [look for look in (judge, further) if look is not None and _reaches(look.seen)]
+    best = min(reaching, key=lambda look: _error(look.seen), default=None)
+    if best is not None and (heavy or _error(best.seen) < _error(found)):
+        better = take(best.draw)
+        if _reaches(better) and _error(better) < 2 * KNOWN * better.num_replicates**0.5:
+            return better, ()
+    if reasons and all(_same(found, judge.seen, n) for n in _continuous(found)):
+        return found, ()
+    return found, reasons or tuple(_missed(found, judge.seen))
 
 
-def _seen(found: Pool, look: Callable[[float, int], Pool | None]) -> Pool | None:
-    """A posterior of a wider guide whose weights are even enough to know moments by; None where there is none, or it
-    would take long, or there are too few replicates to compare it with."""
-    dear = REPLICATES * found.problem.layout.operations > OPERATIONS
-    if dear or found.draws.subsample or possible(found).sum() < MIN_REPLICATES:
+@dataclass(frozen=True, eq=False)
+class _Look(Generic[PoolT]):
+    """At a guide so much wider, whose weights are even enough to know moments by."""
+
+    how: float
+    draw: Draw[PoolT]
+    seen: PoolT
+
+
+def _look(wider: Callable[[float], Draw[PoolT] | None], key: KeyArray, how: float) -> _Look[PoolT] | None:
+    draw = wider(how)
+    if draw is None or not _spread(draw(key, GLIMPSE)) < POOR_SPREAD:
         return None
-    for how in WIDENED:
-        wider = look(how, REPLICATES)
-        if wider is None:
-            return None
-        log_z = np.asarray(wider.log_evidences)[possible(wider)]
-        if log_z.size >= MIN_REPLICATES and np.std(log_z) < POOR_SPREAD:
-            return wider
-    return None
+    seen = draw(key, REPLICATES)
+    return _Look(how, draw, seen) if _spread(seen) < POOR_SPREAD else None
+
+
+def _comparable(found: Pool) -> bool:
+    """Whether a look at a wider guide takes little time, and there are enough replicates to compare it with."""
+    dear = REPLICATES * found.problem.layout.operations > OPERATIONS
+    return not dear and not found.draws.subsample and bool(possible(found).sum() >= MIN_REPLICATES)
+
+
+def _spread(pool: Pool) -> float:
+    """Standard deviation of log Z over replicates; without end of too few that are possible."""
+    log_z = np.asarray(pool.log_evidences)[possible(pool)]
+    return float(np.std(log_z)) if log_z.size >= MIN_REPLICATES else math.inf
+
+
+def _reaches(wider: Pool) -> bool:
+    """Whether a wider guide's weights are even enough to take the place of a narrower one's."""
+    return _spread(wider) < EVEN_SPREAD and not heavy_tails(wider)
+
+
+def _error(pool: Pool) -> float:
+    """Of means and standard deviations of a single replicate, relative."""
+    worst = max((relative_error(*by_replicate(pool, n)) for n in _continuous(pool)), default=0.0)
+    return worst * float(possible(pool).sum()) ** 0.5
 
 
 def _continuous(pool: Pool) -> list[str]:
