@@ -32,7 +32,7 @@ ALMOST_ALL = 0.95
 """Share of a latent's elements that are to be known: of thousands some are always the worst."""
 OPERATIONS = 2**33
 """More replicates are taken as long as all of them take so many operations: a few seconds on two cores."""
-LONGEST = 15.0
+LONGEST = 8.0
 """And none are begun after so many seconds, which is for what operations do not tell: what is found for a key would
 depend on the machine."""
 KEPT_BYTES = 2**28

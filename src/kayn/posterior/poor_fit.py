@@ -82,7 +82,7 @@ def complaints(posterior: Pool, tails: bool = True) -> Iterator[str]:
     """What there is to say against a posterior, a sentence each with the remedy; nothing if all is well.
 
     Args:
-        tails: whether k-hat counts up to one, from where weights have no mean.
+        tails: whether k-hat counts.
     """
     log_z = np.asarray(posterior.log_evidences)
     seen = log_z[possible(posterior)]
@@ -188,8 +188,8 @@ def _axis_complaints(posterior: Pool, axis: Axis, tails: bool) -> Iterator[str]:
         )
         return
     looked, khat = _khats(pooled, efficiency)
-    most = np.where(tails & (efficiency[looked] < GOOD_EFFICIENCY), POOR_KHAT, endless_khat(len(pooled)))
-    if np.mean(khat > most) > FEW:
+    most = np.where(efficiency[looked] < GOOD_EFFICIENCY, POOR_KHAT, endless_khat(len(pooled)))
+    if tails and np.mean(khat > most) > FEW:
         yield (
             f"latent {who}: Pareto k-hat {np.nanmax(khat):.2f} (above {POOR_KHAT}){where}. "
             f"{ADVICE}{_about(posterior, axis)}"
