@@ -122,6 +122,22 @@ def test_wider_guides_whose_weights_vary_too_much_do_not_judge(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::kayn.PoorFitWarning")
+@pytest.mark.parametrize("dear", [False, True])
+def test_few_replicates_are_looked_at_where_they_are_dear(dear, monkeypatch):
+    if dear:
+        monkeypatch.setattr("kayn.posterior.wider.LOOK", 0)
+    right, wide, counts = weighed(0.0, 0.8), weighed(0.0, 1.3, 1), []
+    monkeypatch.setattr("kayn.posterior.wider.EVEN_SPREAD", 0.0)
+
+    def draw(key, count):
+        counts.append(count)
+        return wide
+
+    assert assured(right, lambda how: draw, None, jax.random.key(0)) == (right, ())
+    assert counts == ([16] if dear else [16, 64])
+
+
+@pytest.mark.filterwarnings("ignore::kayn.PoorFitWarning")
 def test_what_is_poor_anyway_is_not_looked_at():
     far = weighed(6.0, 0.5)
     assert any(complaints(far, tails=False))

@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Generic
 
 import numpy as np
+import scipy.special
 
 from kayn.posterior.diagnostics import FALSE_ALARM, MIN_REPLICATES, POOR_SPREAD
 from kayn.posterior.enough import (
@@ -39,8 +39,9 @@ know moments by. Of a single coordinate the standard deviation is three times th
 REACHING = 2.0
 """How much wider the guide is that takes the place of one whose tails are too light."""
 REPLICATES, GLIMPSE = 64, 16
-"""Of the wider guide, where all of them together take no more than `enough.OPERATIONS`; and so many tell first whether
-its weights are even enough."""
+"""Of the wider guide. The fewer tell first whether its weights are even enough, and are all where more are dear."""
+LOOK = 2**29
+"""Operations that all of them may take: a second or two."""
 EVEN_SPREAD = 0.25
 """Standard deviation of log Z over replicates, in nats, up to which a wider guide takes another's place: what single
 replicates lack is half the variance."""
@@ -95,15 +96,17 @@ class _Look(Generic[PoolT]):
 
 def _look(wider: Callable[[float], Draw[PoolT] | None], key: KeyArray, how: float) -> _Look[PoolT] | None:
     draw = wider(how)
-    if draw is None or not _spread(draw(key, GLIMPSE)) < POOR_SPREAD:
+    seen = None if draw is None else draw(key, GLIMPSE)
+    if draw is None or seen is None or not _spread(seen) < POOR_SPREAD:
         return None
-    seen = draw(key, REPLICATES)
+    if REPLICATES * seen.problem.layout.operations <= LOOK:
+        seen = draw(key, REPLICATES)
     return _Look(how, draw, seen) if _spread(seen) < POOR_SPREAD else None
 
 
 def _comparable(found: Pool) -> bool:
-    """Whether a look at a wider guide takes little time, and there are enough replicates to compare it with."""
-    dear = REPLICATES * found.problem.layout.operations > OPERATIONS
+    """Whether a look at a wider guide does not take long, and there are enough replicates to compare it with."""
+    dear = GLIMPSE * found.problem.layout.operations > OPERATIONS
     return not dear and not found.draws.subsample and bool(possible(found).sum() >= MIN_REPLICATES)
 
 
@@ -176,7 +179,8 @@ def _missed(found: Pool, wider: Pool) -> Iterator[str]:
     """Latents of which the wider guide says something else."""
     for name in _continuous(found):
         shift, error, wide, wide_error = _apart(found, wider, name)
-        most = NormalDist().inv_cdf(1 - FALSE_ALARM / 2 / max(shift.size, 1))
+        fewer = min(possible(pool).sum() for pool in (found, wider))
+        most = scipy.special.stdtrit(fewer - 1, 1 - FALSE_ALARM / 2 / max(shift.size, 1))
         moved = (np.abs(shift) > np.maximum(MOVED, most * error)) | (wide > np.maximum(MOVED, most * wide_error))
         if moved.any():
             size = np.where(moved, np.maximum(np.abs(shift), wide), -1.0)
