@@ -111,7 +111,7 @@ class Fit(Printed):
         escalate: bool = True,
         max_seconds: Positive = 60.0,
     ) -> Posterior:
-        """Particles from the fitted guide, weighed in all combinations; where their checks fail, chains.
+        """Weighed particles of the fitted guide, of a wider one where that knows more; chains where checks fail.
 
         Args:
             num_particles: K; None for that of the fit. With a number, and within `jax.jit` or `jax.vmap`, nothing is
