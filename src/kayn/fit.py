@@ -57,7 +57,7 @@ WEIGHED = "weighed"
 """In the settings of a posterior's origin: of how many particles it is, where the fit's own did not serve."""
 FOUND = ("params", "proposal", "log_evidence", "converged")
 """What of a fit is kept in a file, beside the state of QEM."""
-WIDENED = "posterior: of a wider guide, since weights of this one have heavy tails (k-hat above .7) and its have not"
+WIDENED = "posterior: of a wider guide, whose replicates disagree less or whose weights have no heavy tails"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -134,7 +134,7 @@ class Fit(Printed):
             return own
         warn_if_unsound(own)
         found, reasons = assured(own, self._wider, take, jax.random.fold_in(key, 3))
-        if found is not own:
+        if found.widened:
             self._told["widened"] = WIDENED
         chains = self._escalated(found, reasons, max_seconds) if reasons and escalate else None
         if chains is None:

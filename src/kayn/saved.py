@@ -52,8 +52,9 @@ def _posterior(stored: Stored) -> Posterior:
 
     forms = jax.eval_shape(drawn, problem.numbers, params)
     held = {name: stored.like(name, form) for name, form in forms.items()}
+    draws, widened = Draws(**held["draws"]), stored.found.get("widened", False)
     return Posterior(
-        problem, call, problem.numbers, params, Draws(**held["draws"]), log_evidences, held["axis_weights"]
+        problem, call, problem.numbers, params, draws, log_evidences, held["axis_weights"], widened=widened
     )
 
 

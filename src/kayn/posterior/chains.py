@@ -179,5 +179,5 @@ class Chains(Posterior):
 jax.tree_util.register_dataclass(
     Chains,
     ["numbers", "params", "draws", "log_evidences", "axis_weights"],
-    ["problem", "call", "evidence", "evidence_from", "reasons", "course"],
+    ["problem", "call", "widened", "evidence", "evidence_from", "reasons", "course"],
 )

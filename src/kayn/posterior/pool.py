@@ -52,6 +52,7 @@ class Pool:
         draws: the particles, every array with a leading R.
         log_evidences: [R] log Z of every replicate, in nats.
         axis_weights: for every particle axis [R, *scope, K].
+        widened: whether the particles are of a guide made wider on purpose, so that few of them weigh much.
     """
 
     problem: Problem
@@ -61,6 +62,7 @@ class Pool:
     draws: Draws
     log_evidences: Array
     axis_weights: dict[str, Array]
+    widened: bool = field(default=False, kw_only=True)
     _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
     """Moments of deterministic sites that have been asked for."""
     chained: ClassVar[bool] = False
@@ -186,7 +188,7 @@ class Pool:
         self._refuse_mixed_rows(name)
         if not latent.discrete:
             raise QueryError(
-                f"latent {name!r} is continuous; probabilities() is for discrete latents, use mean() and std()"
+                f"latent {name!r} is continuous; probabilities() is for discrete ones, use mean() and std()"
             )
         values, weights = self.particles[name], self.weights(name)
         weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))

@@ -180,7 +180,7 @@ def _axis_complaints(posterior: Pool, axis: Axis, tails: bool) -> Iterator[str]:
     worst = int(np.argmin(efficiency))
     who = ", ".join(repr(in_model(n)) for n in axis.latents)
     where = f" (worst element {worst} of {efficiency.size})" if efficiency.size > 1 else ""
-    if efficiency[worst] < poor_below(axis.size):
+    if efficiency[worst] < poor_below(axis.size) and not posterior.widened:
         ess = 1 + efficiency[worst] * (axis.size - 1)
         yield (
             f"latent {who}: effective sample size {ess:.1f} of {axis.size} particles{where}. "

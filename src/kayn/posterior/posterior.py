@@ -183,7 +183,7 @@ class Posterior(Printed, Pool):
         Raises:
             KaynError: the file cannot be written, or holds an argument of the model that is no array, number or text.
         """
-        names = ("params", "log_evidences", "axis_weights")
+        names = ("params", "log_evidences", "axis_weights", "widened")
         draws = {f.name: getattr(self.draws, f.name) for f in fields(self.draws)}
         found = {**{n: getattr(self, n) for n in names}, "draws": draws}
         stored.save(path, "posterior", self.call, self.params, found)
@@ -205,5 +205,5 @@ class Posterior(Printed, Pool):
 jax.tree_util.register_dataclass(
     Posterior,
     ["numbers", "params", "draws", "log_evidences", "axis_weights"],
-    ["problem", "call"],
+    ["problem", "call", "widened"],
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic
 
 import numpy as np
@@ -29,7 +29,7 @@ from kayn.posterior.enough import (
     relative_error,
 )
 from kayn.posterior.pool import Pool
-from kayn.posterior.poor_fit import ADVICE, complaints, heavy_tails
+from kayn.posterior.poor_fit import ADVICE, check, complaints, heavy_tails
 from kayn.support.arrays import KeyArray
 from kayn.support.names import in_model
 
@@ -76,8 +76,9 @@ def assured(
     reaching = [look for look in (judge, further) if look is not None and _reaches(look.seen)]
     best = min(reaching, key=lambda look: _error(look.seen), default=None)
     if best is not None and (heavy or _error(best.seen) < _error(found)):
-        better = take(best.draw)
-        if _reaches(better) and _error(better) < 2 * KNOWN * better.num_replicates**0.5:
+        better = replace(take(best.draw), widened=True)
+        known = _error(better) < 2 * KNOWN * better.num_replicates**0.5
+        if known and _reaches(better) and not check(better):
             return better, ()
     # more replicates take less time than chains do
     if reasons and (_same(found, judge.seen) or _same(found, take(judge.draw))):
