@@ -42,6 +42,13 @@ def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="a selection of tests that takes about two minutes")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Files that hold no quick test need not be imported, which takes half a minute."""
+    if config.getoption("--quick") and collection_path.name.startswith("test_"):
+        return str(collection_path.relative_to(HERE)) not in QUICK or None
+    return None
+
+
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--quick"):
         kept = [i for i in items if is_quick(i)]

@@ -460,3 +460,19 @@ def test_vmapped_over_particle_sets(always):
     found = run(jax.vmap(factor.product), together)
     for one, values in zip(found, sets, strict=True):
         np.testing.assert_allclose(one, run(factor.plain, values), rtol=1e-5, atol=1e-5)
+
+
+def test_entries_that_are_kept_are_no_product_where_terms_cancel():
+    """A latent of every group, whose mean reads another and the coefficients: each combination of a group is an entry.
+    Where fifty rows of each are summed, a product takes a part of the work."""
+
+    def model():
+        a, s = numpyro.sample("a", dist.Normal(0.0, 1.0)), numpyro.sample("s", dist.Exponential(1.0))
+        with numpyro.plate("groups", 60, dim=-2):
+            u = numpyro.sample("u", dist.Normal(0.0, 1.0))
+            z = numpyro.sample("z", dist.Normal(a * u, s))
+            with numpyro.plate("rows", 50):
+                numpyro.sample("y", dist.Normal(a * z, s), obs=jnp.zeros((60, 50)))
+
+    told = str(kayn.analyze(model, num_particles=30)).splitlines()
+    assert [line.split()[0] for line in told if " product, " in line] == ["y"]

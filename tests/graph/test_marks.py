@@ -30,8 +30,11 @@ from tests.graph.cases import INDEX, PAIRS, UNIT, WHOLE, WIDE, Case, case, entri
 ZEROS = np.array([[0.0, 1.0, 0.0, 2.0], [0.0, 0.0, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
 """A matrix with rows of two, one and no entries."""
 BLOCKS = ZEROS.reshape(1, 3, 4) * np.array([1.0, 0.0]).reshape(2, 1, 1)
-SPARSE, COMPRESSED = sparse.BCOO.fromdense(ZEROS, nse=5), sparse.BCSR.fromdense(ZEROS)
-BATCHED = sparse.BCOO.fromdense(np.ones((2, 3)), n_batch=1)
+ENTRIES, PADDED = np.array([1.0, 2.0, 3.0], np.float32), np.array([1.0, 2.0, 3.0, 0.0, 0.0], np.float32)
+SPARSE = sparse.BCOO((PADDED, np.array([[0, 1], [0, 3], [1, 2], [3, 4], [3, 4]])), shape=ZEROS.shape)
+COMPRESSED = sparse.BCSR((ENTRIES, np.array([1, 3, 2]), np.array([0, 2, 3, 3])), shape=ZEROS.shape)
+BATCHED = sparse.BCOO((np.ones((2, 3), np.float32), np.tile(np.arange(3)[:, None], (2, 1, 1))), shape=(2, 3))
+"""Written down, since `fromdense` compiles some forty programs."""
 SPREAD = np.array([3, 0, 0, 2])
 
 

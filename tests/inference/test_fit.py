@@ -335,9 +335,9 @@ def of(fn, plate=False):
     def guide(y):
         if plate:
             with numpyro.plate("rows", len(y)):
-                numpyro.sample("z", fn)
+                numpyro.sample("z", fn())
         else:
-            numpyro.sample("z", fn)
+            numpyro.sample("z", fn())
 
     return guide
 
@@ -346,21 +346,22 @@ COUNTS, FLIPS, KINDS = np.array([3, 5, 4, 2]), np.array([1, 1, 0, 1, 1]), np.arr
 REALS, ROWS = np.array([-0.5, 1.2, 2.5]), np.array([[0.5, 1.0], [1.5, -0.5]])
 Z_COUNT = exact_count(4.4)
 FITS = {
-    "Gamma": (gamma_poisson, of(dist.Gamma(1.0, 1.0)), COUNTS, {"concentration": 2 + 14.0, "rate": 1 + 4.0}, 0.25),
+    "Gamma": (gamma_poisson, of(lambda: dist.Gamma(1.0, 1.0)), COUNTS, {"concentration": 16.0, "rate": 5.0}, 0.25),
     "Beta": (
-        beta_bernoulli, of(dist.Beta(1.0, 1.0)), FLIPS, {"concentration1": 2 + 4.0, "concentration0": 1 + 1.0}, 0.25,
+        beta_bernoulli, of(lambda: dist.Beta(1.0, 1.0)), FLIPS, {"concentration1": 6.0, "concentration0": 2.0}, 0.25,
     ),
     "Dirichlet": (
-        dirichlet_categorical, of(dist.Dirichlet(jnp.ones(3))), KINDS, {"concentration": [2.0, 6.0, 2.0]}, 0.3,
+        dirichlet_categorical, of(lambda: dist.Dirichlet(jnp.ones(3))), KINDS, {"concentration": [2.0, 6.0, 2.0]}, 0.3,
     ),
-    "Bernoulli": (coins, of(dist.Bernoulli(0.5), True), REALS, {"probs": exact_coins(REALS)}, 0.2),
+    "Bernoulli": (coins, of(lambda: dist.Bernoulli(0.5), True), REALS, {"probs": exact_coins(REALS)}, 0.2),
     "Categorical": (
-        categories, of(dist.Categorical(jnp.ones(3) / 3), True), REALS, {"probs": exact_categories(REALS)}, 0.25,
+        categories, of(lambda: dist.Categorical(jnp.ones(3) / 3), True), REALS,
+        {"probs": exact_categories(REALS)}, 0.25,
     ),
-    "Poisson": (counts, of(dist.Poisson(2.0)), 4.4, {"rate": Z_COUNT}, 0.1),
+    "Poisson": (counts, of(lambda: dist.Poisson(2.0)), 4.4, {"rate": Z_COUNT}, 0.1),
     # the posterior is Gamma(2, 1 + y): an Exponential with the same mean
-    "Exponential": (waiting, of(dist.Exponential(1.0)), 0.5, {"rate": 1.5 / 2}, 0.15),
-    "MultivariateNormal": (vector, of(dist.MultivariateNormal(jnp.zeros(2), 2 * jnp.eye(2))), ROWS, {}, 0.0),
+    "Exponential": (waiting, of(lambda: dist.Exponential(1.0)), 0.5, {"rate": 1.5 / 2}, 0.15),
+    "MultivariateNormal": (vector, of(lambda: dist.MultivariateNormal(jnp.zeros(2), 2 * jnp.eye(2))), ROWS, {}, 0.0),
 }  # fmt: skip
 
 

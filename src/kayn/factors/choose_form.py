@@ -101,8 +101,9 @@ def choose(way: Reduction) -> Split | None:
             continue
         kept = [size[d] for d in way.output.dims if d and d not in way.rows]
         kept += [size[link.target] for s in way.steps for link in s.links]
-        features = split.num_features + split.num_cancelling
-        cost = way.entries * math.prod(kept) * features / MATMUL_SPEED
+        features = (split.num_features + split.num_cancelling) / MATMUL_SPEED
+        # where terms cancel, every entry is written down and checked; by itself it is made where it is used
+        cost = way.entries * math.prod(kept) * (features + (split.num_cancelling > 0))
         cost += work(split.left, split.left_shapes) + work(split.right, split.right_shapes)
         if cost < least:
             best, least = split, cost

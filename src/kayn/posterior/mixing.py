@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpyro.diagnostics import effective_sample_size, gelman_rubin
 from scipy.special import ndtri
-from scipy.stats import rankdata
 
 from kayn.support.names import in_model
 
@@ -83,6 +82,8 @@ def _split(draws: np.ndarray) -> np.ndarray:
 
 
 def _normal_scores(draws: np.ndarray) -> np.ndarray:
+    from scipy.stats import rankdata  # takes as long to import as the rest of kayn
+
     ranks = rankdata(draws.reshape((-1, draws.shape[2])), axis=0)
     return ndtri((ranks - 0.375) / (len(ranks) + 0.25)).reshape(draws.shape)
 
