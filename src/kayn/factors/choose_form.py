@@ -102,8 +102,9 @@ def choose(way: Reduction) -> Split | None:
         kept = [size[d] for d in way.output.dims if d and d not in way.rows]
         kept += [size[link.target] for s in way.steps for link in s.links]
         features = (split.num_features + split.num_cancelling) / MATMUL_SPEED
-        # where terms cancel, every entry is written down and checked; by itself it is made where it is used
-        cost = way.entries * math.prod(kept) * (features + (split.num_cancelling > 0))
+        if split.num_cancelling and not way.rows and math.prod(split.events) == 1:
+            features += 1  # to write every entry down and to check it; by itself it is made where it is used
+        cost = way.entries * math.prod(kept) * features
         cost += work(split.left, split.left_shapes) + work(split.right, split.right_shapes)
         if cost < least:
             best, least = split, cost

@@ -1,4 +1,4 @@
-"""Whether particles of a wider guide tell of the same posterior.
+"""Whether particles of a wider guide tell of the same posterior, or know it better.
 
 Weights know of the posterior where there are particles. A tail or a second part that the guide leaves out is met by one
 particle in thousands, or by none, and the weights of the others look right: no effective sample size or k-hat tells
