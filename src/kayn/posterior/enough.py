@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TypeVar
 
@@ -49,7 +49,7 @@ def replicates_wanted(pool: Pool) -> int:
     affordable = min(MOST, OPERATIONS / max(pool.problem.layout.operations, 1), KEPT_BYTES / max(each, 1))
     if 2 * have > affordable:
         return have  # without a look at particles, which may be very many
-    worst = max((relative_error(*by_replicate(pool, name)) for name in pool.drawn_names), default=0.0)
+    worst = worst_error(pool, pool.drawn_names)
     # where replicates do not count alike, they are worth less than their number
     needed = have**2 * float(np.sum(np.asarray(pool._shares, np.float64) ** 2)) * (worst / KNOWN) ** 2
     count = have
@@ -112,3 +112,8 @@ def relative_error(means: Array, variances: Array) -> float:
     of_sd = np.std(variances, axis=0, ddof=1)[moves] / sd[moves] ** 2 / 2
     errors = np.maximum(of_mean, of_sd) / math.sqrt(count)
     return float(np.quantile(errors, ALMOST_ALL, method="higher"))
+
+
+def worst_error(pool: Pool, names: Iterable[str]) -> float:
+    """The largest `relative_error` of some latents; zero of none."""
+    return max((relative_error(*by_replicate(pool, name)) for name in names), default=0.0)

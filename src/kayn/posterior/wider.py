@@ -26,7 +26,7 @@ from kayn.posterior.enough import (
     by_replicate,
     deviations,
     possible,
-    relative_error,
+    worst_error,
 )
 from kayn.posterior.pool import Pool
 from kayn.posterior.poor_fit import ADVICE, check, complaints, heavy_tails
@@ -77,7 +77,7 @@ def assured(
     best = min(reaching, key=lambda look: _error(look.seen), default=None)
     if best is not None and (heavy or _error(best.seen) < _error(found)):
         better = replace(take(best.draw), widened=True)
-        known = _error(better) < 2 * KNOWN * better.num_replicates**0.5
+        known = worst_error(better, _continuous(better)) < 2 * KNOWN
         if known and _reaches(better) and not check(better):
             return better, ()
     # more replicates take less time than chains do
@@ -97,10 +97,10 @@ class _Look(Generic[PoolT]):
 
 def _look(wider: Callable[[float], Draw[PoolT] | None], key: KeyArray, how: float) -> _Look[PoolT] | None:
     draw = wider(how)
-    seen = None if draw is None else draw(key, GLIMPSE)
-    if draw is None or seen is None or not _spread(seen) < POOR_SPREAD:
+    if draw is None:
         return None
-    if REPLICATES * seen.problem.layout.operations <= LOOK:
+    seen = draw(key, GLIMPSE)
+    if _spread(seen) < POOR_SPREAD and REPLICATES * seen.problem.layout.operations <= LOOK:
         seen = draw(key, REPLICATES)
     return _Look(how, draw, seen) if _spread(seen) < POOR_SPREAD else None
 
@@ -124,8 +124,7 @@ def _reaches(wider: Pool) -> bool:
 
 def _error(pool: Pool) -> float:
     """Of means and standard deviations of a single replicate, relative."""
-    worst = max((relative_error(*by_replicate(pool, n)) for n in _continuous(pool)), default=0.0)
-    return worst * float(possible(pool).sum()) ** 0.5
+    return worst_error(pool, _continuous(pool)) * float(possible(pool).sum()) ** 0.5
 
 
 def _continuous(pool: Pool) -> list[str]:
