@@ -132,7 +132,7 @@ def test_few_replicates_are_looked_at_where_they_are_dear(dear, monkeypatch):
         counts.append(count)
         return wide
 
-    assert assured(right, lambda how: draw, None, jax.random.key(0)) == (right, ())
+    assert assured(right, lambda how: draw, lambda draw: draw(None, 64), jax.random.key(0)) == (right, ())
     assert counts == ([16] if dear else [16, 64])
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Generic
 
 import numpy as np
@@ -71,17 +72,18 @@ def assured(
     judge = next(filter(None, (_look(wider, key, how) for how in WIDENED)), None)
     if judge is None:
         return found, reasons
+    taken = cache(take)  # of a guide that is tried as the posterior and then asked to confirm it
     heavy = heavy_tails(found)
     further = _look(wider, key, REACHING) if heavy and judge.how != REACHING else None
     reaching = [look for look in (judge, further) if look is not None and _reaches(look.seen)]
     best = min(reaching, key=lambda look: _error(look.seen), default=None)
     if best is not None and (heavy or _error(best.seen) < _error(found)):
-        better = replace(take(best.draw), widened=True)
+        better = replace(taken(best.draw), widened=True)
         known = worst_error(better, _continuous(better)) < 2 * KNOWN
         if known and _reaches(better) and not check(better):
             return better, ()
     # more replicates take less time than chains do
-    if reasons and (_same(found, judge.seen) or _same(found, take(judge.draw))):
+    if reasons and (_same(found, judge.seen) or _same(found, taken(judge.draw))):
         return found, ()
     return found, reasons or tuple(_missed(found, judge.seen))
 
