@@ -13,24 +13,25 @@ import numpy as np
 from kayn.axes.request import TARGET_ELEMENTS, make_request
 from kayn.evidence.problem import build_problem
 from kayn.inference import gradients
+from kayn.inference.beginning import CHUNK
 from kayn.inference.importance import Importance, Weigher
 from kayn.inference.mcmc.escalate import escalated
 from kayn.inference.mcmc.kernel import MPGibbs, Several
 from kayn.inference.mcmc.run import run_chains
-from kayn.inference.qem import CHUNK, QEM
+from kayn.inference.qem import QEM
 from kayn.inference.qem_state import QEMState
 from kayn.inference.sampler import Sampler
+from kayn.inference.settle import Settled, settled
 from kayn.inference.stopping import MOST_STEPS, until_flat
 from kayn.objectives.rws import RWS
 from kayn.objectives.vi import VI
 from kayn.posterior import stored
 from kayn.posterior.call import MISSING, Call, Origin, conditioned
 from kayn.posterior.chains import Chains
-from kayn.posterior.enough import enough_replicates
+from kayn.posterior.enough import Draw, enough_replicates
 from kayn.posterior.poor_fit import warn_if_poor, warn_if_unsound, warn_of
 from kayn.posterior.posterior import Posterior
 from kayn.posterior.stored import Stored
-from kayn.posterior.wider import Draw, assured
 from kayn.support.arrays import KeyArray, PyTree
 from kayn.support.keys import as_key
 from kayn.support.options import (
@@ -57,7 +58,6 @@ WEIGHED = "weighed"
 """In the settings of a posterior's origin: of how many particles it is, where the fit's own did not serve."""
 FOUND = ("params", "proposal", "log_evidence", "converged")
 """What of a fit is kept in a file, beside the state of QEM."""
-WIDENED = "posterior: of a wider guide, whose replicates disagree less or whose weights have no heavy tails"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -111,7 +111,8 @@ class Fit(Printed):
         escalate: bool = True,
         max_seconds: Positive = 60.0,
     ) -> Posterior:
-        """Weighed particles of the fitted guide, of a wider one where that knows more; chains where checks fail.
+        """Weighed particles of the fitted guide, of the guide fitted again to these where their weights are poor, of a
+        wider one where that knows more; chains where checks fail.
 
         Args:
             num_particles: K; None for that of the fit. With a number, and within `jax.jit` or `jax.vmap`, nothing is
@@ -133,13 +134,12 @@ class Fit(Printed):
             warn_if_poor(own)
             return own
         warn_if_unsound(own)
-        found, reasons = assured(own, self._wider, take, jax.random.fold_in(key, 3))
-        if found.widened:
-            self._told["widened"] = WIDENED
-        chains = self._escalated(found, reasons, max_seconds) if reasons and escalate else None
+        found = settled(self.sampler, self.call, own, take, key)
+        self._told.update(found.told)
+        chains = self._escalated(found, max_seconds) if found.reasons and escalate else None
         if chains is None:
-            warn_of(reasons)
-        return found if chains is None else chains
+            warn_of(found.reasons)
+        return found.posterior if chains is None else chains
 
     def _weighed(self, num_particles: Any, key: KeyArray, num_replicates: int) -> Posterior:
         sampler = self.sampler if num_particles is None else None
@@ -147,16 +147,11 @@ class Fit(Printed):
             return sampler.posterior(self.call, key, num_replicates)
         return self.weigher(num_particles).posterior(key, self.proposal, num_replicates)
 
-    def _wider(self, overdispersion: float) -> Draw[Posterior] | None:
-        sampler = self.sampler
-        if sampler is None or not sampler.qem.blocks or not sampler.qem.keeps_particles():
-            return None
-        return partial(sampler.wider(overdispersion).posterior, self.call)
-
-    def _escalated(self, found: Posterior, reasons: tuple[str, ...], max_seconds: float) -> Chains | None:
+    def _escalated(self, found: Settled, max_seconds: float) -> Chains | None:
         """Chains in the place of weighed particles that fail a check; None where nothing samples the model."""
         kernel, key = MPGibbs(self.call.model, start=self), jax.random.fold_in(self.rng_key, 2)
-        chains, told = escalated(kernel, self.call, found, reasons, self.sampler, max_seconds, key)
+        weighed = found.posterior, found.reasons, found.sampler
+        chains, told = escalated(kernel, self.call, *weighed, max_seconds, key)
         self._told["sampled"] = told
         return chains
 

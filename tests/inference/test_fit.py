@@ -26,8 +26,9 @@ from kayn.evidence.problem import build_problem
 from kayn.evidence.queries import latent_weights
 from kayn.guides.families import Bernoulli, Beta, Categorical, Dirichlet, Exponential, Gamma, Poisson
 from kayn.guides.normal import MultivariateNormal, Normal
+from kayn.inference.beginning import CHUNK
 from kayn.inference.mstep import Weights, temper
-from kayn.inference.qem import CHUNK, QEMState
+from kayn.inference.qem_state import QEMState
 from kayn.inference.stopping import is_flat, until_flat
 from kayn.inference.together import Joint
 from kayn.posterior.diagnostics import poor_below

@@ -59,17 +59,17 @@ def standard(y):
     numpyro.sample("y", dist.Normal(z, 1), obs=y)
 
 
-def weighed(loc, scale, key=0, y=0.0):
+def weighed(loc, scale, key=0, y=0.0, count=64):
     def guide(y):
         numpyro.sample("z", dist.Normal(loc, scale))
 
-    return kayn.Importance(standard, guide, num_particles=100, num_replicates=64).run(key, None, y)
+    return kayn.Importance(standard, guide, num_particles=100, num_replicates=count).run(key, None, y)
 
 
 def doubts(found, draw):
     """What `assured` says, given what is drawn by how much wider the guide is."""
 
-    def wider(how):
+    def wider(how, vectors):
         return None if draw is None else lambda key, count: draw(how)
 
     best, reasons = assured(found, wider, lambda draw: draw(None, 64), jax.random.key(0))
@@ -83,7 +83,7 @@ def test_a_wider_guide_without_heavy_tails_takes_the_place_of_one_with(monkeypat
     monkeypatch.setattr(poor_fit, "POOR_KHAT", 0.4)
     narrow, wide = weighed(0.0, 0.4), weighed(0.0, 1.3, 1)
     assert any("k-hat" in text for text in complaints(narrow))
-    assert not list(complaints(narrow, tails=False))
+    assert not list(complaints(narrow, uneven=False, tails=False))
     assert doubts(narrow, lambda how: wide) == (wide.draws, ())
     monkeypatch.setattr(poor_fit, "GOOD_EFFICIENCY", 0.1)  # so that nothing is said against it
     assert not list(complaints(narrow))
@@ -132,14 +132,14 @@ def test_few_replicates_are_looked_at_where_they_are_dear(dear, monkeypatch):
         counts.append(count)
         return wide
 
-    assert assured(right, lambda how: draw, lambda draw: draw(None, 64), jax.random.key(0)) == (right, ())
+    assert assured(right, lambda how, vectors: draw, lambda draw: draw(None, 64), jax.random.key(0)) == (right, ())
     assert counts == ([16] if dear else [16, 64])
 
 
 @pytest.mark.filterwarnings("ignore::kayn.PoorFitWarning")
 def test_what_is_poor_anyway_is_not_looked_at():
     far = weighed(6.0, 0.5)
-    assert any(complaints(far, tails=False))
+    assert any(complaints(far, uneven=False, tails=False))
     assert doubts(far, None) == (far.draws, tuple(complaints(far)))
 
 
@@ -187,3 +187,58 @@ def test_the_wider_guide_is_wider():
     assert sampler.wider(8.0) is wider
     again, own = (s.posterior(None, jax.random.key(0), 64) for s in (wider, sampler))
     assert abs(float(again.log_evidence - own.log_evidence)) < 0.1
+
+
+def test_a_guide_is_made_wider_in_its_long_vectors_alone():
+    def model():
+        z = numpyro.sample("z", dist.Normal(0, 1).expand([8]).to_event(1))
+        s = numpyro.sample("s", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(z.sum() + s, 1), obs=1.0)
+
+    sampler = kayn.fit(model, num_steps=8, progress=False).sampler
+    wider, all_of_it = sampler.wider(2.0, True), sampler.wider(2.0)
+    own, made, both = (s.qem.get_params(s.state) for s in (sampler, wider, all_of_it))
+    for name in own:
+        np.testing.assert_allclose(made[name], own[name] if "s:" in name else both[name], rtol=1e-5)
+    assert not np.allclose(both["kayn:s:scale"], own["kayn:s:scale"])
+    assert sampler.wider(2.0, True) is wider
+
+
+@pytest.mark.filterwarnings("ignore::kayn.PoorFitWarning")
+@pytest.mark.parametrize("alone", [True, False])
+def test_noise_in_the_tails_is_confirmed_by_wider_vectors(monkeypatch, alone):
+    """Where it is all there is against a posterior, and no guide that is wider in all coordinates can judge."""
+    monkeypatch.setattr("kayn.posterior.poor_fit._missing_tails", lambda *given: iter(["tails differ"]))
+    right, uneven, asked = weighed(0.0, 0.8), weighed(6.0, 0.3), []
+    if not alone:
+        monkeypatch.setattr("kayn.posterior.poor_fit._uneven", lambda *given: iter(["few particles"]))
+
+    def wider(how, vectors):
+        asked.append((how, vectors))
+        return lambda key, count: weighed(0.0, 1.3, 1) if vectors else uneven
+
+    reasons = () if alone else ("few particles",)
+    assert assured(right, wider, lambda draw: draw(None, 64), jax.random.key(0)) == (right, reasons)
+    assert asked == [(how, False) for how in WIDENED] + [(WIDENED[-1], True)] * alone
+
+
+@pytest.mark.filterwarnings("ignore::kayn.PoorFitWarning")
+def test_moments_are_confirmed_by_as_many_replicates_as_it_takes(monkeypatch):
+    """Or by none, where a thousand do not know them, or know others."""
+    monkeypatch.setattr("kayn.posterior.poor_fit._uneven", lambda *given: iter(["few particles"]))
+    monkeypatch.setattr("kayn.posterior.wider.EVEN_SPREAD", 0.0)
+    right, counts = weighed(0.0, 0.8), []
+
+    def draw(key, count):
+        counts.append(count)
+        return weighed(0.0, 1.3, 1, count=count)
+
+    def confirmed(known_from):
+        monkeypatch.setattr("kayn.posterior.wider._same", lambda own, seen: seen.num_replicates >= known_from)
+        counts.clear()
+        return assured(right, lambda how, vectors: draw, lambda draw: draw(None, 64), jax.random.key(0))[1]
+
+    assert confirmed(256) == ()
+    assert counts == [16, 64, 64, *[32] * 6]
+    assert confirmed(1025) == ("few particles",)
+    assert sum(counts[2:]) == 1024

@@ -15,9 +15,11 @@ from kayn.graph.discover import Structure
 from kayn.graph.lost import Lost
 from kayn.graph.types import MIXED, Graph, Kind
 from kayn.guides.choice import LONGEST_VECTOR
-from kayn.guides.joint_blocks import LARGEST_BLOCK
 from kayn.programs.events import freed, with_free_elements
 from kayn.programs.sites import Inspected
+
+MANY = 64
+"""Elements beyond which those that share a particle lose more than latents whose indices they take."""
 
 
 def with_freed_events(inspected: Inspected, request: Request) -> Inspected:
@@ -48,7 +50,7 @@ def kept_whole(inspected: Inspected) -> dict[str, Lost]:
         inspected: the model with the events that are read element by element as batches.
     """
     sites = inspected.sites
-    names = [n for n in with_free_elements(sites) if math.prod(sites[n].shape) > LARGEST_BLOCK]
+    names = [n for n in with_free_elements(sites) if math.prod(sites[n].shape) > MANY]
     if not names:
         return {}
     with warnings.catch_warnings():
@@ -101,7 +103,7 @@ def worth_freeing(structure: Structure, request: Request, batch_ndims: Mapping[s
         now = indices(free)
         for name in sorted(plates, key=lambda n: -elements[n]):
             then = indices(free | {name})
-            harmless = elements[name] > LARGEST_BLOCK or all(then[n] >= now[n] for n in now)
+            harmless = elements[name] > MANY or all(then[n] >= now[n] for n in now)
             if then[name] > now[name] and harmless:
                 free, now = free | {name}, then
     except StructureError:  # which is raised when the problem is built

@@ -23,7 +23,7 @@ from kayn.guides.skewed import Skewed
 from kayn.programs.outputs import Part
 from kayn.programs.trace import Program
 
-LARGEST_BLOCK = 64
+LARGEST_BLOCK = 256
 """Coordinates up to which those that share a particle get a full covariance."""
 
 

@@ -180,14 +180,14 @@ def best_start(
     """
     if len(starts) == 1:
         return starts[0]
-    near, wide = starts
     found = [log_evidence(s) for s in starts]
     if is_traced(found):  # these are chosen between at run time
-        first, second = (jax.nn.logsumexp(jnp.nan_to_num(logs, nan=-jnp.inf)) for logs in found)
-        return jax.tree.map(lambda a, b: jnp.where(second > first, b, a), near, wide)
+        best = jnp.argmax(jnp.stack([jax.nn.logsumexp(jnp.nan_to_num(logs, nan=-jnp.inf)) for logs in found]))
+        return jax.tree.map(lambda *own: jnp.stack(own)[best], *starts)
     # plain NumPy for plain numbers: nothing to compile
-    first, second = (np.logaddexp.reduce(np.nan_to_num(np.asarray(logs, float), nan=-np.inf)) for logs in found)
-    return wide if second > first else near
+    return starts[
+        int(np.argmax([np.logaddexp.reduce(np.nan_to_num(np.asarray(x, float), nan=-np.inf)) for x in found]))
+    ]
 
 
 def _draws_of(one: Callable[[KeyArray], PyTree], key: KeyArray, many: bool) -> Callable[[], PyTree]:

@@ -43,13 +43,21 @@ def default_rate(step: Array) -> Array:
     return jnp.minimum(0.5, 5.0 / (step + 1.0) ** 0.75)
 
 
+def steps_ahead(block: Block, moments: Moments) -> float:
+    """How many steps of `default_rate` lie before one whose averages know a block's covariance: over as many effective
+    particles as it has entries, where half of all particles are."""
+    coordinates = np.shape(moments.get("covariance", 0))[-1:]
+    rate = block.size / 2 / coordinates[0] ** 2 if coordinates else 1.0
+    return max((5.0 / rate) ** (4 / 3) - 1, 0.0) if rate < 0.5 else 0.0
+
+
 def step(
     problem: Problem,
     blocks: Sequence[Block],
     moments: Mapping[str, Moments],
     values: Mapping[str, Array],
     by_axis: Mapping[str, Array],
-    rate: Array,
+    rates: Mapping[str, Array],
     min_ess: float,
     usable: Array,
     rows: Mapping[str, Array],
@@ -59,6 +67,7 @@ def step(
     Args:
         values: [K, *shape] particles of every latent.
         by_axis: [*scope, K] marginal weights of every axis.
+        rates: of the step, by block.
         usable: whether the weights mean anything; if not, or where the new moments are not finite, nothing moves.
         rows: indices of subsampled plates; elements that were not drawn stay where they are.
     """
@@ -74,35 +83,37 @@ def step(
     for block in blocks:
         weights, sizes = tempered[block.size]
         columns, owners = _columns(problem, block)
-        rates = rate * jnp.minimum(sizes[owners] / FULL_RATE_ESS, 1.0)
+        rate = rates[block.name] * jnp.minimum(sizes[owners] / FULL_RATE_ESS, 1.0)
         every, at = dict(moments[block.name]), block.index(rows)
         old = every if at is None else {n: m[at] for n, m in every.items()}
-        new = block.family.blend(old, block.expect(values, weights[:, columns]), rates)
+        new = block.family.blend(old, block.expect(values, weights[:, columns]), rate)
         new = jax.tree.map(lambda b, o: jnp.where(usable & jnp.isfinite(b), b, o), dict(new), old)
         out[block.name] = new if at is None else {n: m.at[at].set(new[n]) for n, m in every.items()}
     return out
 
 
-def moments_of(problem: Problem, block: Block, draws: Mapping[str, Array]) -> Moments:
-    """A block's mean parameters under draws that are alike in weight.
+def moments_of(
+    problem: Problem, block: Block, values: Mapping[str, Array], by_axis: Mapping[str, Array], shares: Array
+) -> Moments:
+    """A block's mean parameters under the particles of several replicates.
 
     Args:
-        draws: by latent [S, *shape], as many or more as the block has particles; what is left over is not used.
+        values: by latent [R, K, *shape].
+        by_axis: marginal weights of the axes with so many particles as the block has, [R, *scope, K].
+        shares: how much replicates count [R], all of them above zero.
     """
-    size, count = block.size, len(draws[block.sites[0].name])
-    shape = _columns(problem, block)[0].shape
-    even = jnp.full((size, *shape), 1 / size)
-    parts = count // size
-    own = {s.name: draws[s.name][: parts * size] for s in block.sites}
-    own = {n: v.reshape((parts, size, *v.shape[1:])) for n, v in own.items()}
+    axes, columns = _axes(problem, block.size), _columns(problem, block)[0]
+    parts = {s.name: values[s.name] for s in block.sites}, [by_axis[a.name] for a in axes]
 
-    def mixed(known: Moments, part: tuple[Array, dict[str, Array]]) -> tuple[Moments, None]:
-        before, values = part
-        return dict(block.family.blend(known, block.expect(values, even), 1 / (before + 1))), None
+    def expected(own: Mapping[str, Array], weights: Sequence[Array]) -> Moments:
+        return dict(block.expect(own, jnp.concatenate([w.reshape(-1, block.size) for w in weights]).T[:, columns]))
 
-    first = dict(block.expect({n: v[0] for n, v in own.items()}, even))
-    rest = jnp.arange(1, parts) * jnp.ones(()), {n: v[1:] for n, v in own.items()}
-    return jax.lax.scan(mixed, first, rest)[0]
+    def mixed(known: Moments, part: tuple[tuple[Mapping[str, Array], Sequence[Array]], Array]) -> tuple[Moments, None]:
+        (own, weights), rate = part
+        return dict(block.family.blend(known, expected(own, weights), rate)), None
+
+    first, rest = (jax.tree.map(lambda x, own=own: x[own], parts) for own in (0, slice(1, None)))
+    return jax.lax.scan(mixed, expected(*first), (rest, (shares / jnp.cumsum(shares))[1:]))[0]
 
 
 def _axes(problem: Problem, size: int) -> list[Axis]:

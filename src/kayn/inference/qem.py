@@ -30,9 +30,10 @@ from kayn.evidence.queries import weighted_draws
 from kayn.evidence.soundness import warn_of_steps
 from kayn.evidence.unguided import inspected_for
 from kayn.guides.factorised import FactorisedGuide, Unstarted
-from kayn.guides.start import best_start
 from kayn.inference import mstep
 from kayn.inference.arguments import same
+from kayn.inference.ascent import started_by_gradients
+from kayn.inference.beginning import CHUNK, begun_at
 from kayn.inference.mstep import LeastSize, Rate, Schedule, Weights, default_rate
 from kayn.inference.qem_state import QEMResult, QEMState
 from kayn.inference.together import Block, blocks, refuse_dependence
@@ -61,8 +62,6 @@ from kayn.support.validate import Count, NonNegative, Rule, checked
 from kayn.xla.compilation import is_traced
 from kayn.xla.jit import QuickJit
 
-CHUNK = 8
-"""Steps in one compiled loop; progress is shown between loops."""
 KEPT_BYTES = 2**28
 """Particles of a whole chunk are kept if they fit; they serve as posterior replicates without another compilation."""
 
@@ -122,7 +121,7 @@ class QEM:
         self.problem: Problem | None = None
         self.blocks: tuple[Block, ...] = ()
         self.model_params: dict[str, Array] = {}
-        self._begun: tuple[Any, list | None] = (None, None)
+        self._begun: tuple[Any, Any] = (None, None)
 
     @checked()
     def init(self, rng_key: Key, *args: Any, params: Params = None, **kwargs: Any) -> QEMState:
@@ -165,26 +164,22 @@ class QEM:
         self._advance = QuickJit(partial(_advance, self, self.keeps_particles()), (3,))
         self._parameters = QuickJit(lambda moments: {b.name: b.parameters(moments[b.name]) for b in self.blocks})
         self._one_step = jax.jit(partial(_step, self, self.problem), inline=True)
-        # only types matter here, so this is done while the prior that the guide starts from is being compiled
-        if not resumed:
+        if not resumed:  # only types matter here: it is done while the prior to start from is being compiled
             self._one_step.trace(self.problem.numbers, self._first(params, key), 1.0)
         self.guide = begun.started()
-        starts, looks = self.guide.starts[: 1 if resumed else None], dict[int, list]()
-        chosen = best_start(starts, lambda start: self._look({**start, **params}, key, looks.setdefault(id(start), [])))
-        self.guide = self.guide.started_at(chosen)
-        state = jax.device_put(self._first(params, key))
-        self._begun = (state, looks.get(id(chosen)))
+        own = self.user_guide is None and not resumed
+        near = started_by_gradients(self.guide, inspected, early) if own else None
+        chosen, state, taken = begun_at(
+            [*self.guide.starts[: 1 if resumed else None], *([] if near is None else [near])],
+            lambda start: self._first({**start, **params}, key, start is near),
+            lambda state: self._advance(self._problem().numbers, state, 1.0, CHUNK),
+        )
+        self.guide, self._begun = self.guide.started_at(chosen), (state, taken)
         return state
 
     def _read(self, guide: Any, params: Mapping, inspected: Inspected) -> Problem:
         args, kwargs = inspected.args, inspected.kwargs
         return build_problem(self.model, guide, args, kwargs, params, self.asked, inspected=inspected)
-
-    def _look(self, params: Mapping[str, PyTree], key: KeyArray, taken: list) -> Any:
-        """log Z after the first steps from some parameters, [CHUNK // 2]; these steps are added to what was taken."""
-        state, weighed = self._advance(self._problem().numbers, jax.device_put(self._first(params, key)), 1.0, CHUNK)
-        taken.append((state, weighed[:2]))
-        return (weighed[0] if is_traced(weighed[0]) else np.asarray(weighed[0]))[CHUNK // 2 :]
 
     @checked()
     def update(self, state: State, *args: Any, **kwargs: Any) -> tuple[QEMState, Array]:
@@ -224,11 +219,17 @@ class QEM:
         params = {parameter(n, p): v for n, own in by_site.items() for p, v in own.items()}
         return {**self.model_params, **(params if traced else jax.device_put(params))}
 
-    def _first(self, params: Mapping[str, PyTree], key: KeyArray) -> QEMState:
-        """The state of the guide with these parameters, or else those it starts from."""
+    def _first(self, params: Mapping[str, PyTree], key: KeyArray, known: bool = False) -> QEMState:
+        """The state of the guide with these parameters, or else those it starts from.
+
+        Args:
+            known: whether their covariances are worth as much as averages over many steps.
+        """
         guide = self._guide()
         by_site = guide.split({**guide.start, **params})
-        return QEMState({b.name: dict(b.moments(by_site)) for b in self.blocks}, np.int32(0), key)
+        moments = {b.name: dict(b.moments(by_site)) for b in self.blocks}
+        ahead = {b.name: np.float32(mstep.steps_ahead(b, moments[b.name]) if known else 0) for b in self.blocks}
+        return QEMState(moments, np.int32(0), key, ahead)
 
     def widening(self, overdispersion: float) -> dict[str, float]:
         """Factors on the variance of every site's proposal."""
@@ -271,8 +272,8 @@ class QEM:
         The first steps are not taken again where they chose between starts.
         """
         begun, taken = self._begun
-        if taken and state is begun and count == CHUNK:
-            state, (log_z, sizes) = taken[0]
+        if taken is not None and state is begun and count == CHUNK:
+            state, (log_z, sizes, *_) = taken
         else:
             state, (log_z, sizes, *_) = self._advance(self._problem().numbers, state, 1.0, count)
         return state, log_z, mstep.judged(self._problem(), sizes, self.min_ess)
@@ -333,16 +334,17 @@ def _step(
     key, draw_key = jax.random.split(state.rng_key)
     params = qem.get_proposal(state)
     log_z, by_axis, draws = weighted_draws(problem, numbers, params, draw_key)
-    rate = strength * qem.rate(state.step)
+    rates = {b.name: strength * qem.rate(state.step + state.ahead.get(b.name, 0)) for b in qem.blocks}
     moments = mstep.step(
         problem,
         qem.blocks,
         state.moments,
         draws.values,
         by_axis,
-        rate,
+        rates,
         qem.min_ess,
         jnp.isfinite(log_z),
         draws.subsample,
     )
-    return QEMState(moments, state.step + 1, key), (log_z, mstep.sizes(problem, by_axis), by_axis, draws)
+    state = QEMState(moments, state.step + 1, key, state.ahead)
+    return state, (log_z, mstep.sizes(problem, by_axis), by_axis, draws)

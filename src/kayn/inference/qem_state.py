@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 
@@ -13,14 +13,19 @@ from kayn.support.prints import Outlined
 
 @dataclass(frozen=True, repr=False)
 class QEMState(Outlined):
-    """What QEM carries from step to step: the guide's mean parameters by block of sites, a step counter and a key."""
+    """What QEM carries from step to step: the guide's mean parameters by block of sites, a step counter and a key.
+
+    Attributes:
+        ahead: by block, how many steps further its rate is.
+    """
 
     moments: dict[str, dict[str, Array]]
     step: Array
     rng_key: KeyArray
+    ahead: dict[str, Array] = field(default_factory=dict)
 
 
-jax.tree_util.register_dataclass(QEMState, ["moments", "step", "rng_key"], [])
+jax.tree_util.register_dataclass(QEMState, ["moments", "step", "rng_key", "ahead"], [])
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
-import jax
 import numpy as np
 
 from kayn.evidence.problem import Problem
@@ -17,7 +17,7 @@ from kayn.inference.qem_state import QEMState
 from kayn.inference.together import blocks
 from kayn.posterior.call import Call
 from kayn.posterior.enough import enough_replicates
-from kayn.posterior.poor_fit import complaints
+from kayn.posterior.poor_fit import LONG_VECTOR, complaints
 from kayn.posterior.posterior import Posterior
 from kayn.support.arrays import Array, KeyArray, PyTree
 from kayn.xla.compilation import once_options
@@ -31,7 +31,7 @@ class Sampler:
     qem: QEM
     state: QEMState
     proposal: dict[str, PyTree]
-    _wider: dict[float, Sampler] = field(default_factory=dict)
+    _wider: dict[tuple[float, bool], Sampler] = field(default_factory=dict)
 
     @property
     def problem(self) -> Problem:
@@ -45,27 +45,68 @@ class Sampler:
         Args:
             draws: by latent [S, *shape].
         """
-        sites = [s.name for b in self.qem.blocks for s in b.sites]
-        if not sites or max(b.size for b in self.qem.blocks) > min(len(draws[n]) for n in sites):
+        axes = [a for a in self.problem.layout.axes if not a.enumerated]
+        sites = {s.name: b.size for b in self.qem.blocks for s in b.sites}
+        parts = {size: min(len(draws[n]) for n in sites) // size for size in sites.values()}
+        if not sites or not all(parts.values()):
             return None
-        own = {n: draws[n] for n in sites}
-        found = jax.jit(lambda d: {b.name: mstep.moments_of(self.problem, b, d) for b in self.qem.blocks})(own)
-        state = replace(self.state, moments=found)
+        values = {n: draws[n][: parts[k] * k].reshape((parts[k], k, *draws[n].shape[1:])) for n, k in sites.items()}
+        size = self.problem.layout.plan.size
+        even = {
+            a.name: np.full((parts[a.size], *(size[p] for p in a.scope), a.size), 1 / a.size)
+            for a in axes
+            if a.size in parts
+        }
+        return self._of(values, even, {k: np.ones(count) for k, count in parts.items()})
+
+    def fitted_again(self, found: Posterior) -> Sampler:
+        """The same guide, with the moments of weighed particles of all replicates of a posterior."""
+        shares = np.asarray(found._shares)
+        count = shares > 0
+        values, by_axis = (
+            {n: np.asarray(v)[count] for n, v in x.items()} for x in (found.draws.values, found.axis_weights)
+        )
+        return self._of(values, by_axis, {b.size: shares[count] for b in self.qem.blocks})
+
+    def _of(self, values: Mapping[str, Array], by_axis: Mapping[str, Array], shares: Mapping[int, Array]) -> Sampler:
+        """The same guide, with the moments of particles; see `mstep.moments_of`.
+
+        Args:
+            shares: by number of particles.
+        """
+
+        def moments(*particles: Any) -> dict[str, Moments]:
+            values, by_axis, shares = particles
+            return {b.name: mstep.moments_of(self.problem, b, values, by_axis, shares[b.size]) for b in self.qem.blocks}
+
+        names = [s.name for b in self.qem.blocks for s in b.sites]
+        made = QuickJit(moments, options=once_options)({n: values[n] for n in names}, by_axis, shares)
+        state = replace(self.state, moments=made)
         return Sampler(self.qem, state, self.qem.get_proposal(state))
 
-    def wider(self, overdispersion: float) -> Sampler:
-        """The same guide made wider, as `QEM`'s proposals are by their `overdispersion`."""
-        qem = self.qem
-        if overdispersion in self._wider:
-            return self._wider[overdispersion]
+    def wider(self, overdispersion: float, vectors: bool = False) -> Sampler:
+        """The same guide made wider, as `QEM`'s proposals are by their `overdispersion`.
+
+        Args:
+            vectors: only where `LONG_VECTOR` coordinates and more share a particle.
+        """
+        qem, asked = self.qem, (overdispersion, vectors)
+        if asked in self._wider:
+            return self._wider[asked]
         sites = [s for b in qem.blocks for s in b.sites]
-        made = {b.name: b for b in blocks(self.problem, sites, qem.widening(overdispersion))}
+        own, more = qem.widening(0.0), qem.widening(overdispersion)
+        layout = self.problem.layout
+        long = {s.name for s in sites if self.problem.together(layout.axis_of(s.name)) >= LONG_VECTOR}
+        made = {
+            b.name: b
+            for b in blocks(self.problem, sites, {n: (more if n in long or not vectors else own)[n] for n in own})
+        }
 
         def moments(own: Mapping[str, Moments]) -> dict[str, Moments]:
             return {n: dict(b.family.moments(b.parameters(own[n])[1])) for n, b in made.items()}
 
         state = replace(self.state, moments=QuickJit(moments, options=once_options)(self.state.moments))
-        self._wider[overdispersion] = found = Sampler(qem, state, qem.get_proposal(state))
+        self._wider[asked] = found = Sampler(qem, state, qem.get_proposal(state))
         return found
 
     def evidence_given(self, draws: Mapping[str, Array], key: KeyArray, call: Call) -> tuple[float, float, bool] | None:

@@ -9,8 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from kayn.inference.beginning import CHUNK
 from kayn.inference.mstep import Weights
-from kayn.inference.qem import CHUNK
 from kayn.support.arrays import Array, PyTree
 from kayn.support.progress import progress_bar
 from kayn.xla.compilation import is_traced

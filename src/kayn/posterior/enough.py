@@ -39,21 +39,26 @@ KEPT_BYTES = 2**28
 """And as long as their particles and weights are no larger."""
 
 
+def affordable(pool: Pool) -> float:
+    """How many replicates like these take no more time and memory than a posterior may."""
+    each = sum(np.size(x) for x in jax.tree.leaves((pool.draws.values, pool.axis_weights))) * 4 / pool.num_replicates
+    return min(OPERATIONS / max(pool.problem.layout.operations, 1), KEPT_BYTES / max(each, 1))
+
+
 def replicates_wanted(pool: Pool) -> int:
     """How many replicates there should be, given some: so many as there are, or these doubled a few times, so that what
     is compiled for a posterior serves others."""
     have = pool.num_replicates
     if is_traced(pool.log_evidences) or pool.draws.subsample:
         return have
-    each = sum(np.size(x) for x in jax.tree.leaves((pool.draws.values, pool.axis_weights))) * 4 / have
-    affordable = min(MOST, OPERATIONS / max(pool.problem.layout.operations, 1), KEPT_BYTES / max(each, 1))
-    if 2 * have > affordable:
+    most = min(MOST, affordable(pool))
+    if 2 * have > most:
         return have  # without a look at particles, which may be very many
     worst = worst_error(pool, pool.drawn_names)
     # where replicates do not count alike, they are worth less than their number
     needed = have**2 * float(np.sum(np.asarray(pool._shares, np.float64) ** 2)) * (worst / KNOWN) ** 2
     count = have
-    while count < needed and 2 * count <= affordable:
+    while count < needed and 2 * count <= most:
         count *= 2
     return count
 
@@ -61,16 +66,20 @@ def replicates_wanted(pool: Pool) -> int:
 def enough_replicates(draw: Draw[PoolT], key: KeyArray) -> PoolT:
     """Replicates from independent keys, pooled: so many as `replicates_wanted` says of the first of them."""
     begun = time.perf_counter()
-    first = draw(key, FIRST)
-    wanted, parts = replicates_wanted(first), [first]
-    while len(parts) * FIRST < wanted and time.perf_counter() - begun < LONGEST:
-        parts += [draw(jax.random.fold_in(key, n * FIRST), FIRST) for n in range(len(parts), 2 * len(parts))]
-        jax.block_until_ready([p.log_evidences for p in parts])
-    if len(parts) == 1:
-        return first
-    found = [(p.draws, p.log_evidences, p.axis_weights) for p in parts]
-    draws, log_evidences, weights = jax.tree.map(lambda *v: np.concatenate([np.asarray(x) for x in v]), *found)
-    return replace(first, draws=draws, log_evidences=log_evidences, axis_weights=weights)
+    found = draw(key, FIRST)
+    wanted = replicates_wanted(found)
+    while found.num_replicates < wanted and time.perf_counter() - begun < LONGEST:
+        found = twice_as_many(draw, key, found)
+    return found
+
+
+def twice_as_many(draw: Draw[PoolT], key: KeyArray, found: PoolT) -> PoolT:
+    """A posterior and as many replicates more, drawn `FIRST` at a time with keys that no fewer have."""
+    have = found.num_replicates
+    parts = [found, *(draw(jax.random.fold_in(key, n), FIRST) for n in range(have, 2 * have, FIRST))]
+    pieces = [(p.draws, p.log_evidences, p.axis_weights) for p in parts]
+    draws, log_evidences, weights = jax.tree.map(lambda *v: np.concatenate([np.asarray(x) for x in v]), *pieces)
+    return replace(found, draws=draws, log_evidences=log_evidences, axis_weights=weights)
 
 
 def possible(pool: Pool) -> np.ndarray:

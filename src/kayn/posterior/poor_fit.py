@@ -78,11 +78,13 @@ def check(pool: Pool) -> list[str]:
     return [*unsound(pool.problem, pool.numbers, pool.params, pool.draws), *complaints(pool)]
 
 
-def complaints(posterior: Pool, tails: bool = True) -> Iterator[str]:
+def complaints(posterior: Pool, uneven: bool = True, tails: bool = True) -> Iterator[str]:
     """What there is to say against a posterior, a sentence each with the remedy; nothing if all is well.
 
     Args:
-        tails: whether k-hat counts.
+        uneven: whether effective sample sizes and k-hat count. What is known from uneven weights may be right all the
+            same, which others can confirm.
+        tails: whether noise of weights in the tails counts, of which the same is true.
     """
     log_z = np.asarray(posterior.log_evidences)
     seen = log_z[possible(posterior)]
@@ -105,9 +107,10 @@ def complaints(posterior: Pool, tails: bool = True) -> Iterator[str]:
     yield from _known_evidence(posterior, spread / seen.size**0.5)
     for axis in posterior.problem.layout.axes:
         if not axis.enumerated and axis.size > 1:
-            told = list(_axis_complaints(posterior, axis, tails))
+            told = list(_uneven(posterior, axis)) if uneven else []
             # what is poor is off as well
-            yield from told or list(_few_particles(posterior, axis)) or _missing_tails(posterior, axis)
+            told = told or list(_few_particles(posterior, axis))
+            yield from told or (_missing_tails(posterior, axis) if tails else ())
 
 
 def _few_particles(posterior: Pool, axis: Axis) -> Iterator[str]:
@@ -175,7 +178,8 @@ def _known_evidence(posterior: Pool, error: float) -> Iterator[str]:
         )
 
 
-def _axis_complaints(posterior: Pool, axis: Axis, tails: bool) -> Iterator[str]:
+def _uneven(posterior: Pool, axis: Axis) -> Iterator[str]:
+    """Weights of an axis that are on few of its particles, most of them or the largest."""
     pooled, efficiency = _by_element(posterior, axis)
     worst = int(np.argmin(efficiency))
     who = ", ".join(repr(in_model(n)) for n in axis.latents)
@@ -189,7 +193,7 @@ def _axis_complaints(posterior: Pool, axis: Axis, tails: bool) -> Iterator[str]:
         return
     looked, khat = _khats(pooled, efficiency)
     most = np.where(efficiency[looked] < GOOD_EFFICIENCY, POOR_KHAT, endless_khat(len(pooled)))
-    if tails and np.mean(khat > most) > FEW:
+    if np.mean(khat > most) > FEW:
         yield (
             f"latent {who}: Pareto k-hat {np.nanmax(khat):.2f} (above {POOR_KHAT}){where}. "
             f"{ADVICE}{_about(posterior, axis)}"

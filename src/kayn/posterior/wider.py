@@ -9,6 +9,7 @@ Particles of the same guide made wider are less even in weight, but go there.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,12 +22,15 @@ from kayn.posterior.diagnostics import FALSE_ALARM, MIN_REPLICATES, POOR_SPREAD
 from kayn.posterior.enough import (
     ALMOST_ALL,
     KNOWN,
+    LONGEST,
     OPERATIONS,
     Draw,
     PoolT,
+    affordable,
     by_replicate,
     deviations,
     possible,
+    twice_as_many,
     worst_error,
 )
 from kayn.posterior.pool import Pool
@@ -41,6 +45,8 @@ REACHING = 2.0
 """How much wider the guide is that takes the place of one whose tails are too light."""
 REPLICATES, GLIMPSE = 64, 16
 """Of the wider guide. The fewer tell first whether its weights are even enough, and are all where more are dear."""
+SURE = 1024
+"""And at most, where moments are to be confirmed of which something is said against the weights."""
 LOOK = 2**29
 """Operations that all of them may take: a second or two."""
 EVEN_SPREAD = 0.25
@@ -53,7 +59,10 @@ SAME = 0.2
 
 
 def assured(
-    found: PoolT, wider: Callable[[float], Draw[PoolT] | None], take: Callable[[Draw[PoolT]], PoolT], key: KeyArray
+    found: PoolT,
+    wider: Callable[[float, bool], Draw[PoolT] | None],
+    take: Callable[[Draw[PoolT]], PoolT],
+    key: KeyArray,
 ) -> tuple[PoolT, tuple[str, ...]]:
     """A posterior, and what there is to say against it: what its own weights say, and what particles of a wider guide
     do.
@@ -63,15 +72,16 @@ def assured(
     moments are the same.
 
     Args:
-        wider: draws from a guide so much wider; None where there is none. It is called only where it decides.
+        wider: draws from a guide so much wider, in all coordinates or in long vectors alone; None where there is none.
+            It is called only where it decides.
         take: as many replicates of a guide as the posterior is to have.
     """
     reasons = tuple(complaints(found))
-    if (reasons and any(complaints(found, tails=False))) or not _comparable(found):
+    if (reasons and any(complaints(found, uneven=False, tails=False))) or not _comparable(found):
         return found, reasons
     judge = next(filter(None, (_look(wider, key, how) for how in WIDENED)), None)
     if judge is None:
-        return found, reasons
+        return found, () if reasons and _tails_confirmed(found, wider, take, key) else reasons
     taken = cache(take)  # of a guide that is tried as the posterior and then asked to confirm it
     heavy = heavy_tails(found)
     further = _look(wider, key, REACHING) if heavy and judge.how != REACHING else None
@@ -82,8 +92,9 @@ def assured(
         known = worst_error(better, _continuous(better)) < 2 * KNOWN
         if known and _reaches(better) and not check(better):
             return better, ()
-    # more replicates take less time than chains do
-    if reasons and (_same(found, judge.seen) or _same(found, taken(judge.draw))):
+    if reasons and (_same(found, judge.seen) or _confirmed(found, judge.draw, taken(judge.draw), key)):
+        return found, ()
+    if reasons and _tails_confirmed(found, wider, take, key):
         return found, ()
     return found, reasons or tuple(_missed(found, judge.seen))
 
@@ -97,8 +108,10 @@ class _Look(Generic[PoolT]):
     seen: PoolT
 
 
-def _look(wider: Callable[[float], Draw[PoolT] | None], key: KeyArray, how: float) -> _Look[PoolT] | None:
-    draw = wider(how)
+def _look(
+    wider: Callable[[float, bool], Draw[PoolT] | None], key: KeyArray, how: float, vectors: bool = False
+) -> _Look[PoolT] | None:
+    draw = wider(how, vectors)
     if draw is None:
         return None
     seen = draw(key, GLIMPSE)
@@ -175,6 +188,34 @@ def _same(found: Pool, wider: Pool) -> bool:
         return float(np.quantile(most, ALMOST_ALL, method="higher"))
 
     return all(apart(n) < SAME for n in _continuous(found))
+
+
+def _confirmed(found: PoolT, draw: Draw[PoolT], seen: PoolT, key: KeyArray) -> bool:
+    """Whether a wider guide's particles tell of the same posterior, of which more are drawn until they do.
+
+    That takes less time than chains, if it does.
+    """
+    begun = time.perf_counter()
+    while not _same(found, seen):
+        more = 2 * seen.num_replicates
+        if more > min(SURE, affordable(seen)) or time.perf_counter() - begun > LONGEST:
+            return False
+        seen = twice_as_many(draw, key, seen)
+    return True
+
+
+def _tails_confirmed(
+    found: PoolT,
+    wider: Callable[[float, bool], Draw[PoolT] | None],
+    take: Callable[[Draw[PoolT]], PoolT],
+    key: KeyArray,
+) -> bool:
+    """Whether noise in the tails is all that there is against a posterior, and a guide that is wider in its long
+    vectors alone, of whose particles few fit there, tells of the same."""
+    if any(complaints(found, tails=False)):
+        return False
+    look = _look(wider, key, WIDENED[-1], vectors=True)
+    return look is not None and (_same(found, look.seen) or _confirmed(found, look.draw, take(look.draw), key))
 
 
 def _missed(found: Pool, wider: Pool) -> Iterator[str]:

@@ -7,6 +7,7 @@ import sys
 import warnings
 
 import arviz_stats.base
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -97,7 +98,9 @@ def test_elements_of_a_positive_vector_move_apart():
 
 
 def test_densities_that_lie_are_told_of_though_chains_are_the_answer(fit, chains, monkeypatch):
-    monkeypatch.setattr(sys.modules["kayn.fit"], "assured", lambda own, *given: (own, ("latent 'mu': poor",)))
+    monkeypatch.setattr(
+        sys.modules["kayn.inference.settle"], "assured", lambda own, *given: (own, ("latent 'mu': poor",))
+    )
     monkeypatch.setattr(escalate, "run_until_mixed", lambda *given: chains)
     monkeypatch.setattr("kayn.posterior.poor_fit.unsound", lambda *given: ["site 'y' lies"])
     with pytest.warns(kayn.NumericsWarning, match="'y' lies"):
@@ -108,8 +111,10 @@ def test_evidence_after_sampling_is_of_the_guide_with_the_draws_moments(chains, 
     """Of a guide that has hardly been fitted: within five of its errors of the closed form, and more exact than before;
     the guide's moments are those of the draws that it takes."""
     begun = kayn.fit(normals, (SD, Y), progress=False, num_steps=1)
-    before = begun.posterior(escalate=False)
-    monkeypatch.setattr(sys.modules["kayn.fit"], "assured", lambda own, *given: (own, ("latent 'mu': poor",)))
+    before = begun.sampler.posterior(begun.call, jax.random.key(1), 32)
+    monkeypatch.setattr(
+        sys.modules["kayn.inference.settle"], "assured", lambda own, *given: (own, ("latent 'mu': poor",))
+    )
     monkeypatch.setattr(escalate, "run_until_mixed", lambda *given: chains)
     found = begun.posterior()
     exact = dist.MultivariateNormal(np.zeros(len(Y)), np.diag(np.asarray(SD) ** 2 + 1) + 4).log_prob(Y)
@@ -126,7 +131,9 @@ def test_particles_that_are_too_large_to_be_kept_leave_the_evidence_as_it_was(ch
     """The chains are the answer, with the log evidence of the weights that failed."""
     begun = kayn.fit(normals, (SD, Y), progress=False, num_steps=1)
     monkeypatch.setattr("kayn.inference.qem.KEPT_BYTES", 0)
-    monkeypatch.setattr(sys.modules["kayn.fit"], "assured", lambda own, *given: (own, ("latent 'mu': poor",)))
+    monkeypatch.setattr(
+        sys.modules["kayn.inference.settle"], "assured", lambda own, *given: (own, ("latent 'mu': poor",))
+    )
     monkeypatch.setattr(escalate, "run_until_mixed", lambda *given: chains)
     found, before = begun.posterior(), begun.posterior(escalate=False)
     assert found.draws is chains.draws
@@ -138,7 +145,9 @@ def test_a_sampler_that_breaks_leaves_the_weights(fit, monkeypatch):
     def broken(*given):
         raise KeyError("gone")
 
-    monkeypatch.setattr(sys.modules["kayn.fit"], "assured", lambda own, *given: (own, ("latent 'mu': poor",)))
+    monkeypatch.setattr(
+        sys.modules["kayn.inference.settle"], "assured", lambda own, *given: (own, ("latent 'mu': poor",))
+    )
     monkeypatch.setattr(escalate, "run_until_mixed", broken)
     with pytest.warns(kayn.PoorFitWarning, match="sampling ended in KeyError .*please report"):
         found = fit.posterior()

@@ -1,0 +1,263 @@
+"""A start by gradients, for guides that hold many coordinates on one particle.
+
+From the prior's quantiles all particles of a long vector are far from the posterior, one has all the weight, and QEM
+takes hundreds of steps to the posterior's place and more to its covariance. Gradients know both at once.
+
+First the best independent Normals in unconstrained space, by maximising the evidence's lower bound over fixed draws
+(Giordano, Ingram & Broderick, Black box variational inference with a deterministic objective, 2024). Then, for
+coordinates that are joint, the inverse of the expected curvature under them, which is what the covariance of the best
+joint Normal is (Opper & Archambeau, The variational Gaussian approximation revisited, 2009, eq. 7).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kayn.axes.request import make_request
+from kayn.axes.types import proposal_name
+from kayn.evidence.draws import draws_from_runs
+from kayn.evidence.problem import Problem, build_problem
+from kayn.evidence.weights import proposal_terms, weigh_against
+from kayn.guides.factorised import FactorisedGuide, GuideSite
+from kayn.guides.joint import JointPart, by_part
+from kayn.guides.normal import Gaussian, MultivariateNormal, Normal
+from kayn.programs.sites import Inspected
+from kayn.support.arrays import Array
+from kayn.support.names import parameter
+from kayn.xla.compilation import is_traced
+from kayn.xla.jit import QuickJit
+
+LONG = 16
+"""Coordinates on one particle from which gradients are worth the time that compiling them takes."""
+PAIRS = 8
+"""Antithetic pairs of draws over which the bound is averaged."""
+MOST_ENTRIES = 2**20
+"""Numbers in a model up to which gradients are taken."""
+STEPS = 200
+"""Of L-BFGS at most."""
+BEGINNING = 0.4
+"""Scale of the first Normals, in those of the guide's own start."""
+WIDTHS = (-20.0, 5.0)
+"""Logarithms of the narrowest and the widest scale, in the same."""
+IMPOSSIBLE = 1e30
+"""Stands for a loss that is not finite."""
+FLATTEST = 1e-4
+"""Curvature of the flattest direction at least, where that along the coordinates is one."""
+
+
+def started_by_gradients(
+    guide: FactorisedGuide, inspected: Inspected, params: Mapping[str, Array]
+) -> dict[str, Array] | None:
+    """Parameters of kayn's own guide; None where no vector is long, or gradients lead nowhere.
+
+    Args:
+        guide: with the start that the ascent begins from.
+        params: of the model.
+    """
+    if is_traced((inspected.args, inspected.kwargs, params)) or not _worthwhile(guide, inspected):
+        return None
+    try:
+        ascent = _Ascent(guide, *_density(guide, inspected, params))
+        at = ascent.climbed()
+        found = None if at is None else _parameters(ascent, at)
+    except (ValueError, TypeError, NotImplementedError, FloatingPointError):
+        return None  # what has no gradient is started from the prior
+    return None if found is None else {n: jnp.asarray(v, jnp.result_type(float)) for n, v in found.items()}
+
+
+def _worthwhile(guide: FactorisedGuide, inspected: Inspected) -> bool:
+    entries = sum(math.prod(s.shape) for s in inspected.sites.values() if s.kind == "sample")
+    normal = all(isinstance(s.family, Gaussian) for s in guide.sites)
+    longest = max((sum(_length(s) for s in block) for block in _blocks(guide)), default=0)
+    return guide.draws_together and normal and entries <= MOST_ENTRIES and longest >= LONG
+
+
+def _blocks(guide: FactorisedGuide) -> list[list[GuideSite]]:
+    """Sites whose coordinates are joint, together."""
+    by_name = {s.name: s for s in guide.sites}
+    alone = [[s] for s in guide.sites if type(s.family) is MultivariateNormal]
+    return [[by_name[n] for n in block] for block in guide.blocks] + alone
+
+
+def _vectors(site: GuideSite, u: Array) -> Array:
+    """[*shape of u] to [*S, n], with n joint coordinates."""
+    return site.family.coordinates.vectors(u) if isinstance(site.family, JointPart) else u
+
+
+def _length(site: GuideSite) -> int:
+    return int(_vectors(site, np.empty(np.shape(site.start["loc"]))).shape[-1])
+
+
+def _density(
+    guide: FactorisedGuide, inspected: Inspected, params: Mapping[str, Array]
+) -> tuple[Problem, Callable[[Mapping, Mapping[str, Array]], Array]]:
+    """The model with one particle of every latent; and, of its numbers and the coordinates of all sites, the log
+    density of model and data in these coordinates, a scalar in nats, summed over latents that are enumerated."""
+
+    def plain(site: GuideSite) -> GuideSite:
+        family = Normal(site.family.event_dim, _gaussian(site).transform)
+        return replace(site, family=family, start=family.standard(np.shape(site.start["loc"]), float), wide=None)
+
+    own = replace(guide, sites=tuple(map(plain, guide.sites)))
+    params = {**own.start, **params}
+    request = make_request(1, draws="even")
+    args, kwargs = inspected.args, inspected.kwargs
+    problem = build_problem(inspected.fn, own, args, kwargs, params, request, inspected=inspected)
+    transforms = {s.name: _gaussian(s).transform for s in guide.sites}
+
+    def log_density(numbers: Mapping, u: Mapping[str, Array]) -> Array:
+        z = {n: transforms[n](v) for n, v in u.items()}
+        draws = draws_from_runs(problem, numbers, params, {n: v[None] for n, v in z.items()}, {})
+        terms = proposal_terms(problem, numbers, draws, params)
+        drawn = {proposal_name(a) for a in problem.layout.axes if not a.enumerated}
+        terms = {n: jnp.zeros_like(t) if n in drawn else t for n, t in terms.items()}
+        volume = sum(jnp.sum(transforms[n].log_abs_det_jacobian(v, z[n])) for n, v in u.items())
+        return weigh_against(problem, numbers, draws, params, terms).log_evidence() + volume
+
+    return problem, log_density
+
+
+def _gaussian(site: GuideSite) -> Gaussian:
+    assert isinstance(site.family, Gaussian)
+    return site.family
+
+
+@dataclass(frozen=True, eq=False)
+class _Ascent:
+    """The bound of independent Normals, whose locations are `loc + scale * shift` and whose scales `scale * width`.
+
+    Attributes:
+        guide: whose start gives `loc` and `scale`.
+        problem, density: see `_density`.
+    """
+
+    guide: FactorisedGuide
+    problem: Problem
+    density: Callable[[Mapping, Mapping[str, Array]], Array]
+
+    @cached_property
+    def places(self) -> dict[str, np.ndarray]:
+        """Where the coordinates of a site are among all: [*shape of u]."""
+        shapes = {s.name: np.shape(s.start["loc"]) for s in self.guide.sites}
+        ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+        return {
+            n: np.arange(end - math.prod(shape), end).reshape(shape)
+            for (n, shape), end in zip(shapes.items(), ends, strict=True)
+        }
+
+    @cached_property
+    def size(self) -> int:
+        """Coordinates of all sites."""
+        return sum(p.size for p in self.places.values())
+
+    @cached_property
+    def start(self) -> tuple[np.ndarray, np.ndarray]:
+        """`loc` and `scale`, [size] each."""
+        loc, scale = np.zeros(self.size), np.ones(self.size)
+        for site in self.guide.sites:
+            own = {n: np.asarray(v, float) for n, v in site.start.items()}
+            loc[self.places[site.name]] = own["loc"]
+            if "scale" in own:
+                scale[self.places[site.name]] = own["scale"]
+            else:  # joint, and independent of all others at the start
+                scale[_vectors(site, self.places[site.name])] = np.sqrt((own["scale_tril"] ** 2).sum(-1))
+        return loc, scale
+
+    @cached_property
+    def _run(self) -> Callable[[Array], tuple[Array, Array]]:
+        half = np.random.default_rng(0).normal(size=(PAIRS, self.size))
+        known = tuple(jnp.asarray(x, jnp.result_type(float)) for x in (*self.start, np.concatenate([half, -half])))
+
+        def loss(numbers: Mapping, known: tuple[Array, ...], at: Array) -> Array:
+            loc, scale, noise = known
+            shift, log_width = at
+            points = loc + scale * (shift + jnp.exp(log_width) * noise)
+            each = jax.vmap(lambda u: self.density(numbers, {n: u[own] for n, own in self.places.items()}))(points)
+            return -jnp.mean(each) - jnp.sum(log_width)
+
+        run = QuickJit(jax.value_and_grad(loss, 2))
+        return lambda at: run(self.problem.numbers, known, at)
+
+    def loss(self, at: np.ndarray) -> tuple[float, np.ndarray]:
+        """Minus the bound, up to a constant, and its gradient, in nats; `at` are shifts and log widths [2 * size]."""
+        value, gradient = self._run(jnp.asarray(at.reshape(2, -1), jnp.result_type(float)))
+        value, gradient = float(value), np.asarray(gradient, float).ravel()
+        # a step to where nothing is finite is too long
+        return (value, gradient) if np.isfinite(value) and np.isfinite(gradient).all() else (IMPOSSIBLE, 0 * gradient)
+
+    def climbed(self) -> np.ndarray | None:
+        """Where the bound is highest."""
+        import scipy.optimize  # takes half as long as all that kayn imports
+
+        at = np.concatenate([np.zeros(self.size), np.full(self.size, math.log(BEGINNING))])
+        bounds = [(None, None)] * self.size + [WIDTHS] * self.size
+        options = {"maxiter": STEPS, "maxcor": 20}
+        best = scipy.optimize.minimize(self.loss, at, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        return best.x if best.fun < IMPOSSIBLE else None
+
+    def curvature(self, at: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Of minus the bound along the locations of vectors, which have nothing to do with each other, in units of
+        their widths: [*S, n, n].
+
+        From gradients at both ends of each width, as far as draws reach.
+
+        Args:
+            places: of the vectors' coordinates [*S, n].
+        """
+        widths = np.exp(at[self.size :])
+
+        def column(where: np.ndarray) -> np.ndarray:
+            step = np.zeros(2 * self.size)
+            step[where] = widths[where]
+            ahead, back = (self.loss(at + sign * step)[1] for sign in (1, -1))
+            return (widths * (ahead - back)[: self.size] / 2)[places]
+
+        return np.stack([column(places[..., i]) for i in range(places.shape[-1])], -1)
+
+
+def _parameters(ascent: _Ascent, at: np.ndarray) -> dict[str, np.ndarray]:
+    """Parameters of the guide by `numpyro.param` name, with the covariances that the curvature says.
+
+    What has no plates varies together, whichever axes it is on, and every vector takes what it varies by then.
+    """
+    guide, (loc, scale) = ascent.guide, ascent.start
+    loc, scale = loc + scale * at[: ascent.size], scale * np.exp(at[ascent.size :])
+    found = {n: {"loc": loc[own], "scale": scale[own]} for n, own in ascent.places.items()}
+    numbers = [[s] for s in guide.sites if isinstance(s.family, Normal) and ascent.places[s.name].ndim == 0]
+    units = [(own, _places(own, ascent.places)) for own in (*numbers, *_blocks(guide))]
+    whole = [unit for unit in units if unit[1].ndim == 1]
+    for group in ([whole] if whole else []) + [[unit] for unit in units if unit[1].ndim > 1]:
+        places = np.concatenate([own for _, own in group], -1)
+        covariance, end = _inverse(ascent.curvature(at, places)), 0
+        for sites, own in group:
+            begin, end = end, end + own.shape[-1]
+            root = np.linalg.cholesky(covariance[..., begin:end, begin:end])
+            joint = {"loc": loc[own], "scale_tril": scale[own][..., :, None] * root}
+            parts = [s.family for s in sites if isinstance(s.family, JointPart)]
+            if sites in numbers:
+                found[sites[0].name]["scale"] = joint["scale_tril"].reshape(())
+            else:
+                found |= dict(zip((s.name for s in sites), by_part(parts, joint) if parts else [joint], strict=True))
+    return {
+        parameter(s.name, p): found[s.name].get(p, np.zeros(np.shape(first)))
+        for s in guide.sites
+        for p, first in s.start.items()
+    }
+
+
+def _places(sites: Sequence[GuideSite], places: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Where joint coordinates of sites are among all: [*S, n]."""
+    return np.concatenate([np.atleast_1d(_vectors(s, places[s.name])) for s in sites], -1)
+
+
+def _inverse(curvature: np.ndarray) -> np.ndarray:
+    """Of matrices [..., n, n] that should be symmetric and positive, in units in which their diagonal is about one."""
+    values, vectors = np.linalg.eigh((curvature + curvature.swapaxes(-1, -2)) / 2)
+    return np.einsum("...ij,...j,...kj->...ik", vectors, 1 / np.maximum(values, FLATTEST), vectors)

@@ -1,0 +1,97 @@
+"""Which weighed particles a fit's posterior is of: the guide's, those of the guide fitted again, or of a wider one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import numpy as np
+
+from kayn.inference.sampler import Sampler
+from kayn.posterior.call import Call
+from kayn.posterior.diagnostics import MIN_REPLICATES, efficiency
+from kayn.posterior.enough import OPERATIONS, Draw, possible
+from kayn.posterior.poor_fit import complaints
+from kayn.posterior.posterior import Posterior
+from kayn.posterior.wider import assured
+from kayn.support.arrays import KeyArray
+
+MOST = 8
+"""Times that a guide is fitted again."""
+GLIMPSE = 16
+"""Replicates that tell whether it has become better."""
+BETTER = 1.2
+"""By what factor the efficiency of its weights has to grow."""
+AGAIN = "posterior: of the guide fitted again to all replicates of a first one, whose weights were poor"
+WIDENED = "posterior: of a wider guide, whose replicates disagree less or whose weights have no heavy tails"
+
+
+@dataclass(frozen=True, eq=False)
+class Settled:
+    """A posterior, and what there is to say of it.
+
+    Attributes:
+        reasons: not to trust it; none where all is well.
+        sampler: of its guide, or of that which was made wider; None where the fit has none.
+        told: what became of the posterior, in words, by what it is about.
+    """
+
+    posterior: Posterior
+    reasons: tuple[str, ...]
+    sampler: Sampler | None
+    told: dict[str, str]
+
+
+def settled(
+    sampler: Sampler | None, call: Call, own: Posterior, take: Callable[[Draw[Posterior]], Posterior], key: KeyArray
+) -> Settled:
+    """The posterior of a fit, given the particles of its guide.
+
+    Args:
+        sampler: None where there is none.
+        take: as many replicates of a guide as the posterior is to have.
+    """
+    told: dict[str, str] = {}
+    draws = sampler if sampler is not None and sampler.qem.blocks and sampler.qem.keeps_particles() else None
+    found = own
+    if draws is not None:
+        draws, found = _fitted_again(draws, call, own, take, jax.random.fold_in(key, 4))
+        told |= {"again": AGAIN} if found is not own else {}
+
+    def wider(how: float, vectors: bool) -> Draw[Posterior] | None:
+        return None if draws is None else partial(draws.wider(how, vectors).posterior, call)
+
+    found, reasons = assured(found, wider, take, jax.random.fold_in(key, 3))
+    told |= {"widened": WIDENED} if found.widened else {}
+    return Settled(found, reasons, draws or sampler, told)
+
+
+def _fitted_again(
+    sampler: Sampler, call: Call, found: Posterior, take: Callable[[Draw[Posterior]], Posterior], key: KeyArray
+) -> tuple[Sampler, Posterior]:
+    """A guide and its posterior, fitted again as long as something is said against them and that makes them better.
+
+    QEM's last steps average over some hundreds of effective particles, from which the covariance of sixty coordinates
+    is not known. All replicates of a posterior hold ten times as many, and cost no further step (adaptive importance
+    sampling: Cappe, Guillin, Marin & Robert, Population Monte Carlo, 2004).
+    """
+    for turn in range(MOST):
+        dear = GLIMPSE * sampler.problem.layout.operations > OPERATIONS
+        few = possible(found).sum() < MIN_REPLICATES
+        if dear or few or found.draws.subsample or not any(complaints(found)):
+            break
+        again = sampler.fitted_again(found)
+        glimpse = again.posterior(call, jax.random.fold_in(key, turn), GLIMPSE)
+        if not _efficiency(glimpse) > BETTER * _efficiency(found) and any(complaints(glimpse)):
+            break
+        sampler, found = again, take(partial(again.posterior, call))
+    return sampler, found
+
+
+def _efficiency(posterior: Posterior) -> float:
+    """Of the worst element of the worst axis."""
+    axes = [a for a in posterior.problem.layout.axes if not a.enumerated and a.size > 1]
+    weights = [np.asarray(posterior.axis_weights[a.name]) for a in axes]
+    return min((float(efficiency(np.moveaxis(w, -1, 1)).min()) for w in weights), default=1.0)

@@ -1,0 +1,107 @@
+"""A guide that is fitted again where the weights of its posterior are poor."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import kayn
+from kayn.inference import ascent, settle
+from kayn.posterior.poor_fit import complaints
+
+SIZE = 30
+A = np.random.default_rng(2).normal(size=(SIZE, SIZE)).astype(np.float32) / SIZE**0.5
+Y = A @ np.linspace(-1, 1, SIZE, dtype=np.float32)
+COVARIANCE = np.linalg.inv(np.eye(SIZE) + A.T @ A / 0.1**2)
+MEAN = COVARIANCE @ A.T @ Y / 0.1**2
+
+
+def vector(y):
+    z = numpyro.sample("z", dist.Normal(0, 1).expand([SIZE]).to_event(1))
+    numpyro.sample("y", dist.Normal(A @ z, 0.1).to_event(1), obs=y)
+
+
+@pytest.fixture(scope="module")
+def early():
+    """Of strongly correlated coordinates, while their covariance is not known well: without gradients."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ascent, "LONG", 1000)
+        return kayn.fit(vector, (Y,), num_steps=480, progress=False)
+
+
+@pytest.fixture(scope="module")
+def own(early):
+    """The posterior of its own particles."""
+    return early.sampler.posterior(early.call, jax.random.key(1), 256)
+
+
+@pytest.mark.filterwarnings("error::kayn.PoorFitWarning")
+def test_a_guide_whose_covariance_is_not_known_yet_is_fitted_again(early, own):
+    """Means and standard deviations within four errors (taken for effective draws alone) of the closed form."""
+    assert any("effective sample size" in text for text in complaints(own))
+    found = early.posterior(escalate=False)
+    assert "fitted again" in str(early)
+    assert settle._efficiency(found) > 2 * settle._efficiency(own)
+    error = (found.num_replicates * settle._efficiency(found) * early.sampler.qem.blocks[0].size) ** -0.5
+    sd = np.diag(COVARIANCE) ** 0.5
+    np.testing.assert_array_less(np.abs(found.mean("z") - MEAN) / sd, 4 * error)
+    np.testing.assert_array_less(np.abs(found.std("z") / sd - 1), 4 * error)
+
+
+def test_the_guide_has_the_moments_of_all_replicates(early, own):
+    """By their shares, as the posterior has them; those that hold nothing possible do not count, whatever is there."""
+    again = early.sampler.fitted_again(own)
+    np.testing.assert_allclose(again.proposal["kayn:z:loc"], own.mean("z"), rtol=1e-3, atol=1e-4)
+    covariance = again.state.moments["z"]["covariance"]
+    np.testing.assert_allclose(np.diag(covariance) ** 0.5, own.std("z"), rtol=0.01)
+    log_evidences, weights = jax.tree.map(np.array, (own.log_evidences, own.axis_weights))
+    log_evidences[:3], weights[own.problem.layout.axis_of("z").name][:3] = -np.inf, np.nan
+    found = early.sampler.fitted_again(replace(own, log_evidences=log_evidences, axis_weights=weights))
+    draws, log_evidences, weights = jax.tree.map(lambda x: x[3:], (own.draws, own.log_evidences, own.axis_weights))
+    fewer = early.sampler.fitted_again(replace(own, draws=draws, log_evidences=log_evidences, axis_weights=weights))
+    for name, value in found.proposal.items():
+        np.testing.assert_allclose(value, fewer.proposal[name], rtol=1e-4, atol=1e-5)
+
+
+def looks(monkeypatch, efficiencies):
+    """Efficiencies that guides have, one after the other."""
+    left = iter(efficiencies)
+    monkeypatch.setattr(settle, "_efficiency", lambda posterior: next(left))
+
+
+def again(early, own):
+    """How many times a guide is fitted, and taken."""
+    fitted, taken = [], []
+    sampler = early.sampler
+
+    class Watched:
+        problem, posterior = sampler.problem, sampler.posterior
+
+        def fitted_again(self, found):
+            fitted.append(found)
+            return self
+
+    settle._fitted_again(Watched(), early.call, own, lambda draw: taken.append(draw) or own, jax.random.key(0))
+    return len(fitted), len(taken)
+
+
+def test_it_is_fitted_again_as_long_as_that_helps(early, own, monkeypatch):
+    looks(monkeypatch, [0.3, 0.2, 0.4, 0.3, 0.4, 0.4])  # of a glimpse, and of what was before
+    assert again(early, own) == (3, 2)
+    looks(monkeypatch, [0.4, 0.1] * 20)
+    assert again(early, own) == (settle.MOST, settle.MOST)
+
+
+@pytest.mark.parametrize("why", ["nothing", "few", "dear"])
+def test_it_is_left_as_it_is(early, own, monkeypatch, why):
+    """Where nothing is said against it, replicates are too few to say so, or new ones take long."""
+    if why == "nothing":
+        monkeypatch.setattr(settle, "complaints", lambda posterior: iter(()))
+    if why == "few":
+        monkeypatch.setattr(settle, "MIN_REPLICATES", 257)
+    if why == "dear":
+        monkeypatch.setattr(settle, "OPERATIONS", 0)
+    assert again(early, own) == (0, 0)
