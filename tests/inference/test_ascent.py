@@ -153,3 +153,9 @@ def test_covariances_that_are_known_move_slowly_and_all_else_as_before():
     np.testing.assert_allclose(rate, block.size / 2 / SIZE**2, rtol=1e-3)
     assert steps_ahead(block, {"variance": np.ones(3)}) == 0.0
     assert steps_ahead(block, {"covariance": np.eye(3)}) == 0.0
+
+
+@pytest.mark.parametrize("bound", ["OPERATIONS", "SECONDS"])
+def test_gradients_that_are_dear_are_given_up(monkeypatch, bound):
+    monkeypatch.setattr(ascent, bound, 0)
+    assert found(vector, Y, monkeypatch=monkeypatch) is None

@@ -6,12 +6,13 @@ takes hundreds of steps to the posterior's place and more to its covariance. Gra
 First the best independent Normals in unconstrained space, by maximising the evidence's lower bound over fixed draws
 (Giordano, Ingram & Broderick, Black box variational inference with a deterministic objective, 2024). Then, for
 coordinates that are joint, the inverse of the expected curvature under them, which is what the covariance of the best
-joint Normal is (Opper & Archambeau, The variational Gaussian approximation revisited, 2009, eq. 7).
+joint Normal is (Opper & Archambeau, The variational Gaussian approximation revisited, 2009).
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,12 +37,16 @@ from kayn.xla.jit import QuickJit
 
 LONG = 16
 """Coordinates on one particle from which gradients are worth the time that compiling them takes."""
-PAIRS = 8
-"""Antithetic pairs of draws over which the bound is averaged."""
+PAIRS, FEWEST = 8, 2
+"""Antithetic pairs of draws over which the bound is averaged, and where these take too long."""
 MOST_ENTRIES = 2**20
 """Numbers in a model up to which gradients are taken."""
 STEPS = 200
 """Of L-BFGS at most."""
+OPERATIONS = 2**31
+"""That all values of the density may take, which with their gradients is a few seconds on two cores."""
+SECONDS = 10.0
+"""After which it is given up, for what operations do not tell; compiling apart."""
 BEGINNING = 0.4
 """Scale of the first Normals, in those of the guide's own start."""
 WIDTHS = (-20.0, 5.0)
@@ -65,10 +70,10 @@ def started_by_gradients(
         return None
     try:
         ascent = _Ascent(guide, *_density(guide, inspected, params))
-        at = ascent.climbed()
+        at = ascent.climbed() if ascent.pairs >= FEWEST else None
         found = None if at is None else _parameters(ascent, at)
-    except (ValueError, TypeError, NotImplementedError, FloatingPointError):
-        return None  # what has no gradient is started from the prior
+    except (ValueError, TypeError, NotImplementedError, FloatingPointError, TimeoutError):
+        return None  # what has no gradient, or a dear one, is started from the prior
     return None if found is None else {n: jnp.asarray(v, jnp.result_type(float)) for n, v in found.items()}
 
 
@@ -158,6 +163,16 @@ class _Ascent:
         return sum(p.size for p in self.places.values())
 
     @cached_property
+    def pairs(self) -> int:
+        """Antithetic pairs of draws."""
+        once = 2 * max(self.problem.layout.operations, 1) * (STEPS + 2 * self.size)
+        return min(PAIRS, int(OPERATIONS / once))
+
+    @cached_property
+    def _deadline(self) -> float:
+        return time.perf_counter() + SECONDS
+
+    @cached_property
     def start(self) -> tuple[np.ndarray, np.ndarray]:
         """`loc` and `scale`, [size] each."""
         loc, scale = np.zeros(self.size), np.ones(self.size)
@@ -172,7 +187,7 @@ class _Ascent:
 
     @cached_property
     def _run(self) -> Callable[[Array], tuple[Array, Array]]:
-        half = np.random.default_rng(0).normal(size=(PAIRS, self.size))
+        half = np.random.default_rng(0).normal(size=(self.pairs, self.size))
         known = tuple(jnp.asarray(x, jnp.result_type(float)) for x in (*self.start, np.concatenate([half, -half])))
 
         def loss(numbers: Mapping, known: tuple[Array, ...], at: Array) -> Array:
@@ -189,6 +204,8 @@ class _Ascent:
         """Minus the bound, up to a constant, and its gradient, in nats; `at` are shifts and log widths [2 * size]."""
         value, gradient = self._run(jnp.asarray(at.reshape(2, -1), jnp.result_type(float)))
         value, gradient = float(value), np.asarray(gradient, float).ravel()
+        if time.perf_counter() > self._deadline:  # which is set after the first time, when all is compiled
+            raise TimeoutError
         # a step to where nothing is finite is too long
         return (value, gradient) if np.isfinite(value) and np.isfinite(gradient).all() else (IMPOSSIBLE, 0 * gradient)
 
