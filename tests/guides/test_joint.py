@@ -12,6 +12,7 @@ from numpyro.infer import SVI, Trace_ELBO
 
 import kayn
 from kayn.guides.joint import Coordinates, Exchangeable, JointPart, by_part, chains, closest
+from kayn.guides.joint_blocks import LARGEST_BLOCK
 from kayn.inference.importance import Importance
 from kayn.inference.qem import QEM
 
@@ -238,7 +239,7 @@ def test_single_sites_and_long_blocks():
 
     def model(y):
         v = S("v", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
-        with P("long", 70):
+        with P("long", LARGEST_BLOCK + 6):
             z = S("z", dist.Normal(0.0, 1.0))
         a = S("a", dist.Normal(0.0, 1.0))
         S("y", dist.Normal(v.sum() + z.sum() + a, 1.0), obs=y)

@@ -25,6 +25,7 @@ from kayn.evidence.draws import draw_particles
 from kayn.evidence.problem import build_problem
 from kayn.evidence.queries import latent_weights
 from kayn.guides.families import Bernoulli, Beta, Categorical, Dirichlet, Exponential, Gamma, Poisson
+from kayn.guides.joint_blocks import LARGEST_BLOCK
 from kayn.guides.normal import MultivariateNormal, Normal
 from kayn.inference.beginning import CHUNK
 from kayn.inference.mstep import Weights, temper
@@ -222,7 +223,7 @@ def mixed_bag(y):
     """Latents of several families and shapes, on plates and not, some on one axis."""
     mu = numpyro.sample("mu", dist.Normal(0, 1))
     sd = numpyro.sample("sd", dist.HalfNormal(1))
-    wide = numpyro.sample("wide", dist.Normal(jnp.zeros(80), 1).to_event(1))
+    wide = numpyro.sample("wide", dist.Normal(jnp.zeros(LARGEST_BLOCK + 4), 1).to_event(1))
     pair = numpyro.sample("pair", dist.Normal(jnp.zeros(2), 1).to_event(1))
     with numpyro.plate("inner", 3, dim=-1), numpyro.plate("outer", 2, dim=-2):
         z = numpyro.sample("z", dist.Normal(mu + pair.sum(), sd))

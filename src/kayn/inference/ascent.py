@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -114,7 +115,9 @@ def _density(
     params = {**own.start, **params}
     request = make_request(1, draws="even")
     args, kwargs = inspected.args, inspected.kwargs
-    problem = build_problem(inspected.fn, own, args, kwargs, params, request, inspected=inspected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what there is to say has been said of the guide's own problem
+        problem = build_problem(inspected.fn, own, args, kwargs, params, request, inspected=inspected)
     transforms = {s.name: _gaussian(s).transform for s in guide.sites}
 
     def log_density(numbers: Mapping, u: Mapping[str, Array]) -> Array:
@@ -165,7 +168,10 @@ class _Ascent:
     @cached_property
     def pairs(self) -> int:
         """Antithetic pairs of draws."""
-        once = 2 * max(self.problem.layout.operations, 1) * (STEPS + 2 * self.size)
+        columns = sum(s.size for s in self.places.values() if s.ndim == 0) + sum(
+            _length(s) for block in _blocks(self.guide) for s in block
+        )
+        once = 2 * max(self.problem.layout.operations, 1) * (STEPS + 2 * columns)
         return min(PAIRS, int(OPERATIONS / once))
 
     @cached_property

@@ -94,13 +94,11 @@ class Sampler:
         if asked in self._wider:
             return self._wider[asked]
         sites = [s for b in qem.blocks for s in b.sites]
-        own, more = qem.widening(0.0), qem.widening(overdispersion)
-        layout = self.problem.layout
-        long = {s.name for s in sites if self.problem.together(layout.axis_of(s.name)) >= LONG_VECTOR}
-        made = {
-            b.name: b
-            for b in blocks(self.problem, sites, {n: (more if n in long or not vectors else own)[n] for n in own})
-        }
+        widening = qem.widening(overdispersion)
+        if vectors:
+            axis_of, together = self.problem.layout.axis_of, self.problem.together
+            widening |= {n: 1.0 for n in widening if together(axis_of(n)) < LONG_VECTOR}
+        made = {b.name: b for b in blocks(self.problem, sites, widening)}
 
         def moments(own: Mapping[str, Moments]) -> dict[str, Moments]:
             return {n: dict(b.family.moments(b.parameters(own[n])[1])) for n, b in made.items()}

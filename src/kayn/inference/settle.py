@@ -83,11 +83,17 @@ def _fitted_again(
         if dear or few or found.draws.subsample or not any(complaints(found)):
             break
         again = sampler.fitted_again(found)
-        glimpse = again.posterior(call, jax.random.fold_in(key, turn), GLIMPSE)
+        draw = partial(_with_own_keys, partial(again.posterior, call), turn)
+        glimpse = draw(key, GLIMPSE)
         if not _efficiency(glimpse) > BETTER * _efficiency(found) and any(complaints(glimpse)):
             break
-        sampler, found = again, take(partial(again.posterior, call))
+        sampler, found = again, take(draw)
     return sampler, found
+
+
+def _with_own_keys(draw: Draw[Posterior], turn: int, key: KeyArray, count: int) -> Posterior:
+    """Replicates by other random numbers than those that the guide has been fitted to."""
+    return draw(jax.random.fold_in(key, MOST + turn), count)
 
 
 def _efficiency(posterior: Posterior) -> float:
