@@ -223,8 +223,20 @@ def test_noise_in_the_tails_is_confirmed_by_wider_vectors(monkeypatch, alone):
 
 
 @pytest.mark.filterwarnings("ignore::kayn.PoorFitWarning")
+def test_wider_vectors_do_not_confirm_what_a_wider_guide_denies(monkeypatch):
+    monkeypatch.setattr("kayn.posterior.poor_fit._missing_tails", lambda *given: iter(["tails differ"]))
+    monkeypatch.setattr("kayn.posterior.wider.EVEN_SPREAD", 0.0)
+    right, elsewhere, same = weighed(0.0, 0.8), weighed(0.5, 1.3, 1, 1.0), weighed(0.0, 1.3, 1)
+
+    def wider(how, vectors):
+        return lambda key, count: same if vectors else elsewhere
+
+    assert assured(right, wider, lambda draw: draw(None, 64), jax.random.key(0)) == (right, ("tails differ",))
+
+
+@pytest.mark.filterwarnings("ignore::kayn.PoorFitWarning")
 def test_moments_are_confirmed_by_as_many_replicates_as_it_takes(monkeypatch):
-    """Or by none, where a thousand do not know them, or know others."""
+    """Or by none, where a thousand would not know them."""
     monkeypatch.setattr("kayn.posterior.poor_fit._uneven", lambda *given: iter(["few particles"]))
     monkeypatch.setattr("kayn.posterior.wider.EVEN_SPREAD", 0.0)
     right, counts = weighed(0.0, 0.8), []
@@ -234,11 +246,16 @@ def test_moments_are_confirmed_by_as_many_replicates_as_it_takes(monkeypatch):
         return weighed(0.0, 1.3, 1, count=count)
 
     def confirmed(known_from):
-        monkeypatch.setattr("kayn.posterior.wider._same", lambda own, seen: seen.num_replicates >= known_from)
+        def same(own, seen, among=None):
+            return (seen.num_replicates if among is None else among) >= known_from
+
+        monkeypatch.setattr("kayn.posterior.wider._same", same)
         counts.clear()
         return assured(right, lambda how, vectors: draw, lambda draw: draw(None, 64), jax.random.key(0))[1]
 
     assert confirmed(256) == ()
     assert counts == [16, 64, 64, *[32] * 6]
-    assert confirmed(1025) == ("few particles",)
+    assert confirmed(1024) == ()
     assert sum(counts[2:]) == 1024
+    assert confirmed(1025) == ("few particles",)
+    assert counts == [16, 64]  # as a thousand would not be enough

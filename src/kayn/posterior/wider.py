@@ -92,11 +92,12 @@ def assured(
         known = worst_error(better, _continuous(better)) < 2 * KNOWN
         if known and _reaches(better) and not check(better):
             return better, ()
-    if reasons and (_same(found, judge.seen) or _confirmed(found, judge.draw, taken(judge.draw), key)):
+    missed = tuple(_missed(found, judge.seen))
+    if not reasons or missed:
+        return found, reasons or missed
+    if _confirmed(found, judge, taken, key):
         return found, ()
-    if reasons and _tails_confirmed(found, wider, take, key):
-        return found, ()
-    return found, reasons or tuple(_missed(found, judge.seen))
+    return found, () if _tails_confirmed(found, wider, take, key) else reasons
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,28 +180,36 @@ def _apart(found: Pool, wider: Pool, name: str) -> tuple[np.ndarray, np.ndarray,
     return (b.mean - a.mean) / sd, np.hypot(a.mean_error, b.mean_error) / sd, wide, wide_error
 
 
-def _same(found: Pool, wider: Pool) -> bool:
-    """Whether two posteriors agree about almost all elements, and know them well enough to say so."""
+def _same(found: Pool, wider: Pool, among: float | None = None) -> bool:
+    """Whether two posteriors agree about almost all elements, and know them well enough to say so.
+
+    Args:
+        among: whether they could if the wider one had so many replicates, and means and deviations were the same.
+    """
+    share = 1.0 if among is None else (wider.num_replicates / among) ** 0.5
+    known = 1.0 if among is None else 0.0
 
     def apart(name: str) -> float:
         shift, error, wide, wide_error = _apart(found, wider, name)
-        most = np.maximum(np.abs(shift) + 2 * error, np.abs(wide) + 2 * wide_error)
+        most = np.maximum(known * np.abs(shift) + 2 * share * error, known * np.abs(wide) + 2 * share * wide_error)
         return float(np.quantile(most, ALMOST_ALL, method="higher"))
 
     return all(apart(n) < SAME for n in _continuous(found))
 
 
-def _confirmed(found: PoolT, draw: Draw[PoolT], seen: PoolT, key: KeyArray) -> bool:
-    """Whether a wider guide's particles tell of the same posterior, of which more are drawn until they do.
+def _confirmed(found: PoolT, look: _Look[PoolT], take: Callable[[Draw[PoolT]], PoolT], key: KeyArray) -> bool:
+    """Whether a wider guide's particles tell of the same posterior, of which more are drawn until they do, where these
+    can be enough.
 
     That takes less time than chains, if it does.
     """
-    begun = time.perf_counter()
+    begun, seen = time.perf_counter(), look.seen
     while not _same(found, seen):
-        more = 2 * seen.num_replicates
-        if more > min(SURE, affordable(seen)) or time.perf_counter() - begun > LONGEST:
+        most = min(SURE, affordable(seen))
+        late = time.perf_counter() - begun > LONGEST
+        if late or 2 * seen.num_replicates > most or not _same(found, seen, among=most):
             return False
-        seen = twice_as_many(draw, key, seen)
+        seen = take(look.draw) if seen is look.seen else twice_as_many(look.draw, key, seen)
     return True
 
 
@@ -215,7 +224,7 @@ def _tails_confirmed(
     if any(complaints(found, tails=False)):
         return False
     look = _look(wider, key, WIDENED[-1], vectors=True)
-    return look is not None and (_same(found, look.seen) or _confirmed(found, look.draw, take(look.draw), key))
+    return look is not None and _confirmed(found, look, take, key)
 
 
 def _missed(found: Pool, wider: Pool) -> Iterator[str]:
