@@ -13,7 +13,7 @@ import numpy as np
 from kayn.axes.request import TARGET_ELEMENTS, make_request
 from kayn.evidence.problem import build_problem
 from kayn.inference import gradients
-from kayn.inference.beginning import CHUNK
+from kayn.inference.beginning import CHUNK, Start
 from kayn.inference.importance import Importance, Weigher
 from kayn.inference.mcmc.escalate import escalated
 from kayn.inference.mcmc.kernel import MPGibbs, Several
@@ -317,7 +317,8 @@ class _Setup:
 
 def _fit_qem(setup: _Setup) -> Fit:
     qem = QEM(setup.call.model, setup.guide, **setup.options)
-    state = qem.start(setup.key, setup.call.args, setup.call.kwargs, setup.params, setup.found is not None)
+    start: Start = "gradients" if setup.found is None else "known"
+    state = qem.start(setup.key, setup.call.args, setup.call.kwargs, setup.params, start)
     assert qem.guide is not None
     # what is joint in the guide shares an axis, however many particles
     joint = {"groups": qem.asked.groups, "couple": dict(qem.asked.couple)}

@@ -28,9 +28,15 @@ def found(model, *args, monkeypatch):
     """What gradients give for a model's guide."""
     given, own = [], ascent.started_by_gradients
     monkeypatch.setattr(qem, "started_by_gradients", lambda *asked: given.append(own(*asked)) or given[-1])
-    QEM(model).init(0, *args)
+    begun(model, *args)
     (start,) = given
     return start
+
+
+def begun(model, *args):
+    """QEM as a fit begins with it, and its state."""
+    fitter = QEM(model)
+    return fitter, fitter.start(jax.random.key(0), args, {}, {}, "gradients")
 
 
 def test_place_and_covariance_of_a_normal_are_known_at_once(monkeypatch):
@@ -123,12 +129,13 @@ def test_what_has_no_gradient_or_is_short_starts_from_the_prior(monkeypatch):
     assert found(vector, Y, monkeypatch=monkeypatch) is None
 
 
-def test_nothing_is_tried_where_numbers_are_traced_or_the_guide_is_given(monkeypatch):
+def test_nothing_is_tried_where_numbers_are_traced_the_guide_is_given_or_by_qem_itself(monkeypatch):
     monkeypatch.setattr(ascent, "_worthwhile", lambda *given: pytest.fail("looked"))
-    traced = jax.jit(lambda y: QEM(short).run(0, 2, y).log_evidence)(jnp.ones(15))
+    traced = jax.jit(lambda y: kayn.fit(short, (y,), num_steps=2, progress=False).log_evidence)(jnp.ones(15))
     assert np.isfinite(traced).all()
     guide = kayn.FactorisedGuide.from_model(short, (jnp.ones(15),))
-    QEM(short, guide).init(0, jnp.ones(15))
+    kayn.fit(short, (jnp.ones(15),), guide=guide, num_steps=2, progress=False)
+    QEM(short).init(0, jnp.ones(15))
 
 
 def test_a_start_with_less_evidence_is_not_taken(monkeypatch):
@@ -139,15 +146,13 @@ def test_a_start_with_less_evidence_is_not_taken(monkeypatch):
         return {n: v + 30 if n.endswith("loc") else v for n, v in start.items()}
 
     monkeypatch.setattr(qem, "started_by_gradients", far)
-    fitter = QEM(vector)
-    state = fitter.init(0, Y)
+    fitter, state = begun(vector, Y)
     assert np.abs(fitter.get_params(state)["kayn:z:loc"]).max() < 5
     assert all(float(v) == 0 for v in state.ahead.values())
 
 
 def test_covariances_that_are_known_move_slowly_and_all_else_as_before():
-    fitter = QEM(vector)
-    state = fitter.init(0, Y)
+    fitter, state = begun(vector, Y)
     (block,) = fitter.blocks
     rate = default_rate(state.ahead[block.name])
     np.testing.assert_allclose(rate, block.size / 2 / SIZE**2, rtol=1e-3)

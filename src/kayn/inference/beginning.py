@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -13,6 +13,8 @@ from kayn.inference.qem_state import QEMState
 from kayn.support.arrays import Array
 from kayn.xla.compilation import is_traced
 
+Start = Literal["prior", "gradients", "known"]
+"""From the prior's quantiles; also where gradients lead; from a state that is known."""
 CHUNK = 8
 """Steps in one compiled loop; progress is shown between loops."""
 

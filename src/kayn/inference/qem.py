@@ -33,7 +33,7 @@ from kayn.guides.factorised import FactorisedGuide, Unstarted
 from kayn.inference import mstep
 from kayn.inference.arguments import same
 from kayn.inference.ascent import started_by_gradients
-from kayn.inference.beginning import CHUNK, begun_at
+from kayn.inference.beginning import CHUNK, Start, begun_at
 from kayn.inference.mstep import LeastSize, Rate, Schedule, Weights, default_rate
 from kayn.inference.qem_state import QEMResult, QEMState
 from kayn.inference.together import Block, blocks, refuse_dependence
@@ -130,10 +130,10 @@ class QEM:
         Raises:
             GuideError: a guide site is in no supported family, or guide sites depend on each other.
         """
-        return self.start(as_key(rng_key), args, kwargs, dict(params or {}), False)
+        return self.start(as_key(rng_key), args, kwargs, dict(params or {}), "prior")
 
-    def start(self, key: KeyArray, args: tuple, kwargs: Mapping, params: dict[str, PyTree], resumed: bool) -> QEMState:
-        """As `init`; where a state is known already (`resumed`), starts are not compared."""
+    def start(self, key: KeyArray, args: tuple, kwargs: Mapping, params: dict[str, PyTree], start: Start) -> QEMState:
+        """As `init`, which starts from the prior; kayn's own guide also by gradients, or from a state that is known."""
         args, kwargs, _ = as_arguments(self.model, args, kwargs)
         inspected = inspected_for(self.user_guide, self.model, args, kwargs, params, self.request)
         if isinstance(self.user_guide, FactorisedGuide):
@@ -164,14 +164,14 @@ class QEM:
         self._advance = QuickJit(partial(_advance, self, self.keeps_particles()), (3,))
         self._parameters = QuickJit(lambda moments: {b.name: b.parameters(moments[b.name]) for b in self.blocks})
         self._one_step = jax.jit(partial(_step, self, self.problem), inline=True)
-        if not resumed:  # only types matter here: it is done while the prior to start from is being compiled
+        if start != "known":  # only types matter here: it is done while the prior to start from is being compiled
             self._one_step.trace(self.problem.numbers, self._first(params, key), 1.0)
         self.guide = begun.started()
-        own = self.user_guide is None and not resumed
-        near = started_by_gradients(self.guide, inspected, early) if own else None
+        asked = start == "gradients" and self.user_guide is None
+        near = started_by_gradients(self.guide, inspected, early) if asked else None
         chosen, state, taken = begun_at(
-            [*self.guide.starts[: 1 if resumed else None], *([] if near is None else [near])],
-            lambda start: self._first({**start, **params}, key, start is near),
+            [*self.guide.starts[: 1 if start == "known" else None], *([] if near is None else [near])],
+            lambda own: self._first({**own, **params}, key, own is near),
             lambda state: self._advance(self._problem().numbers, state, 1.0, CHUNK),
         )
         self.guide, self._begun = self.guide.started_at(chosen), (state, taken)
