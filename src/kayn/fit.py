@@ -317,7 +317,7 @@ class _Setup:
 
 def _fit_qem(setup: _Setup) -> Fit:
     qem = QEM(setup.call.model, setup.guide, **setup.options)
-    start: Start = "gradients" if setup.found is None else "known"
+    start: Start = "known" if setup.found is not None else "gradients" if setup.guide is None else "prior"
     state = qem.start(setup.key, setup.call.args, setup.call.kwargs, setup.params, start)
     assert qem.guide is not None
     # what is joint in the guide shares an axis, however many particles

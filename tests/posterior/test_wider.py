@@ -66,13 +66,18 @@ def weighed(loc, scale, key=0, y=0.0, count=64):
     return kayn.Importance(standard, guide, num_particles=100, num_replicates=count).run(key, None, y)
 
 
+def judged(found, wider):
+    """What `assured` gives for a posterior and draws of wider guides."""
+    return assured(found, tuple(complaints(found)), wider, lambda draw: draw(None, 64), jax.random.key(0))
+
+
 def doubts(found, draw):
     """What `assured` says, given what is drawn by how much wider the guide is."""
 
     def wider(how, vectors):
         return None if draw is None else lambda key, count: draw(how)
 
-    best, reasons = assured(found, wider, lambda draw: draw(None, 64), jax.random.key(0))
+    best, reasons = judged(found, wider)
     assert best.widened == (best is not found)
     return best.draws, reasons
 
@@ -132,7 +137,9 @@ def test_few_replicates_are_looked_at_where_they_are_dear(dear, monkeypatch):
         counts.append(count)
         return wide
 
-    assert assured(right, lambda how, vectors: draw, lambda draw: draw(None, 64), jax.random.key(0)) == (right, ())
+    assert assured(
+        right, tuple(complaints(right)), lambda how, vectors: draw, lambda draw: draw(None, 64), jax.random.key(0)
+    ) == (right, ())
     assert counts == ([16] if dear else [16, 64])
 
 
@@ -218,7 +225,10 @@ def test_noise_in_the_tails_is_confirmed_by_wider_vectors(monkeypatch, alone):
         return lambda key, count: weighed(0.0, 1.3, 1) if vectors else uneven
 
     reasons = () if alone else ("few particles",)
-    assert assured(right, wider, lambda draw: draw(None, 64), jax.random.key(0)) == (right, reasons)
+    assert judged(right, wider) == (
+        right,
+        reasons,
+    )
     assert asked == [(how, False) for how in WIDENED] + [(WIDENED[-1], True)] * alone
 
 
@@ -231,7 +241,10 @@ def test_wider_vectors_do_not_confirm_what_a_wider_guide_denies(monkeypatch):
     def wider(how, vectors):
         return lambda key, count: same if vectors else elsewhere
 
-    assert assured(right, wider, lambda draw: draw(None, 64), jax.random.key(0)) == (right, ("tails differ",))
+    assert judged(right, wider) == (
+        right,
+        ("tails differ",),
+    )
 
 
 @pytest.mark.filterwarnings("ignore::kayn.PoorFitWarning")
@@ -246,12 +259,12 @@ def test_moments_are_confirmed_by_as_many_replicates_as_it_takes(monkeypatch):
         return weighed(0.0, 1.3, 1, count=count)
 
     def confirmed(known_from):
-        def same(own, seen, among=None):
-            return (seen.num_replicates if among is None else among) >= known_from
-
-        monkeypatch.setattr("kayn.posterior.wider._same", same)
+        monkeypatch.setattr("kayn.posterior.wider._same", lambda own, seen: seen.num_replicates >= known_from)
+        monkeypatch.setattr("kayn.posterior.wider._may_know", lambda own, seen, count: count >= known_from)
         counts.clear()
-        return assured(right, lambda how, vectors: draw, lambda draw: draw(None, 64), jax.random.key(0))[1]
+        return assured(
+            right, tuple(complaints(right)), lambda how, vectors: draw, lambda draw: draw(None, 64), jax.random.key(0)
+        )[1]
 
     assert confirmed(256) == ()
     assert counts == [16, 64, 64, *[32] * 6]

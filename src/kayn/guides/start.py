@@ -185,9 +185,8 @@ def best_start(
         best = jnp.argmax(jnp.stack([jax.nn.logsumexp(jnp.nan_to_num(logs, nan=-jnp.inf)) for logs in found]))
         return jax.tree.map(lambda *own: jnp.stack(own)[best], *starts)
     # plain NumPy for plain numbers: nothing to compile
-    return starts[
-        int(np.argmax([np.logaddexp.reduce(np.nan_to_num(np.asarray(x, float), nan=-np.inf)) for x in found]))
-    ]
+    seen = [np.logaddexp.reduce(np.nan_to_num(np.asarray(logs, float), nan=-np.inf)) for logs in found]
+    return starts[int(np.argmax(seen))]
 
 
 def _draws_of(one: Callable[[KeyArray], PyTree], key: KeyArray, many: bool) -> Callable[[], PyTree]:

@@ -98,7 +98,8 @@ def _vectors(site: GuideSite, u: Array) -> Array:
 
 
 def _length(site: GuideSite) -> int:
-    return int(_vectors(site, np.empty(np.shape(site.start["loc"]))).shape[-1])
+    whole = np.shape(site.start["loc"])
+    return site.family.coordinates.length if isinstance(site.family, JointPart) else whole[-1]
 
 
 def _density(
@@ -119,13 +120,14 @@ def _density(
         warnings.simplefilter("ignore")  # what there is to say has been said of the guide's own problem
         problem = build_problem(inspected.fn, own, args, kwargs, params, request, inspected=inspected)
     transforms = {s.name: _gaussian(s).transform for s in guide.sites}
+    axes, size = problem.layout.axes, problem.layout.plan.size
+    enumerated = [a for a in axes if a.enumerated]
 
     def log_density(numbers: Mapping, u: Mapping[str, Array]) -> Array:
         z = {n: transforms[n](v) for n, v in u.items()}
         draws = draws_from_runs(problem, numbers, params, {n: v[None] for n, v in z.items()}, {})
-        terms = proposal_terms(problem, numbers, draws, params)
-        drawn = {proposal_name(a) for a in problem.layout.axes if not a.enumerated}
-        terms = {n: jnp.zeros_like(t) if n in drawn else t for n, t in terms.items()}
+        terms = proposal_terms(problem, numbers, draws, params, enumerated)
+        terms |= {proposal_name(a): jnp.zeros([*(size[p] for p in a.scope), 1]) for a in axes if not a.enumerated}
         volume = sum(jnp.sum(transforms[n].log_abs_det_jacobian(v, z[n])) for n, v in u.items())
         return weigh_against(problem, numbers, draws, params, terms).log_evidence() + volume
 
@@ -168,9 +170,8 @@ class _Ascent:
     @cached_property
     def pairs(self) -> int:
         """Antithetic pairs of draws."""
-        columns = sum(s.size for s in self.places.values() if s.ndim == 0) + sum(
-            _length(s) for block in _blocks(self.guide) for s in block
-        )
+        numbers = [p for p in self.places.values() if p.ndim == 0]
+        columns = len(numbers) + sum(_length(s) for block in _blocks(self.guide) for s in block)
         once = 2 * max(self.problem.layout.operations, 1) * (STEPS + 2 * columns)
         return min(PAIRS, int(OPERATIONS / once))
 

@@ -22,24 +22,21 @@ CHUNK = 8
 def begun_at(
     starts: Sequence[dict[str, Array]],
     state_of: Callable[[dict[str, Array]], QEMState],
-    advance: Callable[[QEMState], tuple[QEMState, Any]],
-) -> tuple[dict[str, Array], QEMState, tuple[QEMState, Any] | None]:
+    advance: Callable[[QEMState], tuple[QEMState, Array, Any]],
+) -> tuple[dict[str, Array], QEMState, tuple[QEMState, Array, Any] | None]:
     """The best of some starts, the state there, and what a first chunk of steps has given if it was taken.
 
     Args:
-        advance: takes such a chunk; log Z of its steps comes first in what it gives beside the state.
+        advance: takes such a chunk: the next state, log Z of every step, and anything else.
     """
-    if len(starts) == 1:
-        return starts[0], jax.device_put(state_of(starts[0])), None
-    looks: dict[int, tuple[QEMState, tuple[QEMState, Any]]] = {}
+    looks: dict[int, tuple[QEMState, tuple[QEMState, Array, Any]]] = {}
 
     def log_evidence(start: dict[str, Array]) -> Array:
         state = jax.device_put(state_of(start))
         looks[id(start)] = state, advance(state)
-        log_z = looks[id(start)][1][1][0]
+        _, log_z, _ = looks[id(start)][1]
         return (log_z if is_traced(log_z) else np.asarray(log_z))[CHUNK // 2 :]
 
     chosen = best_start(starts, log_evidence)
-    state, taken = looks.get(id(chosen), (None, None))
-    # one that was chosen while it is traced is none of them
-    return chosen, jax.device_put(state_of(chosen)) if state is None else state, taken
+    # nothing was looked at where there is one start, and what is chosen while it is traced is none of them
+    return chosen, *(looks.get(id(chosen)) or (jax.device_put(state_of(chosen)), None))

@@ -24,6 +24,8 @@ from kayn.support.arrays import Array
 from kayn.support.validate import Rule
 from kayn.xla.compilation import is_traced
 
+FIRST_RATE, RATE, FALL = 0.5, 5.0, 0.75
+"""The default rate: that of the first steps, and what it falls from with this power of the step."""
 FULL_RATE_ESS = 5.0
 """Effective particles of a latent from which it takes the whole step; with fewer, a share in proportion."""
 
@@ -40,15 +42,16 @@ LeastSize = Annotated[float, Rule("a number of particles, 1 (no tempering) or mo
 
 def default_rate(step: Array) -> Array:
     """0.5 for the first steps, then falling as step^-0.75: large moves first, averaging later."""
-    return jnp.minimum(0.5, 5.0 / (step + 1.0) ** 0.75)
+    return jnp.minimum(FIRST_RATE, RATE / (step + 1.0) ** FALL)
 
 
 def steps_ahead(block: Block, moments: Moments) -> float:
     """How many steps of `default_rate` lie before one whose averages know a block's covariance: over as many effective
     particles as it has entries, where half of all particles are."""
-    coordinates = np.shape(moments.get("covariance", 0))[-1:]
-    rate = block.size / 2 / coordinates[0] ** 2 if coordinates else 1.0
-    return max((5.0 / rate) ** (4 / 3) - 1, 0.0) if rate < 0.5 else 0.0
+    if "covariance" not in moments:
+        return 0.0
+    rate = block.size / 2 / np.shape(moments["covariance"])[-1] ** 2
+    return (RATE / rate) ** (1 / FALL) - 1 if rate < FIRST_RATE else 0.0
 
 
 def step(

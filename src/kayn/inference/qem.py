@@ -133,7 +133,7 @@ class QEM:
         return self.start(as_key(rng_key), args, kwargs, dict(params or {}), "prior")
 
     def start(self, key: KeyArray, args: tuple, kwargs: Mapping, params: dict[str, PyTree], start: Start) -> QEMState:
-        """As `init`, which starts from the prior; kayn's own guide also by gradients, or from a state that is known."""
+        """As `init`, which starts from the prior; kayn's own guide may by gradients, any from a known state."""
         args, kwargs, _ = as_arguments(self.model, args, kwargs)
         inspected = inspected_for(self.user_guide, self.model, args, kwargs, params, self.request)
         if isinstance(self.user_guide, FactorisedGuide):
@@ -167,12 +167,11 @@ class QEM:
         if start != "known":  # only types matter here: it is done while the prior to start from is being compiled
             self._one_step.trace(self.problem.numbers, self._first(params, key), 1.0)
         self.guide = begun.started()
-        asked = start == "gradients" and self.user_guide is None
-        near = started_by_gradients(self.guide, inspected, early) if asked else None
+        near = started_by_gradients(self.guide, inspected, early) if start == "gradients" else None
         chosen, state, taken = begun_at(
             [*self.guide.starts[: 1 if start == "known" else None], *([] if near is None else [near])],
             lambda own: self._first({**own, **params}, key, own is near),
-            lambda state: self._advance(self._problem().numbers, state, 1.0, CHUNK),
+            self._chunk,
         )
         self.guide, self._begun = self.guide.started_at(chosen), (state, taken)
         return state
@@ -220,11 +219,8 @@ class QEM:
         return {**self.model_params, **(params if traced else jax.device_put(params))}
 
     def _first(self, params: Mapping[str, PyTree], key: KeyArray, known: bool = False) -> QEMState:
-        """The state of the guide with these parameters, or else those it starts from.
-
-        Args:
-            known: whether their covariances are worth as much as averages over many steps.
-        """
+        """The state of the guide with these parameters, or else those it starts from; `known` are those whose
+        covariances are worth as much as averages over many steps."""
         guide = self._guide()
         by_site = guide.split({**guide.start, **params})
         moments = {b.name: dict(b.moments(by_site)) for b in self.blocks}
@@ -272,11 +268,14 @@ class QEM:
         The first steps are not taken again where they chose between starts.
         """
         begun, taken = self._begun
-        if taken is not None and state is begun and count == CHUNK:
-            state, (log_z, sizes, *_) = taken
-        else:
-            state, (log_z, sizes, *_) = self._advance(self._problem().numbers, state, 1.0, count)
+        first = taken if state is begun and count == CHUNK else None
+        state, log_z, sizes = first or self._chunk(state, count)
         return state, log_z, mstep.judged(self._problem(), sizes, self.min_ess)
+
+    def _chunk(self, state: QEMState, count: int = CHUNK) -> tuple[QEMState, Array, dict[str, Array]]:
+        """The state after some steps, and their log Z and effective numbers of particles."""
+        state, (log_z, sizes, *_) = self._advance(self._problem().numbers, state, 1.0, count)
+        return state, log_z, sizes
 
     @checked()
     def replicates(self, state: State, count: Count) -> tuple[Array, dict[str, Array], Draws] | None:

@@ -47,8 +47,9 @@ class Sampler:
         """
         axes = [a for a in self.problem.layout.axes if not a.enumerated]
         sites = {s.name: b.size for b in self.qem.blocks for s in b.sites}
-        parts = {size: min(len(draws[n]) for n in sites) // size for size in sites.values()}
-        if not sites or not all(parts.values()):
+        count = min((len(draws[n]) for n in sites), default=0)
+        parts = {size: count // size for size in sites.values()}
+        if not parts or not all(parts.values()):
             return None
         values = {n: draws[n][: parts[k] * k].reshape((parts[k], k, *draws[n].shape[1:])) for n, k in sites.items()}
         size = self.problem.layout.plan.size

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import jax
-import numpy as np
 
 from kayn.inference.sampler import Sampler
 from kayn.posterior.call import Call
-from kayn.posterior.diagnostics import MIN_REPLICATES, efficiency
-from kayn.posterior.enough import OPERATIONS, Draw, possible
-from kayn.posterior.poor_fit import complaints
+from kayn.posterior.enough import Draw, Take
+from kayn.posterior.poor_fit import complaints, worst_efficiency
 from kayn.posterior.posterior import Posterior
-from kayn.posterior.wider import assured
+from kayn.posterior.wider import GLIMPSE, assured, comparable
 from kayn.support.arrays import KeyArray
 
 MOST = 8
 """Times that a guide is fitted again."""
-GLIMPSE = 16
-"""Replicates that tell whether it has become better."""
 BETTER = 1.2
-"""By what factor the efficiency of its weights has to grow."""
+"""By what factor the efficiency of its weights has to grow, in a glimpse of it."""
 AGAIN = "posterior: of the guide fitted again to all replicates of a first one, whose weights were poor"
 WIDENED = "posterior: of a wider guide, whose replicates disagree less or whose weights have no heavy tails"
 
@@ -44,60 +39,54 @@ class Settled:
     told: dict[str, str]
 
 
-def settled(
-    sampler: Sampler | None, call: Call, own: Posterior, take: Callable[[Draw[Posterior]], Posterior], key: KeyArray
-) -> Settled:
+def settled(sampler: Sampler | None, call: Call, own: Posterior, take: Take[Posterior], key: KeyArray) -> Settled:
     """The posterior of a fit, given the particles of its guide.
 
     Args:
         sampler: None where there is none.
-        take: as many replicates of a guide as the posterior is to have.
     """
     told: dict[str, str] = {}
     draws = sampler if sampler is not None and sampler.qem.blocks and sampler.qem.keeps_particles() else None
-    found = own
+    found, reasons = own, tuple(complaints(own))
     if draws is not None:
-        draws, found = _fitted_again(draws, call, own, take, jax.random.fold_in(key, 4))
+        draws, found, reasons = _fitted_again(draws, call, own, reasons, take, jax.random.fold_in(key, 4))
         told |= {"again": AGAIN} if found is not own else {}
 
     def wider(how: float, vectors: bool) -> Draw[Posterior] | None:
         return None if draws is None else partial(draws.wider(how, vectors).posterior, call)
 
-    found, reasons = assured(found, wider, take, jax.random.fold_in(key, 3))
+    found, reasons = assured(found, reasons, wider, take, jax.random.fold_in(key, 3))
     told |= {"widened": WIDENED} if found.widened else {}
     return Settled(found, reasons, draws or sampler, told)
 
 
 def _fitted_again(
-    sampler: Sampler, call: Call, found: Posterior, take: Callable[[Draw[Posterior]], Posterior], key: KeyArray
-) -> tuple[Sampler, Posterior]:
-    """A guide and its posterior, fitted again as long as something is said against them and that makes them better.
+    sampler: Sampler,
+    call: Call,
+    found: Posterior,
+    reasons: tuple[str, ...],
+    take: Take[Posterior],
+    key: KeyArray,
+) -> tuple[Sampler, Posterior, tuple[str, ...]]:
+    """A guide, its posterior and what is said against it, fitted again as long as something is and that helps.
 
     QEM's last steps average over some hundreds of effective particles, from which the covariance of sixty coordinates
     is not known. All replicates of a posterior hold ten times as many, and cost no further step (adaptive importance
     sampling: Cappe, Guillin, Marin & Robert, Population Monte Carlo, 2004).
     """
     for turn in range(MOST):
-        dear = GLIMPSE * sampler.problem.layout.operations > OPERATIONS
-        few = possible(found).sum() < MIN_REPLICATES
-        if dear or few or found.draws.subsample or not any(complaints(found)):
+        if not reasons or not comparable(found):
             break
         again = sampler.fitted_again(found)
         draw = partial(_with_own_keys, partial(again.posterior, call), turn)
         glimpse = draw(key, GLIMPSE)
-        if not _efficiency(glimpse) > BETTER * _efficiency(found) and any(complaints(glimpse)):
+        if not worst_efficiency(glimpse) > BETTER * worst_efficiency(found) and any(complaints(glimpse)):
             break
         sampler, found = again, take(draw)
-    return sampler, found
+        reasons = tuple(complaints(found))
+    return sampler, found, reasons
 
 
 def _with_own_keys(draw: Draw[Posterior], turn: int, key: KeyArray, count: int) -> Posterior:
     """Replicates by other random numbers than those that the guide has been fitted to."""
     return draw(jax.random.fold_in(key, MOST + turn), count)
-
-
-def _efficiency(posterior: Posterior) -> float:
-    """Of the worst element of the worst axis."""
-    axes = [a for a in posterior.problem.layout.axes if not a.enumerated and a.size > 1]
-    weights = [np.asarray(posterior.axis_weights[a.name]) for a in axes]
-    return min((float(efficiency(np.moveaxis(w, -1, 1)).min()) for w in weights), default=1.0)

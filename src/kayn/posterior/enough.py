@@ -22,6 +22,8 @@ from kayn.xla.compilation import is_traced
 PoolT = TypeVar("PoolT", bound=Pool)
 Draw = Callable[[KeyArray, int], PoolT]
 """A posterior by a key and its number of replicates."""
+Take = Callable[[Draw[PoolT]], PoolT]
+"""As many replicates of a guide as a posterior is to have."""
 
 FIRST, MOST = 32, 256
 """Replicates that are taken at any rate, and at most."""
@@ -74,7 +76,7 @@ def enough_replicates(draw: Draw[PoolT], key: KeyArray) -> PoolT:
 
 
 def twice_as_many(draw: Draw[PoolT], key: KeyArray, found: PoolT) -> PoolT:
-    """A posterior and as many replicates more, drawn `FIRST` at a time with keys that no fewer have."""
+    """A posterior and as many replicates more, if not a few more, drawn `FIRST` at a time with keys of their own."""
     have = found.num_replicates
     parts = [found, *(draw(jax.random.fold_in(key, n), FIRST) for n in range(have, 2 * have, FIRST))]
     pieces = [(p.draws, p.log_evidences, p.axis_weights) for p in parts]

@@ -105,12 +105,11 @@ def complaints(posterior: Pool, uneven: bool = True, tails: bool = True) -> Iter
             f"means may be off{_shared_by_many(posterior)}. {ADVICE}"
         )
     yield from _known_evidence(posterior, spread / seen.size**0.5)
-    for axis in posterior.problem.layout.axes:
-        if not axis.enumerated and axis.size > 1:
-            told = list(_uneven(posterior, axis)) if uneven else []
-            # what is poor is off as well
-            told = told or list(_few_particles(posterior, axis))
-            yield from told or (_missing_tails(posterior, axis) if tails else ())
+    for axis in _weighed(posterior):
+        told = list(_uneven(posterior, axis)) if uneven else []
+        # what is poor is off as well
+        told = told or list(_few_particles(posterior, axis))
+        yield from told or (_missing_tails(posterior, axis) if tails else ())
 
 
 def _few_particles(posterior: Pool, axis: Axis) -> Iterator[str]:
@@ -203,8 +202,17 @@ def _uneven(posterior: Pool, axis: Axis) -> Iterator[str]:
 def heavy_tails(posterior: Pool) -> bool:
     """Whether weights of some axis have a k-hat of more than .7 in more than a few of its elements, however even most
     of them are."""
-    axes = [a for a in posterior.problem.layout.axes if not a.enumerated and a.size > 1]
-    return any(np.mean(_khats(*_by_element(posterior, a))[1] > POOR_KHAT) > FEW for a in axes)
+    return any(np.mean(_khats(*_by_element(posterior, a))[1] > POOR_KHAT) > FEW for a in _weighed(posterior))
+
+
+def worst_efficiency(posterior: Pool) -> float:
+    """Of the weights of the worst element of any axis."""
+    return min((float(_by_element(posterior, a)[1].min()) for a in _weighed(posterior)), default=1.0)
+
+
+def _weighed(posterior: Pool) -> list[Axis]:
+    """Axes whose particles are drawn and differ in weight."""
+    return [a for a in posterior.problem.layout.axes if not a.enumerated and a.size > 1]
 
 
 def _by_element(posterior: Pool, axis: Axis) -> tuple[np.ndarray, np.ndarray]:

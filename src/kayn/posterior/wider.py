@@ -26,6 +26,7 @@ from kayn.posterior.enough import (
     OPERATIONS,
     Draw,
     PoolT,
+    Take,
     affordable,
     by_replicate,
     deviations,
@@ -52,6 +53,8 @@ LOOK = 2**29
 EVEN_SPREAD = 0.25
 """Standard deviation of log Z over replicates, in nats, up to which a wider guide takes another's place: what single
 replicates lack is half the variance."""
+Wider = Callable[[float, bool], Draw[PoolT] | None]
+"""Draws from a guide so much wider, in all coordinates or in long vectors alone; None where there is none."""
 MOVED = 0.15
 """Posterior standard deviations by which a mean, and share by which a standard deviation, may differ."""
 SAME = 0.2
@@ -59,10 +62,7 @@ SAME = 0.2
 
 
 def assured(
-    found: PoolT,
-    wider: Callable[[float, bool], Draw[PoolT] | None],
-    take: Callable[[Draw[PoolT]], PoolT],
-    key: KeyArray,
+    found: PoolT, reasons: tuple[str, ...], wider: Wider[PoolT], take: Take[PoolT], key: KeyArray
 ) -> tuple[PoolT, tuple[str, ...]]:
     """A posterior, and what there is to say against it: what its own weights say, and what particles of a wider guide
     do.
@@ -72,12 +72,10 @@ def assured(
     moments are the same.
 
     Args:
-        wider: draws from a guide so much wider, in all coordinates or in long vectors alone; None where there is none.
-            It is called only where it decides.
-        take: as many replicates of a guide as the posterior is to have.
+        reasons: all its `complaints`.
+        wider: is called only where it decides.
     """
-    reasons = tuple(complaints(found))
-    if (reasons and any(complaints(found, uneven=False, tails=False))) or not _comparable(found):
+    if (reasons and any(complaints(found, uneven=False, tails=False))) or not comparable(found):
         return found, reasons
     judge = next(filter(None, (_look(wider, key, how) for how in WIDENED)), None)
     if judge is None:
@@ -109,9 +107,7 @@ class _Look(Generic[PoolT]):
     seen: PoolT
 
 
-def _look(
-    wider: Callable[[float, bool], Draw[PoolT] | None], key: KeyArray, how: float, vectors: bool = False
-) -> _Look[PoolT] | None:
+def _look(wider: Wider[PoolT], key: KeyArray, how: float, vectors: bool = False) -> _Look[PoolT] | None:
     draw = wider(how, vectors)
     if draw is None:
         return None
@@ -121,8 +117,8 @@ def _look(
     return _Look(how, draw, seen) if _spread(seen) < POOR_SPREAD else None
 
 
-def _comparable(found: Pool) -> bool:
-    """Whether a look at a wider guide does not take long, and there are enough replicates to compare it with."""
+def comparable(found: Pool) -> bool:
+    """Whether a look at another guide does not take long, and there are enough replicates to compare it with."""
     dear = GLIMPSE * found.problem.layout.operations > OPERATIONS
     return not dear and not found.draws.subsample and bool(possible(found).sum() >= MIN_REPLICATES)
 
@@ -180,24 +176,28 @@ def _apart(found: Pool, wider: Pool, name: str) -> tuple[np.ndarray, np.ndarray,
     return (b.mean - a.mean) / sd, np.hypot(a.mean_error, b.mean_error) / sd, wide, wide_error
 
 
-def _same(found: Pool, wider: Pool, among: float | None = None) -> bool:
-    """Whether two posteriors agree about almost all elements, and know them well enough to say so.
+def _same(found: Pool, wider: Pool) -> bool:
+    """Whether two posteriors agree about almost all elements, and know them well enough to say so."""
+    return _small(found, wider, lambda apart, error: np.abs(apart) + 2 * error)
 
-    Args:
-        among: whether they could if the wider one had so many replicates, and means and deviations were the same.
-    """
-    share = 1.0 if among is None else (wider.num_replicates / among) ** 0.5
-    known = 1.0 if among is None else 0.0
 
-    def apart(name: str) -> float:
+def _may_know(found: Pool, wider: Pool, count: float) -> bool:
+    """Whether so many replicates like those of the wider guide could know moments that are the same well enough."""
+    share = (wider.num_replicates / count) ** 0.5
+    return _small(found, wider, lambda _, error: 2 * share * error)
+
+
+def _small(found: Pool, wider: Pool, size: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> bool:
+    """Whether what is made of how far means and deviations are apart, and of the errors of that, is small."""
+
+    def largest(name: str) -> float:
         shift, error, wide, wide_error = _apart(found, wider, name)
-        most = np.maximum(known * np.abs(shift) + 2 * share * error, known * np.abs(wide) + 2 * share * wide_error)
-        return float(np.quantile(most, ALMOST_ALL, method="higher"))
+        return float(np.quantile(np.maximum(size(shift, error), size(wide, wide_error)), ALMOST_ALL, method="higher"))
 
-    return all(apart(n) < SAME for n in _continuous(found))
+    return all(largest(n) < SAME for n in _continuous(found))
 
 
-def _confirmed(found: PoolT, look: _Look[PoolT], take: Callable[[Draw[PoolT]], PoolT], key: KeyArray) -> bool:
+def _confirmed(found: PoolT, look: _Look[PoolT], take: Take[PoolT], key: KeyArray) -> bool:
     """Whether a wider guide's particles tell of the same posterior, of which more are drawn until they do, where these
     can be enough.
 
@@ -207,18 +207,13 @@ def _confirmed(found: PoolT, look: _Look[PoolT], take: Callable[[Draw[PoolT]], P
     while not _same(found, seen):
         most = min(SURE, affordable(seen))
         late = time.perf_counter() - begun > LONGEST
-        if late or 2 * seen.num_replicates > most or not _same(found, seen, among=most):
+        if late or 2 * seen.num_replicates > most or not _may_know(found, seen, most):
             return False
         seen = take(look.draw) if seen is look.seen else twice_as_many(look.draw, key, seen)
     return True
 
 
-def _tails_confirmed(
-    found: PoolT,
-    wider: Callable[[float, bool], Draw[PoolT] | None],
-    take: Callable[[Draw[PoolT]], PoolT],
-    key: KeyArray,
-) -> bool:
+def _tails_confirmed(found: PoolT, wider: Wider[PoolT], take: Take[PoolT], key: KeyArray) -> bool:
     """Whether noise in the tails is all that there is against a posterior, and a guide that is wider in its long
     vectors alone, of whose particles few fit there, tells of the same."""
     if any(complaints(found, tails=False)):
