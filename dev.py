@@ -2,7 +2,9 @@
 """Development commands. Needs only Python 3.11 or later; the rest is installed into `.venv` next to this file.
 
     python3 dev.py demo [arguments]        fit the demonstration model and draw kayn_demo.png
-    python3 dev.py test [arguments]        run the tests (arguments go to pytest; --quick: a selection, two minutes)
+    python3 dev.py test                    run the tests that every change has to pass
+    python3 dev.py test --all              run all tests, as for a release
+    python3 dev.py test arguments          run pytest with these arguments; --quick: a selection, two minutes
     python3 dev.py lint                    run ruff, mypy and the import checker
     python3 dev.py lane oldest [arguments] run the quick tests with the oldest releases that kayn supports
     python3 dev.py lane newest [arguments] the same with the newest releases, on the newest Python of this machine
@@ -115,9 +117,9 @@ def demo(arguments: list[str]) -> int:
 
 
 def test(arguments: list[str]) -> int:
-    """Run the tests on two processes."""
+    """Run the tests on two processes: without arguments those that every change has to pass."""
     install("dev")
-    return run_tests(*arguments)
+    return run_tests(*(["--everyday"] if not arguments else [a for a in arguments if a != "--all"]))
 
 
 def lane(arguments: list[str]) -> int:

@@ -11,6 +11,8 @@ import jax
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.tiers import Stopwatch, name_of, slow_tests
+
 # derandomize: the same examples on every run, so that statistical checks cannot fail by bad luck
 settings.register_profile(
     "kayn",
@@ -28,7 +30,7 @@ a hundred models leave gigabytes of them."""
 QUICK = {
     "support/test_arguments.py": ("",),
     "test_checkpoints.py": ("",),
-    "programs/test_handlers.py": ("density", "evidence", "given", "inside", "state[rws", "modules", "refused"),
+    "programs/test_handlers.py": ("density", "evidence", "given", "inside", "state[rws", "refused"),
     "support/test_keys.py": ("forms", "generator_is", "generators", "vmap"),
     "support/test_numpyro_internals.py": ("",),
     "particles/test_reach.py": ("",),
@@ -40,6 +42,8 @@ those of a file."""
 
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="a selection of tests that takes about two minutes")
+    parser.addoption("--everyday", action="store_true", help="all tests but those that tests/slow.txt lists")
+    parser.addoption("--find-slow", action="store_true", help="write tests/slow.txt from the times of this run")
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -50,15 +54,15 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--quick"):
-        kept = [i for i in items if is_quick(i)]
-        config.hook.pytest_deselected(items=[i for i in items if i not in set(kept)])
-        items[:] = kept
+    slow = slow_tests() if config.getoption("--everyday") else ()
+    kept = [i for i in items if name_of(i) not in slow and (is_quick(i) or not config.getoption("--quick"))]
+    config.hook.pytest_deselected(items=[i for i in items if i not in set(kept)])
+    items[:] = kept
 
 
 def is_quick(item):
     words = QUICK.get(str(item.path.relative_to(HERE)), ())
-    return any(w in item.name for w in words) and not item.get_closest_marker("slow")
+    return any(w in item.name for w in words)
 
 
 ONE_PART = "--xla_cpu_parallel_codegen_split_count=1"
@@ -84,6 +88,8 @@ def pytest_configure(config):
     flags = f"{os.environ.get('XLA_FLAGS', '')} {ONE_PART}"
     os.environ["XLA_FLAGS"] = flags  # of other processes too
     keep_programs(config)
+    if config.getoption("--find-slow"):
+        config.pluginmanager.register(Stopwatch())
     if config.getoption("--quick"):
         return
     jax.config.update("jax_disable_most_optimizations", True)

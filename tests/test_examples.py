@@ -47,7 +47,6 @@ def test_eight_schools_agrees_with_nuts():
     np.testing.assert_allclose(np.array(ratios, float), 1.0, atol=0.15)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("script", ["radon", "chimpanzees", "movielens"])
 def test_real_data_examples_run(script):
     needs_data()

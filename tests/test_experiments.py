@@ -32,8 +32,6 @@ from tests.laws.oracle import BruteForce, everything
 
 needs_data = pytest.mark.skipif("KAYN_DATA" not in os.environ, reason="set KAYN_DATA to a directory with the data sets")
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize("name", workarounds.WORK_AROUNDS)
 def test_work_arounds_stand_where_they_are_said_to(name):

@@ -91,7 +91,6 @@ def check(mean, error):
     assert abs(mean - 1) < ERRORS * error
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("num_particles", [2, 3, 10])
 @pytest.mark.parametrize("plated", [True, False])
 def test_prior_as_dependent_proposal(plated, num_particles):
@@ -99,7 +98,6 @@ def test_prior_as_dependent_proposal(plated, num_particles):
     check(*mean_ratio(groups, (plated,), prior_of(groups), GROUPS_EVIDENCE, num, num_particles=num_particles))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -116,7 +114,6 @@ def test_axes_and_denominators(options):
     check(*mean_ratio(groups, (True,), prior_of(groups), GROUPS_EVIDENCE, 200_000, **options))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("denominator", ["mixture", "paired"])
 @pytest.mark.parametrize("num_particles", [2, 5])
 def test_two_guide_parents(num_particles, denominator):
@@ -127,7 +124,6 @@ def test_two_guide_parents(num_particles, denominator):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("num_particles", [2, 10])
 def test_evenly_spread_particles(num_particles):
     """The default guide fills quantiles evenly: particles of a latent are dependent,

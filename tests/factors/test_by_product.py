@@ -427,7 +427,6 @@ def test_parts_make_no_difference(always, monkeypatch):
             np.testing.assert_allclose(run(factor.product, values), whole, rtol=1e-5)
 
 
-@pytest.mark.slow
 @given(specs(plain=True))
 @settings(max_examples=15)
 def test_random_models(spec):

@@ -365,7 +365,6 @@ def test_the_exact_posterior_of_the_published_chain_weighs_the_published_evidenc
     np.testing.assert_allclose(found.log_evidence, EXACT, atol=5e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("count", "replicates"), [(2, 40_000), (10, 10_000)])
 @pytest.mark.filterwarnings("ignore::kayn.errors.PoorFitWarning")
 def test_the_prior_as_guide_is_unbiased(count, replicates):

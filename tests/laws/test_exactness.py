@@ -27,8 +27,6 @@ from tests.laws.programs import Spec
 from tests.laws.strategies import EVENTS, examples, specs
 from tests.laws.structures import DISCRETE, ROWS
 
-pytestmark = pytest.mark.slow
-
 
 def free(spec: Spec) -> dict:
     """The parameters that no handler holds: NumPyro's own `substitute` would put theirs in its place."""
@@ -40,14 +38,19 @@ PARTS = 12
 """Of the random structures, so that workers share them; each has a seed of its own."""
 
 
+def tried(part, matches, structures, count):
+    """Compare so many random structures with enumeration, others in every part."""
+    check = settings(max_examples=examples(count))(given(structures)(matches))
+    seed(part)(check)()
+
+
 @pytest.mark.parametrize("part", range(PARTS))
 def test_evidence_marginals_and_gradients_match_enumeration(part, forget):
     def matches(spec):
         one_structure_matches(spec)
         forget()
 
-    check = settings(max_examples=examples(120 / PARTS))(given(specs())(matches))
-    seed(part)(check)()
+    tried(part, matches, specs(), 120 / PARTS)
 
 
 def one_structure_matches(spec):
@@ -87,9 +90,12 @@ def one_structure_matches(spec):
         close(found, slope[name], 1e-3)
 
 
-@given(specs(plain=True))
-@settings(max_examples=12)
-def test_pair_expectations_match_enumeration(spec):
+@pytest.mark.parametrize("part", range(4))
+def test_pair_expectations_match_enumeration(part):
+    tried(part, pairs_match, specs(plain=True), 3)
+
+
+def pairs_match(spec):
     latents = [s for s in spec.sites if not s.observed]
     pairs = [
         (a.name, b.name)
@@ -123,9 +129,12 @@ def test_pair_expectations_match_enumeration(spec):
         close(std**2, square - np.square(mean), 1e-9)
 
 
-@given(specs())
-@settings(max_examples=15)
-def test_draws_and_best_combination_match_enumeration(spec):
+@pytest.mark.parametrize("part", range(5))
+def test_draws_and_best_combination_match_enumeration(part):
+    tried(part, draws_match, specs(), 3)
+
+
+def draws_match(spec):
     with jax.enable_x64(True):
         problem, oracle = build(spec)
         # rows that stand for several elements have no weights of combinations

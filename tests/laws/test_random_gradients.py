@@ -30,8 +30,6 @@ from tests.laws.strategies import examples, specs
 from tests.laws.structures import DISCRETE
 from tests.replacing import replace_everywhere
 
-pytestmark = pytest.mark.slow
-
 
 def pathwise(paper: Paper, params: Mapping, weights: Any) -> Any:
     return paper.oracle.log_evidence(paper.draws(params), params)

@@ -31,8 +31,6 @@ from tests.laws.paper import LARGEST, Paper, fixed
 from tests.laws.programs import Spec
 from tests.laws.strategies import examples, specs
 
-pytestmark = pytest.mark.slow
-
 RHO = {"rebar_scale": 0.7, "rebar_temperature": 0.6}
 
 

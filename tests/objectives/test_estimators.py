@@ -111,7 +111,6 @@ LOCAL = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize(("name", "make"), LOCAL, ids=[n for n, _ in LOCAL])
 def test_score_estimators_are_unbiased(name, make, count):
@@ -149,7 +148,6 @@ def test_a_baseline_is_taken_from_the_evidence():
         assert (np.abs(gradient["logit"]) < 1e-5).all() == none
 
 
-@pytest.mark.slow
 def test_rebar_is_unbiased_for_bernoulli_latents_and_less_noisy():
     """K particles of either latent, all pairs weighed; the noise of the guide's gradient against that of the plain
     score."""
@@ -162,7 +160,6 @@ def test_rebar_is_unbiased_for_bernoulli_latents_and_less_noisy():
     assert np.sum(found[1][1]["up"] ** 2) < 0.7 * np.sum(plain[1][1]["up"] ** 2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("make", [kayn.Reinforce, kayn.VIMCO], ids=lambda m: m.__name__)
 def test_parallel_score_estimators_are_unbiased(make):
     params = parameters(network, network_guide, BITS)
@@ -170,7 +167,6 @@ def test_parallel_score_estimators_are_unbiased(make):
     agree(gradients(make(2), network, network_guide, BITS, params), negative(expected))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("make", [kayn.Reinforce, kayn.VIMCO], ids=lambda m: m.__name__)
 def test_local_particles_of_dependent_guides_are_unbiased(make):
     params = parameters(network, upward_guide, BITS)
@@ -222,7 +218,6 @@ def expected_branching_log_z(params, x):
     return jnp.sum(jnp.exp(log_q[:, :, None] + log_q[:, None, :]) * pair)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("make", [kayn.Reinforce, kayn.VIMCO], ids=lambda m: m.__name__)
 def test_score_estimators_are_unbiased_for_mixed_latents(make):
     """VIMCO differentiates through the continuous latent, also on its way into a discrete latent's density."""
@@ -231,7 +226,6 @@ def test_score_estimators_are_unbiased_for_mixed_latents(make):
     agree(gradients(make(2, "local"), branching, branching_guide, X, params), negative(expected))
 
 
-@pytest.mark.slow
 def test_control_variate_and_baseline_are_trained():
     """The variance of RELAX has the gradient that its parameters follow; the baseline's is that of least squares."""
     params = parameters(mixture, mixture_guide, X)
@@ -266,7 +260,6 @@ def wake_gradient(log_p, log_q_of, params, count):
     return negative(jax.jit(jax.grad(weighted))(params))
 
 
-@pytest.mark.slow
 def test_wake_gradients_have_their_stated_expectation_and_their_bias_shrinks():
     params = parameters(network, upward_guide, BITS)
     names = ("up", "top", "down", "out")
@@ -295,7 +288,6 @@ def test_wake_gradients_have_their_stated_expectation_and_their_bias_shrinks():
     assert bias[2] < 0.6 * bias[0]
 
 
-@pytest.mark.slow
 def test_sleep_gradient_is_that_of_dreams():
     params = parameters(network, upward_guide, BITS)
 
@@ -335,7 +327,6 @@ def test_dreams_that_cannot_be_shown_are_refused_and_replace_shows_them():
     assert np.isfinite(shown.loss(jax.random.key(0), params, model, guide, X))
 
 
-@pytest.mark.slow
 def test_defensive_particles_are_weighed_by_the_mixture():
     params = parameters(mixture, mixture_guide, X)
     delta, count = 0.2, 2
@@ -361,7 +352,6 @@ def test_defensive_particles_are_weighed_by_the_mixture():
 # pathwise estimators
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["parallel", "local"])
 def test_doubly_reparameterised_gradients_are_those_of_the_bound_with_less_noise(strategy):
     params = parameters(gaussian, gaussian_guide, X)
@@ -457,7 +447,6 @@ def test_relaxed_bounds_and_hard_priors():
     assert abs(hard - many) > 10 * error
 
 
-@pytest.mark.slow
 def test_the_bias_of_relaxed_gradients_shrinks_with_the_temperature():
     """Many particles, so that what is left of the bound's own gap is small."""
     params = parameters(mixture, mixture_guide, X)

@@ -103,7 +103,6 @@ def test_dependence_on_earlier_sites_is_kept():
     assert stats.chisquare(np.histogram2d(first, other, bins=2)[0].ravel()).pvalue > 1e-4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("guide", [structured, lambda y=Y: handlers.block(model, hide=["y"])(y)])
 def test_evidence_has_no_bias(guide, count):

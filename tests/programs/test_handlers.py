@@ -370,7 +370,6 @@ def running_means(loss):
     return np.asarray(found), {**svi.get_params(state), **state.mutable_state}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loss", [kayn.VI(3, "local"), kayn.RWS(3), kayn.VIMCO(3)])
 def test_state_of_modules_goes_on_as_in_numpyro(loss):
     found, params = running_means(loss)

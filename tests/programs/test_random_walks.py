@@ -99,7 +99,6 @@ def test_random_walks_are_carried_on(fitted):
         fitted.predictive(0, 3, None, 5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loss", [kayn.VI, kayn.RWS, kayn.VIMCO])
 def test_guides_for_random_walks(loss, fitted):
     """Independent Normals, kayn's and NumPyro's: both estimate the evidence from below."""

@@ -49,7 +49,6 @@ print(*counts.values())
 """
 
 
-@pytest.mark.slow
 def test_a_second_session_compiles_nothing_again(tmp_path):
     def session():
         command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path)]

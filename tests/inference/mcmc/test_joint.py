@@ -86,13 +86,11 @@ def test_groups_would_not_keep_it_without_the_volume_of_those_that_follow():
     assert farthest(ragged, volume=0.0) > 2 * FARTHEST
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", [ragged, crossed, discrete, chain])
 def test_chains_are_calibrated(model):
     assert farthest_rank(model) < FARTHEST_RANK
 
 
-@pytest.mark.slow
 def test_chains_would_not_be_calibrated_without_that_volume(monkeypatch):
     own = joint(ragged)
     right = own.swept
