@@ -1,6 +1,7 @@
 """Means that move with the number of particles: told from the replicates that there are, and said."""
 
 import warnings
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 
 import kayn
 from kayn.posterior import diagnostics, poor_fit
-from kayn.posterior.diagnostics import FALSE_ALARM, noise_of_tails, shares, shift
+from kayn.posterior.diagnostics import FALSE_ALARM, POOR_SHARE, largest_share, noise_of_tails, shares, shift
 
 GROUPS = 300
 Y = np.random.default_rng(0).normal(0, np.sqrt(1.25), GROUPS).astype(np.float32)
@@ -92,6 +93,45 @@ def test_shares_are_those_of_the_evidence_or_worth_a_quarter_of_their_number(spr
         assert 15 <= 1 / (found**2).sum() < 25
     np.testing.assert_allclose(jax.jit(shares)(jnp.asarray(log_z)), found, rtol=1e-4)
     np.testing.assert_array_equal(shares(np.full(3, -np.inf, np.float32)), 0)
+
+
+def test_a_replicate_makes_a_large_part_of_a_variance_where_it_counts_for_more_and_is_far_off():
+    """Of 64, four times its share at fourteen typical variances: more than a quarter; either alone is ordinary, and so
+    are variances of heavy tails (Cauchy)."""
+    rng = np.random.default_rng(6)
+    variances, even = rng.gamma(50, 1 / 50, (64, 1)), np.full(64, 1 / 64)
+    more = np.where(np.arange(64) == 3, 4.0, 1.0) / 67
+    far = np.where(np.arange(64)[:, None] == 3, 14.0, variances)
+    assert largest_share(far, more) > POOR_SHARE
+    assert max(*largest_share(far, even), *largest_share(variances, more)) < POOR_SHARE
+    heavy = (rng.standard_cauchy((64, 100, 50)) ** 2).mean(1)
+    assert np.mean(largest_share(heavy, even) > POOR_SHARE) == 0
+    np.testing.assert_array_equal(largest_share(np.zeros((64, 2)), even), 0)
+
+
+def test_what_rests_on_one_particle_is_named():
+    """One particle at eight standard deviations with the weight of a replicate: no effective sample size or k-hat
+    tells, but the variance is half as large again."""
+
+    def model(y):
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    def guide(y):
+        numpyro.sample("x", dist.Normal(0.5, 0.5**0.5))
+
+    posterior = kayn.Importance(model, guide, 100, num_replicates=64).run(0, None, 1.0)
+    assert not poor_fit.check(posterior)
+    axis = posterior.problem.layout.axis_of("x").name
+    values, weights = (np.array(v) for v in (posterior.draws.values["x"], posterior.axis_weights[axis]))
+    values[5, 7], weights[5] = 0.5 + 8 * 0.5**0.5, weights[5] * 0.1
+    weights[5, 7] = 0.9
+    log_z = np.where(np.arange(64) == 5, np.log(3.0), 0.0).astype(np.float32) + np.asarray(posterior.log_evidences)
+    draws = replace(posterior.draws, values={"x": values})
+    moved = replace(posterior, draws=draws, axis_weights={axis: weights}, log_evidences=log_z)
+    assert float(moved.std("x")) > 1.3 * float(posterior.std("x"))
+    assert ["one replicate of 64" in text for text in poor_fit.check(moved)] == [True]
+    assert not [*poor_fit.complaints(moved, uneven=False)]
 
 
 def test_the_noise_of_tails_is_that_of_weights_given_the_value():

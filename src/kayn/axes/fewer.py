@@ -19,7 +19,7 @@ from kayn.axes.types import Axis
 STEP = 2**5
 """Operations of a step for each entry that an array may have (`target_elements`), by default 3e7 in all, above which
 axes are merged: a hundredth of a second, which a fit takes a hundred times."""
-LARGEST = 16
+LARGEST = 64
 """Coordinates on such an axis, at most: more of them want more particles."""
 FEWEST = 10
 """Particles that are left at least where a step is slow however axes are merged."""

@@ -12,9 +12,9 @@ from kayn.axes.rules.by_cost import operations
 from kayn.axes.rules.by_size import large_factor, large_particles, large_step
 from kayn.axes.state import State
 
-SHARED, OWN = 2**28, 2**25
+SHARED, OWN = 2**28, 2**26
 """More particles are taken where a step stays below so many operations: on an axis that a rule has made what it is,
-well below a tenth of a second on two cores; on one with an index of its own over plates, a few thousandths."""
+a few tenths of a second on two cores at most; on one with an index of its own over plates, half a tenth."""
 
 
 def with_more_particles(state: State, begun: State) -> State:

@@ -28,6 +28,10 @@ POOR_SHIFT = 0.3
 POOR_TAILS = 0.08
 """Noise of weights in the tails, as `noise_of_tails` has it, from which the spread is too small by a tenth and more:
 where weights are found for few particles of much else, those that fit tails are rare."""
+POOR_SHARE = 0.25
+"""Part of a posterior's variance, as `largest_share` has it, that a single replicate may have."""
+FARTHEST = 9.0
+"""Typical variances up to which one of a replicate counts there: what has heavy tails is no worse known for them."""
 FALSE_ALARM = 0.01
 """How often means and log evidences that have nothing in common are taken to move together, a latent."""
 LEAST_SHARED = 0.25
@@ -125,6 +129,22 @@ def shift(log_z: Array, means: Array, sd: Array, share: Array | None = None) -> 
     told = seen > NormalDist().inv_cdf(1 - FALSE_ALARM / 2 / size)
     error = np.std(ratio, ddof=1) * spread / math.sqrt(count)
     return np.where(told, np.tensordot(left, own, 1) / count, 0.0), np.where(told, error, 0.0)
+
+
+def largest_share(variances: Array, share: Array) -> np.ndarray:
+    """The largest part that a single replicate has in a posterior's variance: [...].
+
+    A particle in a tail that the guide hardly reaches has a weight like all others of its replicate together. One such
+    particle in thousands moves means and variances, and leaves effective sample sizes and k-hat as they are.
+
+    Args:
+        variances: [R, ...] of single replicates, about the mean of all.
+        share: [R], how much replicates count.
+    """
+    typical = np.median(variances, 0)
+    far = np.minimum(variances / np.where(typical > 0, typical, np.inf), FARTHEST)
+    parts = far * np.reshape(share, (-1, *(1,) * (far.ndim - 1)))
+    return parts.max(0) / np.maximum(parts.sum(0), np.finfo(float).tiny)
 
 
 def noise_of_tails(values: Array, weights: Array) -> float:

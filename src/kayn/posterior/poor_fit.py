@@ -16,6 +16,7 @@ from kayn.posterior.diagnostics import (
     MIN_PARTICLES_FOR_KHAT,
     MIN_REPLICATES,
     POOR_KHAT,
+    POOR_SHARE,
     POOR_SHIFT,
     POOR_SPREAD,
     POOR_TAILS,
@@ -108,12 +109,13 @@ def complaints(posterior: Pool, uneven: bool = True, tails: bool = True) -> Iter
     for axis in _weighed(posterior):
         told = list(_uneven(posterior, axis)) if uneven else []
         # what is poor is off as well
-        told = told or list(_few_particles(posterior, axis))
+        told = told or list(_few_particles(posterior, axis, uneven))
         yield from told or (_missing_tails(posterior, axis) if tails else ())
 
 
-def _few_particles(posterior: Pool, axis: Axis) -> Iterator[str]:
-    """Means that the number of particles moves: what each of many groups lacks a little of shows in none of them."""
+def _few_particles(posterior: Pool, axis: Axis, uneven: bool) -> Iterator[str]:
+    """What single replicates say: moments that one of them makes, if `uneven`, and means that the number of particles
+    moves: what each of many groups lacks a little of shows in none of them."""
     which = possible(posterior)
     if which.sum() < MIN_REPLICATES or posterior.draws.subsample:
         return
@@ -122,15 +124,27 @@ def _few_particles(posterior: Pool, axis: Axis) -> Iterator[str]:
         if posterior.problem.graph.latent(name).discrete:
             continue
         means, variances = by_replicate(posterior, name)
+        largest = diagnostics.largest_share(variances, share)
+        if uneven and np.mean(largest > POOR_SHARE) > FEW:
+            yield (
+                f"latent {in_model(name)!r}: one replicate of {share.size} makes {largest.max():.0%} of the variance"
+                f"{_of_element(largest)}: a particle where the guide has hardly any. {ADVICE}"
+            )
+            return
         shift, error = diagnostics.shift(log_z, means, deviations(means, variances), share)
         worst = np.unravel_index(np.argmax(np.abs(shift)), shift.shape)
         if np.abs(shift[worst]) > POOR_SHIFT:
-            where = f" of element {', '.join(map(str, worst))}" if worst else ""
             yield (
-                f"latent {in_model(name)!r}: replicates of higher evidence have other means: particles are too "
-                f"few: the mean{where} is off by about {-shift[worst]:+.2f} +- {error[worst]:.2f} posterior sds. "
-                "Use more particles: twice as many halve this"
+                f"latent {in_model(name)!r}: replicates of higher evidence have other means: particles are too few: "
+                f"the mean{_of_element(np.abs(shift))} is off by about {-shift[worst]:+.2f} +- {error[worst]:.2f} "
+                "posterior sds. Use more particles: twice as many halve this"
             )
+
+
+def _of_element(size: np.ndarray) -> str:
+    """Of the element for which it is largest."""
+    worst = np.unravel_index(np.argmax(size), size.shape)
+    return f" of element {', '.join(map(str, worst))}" if worst else ""
 
 
 def _missing_tails(posterior: Pool, axis: Axis) -> Iterator[str]:

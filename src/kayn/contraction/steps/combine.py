@@ -84,6 +84,10 @@ class Combine(Step):
         """One for each entry of the joint array, formed or not."""
         return math.prod(plan.size[a] for a in self.joint_axes(plan))
 
+    def streamed(self, plan: Plan) -> int:
+        """All, but for a matrix product: an exponential each, of an array that is read for nothing else."""
+        return self.flops(plan) if self.eliminated and not self.is_matmul(plan) else 0
+
     def formed(self, plan: Plan) -> tuple[str, ...]:
         """The joint array is formed, but for a matrix product."""
         return plan.axes[self.out] if self.is_matmul(plan) else self.joint_axes(plan)
