@@ -11,7 +11,7 @@ import pytest
 
 import kayn
 from kayn.axes.choose import settled
-from kayn.axes.more import MORE, with_more_particles
+from kayn.axes.more import MORE, with_more_for_groups, with_more_for_shared
 from kayn.axes.request import USUAL, make_request
 from kayn.axes.rules.by_cost import OPERATIONS, contracting, evaluating, slow_contraction, slow_factor
 from kayn.axes.types import axis_of
@@ -143,31 +143,35 @@ def test_sums_over_rows_are_no_contraction():
     assert contracting(plan) < 4 * 30 * 30 * 3
 
 
+def with_more(changed, begun):
+    return with_more_for_groups(with_more_for_shared(changed, begun), begun)
+
+
 def test_more_particles_for_what_shares_an_index():
     found = structure(PLATES, {"a": "i", "b": ""}, {"y": ("", {"a": {"i": MIXED}, "b": {}})})
     begun = state(found)
     changed = settled(begun)
-    sizes = {a.name: a.size for a in with_more_particles(changed, begun).axes}
+    sizes = {a.name: a.size for a in with_more(changed, begun).axes}
     assert sizes == {axis_of(changed.axes, "a").name: MORE, axis_of(changed.axes, "b").name: USUAL}
     asked = state(found, num_particles=USUAL)
-    assert {a.size for a in with_more_particles(settled(asked), asked).axes} == {USUAL}
+    assert {a.size for a in with_more(settled(asked), asked).axes} == {USUAL}
 
 
 def test_more_particles_only_where_they_are_affordable():
     found = structure(PLATES, {"a": "i", "b": ""}, {"y": ("", {"a": {"i": MIXED}, "b": {}})})
     dear = with_work(found, y={"ab": 1e5})  # 9e7 operations with 30 of each, 3e8 with a hundred
     begun = state(dear)
-    assert {a.size for a in with_more_particles(settled(begun), begun).axes} == {USUAL}
+    assert {a.size for a in with_more(settled(begun), begun).axes} == {USUAL}
 
 
 def test_more_particles_for_many_elements():
     """What is short with a hundred gets them, what would be long keeps the usual number."""
     small = structure({"i": 40}, {"a": "i", "m": ""}, {"a": reads("am", "i")})
     begun = state(small)
-    assert {a.latents: a.size for a in with_more_particles(begun, begun).axes} == {("a",): MORE, ("m",): USUAL}
+    assert {a.latents: a.size for a in with_more(begun, begun).axes} == {("a",): MORE, ("m",): USUAL}
     large = structure({"i": 400_000}, {"a": "i", "m": ""}, {"a": reads("am", "i")})
     begun = state(large)
-    assert {a.size for a in with_more_particles(begun, begun).axes} == {USUAL}
+    assert {a.size for a in with_more(begun, begun).axes} == {USUAL}
 
 
 def test_a_number_that_is_given_is_kept():

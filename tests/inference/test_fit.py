@@ -32,7 +32,7 @@ from kayn.inference.mstep import Weights, temper
 from kayn.inference.qem_state import QEMState
 from kayn.inference.stopping import is_flat, until_flat
 from kayn.inference.together import Joint
-from kayn.posterior.diagnostics import poor_below
+from kayn.posterior.diagnostics import UNSETTLED, poor_below
 
 # -- families: moments and back
 
@@ -918,7 +918,8 @@ def test_few_particles_have_to_be_more_efficient():
     """Efficiencies at which weights count as poor: of 30 particles those whose effective number is below 13.5."""
     assert poor_below(30) == pytest.approx(0.43, abs=2e-3)
     assert poor_below(5) == 0.43
-    assert poor_below(100) == 0.25
+    assert poor_below(100) == 0.2
+    assert poor_below(100, UNSETTLED) == 0.25
 
 
 def test_guide_parameters_have_readable_names():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from kayn.axes.more import SHARED, with_more_particles
+from kayn.axes.more import SHARED, with_more_for_groups, with_more_for_shared
 from kayn.axes.rules.by_cost import evaluating, of_a_step, operations
 from kayn.axes.rules.by_size import pairs_without_plates
 from kayn.axes.state import State, TooLarge
@@ -27,15 +27,16 @@ FEWEST = 10
 
 def with_fewer_axes(state: State, begun: State, settled: Callable[[State], State | TooLarge]) -> State:
     """The state with more particles where they are affordable, and before that with fewer axes where steps are slow and
-    each that is given up halves them, if not by itself then with those that follow.
+    each that is given up halves them, if not by itself then with those that follow. Groups come last: what more
+    particles of theirs take says nothing of what is gained above them.
 
     Args:
         begun: the state that the rules began with.
         settled: what the rules make of a state.
     """
-    best = raised = with_more_particles(state, begun)
     if not state.case.request.more:
-        return best
+        return state
+    best = raised = with_more_for_shared(state, begun)
     least = takes = of_a_step(raised)
     given_up = 0  # axes since the best
     while takes > STEP * state.case.request.target_elements:
@@ -43,12 +44,12 @@ def with_fewer_axes(state: State, begun: State, settled: Callable[[State], State
         found = None if merged is None else settled(merged)
         if not isinstance(found, State):
             break
-        state, raised, given_up = found, with_more_particles(found, begun), given_up + 1
+        state, raised, given_up = found, with_more_for_shared(found, begun), given_up + 1
         takes = of_a_step(raised)
         # one alone may save little, and open the way to what saves much
         if takes <= least / 2**given_up:
             best, least, given_up = raised, takes, 0
-    return with_fewer_particles(best)
+    return with_fewer_particles(with_more_for_groups(best, begun))
 
 
 def with_fewer_particles(state: State) -> State:

@@ -7,34 +7,40 @@ adds up, and pulls the latents that all of them depend on: these get more as lon
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from kayn.axes.request import MORE
 from kayn.axes.rules.by_cost import operations
 from kayn.axes.rules.by_size import large_factor, large_particles, large_step
 from kayn.axes.state import State
+from kayn.axes.types import Axis
 
-SHARED, OWN = 2**28, 2**26
+SHARED, OWN = 2**28, 2**27
 """More particles are taken where a step stays below so many operations: on an axis that a rule has made what it is,
-a few tenths of a second on two cores at most; on one with an index of its own over plates, half a tenth."""
+a few tenths of a second on two cores at most; on one with an index of its own over plates, half of that."""
 
 
-def with_more_particles(state: State, begun: State) -> State:
-    """The state with `MORE` particles where that is affordable: first on axes that a rule has made what they are, then
-    on those with an index of their own over plates.
+def with_more_for_shared(state: State, begun: State) -> State:
+    """The state with `MORE` particles on axes that a rule has made what they are, where that is affordable.
 
     Args:
         begun: the state that the rules began with.
     """
+    return _with_more(state, [a for a in state.axes if a not in begun.axes], SHARED)
+
+
+def with_more_for_groups(state: State, begun: State) -> State:
+    """The state with `MORE` particles on other axes that have an index of their own over plates, where that is
+    affordable."""
+    return _with_more(state, [a for a in state.axes if a in begun.axes and a.scope], OWN)
+
+
+def _with_more(state: State, axes: Iterable[Axis], most: float) -> State:
     if not state.case.request.more:
         return state
-    raised = [a for a in state.axes if not a.enumerated and a.size < MORE]
-    for most, axes in (
-        (SHARED, [a for a in raised if a not in begun.axes]),
-        (OWN, [a for a in raised if a in begun.axes and a.scope]),
-    ):
-        for axis in axes:
-            more = state.resized(axis, MORE)
-            if _affordable(more, most):
-                state = more
+    for axis in axes:
+        if not axis.enumerated and axis.size < MORE and _affordable(more := state.resized(axis, MORE), most):
+            state = more
     return state
 
 

@@ -19,7 +19,7 @@ from kayn.evidence.problem import Problem
 from kayn.evidence.queries import latent_weights
 from kayn.guides.families import Moments
 from kayn.inference.together import Block
-from kayn.posterior.diagnostics import poor_below
+from kayn.posterior.diagnostics import UNSETTLED, poor_below
 from kayn.support.arrays import Array
 from kayn.support.validate import Rule
 from kayn.xla.compilation import is_traced
@@ -180,7 +180,7 @@ def judged(problem: Problem, found: Mapping[str, Array], target: float) -> Weigh
             own = xp.asarray(found[axis.name])
             starved = starved | xp.any(xp.all(own < min(target, 0.9 * axis.size), 0))
             least = xp.min((xp.mean(own, 0) - 1) / (axis.size - 1))
-            poor, worst = poor | ~(least >= poor_below(axis.size)), xp.minimum(worst, least)
+            poor, worst = poor | ~(least >= poor_below(axis.size, UNSETTLED)), xp.minimum(worst, least)
     return Weights(~starved & ~poor, starved, worst)
 
 

@@ -9,8 +9,10 @@ import numpy as np
 
 from kayn.support.arrays import Array, namespace
 
-POOR_EFFICIENCY = 0.25
+POOR_EFFICIENCY = 0.2
 """Efficiency of particles, as `efficiency` defines it, below which they are called poor, however many there are."""
+UNSETTLED = 0.25
+"""Efficiency below which the fit of a guide goes on, where that helps: steps cost little next to poor weights."""
 FAIR_EFFICIENCY = 0.43
 """Efficiency from which they are not, however few."""
 FAIR_ESS = 13.5
@@ -167,9 +169,9 @@ def noise_of_tails(values: Array, weights: Array) -> float:
     return max(float(np.mean(np.diff(w) ** 2) / 2 / np.mean(w) ** 2) if len(w) > 1 else 0.0 for w in found)
 
 
-def poor_below(size: int) -> float:
-    """Efficiency below which K = `size` particles are called poor."""
-    return max(POOR_EFFICIENCY, min(FAIR_EFFICIENCY, (FAIR_ESS - 1) / max(size - 1, 1)))
+def poor_below(size: int, least: float = POOR_EFFICIENCY) -> float:
+    """Efficiency below which K = `size` particles are called poor; `least` however many there are."""
+    return max(least, min(FAIR_EFFICIENCY, (FAIR_ESS - 1) / max(size - 1, 1)))
 
 
 def tail_length(count: int) -> int:

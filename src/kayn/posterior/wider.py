@@ -90,7 +90,7 @@ def assured(
         known = worst_error(better, _continuous(better)) < 2 * KNOWN
         if known and _reaches(better) and not check(better):
             return better, ()
-    missed = tuple(_missed(found, judge.seen))
+    judge, missed = _asked_again(found, judge, key)
     if not reasons or missed:
         return found, reasons or missed
     if _confirmed(found, judge, taken, key):
@@ -211,6 +211,19 @@ def _confirmed(found: PoolT, look: _Look[PoolT], take: Take[PoolT], key: KeyArra
             return False
         seen = take(look.draw) if seen is look.seen else twice_as_many(look.draw, key, seen)
     return True
+
+
+def _asked_again(found: Pool, look: _Look[PoolT], key: KeyArray) -> tuple[_Look[PoolT], tuple[str, ...]]:
+    """What the wider guide tells of another posterior, still with more replicates where these do not take long.
+
+    Their moments are no Normal numbers, least of all those of few replicates of uneven weights: what only these tell is
+    chance more often than `FALSE_ALARM` says, and chains would be the price.
+    """
+    missed = tuple(_missed(found, look.seen))
+    while missed and 2 * look.seen.num_replicates <= min(2 * REPLICATES, affordable(look.seen)):
+        look = replace(look, seen=twice_as_many(look.draw, key, look.seen))
+        missed = tuple(_missed(found, look.seen))
+    return look, missed
 
 
 def _tails_confirmed(found: PoolT, wider: Wider[PoolT], take: Take[PoolT], key: KeyArray) -> bool:
