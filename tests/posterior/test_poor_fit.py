@@ -132,6 +132,8 @@ def test_what_rests_on_one_particle_is_named():
     assert float(moved.std("x")) > 1.3 * float(posterior.std("x"))
     assert ["one replicate of 64" in text for text in poor_fit.check(moved)] == [True]
     assert not [*poor_fit.complaints(moved, uneven=False)]
+    few = jax.tree.map(lambda v: v[:16], (moved.draws, moved.axis_weights, moved.log_evidences))
+    assert not poor_fit.check(replace(moved, **dict(zip(("draws", "axis_weights", "log_evidences"), few, strict=True))))
 
 
 def test_the_noise_of_tails_is_that_of_weights_given_the_value():

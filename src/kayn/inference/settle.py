@@ -80,10 +80,13 @@ def _fitted_again(
         again = sampler.fitted_again(found)
         draw = partial(_with_own_keys, partial(again.posterior, call), turn)
         glimpse = draw(key, GLIMPSE)
-        if not worst_efficiency(glimpse) > BETTER * worst_efficiency(found) and any(complaints(glimpse)):
+        better = worst_efficiency(glimpse) > BETTER * worst_efficiency(found)
+        if not better and any(complaints(glimpse)):
             break
         sampler, found = again, take(draw)
         reasons = tuple(complaints(found))
+        if not better:
+            break  # what so few replicates say nothing of would not go by doing the same again
     return sampler, found, reasons
 
 

@@ -31,7 +31,8 @@ POOR_TAILS = 0.08
 """Noise of weights in the tails, as `noise_of_tails` has it, from which the spread is too small by a tenth and more:
 where weights are found for few particles of much else, those that fit tails are rare."""
 POOR_SHARE = 0.25
-"""Part of a posterior's variance, as `largest_share` has it, that a single replicate may have."""
+"""Part of a posterior's variance, as `largest_share` has it, that a single replicate of 32 and more may have. One that
+counts like the others there never has it, however far off."""
 FARTHEST = 9.0
 """Typical variances up to which one of a replicate counts there: what has heavy tails is no worse known for them."""
 FALSE_ALARM = 0.01

@@ -24,7 +24,7 @@ from kayn.posterior.diagnostics import (
     pareto_khat,
     poor_below,
 )
-from kayn.posterior.enough import by_replicate, deviations, possible
+from kayn.posterior.enough import FIRST, by_replicate, deviations, possible
 from kayn.posterior.pool import Pool
 from kayn.support.arrays import Array
 from kayn.support.names import in_model, shown
@@ -125,7 +125,7 @@ def _few_particles(posterior: Pool, axis: Axis, uneven: bool) -> Iterator[str]:
             continue
         means, variances = by_replicate(posterior, name)
         largest = diagnostics.largest_share(variances, share)
-        if uneven and np.mean(largest > POOR_SHARE) > FEW:
+        if uneven and share.size >= FIRST and np.mean(largest > POOR_SHARE) > FEW:
             yield (
                 f"latent {in_model(name)!r}: one replicate of {share.size} makes {largest.max():.0%} of the variance"
                 f"{_of_element(largest)}: a particle where the guide has hardly any. {ADVICE}"
