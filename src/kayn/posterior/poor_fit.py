@@ -125,7 +125,9 @@ def _few_particles(posterior: Pool, axis: Axis, uneven: bool) -> Iterator[str]:
             continue
         means, variances = by_replicate(posterior, name)
         largest = diagnostics.largest_share(variances, share)
-        if uneven and share.size >= FIRST and np.mean(largest > POOR_SHARE) > FEW:
+        # of a few groups one may have it by chance
+        several = np.sum(largest > POOR_SHARE) > max(FEW * largest.size, min(1, largest.size - 1))
+        if uneven and share.size >= FIRST and several:
             yield (
                 f"latent {in_model(name)!r}: one replicate of {share.size} makes {largest.max():.0%} of the variance"
                 f"{_of_element(largest)}: a particle where the guide has hardly any. {ADVICE}"
