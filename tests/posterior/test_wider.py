@@ -158,7 +158,7 @@ def test_tails_that_the_guide_hardly_meets_are_known(gap, share, spread):
     model, mean, sd = parts(gap, share, spread)
     fit = kayn.fit(model, progress=False)
     own = fit.sampler.posterior(fit.call, jax.random.key(1), 32)
-    assert all("one replicate of 32" in text for text in complaints(own))
+    assert ["one replicate of 32" in text for text in complaints(own)] == [True] * (gap == 6.0)
     assert own.std("z") < 0.97 * sd
     found = fit.posterior()
     assert "posterior: of a wider guide" in str(fit)

@@ -124,29 +124,42 @@ def _few_particles(posterior: Pool, axis: Axis, uneven: bool) -> Iterator[str]:
         if posterior.problem.graph.latent(name).discrete:
             continue
         means, variances = by_replicate(posterior, name)
-        largest = diagnostics.largest_share(variances, share)
-        # of a few groups one may have it by chance
-        several = np.sum(largest > POOR_SHARE) > max(FEW * largest.size, min(1, largest.size - 1))
-        if uneven and share.size >= FIRST and several:
-            yield (
-                f"latent {in_model(name)!r}: one replicate of {share.size} makes {largest.max():.0%} of the variance"
-                f"{_of_element(largest)}: a particle where the guide has hardly any. {ADVICE}"
-            )
+        if uneven and (told := _made_by_one(name, variances, share)):
+            yield told
             return
         shift, error = diagnostics.shift(log_z, means, deviations(means, variances), share)
-        worst = np.unravel_index(np.argmax(np.abs(shift)), shift.shape)
+        worst, where = worst_element(np.abs(shift))
         if np.abs(shift[worst]) > POOR_SHIFT:
             yield (
                 f"latent {in_model(name)!r}: replicates of higher evidence have other means: particles are too few: "
-                f"the mean{_of_element(np.abs(shift))} is off by about {-shift[worst]:+.2f} +- {error[worst]:.2f} "
-                "posterior sds. Use more particles: twice as many halve this"
+                f"the mean{where} is off by about {-shift[worst]:+.2f} +- {error[worst]:.2f} posterior sds. Use more "
+                "particles: twice as many halve this"
             )
 
 
-def _of_element(size: np.ndarray) -> str:
-    """Of the element for which it is largest."""
+def _made_by_one(name: str, variances: np.ndarray, share: np.ndarray) -> str:
+    """That a single replicate makes much of a latent's variance; nothing where none does, or there are too few to say.
+
+    Args:
+        variances, share: as `diagnostics.largest_share` has them.
+    """
+    if share.size < FIRST:
+        return ""
+    largest = diagnostics.largest_share(variances, share)
+    # of a few groups one may have it by chance
+    if np.sum(largest > POOR_SHARE) <= max(FEW * largest.size, min(1, largest.size - 1)):
+        return ""
+    worst, where = worst_element(largest)
+    return (
+        f"latent {in_model(name)!r}: one replicate of {share.size} makes {largest[worst]:.0%} of the variance{where}: "
+        f"a particle where the guide has hardly any. {ADVICE}"
+    )
+
+
+def worst_element(size: np.ndarray) -> tuple[tuple[np.intp, ...], str]:
+    """Where an array is largest, and that place in words; nothing of a number."""
     worst = np.unravel_index(np.argmax(size), size.shape)
-    return f" of element {', '.join(map(str, worst))}" if worst else ""
+    return worst, f" of element {', '.join(map(str, worst))}" if worst else ""
 
 
 def _missing_tails(posterior: Pool, axis: Axis) -> Iterator[str]:

@@ -35,7 +35,7 @@ from kayn.posterior.enough import (
     worst_error,
 )
 from kayn.posterior.pool import Pool
-from kayn.posterior.poor_fit import ADVICE, check, complaints, heavy_tails
+from kayn.posterior.poor_fit import ADVICE, check, complaints, heavy_tails, worst_element
 from kayn.support.arrays import KeyArray
 from kayn.support.names import in_model
 
@@ -244,8 +244,7 @@ def _missed(found: Pool, wider: Pool) -> Iterator[str]:
         moved = (np.abs(shift) > np.maximum(MOVED, most * error)) | (wide > np.maximum(MOVED, most * wide_error))
         if moved.any():
             size = np.where(moved, np.maximum(np.abs(shift), wide), -1.0)
-            worst = np.unravel_index(np.argmax(size), size.shape)
-            where = f" of element {', '.join(map(str, worst))}" if worst else ""
+            worst, where = worst_element(size)
             yield (
                 f"latent {in_model(name)!r}: particles of a wider guide tell of another posterior: the mean{where} "
                 f"moves by {shift[worst]:+.2f} +- {error[worst]:.2f} sds, and the sd is {1 + wide[worst]:.2f} times as "
