@@ -15,6 +15,7 @@ from kayn.evidence.problem import build_problem
 from kayn.inference import gradients
 from kayn.inference.beginning import CHUNK, Start
 from kayn.inference.importance import Importance, Weigher
+from kayn.inference.laplace import LAPLACE
 from kayn.inference.mcmc.escalate import escalated
 from kayn.inference.mcmc.kernel import MPGibbs, Several
 from kayn.inference.mcmc.run import run_chains
@@ -111,8 +112,9 @@ class Fit(Printed):
         escalate: bool = True,
         max_seconds: Positive = 60.0,
     ) -> Posterior:
-        """Weighed particles of the fitted guide, of the guide fitted again to these where their weights are poor, of a
-        wider one where that knows more; chains where checks fail.
+        """Weighed particles of the fitted guide, of the guide fitted again to these where their weights are poor, of
+        one whose vectors follow the model where that fits a funnel, of a wider one where that knows more; chains where
+        checks fail.
 
         Args:
             num_particles: K; None for that of the fit. With a number, and within `jax.jit` or `jax.vmap`, nothing is
@@ -276,7 +278,7 @@ def restored(call: Call, found: Stored | None) -> Fit:
 def _run(call: Call, progress: bool, found: Stored | None = None) -> Fit:
     origin = call.origin
     assert origin is not None
-    settings = {n: v for n, v in origin.settings.items() if n not in (WEIGHED, MISSING)}
+    settings = {n: v for n, v in origin.settings.items() if n not in (WEIGHED, MISSING, LAPLACE)}
     setup = _Setup(call, origin.guide, progress=progress, found=found, **settings)
     return _fit_qem(setup) if setup.method == "qem" else _fit_svi(setup)
 

@@ -13,6 +13,7 @@ from kayn.evidence.problem import Problem
 from kayn.evidence.queries import weighted_draws
 from kayn.fit import WEIGHED, Fit, restored
 from kayn.inference import importance
+from kayn.inference.laplace import LAPLACE, LaplaceSampler
 from kayn.inference.mcmc.kernel import MPGibbs
 from kayn.posterior.chains import Chains
 from kayn.posterior.posterior import Posterior
@@ -77,6 +78,10 @@ def _problem(stored: Stored) -> Problem:
     if call.origin.entry == "importance":
         return importance.rebuilt(call, params)
     fit = restored(call, None)
+    if LAPLACE in call.origin.settings and fit.sampler is not None:
+        follows = LaplaceSampler.of(fit.sampler, call)
+        assert follows is not None
+        return follows.problem
     if fit.sampler is not None and WEIGHED not in call.origin.settings:
         return fit.sampler.problem
     fit.proposal.update(params)

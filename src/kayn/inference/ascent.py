@@ -13,23 +13,19 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kayn.axes.request import make_request
-from kayn.axes.types import proposal_name
-from kayn.evidence.draws import draws_from_runs
-from kayn.evidence.problem import Problem, build_problem
-from kayn.evidence.weights import proposal_terms, weigh_against
+from kayn.evidence.problem import Problem
 from kayn.guides.factorised import FactorisedGuide, GuideSite
 from kayn.guides.joint import JointPart, by_part
 from kayn.guides.normal import Gaussian, MultivariateNormal, Normal
+from kayn.inference.coordinates import coordinate_density
 from kayn.programs.sites import Inspected
 from kayn.support.arrays import Array
 from kayn.support.names import parameter
@@ -70,7 +66,7 @@ def started_by_gradients(
     if is_traced((inspected.args, inspected.kwargs, params)) or not _worthwhile(guide, inspected):
         return None
     try:
-        ascent = _Ascent(guide, *_density(guide, inspected, params))
+        ascent = _Ascent(guide, *coordinate_density(guide, inspected, params))
         at = ascent.climbed() if ascent.pairs >= FEWEST else None
         found = None if at is None else _parameters(ascent, at)
     except (ValueError, TypeError, NotImplementedError, FloatingPointError, TimeoutError):
@@ -102,50 +98,13 @@ def _length(site: GuideSite) -> int:
     return site.family.coordinates.length if isinstance(site.family, JointPart) else whole[-1]
 
 
-def _density(
-    guide: FactorisedGuide, inspected: Inspected, params: Mapping[str, Array]
-) -> tuple[Problem, Callable[[Mapping, Mapping[str, Array]], Array]]:
-    """The model with one particle of every latent; and, of its numbers and the coordinates of all sites, the log
-    density of model and data in these coordinates, a scalar in nats, summed over latents that are enumerated."""
-
-    def plain(site: GuideSite) -> GuideSite:
-        family = Normal(site.family.event_dim, _gaussian(site).transform)
-        return replace(site, family=family, start=family.standard(np.shape(site.start["loc"]), float), wide=None)
-
-    own = replace(guide, sites=tuple(map(plain, guide.sites)))
-    params = {**own.start, **params}
-    request = make_request(1, draws="even")
-    args, kwargs = inspected.args, inspected.kwargs
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what there is to say has been said of the guide's own problem
-        problem = build_problem(inspected.fn, own, args, kwargs, params, request, inspected=inspected)
-    transforms = {s.name: _gaussian(s).transform for s in guide.sites}
-    axes, size = problem.layout.axes, problem.layout.plan.size
-    enumerated = [a for a in axes if a.enumerated]
-
-    def log_density(numbers: Mapping, u: Mapping[str, Array]) -> Array:
-        z = {n: transforms[n](v) for n, v in u.items()}
-        draws = draws_from_runs(problem, numbers, params, {n: v[None] for n, v in z.items()}, {})
-        terms = proposal_terms(problem, numbers, draws, params, enumerated)
-        terms |= {proposal_name(a): jnp.zeros([*(size[p] for p in a.scope), 1]) for a in axes if not a.enumerated}
-        volume = sum(jnp.sum(transforms[n].log_abs_det_jacobian(v, z[n])) for n, v in u.items())
-        return weigh_against(problem, numbers, draws, params, terms).log_evidence() + volume
-
-    return problem, log_density
-
-
-def _gaussian(site: GuideSite) -> Gaussian:
-    assert isinstance(site.family, Gaussian)
-    return site.family
-
-
 @dataclass(frozen=True, eq=False)
 class _Ascent:
     """The bound of independent Normals, whose locations are `loc + scale * shift` and whose scales `scale * width`.
 
     Attributes:
         guide: whose start gives `loc` and `scale`.
-        problem, density: see `_density`.
+        problem, density: see `coordinate_density`.
     """
 
     guide: FactorisedGuide

@@ -1,25 +1,32 @@
-"""Which weighed particles a fit's posterior is of: the guide's, those of the guide fitted again, or of a wider one."""
+"""Which weighed particles a fit's posterior is of: the guide's, those of the guide fitted again, of one whose vectors
+follow the model, or of a wider one."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
 import jax
 
+from kayn.errors import KaynError
+from kayn.inference.laplace import LaplaceSampler
 from kayn.inference.sampler import Sampler
 from kayn.posterior.call import Call
-from kayn.posterior.enough import Draw, Take
-from kayn.posterior.poor_fit import complaints, worst_efficiency
+from kayn.posterior.enough import Draw, Take, affordable
+from kayn.posterior.poor_fit import complaints, few_count, worst_efficiency
 from kayn.posterior.posterior import Posterior
-from kayn.posterior.wider import GLIMPSE, assured, comparable
+from kayn.posterior.wider import GLIMPSE, REPLICATES, assured, comparable
 from kayn.support.arrays import KeyArray
 
 MOST = 8
 """Times that a guide is fitted again."""
 BETTER = 1.2
 """By what factor the efficiency of its weights has to grow, in a glimpse of it."""
+LESS = 0.1
+"""Nats of evidence that a guide may lack."""
 AGAIN = "posterior: of the guide fitted again to all replicates of a first one, whose weights were poor"
+FOLLOWS = "posterior: of a guide whose vectors follow the model given its numbers (Laplace)"
 WIDENED = "posterior: of a wider guide, whose replicates disagree less or whose weights have no heavy tails"
 
 
@@ -47,13 +54,17 @@ def settled(sampler: Sampler | None, call: Call, own: Posterior, take: Take[Post
     """
     told: dict[str, str] = {}
     draws = sampler if sampler is not None and sampler.qem.blocks and sampler.qem.keeps_particles() else None
-    found, reasons = own, tuple(complaints(own))
+    found, reasons, follows = own, tuple(complaints(own)), None
     if draws is not None:
         draws, found, reasons = _fitted_again(draws, call, own, reasons, take, jax.random.fold_in(key, 4))
         told |= {"again": AGAIN} if found is not own else {}
+        follows = _following(draws, call, found, take, jax.random.fold_in(key, 5)) if reasons else None
+    if follows is not None:
+        found, reasons, told = follows.posterior, follows.reasons, {"follows": FOLLOWS}
 
     def wider(how: float, vectors: bool) -> Draw[Posterior] | None:
-        return None if draws is None else partial(draws.wider(how, vectors).posterior, call)
+        own = draws if follows is None else follows.sampler
+        return None if own is None else partial(own.wider(how, vectors).posterior, call)
 
     found, reasons = assured(found, reasons, wider, take, jax.random.fold_in(key, 3))
     told |= {"widened": WIDENED} if found.widened else {}
@@ -75,7 +86,7 @@ def _fitted_again(
     sampling: Cappe, Guillin, Marin & Robert, Population Monte Carlo, 2004).
     """
     for turn in range(MOST):
-        if not reasons or not comparable(found):
+        if not (reasons or few_count(found)) or not comparable(found):
             break
         again = sampler.fitted_again(found)
         draw = partial(_with_own_keys, partial(again.posterior, call), turn)
@@ -88,6 +99,55 @@ def _fitted_again(
         if not better:
             break  # what so few replicates say nothing of would not go by doing the same again
     return sampler, found, reasons
+
+
+@dataclass(frozen=True, eq=False)
+class _Following:
+    """A posterior of a guide whose vectors follow the model, and what there is to say against it."""
+
+    sampler: LaplaceSampler
+    posterior: Posterior
+    reasons: tuple[str, ...]
+
+
+def _following(
+    sampler: Sampler, call: Call, poor: Posterior, take: Take[Posterior], key: KeyArray
+) -> _Following | None:
+    """A guide whose vectors follow the model given its numbers, fitted to a posterior that something is said against;
+    None where there is none, or its weights are not better."""
+    if not comparable(poor):
+        return None
+    try:
+        made = LaplaceSampler.of(sampler, call)
+    except KaynError:
+        return None
+    if made is None:
+        return None
+    best, seen = made, poor
+    for turn in range(MOST):
+        again = best.fitted_to(seen)
+        draw = partial(_with_own_keys, partial(again.posterior, call), turn)
+        glimpse = draw(key, GLIMPSE)
+        if not comparable(glimpse):
+            return None
+        if turn and any(complaints(glimpse)) and affordable(glimpse) >= REPLICATES:
+            glimpse = draw(key, REPLICATES)
+        if turn > 1 and not worst_efficiency(glimpse) > BETTER * worst_efficiency(seen):
+            break
+        best, seen = again, glimpse
+        if turn and not any(complaints(seen)):
+            break  # once fitted to its own particles
+    better = worst_efficiency(seen) > BETTER * worst_efficiency(poor)
+    if _sees_less(seen, poor) or (any(complaints(seen)) and not better):
+        return None
+    found = take(partial(best.posterior, call))
+    return None if _sees_less(found, poor) else _Following(best, found, tuple(complaints(found)))
+
+
+def _sees_less(found: Posterior, poor: Posterior) -> bool:
+    """Whether a posterior lacks evidence that poor weights have found, as where it is about one mode of several."""
+    error = math.hypot(*(float(p.log_evidence_error) for p in (found, poor)))
+    return not float(poor.log_evidence - found.log_evidence) < max(LESS, 3 * error)
 
 
 def _with_own_keys(draw: Draw[Posterior], turn: int, key: KeyArray, count: int) -> Posterior:

@@ -128,8 +128,9 @@ def _guide_parents(density: Program, drawn: Mapping[str, Site]) -> dict[str, tup
         read = found[Part.DENSITY.of(name)]
         names = () if isinstance(read, Node) else tuple(dict.fromkeys(latent for latent, _ in read))
         others = tuple(n for n in names if n != name)
-        # a point mass depends on its source through the guide's own equations, not through its density
-        out[name] = others or (_delta_sources(drawn) if site.delta else ())
+        # a point mass depends on its sources through the guide's own equations, which its density need not read
+        sources = _delta_sources(drawn) if site.delta else ()
+        out[name] = tuple(dict.fromkeys((*others, *(n for n in sources if n != name))))
     return out
 
 

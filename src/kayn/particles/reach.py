@@ -160,6 +160,12 @@ def _compare(name: str, side: Part, ends: Sequence[Any], drawn: Mapping[str, Arr
         )
 
 
+def _is_known(guide: Callable) -> bool:
+    """Whether a guide is NumPyro's or kayn's own, whose points have the density that they say."""
+    automatic = isinstance(guide, AutoGuide) and not isinstance(guide, AutoGuideList)
+    return automatic or getattr(guide, "draws_together", False)
+
+
 def refuse_points(
     guide: Callable,
     args: tuple,
@@ -179,7 +185,7 @@ def refuse_points(
     """
     drawn = {n: s for n, s in sites.items() if s.kind == "sample" and not s.observed}
     points = sorted(n for n, s in drawn.items() if s.delta and n in model_sites)
-    if not points or (isinstance(guide, AutoGuide) and not isinstance(guide, AutoGuideList)):
+    if not points or _is_known(guide):
         return
     sources = sorted(n for n, s in drawn.items() if n not in model_sites and not s.delta and not s.discrete)
     forms = {n: jax.ShapeDtypeStruct(drawn[n].shape, drawn[n].dtype) for n in sources}

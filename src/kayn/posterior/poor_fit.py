@@ -25,6 +25,7 @@ from kayn.posterior.diagnostics import (
     poor_below,
 )
 from kayn.posterior.enough import FIRST, by_replicate, deviations, possible
+from kayn.posterior.mixing import ENOUGH
 from kayn.posterior.pool import Pool
 from kayn.support.arrays import Array
 from kayn.support.names import in_model, shown
@@ -209,10 +210,15 @@ def _known_evidence(posterior: Pool, error: float) -> Iterator[str]:
 def _uneven(posterior: Pool, axis: Axis) -> Iterator[str]:
     """Weights of an axis that are on few of its particles, most of them or the largest."""
     pooled, efficiency = _by_element(posterior, axis)
+    alone = _weights_alone(posterior, axis)
+    if alone is not None and diagnostics.effective_sample_size(alone) >= ENOUGH:
+        pooled, enough = alone[:, None], True
+    else:
+        enough = posterior.widened
     worst = int(np.argmin(efficiency))
     who = ", ".join(repr(in_model(n)) for n in axis.latents)
     where = f" (worst element {worst} of {efficiency.size})" if efficiency.size > 1 else ""
-    if efficiency[worst] < poor_below(axis.size) and not posterior.widened:
+    if efficiency[worst] < poor_below(axis.size) and not enough:
         ess = 1 + efficiency[worst] * (axis.size - 1)
         yield (
             f"latent {who}: effective sample size {ess:.1f} of {axis.size} particles{where}. "
@@ -226,6 +232,23 @@ def _uneven(posterior: Pool, axis: Axis) -> Iterator[str]:
             f"latent {who}: Pareto k-hat {np.nanmax(khat):.2f} (above {POOR_KHAT}){where}. "
             f"{ADVICE}{_about(posterior, axis)}"
         )
+
+
+def _weights_alone(posterior: Pool, axis: Axis) -> np.ndarray | None:
+    """The pooled weights [P] of an axis that all latents share; None where there are others or elements, whose weights
+    are sums over what these are.
+
+    All is plain importance sampling then, of which the pooled effective sample size and k-hat tell.
+    """
+    if axis.scope or len(posterior.problem.layout.axes) > 1 or posterior.draws.subsample:
+        return None
+    weights = np.asarray(posterior._pooled(axis.latents[0]), np.float64)
+    return weights.reshape(len(weights), -1)[:, 0]
+
+
+def few_count(posterior: Pool) -> bool:
+    """Whether the weights of some axis are on so few of its particles that a guide fitted again may do better."""
+    return any(_by_element(posterior, a)[1].min() < poor_below(a.size) for a in _weighed(posterior))
 
 
 def heavy_tails(posterior: Pool) -> bool:

@@ -1,0 +1,188 @@
+"""A guide whose vectors follow the model given its numbers: Normal about the mode that these make likely.
+
+Where a scale and the elements that it scales share a particle, no one Normal fits both: how far elements go depends on
+the scale (a funnel). Given the scale they often are nearly Normal, about another mode and with another curvature for
+every value of it, which the model's density tells (Tierney & Kadane, Accurate approximations for posterior moments and
+marginal densities, 1986; Rue, Martino & Chopin, Approximate Bayesian inference for latent Gaussian models by using
+integrated nested Laplace approximations, 2009). Weights correct what is left, so that nothing is approximate here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jax.scipy.linalg import solve_triangular
+from jax.scipy.special import log_ndtr
+from numpyro.distributions import constraints
+from numpyro.distributions.transforms import LowerCholeskyAffine, Transform
+
+from kayn.guides.cholesky import lower_cholesky
+from kayn.particles.lattice import even_normal
+from kayn.support.arrays import Array, KeyArray
+from kayn.support.names import RESERVED, parameter
+
+NUMBERS, NOISE, VOLUME = (RESERVED + n for n in ("numbers", "noise", "volume"))
+"""Auxiliary sites: coordinates of all numbers, standard noise of all elements of vectors, and the logarithm of what
+volume a unit of that noise has."""
+LOC, TRIL = parameter("numbers", "loc"), parameter("numbers", "scale_tril")
+BEGIN, WIDTH = parameter("vectors", "loc"), parameter("vectors", "scale")
+"""Parameters: location and Cholesky factor (of the covariance) of the numbers, where the vectors' mode is looked for
+first, and how many times as wide they are as the curvature there says."""
+PARAMETERS: Mapping[str, constraints.Constraint] = {
+    LOC: constraints.real_vector,
+    TRIL: lower_cholesky,
+    BEGIN: constraints.real_vector,
+    WIDTH: constraints.positive,
+}
+UNIT = math.sqrt(3) / math.pi
+"""Scale of a logistic variable whose variance is one."""
+STEPS = 12
+"""Of Newton's method at most."""
+NEAR = 1e-2
+"""Size of a step, in standard deviations, after which none follows."""
+SHARES = (1.0, 0.5, 0.2, 0.05, 0.01, 0.002)
+"""Of a step that are compared: a whole one may go too far."""
+FLATTEST = 1e-4
+"""Curvature of a direction at least, in units of the largest along a coordinate."""
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """A latent, as coordinates in unconstrained space.
+
+    Attributes:
+        shape: of the coordinates.
+        transform: from them to the latent.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    transform: Transform
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class LaplaceGuide:
+    """A NumPyro guide: one joint law of all numbers, and given them one joint Normal of all elements of vectors.
+
+    Numbers are logistic variables, moved, scaled and mixed: that of a scale in a funnel has tails like theirs, and what
+    is wider than a posterior by a little has weights that are hardly less even (`docs/decisions/inference.md`).
+    Gradients do not go through the mode.
+
+    Attributes:
+        numbers: latents whose coordinates are drawn first, in the order in which these stand.
+        vectors: latents on the real line, likewise.
+        density: log density of model and data, a scalar in nats, of the coordinates of all by name.
+        start: parameters by `numpyro.param` name.
+    """
+
+    numbers: Sequence[Latent]
+    vectors: Sequence[Latent]
+    density: Callable[[Mapping[str, Array]], Array]
+    start: Mapping[str, Array]
+
+    draws_together: ClassVar[bool] = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Run as a NumPyro guide. Arguments, the model's, are not looked at."""
+        params = {n: numpyro.param(n, self.start[n], constraint=c) for n, c in PARAMETERS.items()}
+        apart = dist.Logistic(jnp.zeros_like(params[LOC]), UNIT).to_event(1)
+        placed = LowerCholeskyAffine(params[LOC], params[TRIL])
+        numbers = _auxiliary(NUMBERS, dist.TransformedDistribution(apart, placed))
+        noise = _auxiliary(NOISE, dist.Normal(jnp.zeros_like(params[BEGIN]), 1).to_event(1))
+        u, volume = self._placed(numbers, noise, params)
+        volume = _auxiliary(VOLUME, dist.Delta(volume))
+        for latent, own in _cut(self.numbers, numbers):
+            value = latent.transform(own)
+            claimed = -jnp.sum(latent.transform.log_abs_det_jacobian(own, value))
+            numpyro.sample(latent.name, dist.Delta(value, claimed, event_dim=jnp.ndim(value)))
+        for place, (latent, own) in enumerate(_cut(self.vectors, u)):
+            # that of all stands with one of them
+            claimed = jnp.zeros_like(volume) if place else -volume
+            numpyro.sample(latent.name, dist.Delta(own, claimed, event_dim=jnp.ndim(own)))
+
+    def draw_particles(self, key: KeyArray, num: int, params: Mapping[str, Any]) -> dict[str, Array]:
+        """`num` particles of every site: [num, *shape], from noise that fills the quantiles evenly."""
+        params = {n: jnp.asarray(params.get(n, self.start[n])) for n in PARAMETERS}
+        sizes = [(1, sum(c.size for c in latents)) for latents in (self.numbers, self.vectors)]
+        first, noise = jnp.split(even_normal(key, num, sizes, params[LOC].dtype), [sizes[0][1]], axis=1)
+        # the quantiles that normal noise is at
+        apart = UNIT * (log_ndtr(first) - log_ndtr(-first))
+        numbers = params[LOC] + apart @ params[TRIL].T
+        u, volume = jax.vmap(lambda n, e: self._placed(n, e, params))(numbers, noise)
+        out = {NUMBERS: numbers, NOISE: noise, VOLUME: volume}
+        out |= {c.name: c.transform(own) for c, own in _cut(self.numbers, numbers)}
+        return out | {c.name: own for c, own in _cut(self.vectors, u)}
+
+    def _placed(self, numbers: Array, noise: Array, params: Mapping[str, Array]) -> tuple[Array, Array]:
+        """Elements of all vectors [N] by their noise, and the log volume of a unit of it, given numbers [M]."""
+        mode, root = self.mode(numbers, params[BEGIN])
+        root = params[WIDTH] * root
+        return mode + root @ noise, jnp.sum(jnp.log(jnp.diagonal(root)))
+
+    def mode(self, numbers: Array, begin: Array) -> tuple[Array, Array]:
+        """Where the density of all vectors is highest, [N], and a Cholesky factor of the inverse of its curvature,
+        [N, N].
+
+        Args:
+            numbers: coordinates [M].
+            begin: of the vectors, where Newton's method begins.
+        """
+        numbers, begin = jax.lax.stop_gradient((numbers, begin))
+        known = {c.name: own for c, own in _cut(self.numbers, numbers)}
+
+        def energy(u: Array) -> Array:
+            return -self.density(known | {c.name: own for c, own in _cut(self.vectors, u)})
+
+        def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
+            count, u, *_ = state
+            down, root = jax.grad(energy)(u), inverse_root(jax.hessian(energy)(u))
+            move = -root @ (root.T @ down)
+            ahead = u + jnp.asarray(SHARES, u.dtype)[:, None] * move
+            values = jax.vmap(energy)(ahead)
+            best = ahead[jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))]
+            return count + 1, best, root, jnp.sqrt(-move @ down)
+
+        def goes_on(state: tuple[Array, ...]) -> Array:
+            return (state[0] < STEPS) & ~(state[-1] < NEAR)
+
+        eye, far = jnp.eye(len(begin), dtype=begin.dtype), jnp.full((), jnp.inf, begin.dtype)
+        # the curvature of the last step, which was short, is that of the mode
+        _, mode, root, _ = jax.lax.while_loop(goes_on, step, (jnp.zeros((), int), begin, eye, far))
+        return mode, root
+
+
+def inverse_root(curvature: Array) -> Array:
+    """A lower Cholesky factor of the inverse of a symmetric matrix [N, N], which is made positive where it is not."""
+    curvature = (curvature + curvature.T) / 2
+    diagonal, eye = jnp.diagonal(curvature), jnp.eye(len(curvature), dtype=curvature.dtype)
+    largest = jnp.max(jnp.abs(diagonal))
+    # no eigenvalue is below what others leave of the diagonal (Gershgorin)
+    least = jnp.min(diagonal + jnp.abs(diagonal) - jnp.sum(jnp.abs(curvature), -1))
+    more = jnp.maximum(FLATTEST * jnp.where(largest > 0, largest, 1.0) - least, 0.0)
+    # the factor of the matrix in reverse is, reversed, an upper one
+    known, moved = (jnp.linalg.cholesky(c[::-1, ::-1])[::-1, ::-1] for c in (curvature, curvature + more * eye))
+    return solve_triangular(jnp.where(jnp.isfinite(known).all(), known, moved), eye, lower=False).T
+
+
+def _auxiliary(name: str, law: dist.Distribution) -> Array:
+    return numpyro.sample(name, law, infer={"is_auxiliary": True})
+
+
+def _cut(latents: Sequence[Latent], u: Array) -> list[tuple[Latent, Array]]:
+    """Every latent with its own of the coordinates of all [..., N]."""
+    ends = np.cumsum([c.size for c in latents])
+    lead = u.shape[:-1]
+    return [(c, u[..., end - c.size : end].reshape(*lead, *c.shape)) for c, end in zip(latents, ends, strict=True)]

@@ -1,0 +1,204 @@
+"""Posterior replicates of a guide whose vectors follow the model given its numbers (`kayn.guides.laplace`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.distributions.transforms import IdentityTransform
+
+from kayn.axes.choose import choose_layout
+from kayn.axes.types import Axis
+from kayn.errors import KaynError
+from kayn.evidence.as_drawn import inspected_as_drawn
+from kayn.evidence.problem import Problem
+from kayn.evidence.queries import weighted_draws
+from kayn.guides.factorised import FactorisedGuide, GuideSite
+from kayn.guides.joint_blocks import LARGEST_BLOCK
+from kayn.guides.laplace import BEGIN, LOC, SHARES, TRIL, WIDTH, LaplaceGuide, Latent
+from kayn.guides.normal import Gaussian, MultivariateNormal
+from kayn.inference.beginning import CHUNK
+from kayn.inference.coordinates import coordinate_density, gaussian
+from kayn.inference.sampler import Sampler
+from kayn.particles.guide_program import trace_guide
+from kayn.particles.shared_noise import evenly
+from kayn.posterior.call import Call
+from kayn.posterior.posterior import Posterior
+from kayn.support.arrays import Array, KeyArray
+from kayn.support.names import in_model
+from kayn.xla.jit import QuickJit
+
+LAPLACE = "laplace"
+"""In the settings of a posterior's origin: that its particles are of this guide."""
+PARTICLES = 100
+"""Of every latent, which share an axis."""
+WIDER = 1.2
+"""How much more variance numbers are drawn with than their posterior has."""
+OVERDISPERSION = 0.5
+"""How much wider vectors are drawn than their posterior is, as `QEM` has it."""
+USUAL_STEPS = 4
+"""Of Newton's method, by which its operations are counted."""
+
+
+@dataclass(frozen=True, eq=False)
+class LaplaceSampler:
+    """Draws posterior replicates, as `kayn.inference.sampler.Sampler` does.
+
+    Attributes:
+        sites: of kayn's other guide: those of numbers, then those of vectors.
+        params: of the guide, before they are made wider.
+        run: log Z, axis weights and particles of `CHUNK` keys.
+    """
+
+    problem: Problem
+    sites: tuple[list[GuideSite], list[GuideSite]]
+    params: Mapping[str, Array]
+    run: Callable[..., Any]
+
+    @staticmethod
+    def of(sampler: Sampler, call: Call) -> LaplaceSampler | None:
+        """With parameters that are still to be fitted; None where the model has no vectors, no numbers, or too many.
+
+        Raises:
+            KaynError: the model's density has no second derivatives.
+        """
+        guide = sampler.qem.guide
+        sites = None if guide is None or sampler.qem.user_guide is not None else _parts(guide)
+        if guide is None or sites is None or sampler.qem.request.strategy != "parallel":
+            return None
+        sizes = [sum(math.prod(np.shape(s.start["loc"])) for s in own) for own in sites]
+        start = {LOC: np.zeros(sizes[0]), TRIL: np.eye(sizes[0]), BEGIN: np.zeros(sizes[1]), WIDTH: np.ones(())}
+        params = {**sampler.qem.model_params, **_arrays(start)}
+        try:
+            problem = _problem(sampler, guide, sites, params, call)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise KaynError(f"no second derivatives: {error}") from error
+
+        def run(numbers: Mapping, params: Mapping[str, Array], keys: KeyArray) -> Any:
+            return jax.lax.map(partial(weighted_draws, problem, numbers, params), keys)
+
+        return LaplaceSampler(problem, sites, params, QuickJit(run))
+
+    def fitted_to(self, found: Posterior) -> LaplaceSampler:
+        """The same guide, with the moments of weighed particles of a posterior."""
+        numbers, vectors = (_moments(found, own) for own in self.sites)
+        normal = MultivariateNormal().from_moments(numbers)
+        fitted = {LOC: normal["loc"], TRIL: normal["scale_tril"], BEGIN: vectors["mean"]}
+        return replace(self, params={**self.params, **_arrays(fitted)})
+
+    def wider(self, overdispersion: float, vectors: bool = False) -> LaplaceSampler:
+        """The same guide made wider, as `Sampler.wider`.
+
+        Args:
+            vectors: only these.
+        """
+        of_numbers, of_vectors = (math.sqrt(1 + overdispersion / math.sqrt(self.params[n].size)) for n in (LOC, BEGIN))
+        tril = self.params[TRIL] * (1 if vectors else of_numbers)
+        return replace(self, params={**self.params, TRIL: tril, WIDTH: self.params[WIDTH] * of_vectors})
+
+    def posterior(self, call: Call, key: KeyArray, num_replicates: int) -> Posterior:
+        """A posterior of so many replicates."""
+        drawn = self.wider(OVERDISPERSION, vectors=True).params
+        params = {**drawn, TRIL: drawn[TRIL] * math.sqrt(WIDER)}
+        keys = jax.random.split(key, num_replicates)
+        more = -num_replicates % CHUNK
+        keys = jnp.concatenate([keys, keys[:1].repeat(more)]) if more else keys
+        parts = [self.run(self.problem.numbers, params, keys[i : i + CHUNK]) for i in range(0, num_replicates, CHUNK)]
+        found = jax.tree.map(lambda *v: np.concatenate([np.asarray(x) for x in v])[:num_replicates], *parts)
+        log_evidences, weights, draws = found
+        if call.origin is not None:
+            call = replace(call, origin=replace(call.origin, settings={**call.origin.settings, LAPLACE: True}))
+        return Posterior(self.problem, call, self.problem.numbers, params, draws, log_evidences, weights)
+
+
+def _arrays(values: Mapping[str, Array]) -> dict[str, Array]:
+    return {n: jnp.asarray(v, jnp.result_type(float)) for n, v in values.items()}
+
+
+def _parts(guide: FactorisedGuide) -> tuple[list[GuideSite], list[GuideSite]] | None:
+    """Sites of numbers, and of vectors: what is anywhere on the real line."""
+    plain = all(isinstance(s.family, Gaussian) and in_model(s.name) == s.name for s in guide.sites)
+    if not plain or not guide.draws_together:
+        return None
+    line = [isinstance(gaussian(s).transform, IdentityTransform) for s in guide.sites]
+    numbers, vectors = ([s for s, is_line in zip(guide.sites, line, strict=True) if is_line == own] for own in (0, 1))
+    coordinates = sum(math.prod(np.shape(s.start["loc"])) for s in guide.sites)
+    return (numbers, vectors) if numbers and vectors and coordinates <= LARGEST_BLOCK else None
+
+
+def _problem(
+    sampler: Sampler,
+    guide: FactorisedGuide,
+    sites: tuple[list[GuideSite], list[GuideSite]],
+    params: Mapping[str, Array],
+    call: Call,
+) -> Problem:
+    """The model under the guide that follows it, all latents on one axis."""
+    base, given = sampler.problem, sampler.qem.model_params
+    inspected = inspected_as_drawn(call.model, guide, call.args, call.kwargs, given)
+    once, density = coordinate_density(guide, inspected, given)
+    numbers, vectors = ([Latent(s.name, np.shape(s.start["loc"]), gaussian(s).transform) for s in own] for own in sites)
+    follows = LaplaceGuide(numbers, vectors, partial(density, once.numbers), params)
+    traced = trace_guide(follows, call.args, call.kwargs, params, inspected.sites)
+    together = (tuple(s.name for s in guide.sites),)
+    request = replace(sampler.qem.asked, num_particles=PARTICLES, more=False, groups=together)
+    layout = choose_layout(base.structure, request, traced.constraints)
+    layout = replace(layout, operations=PARTICLES * _operations(base, vectors))
+    return Problem(
+        base.model,
+        evenly(traced, follows, call.args, call.kwargs, params),
+        base.structure,
+        layout,
+        base.fn,
+        base.denominator,
+    )
+
+
+def _operations(problem: Problem, vectors: Sequence[Latent]) -> float:
+    """That one particle takes: each step of Newton's method has a gradient for every column of the curvature, at twice
+    the cost of the density, forwards again; what depends on numbers alone is the same for all of these."""
+    names, columns = {v.name for v in vectors}, sum(v.size for v in vectors)
+    work = [own for output in problem.graph.outputs for own in output.work]
+    moving = sum(n for latents, n in work if names & set(latents))
+    once = sum(n for latents, n in work if not names & set(latents))
+    return USUAL_STEPS * (once + (6 * columns + len(SHARES)) * moving + columns**3 / 3)
+
+
+def _moments(found: Posterior, sites: Sequence[GuideSite]) -> dict[str, np.ndarray]:
+    """Mean [N], covariance [N, N] and noise of all coordinates of some sites; of those whose particles are weighed
+    apart the covariance is zero."""
+    ends = np.cumsum([math.prod(np.shape(s.start["loc"])) for s in sites])
+    places = {s.name: np.arange(e - math.prod(np.shape(s.start["loc"])), e) for s, e in zip(sites, ends, strict=True)}
+    mean, covariance, noise = np.zeros(ends[-1]), np.zeros((ends[-1], ends[-1])), 0.0
+    for axis in found.problem.layout.axes:
+        own = [s for s in sites if s.name in axis.latents]
+        if own:
+            where = np.concatenate([places[s.name] for s in own])
+            u, weights = _weighed(found, axis, own)
+            mean[where] = (weights * u).sum(0)
+            off = np.sqrt(weights) * (u - mean[where])
+            together = off.T @ off
+            covariance[np.ix_(where, where)] = np.diag(np.diag(together)) if axis.scope else together
+            noise = max(noise, float((weights**2).sum(0).max()))
+    return {"mean": mean, "covariance": covariance, "noise": np.asarray(noise)}
+
+
+def _weighed(found: Posterior, axis: Axis, sites: Sequence[GuideSite]) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of sites on one axis, and the weights of each, which sum to one over particles: [P, N] both."""
+    columns, shares = [], []
+    for site in sites:
+        values = np.asarray(found.draws.values[site.name])
+        values = values.reshape((-1, *values.shape[2:]))
+        u = np.asarray(gaussian(site).unconstrained(values), np.float64)
+        own = np.asarray(found._pooled(site.name), np.float64)
+        own = own.reshape((*own.shape, *(1,) * (u.ndim - own.ndim)))
+        columns.append(u.reshape(len(u), -1))
+        shares.append(np.broadcast_to(own, u.shape).reshape(len(u), -1))
+    weights = np.concatenate(shares, 1)
+    return np.concatenate(columns, 1), weights / weights.sum(0)
