@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import pytest
 import scipy.stats
 
+import kayn
 from kayn.densities.log_prob import log_density
 from kayn.densities.triangular import SMALL, solved
 from kayn.xla.jit import inner_jaxprs
@@ -70,3 +72,24 @@ def test_particles_of_short_vectors_are_no_columns(law):
     every = jax.vmap(jax.vmap(density, (None, 0)), (0, None))
     jaxpr = jax.make_jaxpr(every)(jnp.broadcast_to(jnp.eye(3), (100, 3, 3)), jnp.zeros((10, 29, 3)))
     assert 0 < widest(jaxpr.jaxpr) <= 3
+
+
+@pytest.mark.parametrize("size", [3, 12])
+@pytest.mark.parametrize("given", ["covariance_matrix", "scale_tril", "precision_matrix"])
+def test_a_location_that_is_one_number_stands_for_all_entries(size, given):
+    """`MultivariateNormal(mu, ...)`, as users write it: the evidence of a vector of means, for one key."""
+    matrix = np.eye(size) + 0.4
+    matrix = np.tril(matrix).astype(np.float32) if given == "scale_tril" else matrix.astype(np.float32)
+
+    def evidence(whole):
+        def model(y):
+            mu = numpyro.sample("mu", dist.Normal(0, 1))
+            scale = numpyro.sample("scale", dist.HalfNormal(1))
+            loc = jnp.full(size, mu) if whole else mu
+            z = numpyro.sample("z", dist.MultivariateNormal(loc, **{given: (0.5 + scale) * matrix}))
+            numpyro.sample("y", dist.Normal(z, 0.5).to_event(1), obs=y)
+
+        y = jnp.linspace(0.3, 2, size)
+        return kayn.Importance(model, num_particles=20, num_replicates=2).run(0, {}, y).log_evidence
+
+    np.testing.assert_allclose(evidence(False), evidence(True), rtol=1e-5)

@@ -12,14 +12,15 @@ SMALL = 8
 
 
 def solved(tril: Array, vector: Array) -> Array:
-    """The solution [..., D] of `tril` [..., D, D] times it equals `vector` [..., D].
+    """The solution [..., D] of `tril` [..., D, D] times it equals `vector` [..., D], or [..., 1] of equal entries.
 
     Batched over right sides a solution is one call of LAPACK for each matrix, with all of them as its columns. From
     thousands of columns on it is divided among threads that wait for one another longer than they compute. With few
     unknowns the inverse is known as well, and what is left are sums of products. A single equation stays as it is:
     which of its unknowns depend on each other is read from it (`kayn.graph.marks`).
     """
-    size = vector.shape[-1]
+    size = tril.shape[-1]
+    vector = jnp.broadcast_to(vector, (*vector.shape[:-1], size))
     if size <= SMALL and max(tril.ndim - 1, vector.ndim) > 1:
         tril = tril.astype(jnp.result_type(tril, vector))
         inverse = solve_triangular(tril, jnp.broadcast_to(jnp.eye(size, dtype=tril.dtype), tril.shape), lower=True)

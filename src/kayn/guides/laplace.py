@@ -128,13 +128,12 @@ class LaplaceGuide:
 
     def _placed(self, numbers: Array, noise: Array, params: Mapping[str, Array]) -> tuple[Array, Array]:
         """Elements of all vectors [N] by their noise, and the log volume of a unit of it, given numbers [M]."""
-        mode, root = self.mode(numbers, params[BEGIN])
-        root = params[WIDTH] * root
-        return mode + root @ noise, jnp.sum(jnp.log(jnp.diagonal(root)))
+        mode, upper = self.mode(numbers, params[BEGIN])
+        u = mode + params[WIDTH] * solve_triangular(upper, noise, lower=False, trans=1)
+        return u, len(noise) * jnp.log(params[WIDTH]) - jnp.sum(jnp.log(jnp.diagonal(upper)))
 
     def mode(self, numbers: Array, begin: Array) -> tuple[Array, Array]:
-        """Where the density of all vectors is highest, [N], and a Cholesky factor of the inverse of its curvature,
-        [N, N].
+        """Where the density of all vectors is highest, [N], and an upper Cholesky factor of its curvature, [N, N].
 
         Args:
             numbers: coordinates [M].
@@ -148,33 +147,35 @@ class LaplaceGuide:
 
         def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
             count, u, *_ = state
-            down, root = jax.grad(energy)(u), inverse_root(jax.hessian(energy)(u))
-            move = -root @ (root.T @ down)
+            down, upper = jax.grad(energy)(u), upper_root(jax.hessian(energy)(u))
+            # one right side at a time: those of 32 and more are given to threads of OpenBLAS, which wait for each other
+            half = solve_triangular(upper, down, lower=False)
+            move = -solve_triangular(upper, half, lower=False, trans=1)
             ahead = u + jnp.asarray(SHARES, u.dtype)[:, None] * move
             values = jax.vmap(energy)(ahead)
             best = ahead[jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))]
-            return count + 1, best, root, jnp.sqrt(-move @ down)
+            return count + 1, best, upper, jnp.sqrt(half @ half)
 
         def goes_on(state: tuple[Array, ...]) -> Array:
             return (state[0] < STEPS) & ~(state[-1] < NEAR)
 
         eye, far = jnp.eye(len(begin), dtype=begin.dtype), jnp.full((), jnp.inf, begin.dtype)
         # the curvature of the last step, which was short, is that of the mode
-        _, mode, root, _ = jax.lax.while_loop(goes_on, step, (jnp.zeros((), int), begin, eye, far))
-        return mode, root
+        _, mode, upper, _ = jax.lax.while_loop(goes_on, step, (jnp.zeros((), int), begin, eye, far))
+        return mode, upper
 
 
-def inverse_root(curvature: Array) -> Array:
-    """A lower Cholesky factor of the inverse of a symmetric matrix [N, N], which is made positive where it is not."""
+def upper_root(curvature: Array) -> Array:
+    """Upper triangular U with U U' a symmetric matrix [N, N], which is made positive where it is not."""
     curvature = (curvature + curvature.T) / 2
     diagonal, eye = jnp.diagonal(curvature), jnp.eye(len(curvature), dtype=curvature.dtype)
     largest = jnp.max(jnp.abs(diagonal))
     # no eigenvalue is below what others leave of the diagonal (Gershgorin)
     least = jnp.min(diagonal + jnp.abs(diagonal) - jnp.sum(jnp.abs(curvature), -1))
     more = jnp.maximum(FLATTEST * jnp.where(largest > 0, largest, 1.0) - least, 0.0)
-    # the factor of the matrix in reverse is, reversed, an upper one
+    # a lower factor of the matrix in reverse is, reversed, an upper one of the matrix
     known, moved = (jnp.linalg.cholesky(c[::-1, ::-1])[::-1, ::-1] for c in (curvature, curvature + more * eye))
-    return solve_triangular(jnp.where(jnp.isfinite(known).all(), known, moved), eye, lower=False).T
+    return jnp.where(jnp.isfinite(known).all(), known, moved)
 
 
 def _auxiliary(name: str, law: dist.Distribution) -> Array:
