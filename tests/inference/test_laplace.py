@@ -1,5 +1,7 @@
 """Posteriors of a guide whose vectors follow the model given its numbers."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,6 +108,20 @@ def test_evidence_is_unbiased_whatever_the_parameters(follows, fitted, exact):
     log_z = np.asarray(moved.posterior(fitted.call, jax.random.key(5), 400).log_evidences, float)
     ratio = np.exp(log_z - exact[0])
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / 20
+
+
+def test_what_has_no_weight_does_not_move_the_guide(follows, fitted):
+    """Replicates that hold nothing possible, whatever is in them."""
+    found = follows.posterior(fitted.call, jax.random.key(8), 16)
+    log_z, weights, draws = jax.tree.map(np.array, (found.log_evidences, found.axis_weights, found.draws))
+    log_z[:2] = -np.inf
+    for array in (*weights.values(), *draws.values.values()):
+        array[:2] = np.nan
+    broken = replace(found, log_evidences=log_z, axis_weights=weights, draws=draws)
+    kept = jax.tree.map(lambda x: x[2:], (found.log_evidences, found.axis_weights, found.draws))
+    whole = replace(found, log_evidences=kept[0], axis_weights=kept[1], draws=kept[2])
+    for name, value in follows.fitted_to(whole).params.items():
+        np.testing.assert_allclose(follows.fitted_to(broken).params[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_wider_guides_are_wider(follows, fitted):

@@ -162,7 +162,9 @@ class LaplaceGuide:
         eye, far = jnp.eye(len(begin), dtype=begin.dtype), jnp.full((), jnp.inf, begin.dtype)
         # the curvature of the last step, which was short, is that of the mode
         _, mode, upper, _ = jax.lax.while_loop(goes_on, step, (jnp.zeros((), int), begin, eye, far))
-        return mode, upper
+        # numbers at which there is no density, as of a kernel that is singular in so many digits, have no weight
+        known = jnp.isfinite(mode).all() & jnp.isfinite(upper).all()
+        return jnp.where(known, mode, begin), jnp.where(known, upper, eye)
 
 
 def upper_root(curvature: Array) -> Array:

@@ -200,5 +200,6 @@ def _weighed(found: Posterior, axis: Axis, sites: Sequence[GuideSite]) -> tuple[
         own = own.reshape((*own.shape, *(1,) * (u.ndim - own.ndim)))
         columns.append(u.reshape(len(u), -1))
         shares.append(np.broadcast_to(own, u.shape).reshape(len(u), -1))
-    weights = np.concatenate(shares, 1)
-    return np.concatenate(columns, 1), weights / weights.sum(0)
+    weights = np.nan_to_num(np.concatenate(shares, 1))
+    # what has no weight may be anywhere
+    return np.where(weights > 0, np.concatenate(columns, 1), 0.0), weights / weights.sum(0)

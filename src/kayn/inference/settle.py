@@ -23,8 +23,8 @@ MOST = 8
 """Times that a guide is fitted again."""
 BETTER = 1.2
 """By what factor the efficiency of its weights has to grow, in a glimpse of it."""
-LESS = 0.1
-"""Nats of evidence that a guide may lack."""
+LESS, MORE = 0.1, 1.0
+"""Nats of evidence that a guide may lack, and from which it is on its way."""
 AGAIN = "posterior: of the guide fitted again to all replicates of a first one, whose weights were poor"
 FOLLOWS = "posterior: of a guide whose vectors follow the model given its numbers (Laplace)"
 WIDENED = "posterior: of a wider guide, whose replicates disagree less or whose weights have no heavy tails"
@@ -132,7 +132,8 @@ def _following(
             return None
         if turn and any(complaints(glimpse)) and affordable(glimpse) >= REPLICATES:
             glimpse = draw(key, REPLICATES)
-        if turn > 1 and not worst_efficiency(glimpse) > BETTER * worst_efficiency(seen):
+        gained = float(glimpse.log_evidence - seen.log_evidence) > MORE
+        if turn > 1 and not (gained or worst_efficiency(glimpse) > BETTER * worst_efficiency(seen)):
             break
         best, seen = again, glimpse
         if turn and not any(complaints(seen)):
