@@ -106,9 +106,7 @@ class LaplaceSampler:
         """A posterior of so many replicates."""
         drawn = self.wider(OVERDISPERSION, vectors=True).params
         params = {**drawn, TRIL: drawn[TRIL] * math.sqrt(WIDER)}
-        keys = jax.random.split(key, num_replicates)
-        more = -num_replicates % CHUNK
-        keys = jnp.concatenate([keys, keys[:1].repeat(more)]) if more else keys
+        keys = jax.random.split(key, num_replicates + -num_replicates % CHUNK)
         parts = [self.run(self.problem.numbers, params, keys[i : i + CHUNK]) for i in range(0, num_replicates, CHUNK)]
         found = jax.tree.map(lambda *v: np.concatenate([np.asarray(x) for x in v])[:num_replicates], *parts)
         log_evidences, weights, draws = found
