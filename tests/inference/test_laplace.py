@@ -14,7 +14,9 @@ from kayn.guides.laplace import LOC, WIDTH
 from kayn.inference import settle
 from kayn.inference.laplace import LaplaceSampler
 from kayn.posterior.chains import Chains
-from kayn.posterior.poor_fit import complaints, worst_efficiency
+from kayn.posterior.diagnostics import POOR_EFFICIENCY, POOR_KHAT
+from kayn.posterior.mixing import ENOUGH
+from kayn.posterior.poor_fit import complaints, few_count, worst_efficiency
 
 KNOTS, ROWS = 12, 60
 X = np.sort(np.random.default_rng(0).uniform(0, 1, ROWS))
@@ -122,6 +124,18 @@ def test_what_has_no_weight_does_not_move_the_guide(follows, fitted):
     whole = replace(found, log_evidences=kept[0], axis_weights=kept[1], draws=kept[2])
     for name, value in follows.fitted_to(whole).params.items():
         np.testing.assert_allclose(follows.fitted_to(broken).params[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_on_one_axis_particles_of_all_replicates_count(follows, fitted):
+    """A guide that is too wide is poor in eight replicates and, where k-hat is low, good enough in many: elements of a
+    plate, which share their weights with the numbers, too."""
+    wide = follows.wider(3.0)
+    few, many = (wide.posterior(fitted.call, jax.random.key(9), n) for n in (8, 256))
+    assert worst_efficiency(many) < POOR_EFFICIENCY
+    assert few_count(few) and few_count(many)
+    assert any("effective sample size" in text for text in complaints(few))
+    assert many.ess("z").min() >= ENOUGH and many.khat("z").max() < POOR_KHAT
+    assert not any("effective sample size" in text or "k-hat" in text for text in complaints(many))
 
 
 def test_wider_guides_are_wider(follows, fitted):

@@ -210,11 +210,10 @@ def _known_evidence(posterior: Pool, error: float) -> Iterator[str]:
 def _uneven(posterior: Pool, axis: Axis) -> Iterator[str]:
     """Weights of an axis that are on few of its particles, most of them or the largest."""
     pooled, efficiency = _by_element(posterior, axis)
-    alone = _weights_alone(posterior, axis)
+    alone, enough = _weights_alone(posterior, axis), posterior.widened
     if alone is not None and diagnostics.effective_sample_size(alone) >= ENOUGH:
-        pooled, enough = alone[:, None], True
-    else:
-        enough = posterior.widened
+        # those of every element
+        pooled, efficiency, enough = alone[:, None], efficiency[:1], True
     worst = int(np.argmin(efficiency))
     who = ", ".join(repr(in_model(n)) for n in axis.latents)
     where = f" (worst element {worst} of {efficiency.size})" if efficiency.size > 1 else ""
