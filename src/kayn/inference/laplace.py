@@ -38,10 +38,9 @@ LAPLACE = "laplace"
 """In the settings of a posterior's origin: that its particles are of this guide."""
 PARTICLES = 100
 """Of every latent, which share an axis."""
-WIDER = 1.2
-"""How much more variance numbers are drawn with than their posterior has."""
-OVERDISPERSION = 0.5
-"""How much wider vectors are drawn than their posterior is, as `QEM` has it."""
+WIDER, OVERDISPERSION = 1.0, 0.5
+"""How much wider numbers and vectors are drawn than their posterior is, as `QEM` has it: numbers twice as much, since
+the tails of scales are long."""
 USUAL_STEPS = 4
 """Of Newton's method, by which its operations are counted."""
 
@@ -98,14 +97,16 @@ class LaplaceSampler:
         Args:
             vectors: only these.
         """
-        of_numbers, of_vectors = (math.sqrt(1 + overdispersion / math.sqrt(self.params[n].size)) for n in (LOC, BEGIN))
-        tril = self.params[TRIL] * (1 if vectors else of_numbers)
-        return replace(self, params={**self.params, TRIL: tril, WIDTH: self.params[WIDTH] * of_vectors})
+        return self._wider(0.0 if vectors else overdispersion, overdispersion)
+
+    def _wider(self, numbers: float, vectors: float) -> LaplaceSampler:
+        asked = ((TRIL, LOC, numbers), (WIDTH, BEGIN, vectors))
+        wide = {n: self.params[n] * math.sqrt(1 + more / math.sqrt(self.params[of].size)) for n, of, more in asked}
+        return replace(self, params={**self.params, **wide})
 
     def posterior(self, call: Call, key: KeyArray, num_replicates: int) -> Posterior:
         """A posterior of so many replicates."""
-        drawn = self.wider(OVERDISPERSION, vectors=True).params
-        params = {**drawn, TRIL: drawn[TRIL] * math.sqrt(WIDER)}
+        params = dict(self._wider(WIDER, OVERDISPERSION).params)
         keys = jax.random.split(key, num_replicates + -num_replicates % CHUNK)
         parts = [self.run(self.problem.numbers, params, keys[i : i + CHUNK]) for i in range(0, num_replicates, CHUNK)]
         found = jax.tree.map(lambda *v: np.concatenate([np.asarray(x) for x in v])[:num_replicates], *parts)

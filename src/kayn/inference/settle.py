@@ -136,8 +136,8 @@ def _following(
         if turn > 1 and not (gained or worst_efficiency(glimpse) > BETTER * worst_efficiency(seen)):
             break
         best, seen = again, glimpse
-        if turn and not any(complaints(seen)):
-            break  # once fitted to its own particles
+        if turn > 1 and not any(complaints(seen)):
+            break  # fitted twice to its own particles
     better = worst_efficiency(seen) > BETTER * worst_efficiency(poor)
     if _sees_less(seen, poor) or (any(complaints(seen)) and not better):
         return None
