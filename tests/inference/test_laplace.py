@@ -183,6 +183,19 @@ def test_models_that_have_nothing_to_follow_are_left(model):
     assert LaplaceSampler.of(fit.sampler, fit.call) is None
 
 
+@pytest.mark.parametrize("error", [kayn.KaynError("no second derivatives"), FloatingPointError("a NaN")])
+def test_what_cannot_follow_is_left(fitted, monkeypatch, error):
+    """Densities without derivatives, and `jax_debug_nans` where a curvature is not positive on the way."""
+
+    def broken(*args):
+        raise error
+
+    own = fitted.sampler.posterior(fitted.call, KEY, 32)
+    assert settle._following(fitted.sampler, fitted.call, own, lambda draw: draw(KEY, 32), KEY) is not None
+    monkeypatch.setattr(LaplaceSampler, "posterior", broken)
+    assert settle._following(fitted.sampler, fitted.call, own, lambda draw: draw(KEY, 32), KEY) is None
+
+
 def test_one_mode_of_several_does_not_take_the_place_of_all():
     """Signs are free where only squares are known: about one of eight choices weights are even, without a complaint,
     and what is lacking in evidence, log 8, tells."""

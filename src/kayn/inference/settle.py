@@ -115,14 +115,16 @@ def _following(
 ) -> _Following | None:
     """A guide whose vectors follow the model given its numbers, fitted to a posterior that something is said against;
     None where there is none, or its weights are not better."""
-    if not comparable(poor):
-        return None
     try:
-        made = LaplaceSampler.of(sampler, call)
-    except KaynError:
+        made = LaplaceSampler.of(sampler, call) if comparable(poor) else None
+        return None if made is None else _followed(made, call, poor, take, key)
+    except (KaynError, FloatingPointError):  # no derivatives; a curvature without a root, under `jax_debug_nans`
         return None
-    if made is None:
-        return None
+
+
+def _followed(
+    made: LaplaceSampler, call: Call, poor: Posterior, take: Take[Posterior], key: KeyArray
+) -> _Following | None:
     best, seen = made, poor
     for turn in range(MOST):
         again = best.fitted_to(seen)
