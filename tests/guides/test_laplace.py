@@ -8,7 +8,7 @@ import pytest
 from numpyro import handlers
 from numpyro.distributions.transforms import ExpTransform, IdentityTransform
 
-from kayn.guides.laplace import BEGIN, LOC, NOISE, NUMBERS, TRIL, VOLUME, WIDTH, LaplaceGuide, Latent, upper_root
+from kayn.guides.laplace import BEGIN, LOC, NOISE, NUMBERS, TRIL, VOLUME, WIDTH, LaplaceGuide, Unconstrained, upper_root
 
 SIZE = 4
 A = np.random.default_rng(0).normal(size=(6, SIZE))
@@ -23,7 +23,9 @@ def linear(u):
 
 def guide(density=linear):
     start = {LOC: jnp.array([0.3]), TRIL: jnp.array([[0.5]]), BEGIN: jnp.zeros(SIZE), WIDTH: jnp.array(1.1)}
-    return LaplaceGuide([Latent("s", (), ExpTransform())], [Latent("z", (SIZE,), IdentityTransform())], density, start)
+    return LaplaceGuide(
+        [Unconstrained("s", (), ExpTransform())], [Unconstrained("z", (SIZE,), IdentityTransform())], density, start
+    )
 
 
 @pytest.mark.parametrize("at", [-2.0, 0.0, 1.5])

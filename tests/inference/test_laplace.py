@@ -72,8 +72,8 @@ def fitted():
 def follows(fitted):
     """The guide, fitted to the poor weights of the other and to its own."""
     sampler = LaplaceSampler.of(fitted.sampler, fitted.call)
-    first = sampler.fitted_to(fitted.sampler.posterior(fitted.call, jax.random.key(1), 32))
-    return first.fitted_to(first.posterior(fitted.call, jax.random.key(2), 32))
+    first = sampler.fitted_again(fitted.sampler.posterior(fitted.call, jax.random.key(1), 32))
+    return first.fitted_again(first.posterior(fitted.call, jax.random.key(2), 32))
 
 
 def off(posterior, exact):
@@ -122,8 +122,8 @@ def test_what_has_no_weight_does_not_move_the_guide(follows, fitted):
     broken = replace(found, log_evidences=log_z, axis_weights=weights, draws=draws)
     kept = jax.tree.map(lambda x: x[2:], (found.log_evidences, found.axis_weights, found.draws))
     whole = replace(found, log_evidences=kept[0], axis_weights=kept[1], draws=kept[2])
-    for name, value in follows.fitted_to(whole).params.items():
-        np.testing.assert_allclose(follows.fitted_to(broken).params[name], value, rtol=1e-4, atol=1e-6)
+    for name, value in follows.fitted_again(whole).params.items():
+        np.testing.assert_allclose(follows.fitted_again(broken).params[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_on_one_axis_particles_of_all_replicates_count(follows, fitted):
@@ -207,7 +207,7 @@ def test_one_mode_of_several_does_not_take_the_place_of_all():
 
     fit = kayn.fit(signs, (np.array([2.0, 1.0, 1.5]),), progress=False, rng_key=1)
     own = fit.sampler.posterior(fit.call, jax.random.key(1), 256)
-    one = LaplaceSampler.of(fit.sampler, fit.call).fitted_to(own).posterior(fit.call, jax.random.key(2), 32)
+    one = LaplaceSampler.of(fit.sampler, fit.call).fitted_again(own).posterior(fit.call, jax.random.key(2), 32)
     assert not any(complaints(one))
     np.testing.assert_allclose(own.log_evidence - one.log_evidence, np.log(8), atol=0.05)
     assert settle._following(fit.sampler, fit.call, own, lambda draw: draw(KEY, 32), KEY) is None

@@ -55,7 +55,7 @@ FLATTEST = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
-class Latent:
+class Unconstrained:
     """A latent, as coordinates in unconstrained space.
 
     Attributes:
@@ -88,8 +88,8 @@ class LaplaceGuide:
         start: parameters by `numpyro.param` name.
     """
 
-    numbers: Sequence[Latent]
-    vectors: Sequence[Latent]
+    numbers: Sequence[Unconstrained]
+    vectors: Sequence[Unconstrained]
     density: Callable[[Mapping[str, Array]], Array]
     start: Mapping[str, Array]
 
@@ -184,7 +184,7 @@ def _auxiliary(name: str, law: dist.Distribution) -> Array:
     return numpyro.sample(name, law, infer={"is_auxiliary": True})
 
 
-def _cut(latents: Sequence[Latent], u: Array) -> list[tuple[Latent, Array]]:
+def _cut(latents: Sequence[Unconstrained], u: Array) -> list[tuple[Unconstrained, Array]]:
     """Every latent with its own of the coordinates of all [..., N]."""
     ends = np.cumsum([c.size for c in latents])
     lead = u.shape[:-1]

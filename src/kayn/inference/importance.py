@@ -140,14 +140,18 @@ def rebuilt(call: Call, params: dict[str, PyTree]) -> Problem:
     return made.problem(params, *call.args, **call.kwargs)
 
 
+def weighing(problem: Problem) -> QuickJit:
+    """A program of the numbers of a problem, parameters and keys: log Z, weights of every axis and particles of each
+    key."""
+    return QuickJit(lambda numbers, params, keys: jax.lax.map(partial(weighted_draws, problem, numbers, params), keys))
+
+
 class Weigher:
     """Draws and weighs particles for a problem that has been built, compiling once."""
 
     def __init__(self, problem: Problem, call: Call):
         self.problem, self.call = problem, call
-        self._run = QuickJit(
-            lambda numbers, params, keys: jax.lax.map(partial(weighted_draws, problem, numbers, params), keys)
-        )
+        self._run = weighing(problem)
 
     def weighed(
         self, key: KeyArray, params: dict[str, PyTree], num_replicates: int

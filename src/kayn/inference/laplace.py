@@ -14,25 +14,24 @@ import numpy as np
 from numpyro.distributions.transforms import IdentityTransform
 
 from kayn.axes.choose import choose_layout
-from kayn.axes.types import Axis
 from kayn.errors import KaynError
 from kayn.evidence.as_drawn import inspected_as_drawn
 from kayn.evidence.problem import Problem
-from kayn.evidence.queries import weighted_draws
 from kayn.guides.factorised import FactorisedGuide, GuideSite
 from kayn.guides.joint_blocks import LARGEST_BLOCK
-from kayn.guides.laplace import BEGIN, LOC, SHARES, TRIL, WIDTH, LaplaceGuide, Latent
-from kayn.guides.normal import Gaussian, MultivariateNormal
+from kayn.guides.laplace import BEGIN, LOC, SHARES, TRIL, WIDTH, LaplaceGuide, Unconstrained
+from kayn.guides.normal import Gaussian, MultivariateNormal, Normal
 from kayn.inference.beginning import CHUNK
 from kayn.inference.coordinates import coordinate_density, gaussian
+from kayn.inference.importance import weighing
 from kayn.inference.sampler import Sampler
+from kayn.inference.together import wider_by
 from kayn.particles.guide_program import trace_guide
 from kayn.particles.shared_noise import evenly
 from kayn.posterior.call import Call
 from kayn.posterior.posterior import Posterior
-from kayn.support.arrays import Array, KeyArray
+from kayn.support.arrays import Array, KeyArray, concatenated
 from kayn.support.names import in_model
-from kayn.xla.jit import QuickJit
 
 LAPLACE = "laplace"
 """In the settings of a posterior's origin: that its particles are of this guide."""
@@ -71,7 +70,7 @@ class LaplaceSampler:
         sites = None if guide is None or sampler.qem.user_guide is not None else _parts(guide)
         if guide is None or sites is None or sampler.qem.request.strategy != "parallel":
             return None
-        sizes = [sum(math.prod(np.shape(s.start["loc"])) for s in own) for own in sites]
+        sizes = [sum(map(_size, own)) for own in sites]
         start = {LOC: np.zeros(sizes[0]), TRIL: np.eye(sizes[0]), BEGIN: np.zeros(sizes[1]), WIDTH: np.ones(())}
         params = {**sampler.qem.model_params, **_arrays(start)}
         try:
@@ -79,13 +78,11 @@ class LaplaceSampler:
         except (ValueError, TypeError, NotImplementedError) as error:
             raise KaynError(f"no second derivatives: {error}") from error
 
-        def run(numbers: Mapping, params: Mapping[str, Array], keys: KeyArray) -> Any:
-            return jax.lax.map(partial(weighted_draws, problem, numbers, params), keys)
+        return LaplaceSampler(problem, sites, params, weighing(problem))
 
-        return LaplaceSampler(problem, sites, params, QuickJit(run))
-
-    def fitted_to(self, found: Posterior) -> LaplaceSampler:
-        """The same guide, with the moments of weighed particles of a posterior."""
+    def fitted_again(self, found: Posterior) -> LaplaceSampler:
+        """The same guide, with the moments of weighed particles of all replicates of a posterior, which may be
+        of another guide."""
         numbers, vectors = (_moments(found, own) for own in self.sites)
         normal = MultivariateNormal().from_moments(numbers)
         fitted = {LOC: normal["loc"], TRIL: normal["scale_tril"], BEGIN: vectors["mean"]}
@@ -101,7 +98,7 @@ class LaplaceSampler:
 
     def _wider(self, numbers: float, vectors: float) -> LaplaceSampler:
         asked = ((TRIL, LOC, numbers), (WIDTH, BEGIN, vectors))
-        wide = {n: self.params[n] * math.sqrt(1 + more / math.sqrt(self.params[of].size)) for n, of, more in asked}
+        wide = {n: self.params[n] * math.sqrt(wider_by(more, self.params[of].size)) for n, of, more in asked}
         return replace(self, params={**self.params, **wide})
 
     def posterior(self, call: Call, key: KeyArray, num_replicates: int) -> Posterior:
@@ -109,8 +106,7 @@ class LaplaceSampler:
         params = dict(self._wider(WIDER, OVERDISPERSION).params)
         keys = jax.random.split(key, num_replicates + -num_replicates % CHUNK)
         parts = [self.run(self.problem.numbers, params, keys[i : i + CHUNK]) for i in range(0, num_replicates, CHUNK)]
-        found = jax.tree.map(lambda *v: np.concatenate([np.asarray(x) for x in v])[:num_replicates], *parts)
-        log_evidences, weights, draws = found
+        log_evidences, weights, draws = jax.tree.map(lambda x: x[:num_replicates], concatenated(parts))
         if call.origin is not None:
             call = replace(call, origin=replace(call.origin, settings={**call.origin.settings, LAPLACE: True}))
         return Posterior(self.problem, call, self.problem.numbers, params, draws, log_evidences, weights)
@@ -127,8 +123,17 @@ def _parts(guide: FactorisedGuide) -> tuple[list[GuideSite], list[GuideSite]] | 
         return None
     line = [isinstance(gaussian(s).transform, IdentityTransform) for s in guide.sites]
     numbers, vectors = ([s for s, is_line in zip(guide.sites, line, strict=True) if is_line == own] for own in (0, 1))
-    coordinates = sum(math.prod(np.shape(s.start["loc"])) for s in guide.sites)
-    return (numbers, vectors) if numbers and vectors and coordinates <= LARGEST_BLOCK else None
+    few = sum(map(_size, guide.sites)) <= LARGEST_BLOCK
+    return (numbers, vectors) if numbers and vectors and few else None
+
+
+def _shape(site: GuideSite) -> tuple[int, ...]:
+    """Of its coordinates."""
+    return np.shape(site.start["loc"])
+
+
+def _size(site: GuideSite) -> int:
+    return math.prod(_shape(site))
 
 
 def _problem(
@@ -142,7 +147,7 @@ def _problem(
     base, given = sampler.problem, sampler.qem.model_params
     inspected = inspected_as_drawn(call.model, guide, call.args, call.kwargs, given)
     once, density = coordinate_density(guide, inspected, given)
-    numbers, vectors = ([Latent(s.name, np.shape(s.start["loc"]), gaussian(s).transform) for s in own] for own in sites)
+    numbers, vectors = ([Unconstrained(s.name, _shape(s), gaussian(s).transform) for s in own] for own in sites)
     follows = LaplaceGuide(numbers, vectors, partial(density, once.numbers), params)
     traced = trace_guide(follows, call.args, call.kwargs, params, inspected.sites)
     together = (tuple(s.name for s in guide.sites),)
@@ -159,7 +164,7 @@ def _problem(
     )
 
 
-def _operations(problem: Problem, vectors: Sequence[Latent]) -> float:
+def _operations(problem: Problem, vectors: Sequence[Unconstrained]) -> float:
     """That one particle takes: each step of Newton's method has a gradient for every column of the curvature, at twice
     the cost of the density, forwards again; what depends on numbers alone is the same for all of these."""
     names, columns = {v.name for v in vectors}, sum(v.size for v in vectors)
@@ -172,30 +177,33 @@ def _operations(problem: Problem, vectors: Sequence[Latent]) -> float:
 def _moments(found: Posterior, sites: Sequence[GuideSite]) -> dict[str, np.ndarray]:
     """Mean [N], covariance [N, N] and noise of all coordinates of some sites; of those whose particles are weighed
     apart the covariance is zero."""
-    ends = np.cumsum([math.prod(np.shape(s.start["loc"])) for s in sites])
-    places = {s.name: np.arange(e - math.prod(np.shape(s.start["loc"])), e) for s, e in zip(sites, ends, strict=True)}
+    ends = np.cumsum([_size(s) for s in sites])
+    places = {s.name: np.arange(e - _size(s), e) for s, e in zip(sites, ends, strict=True)}
     mean, covariance, noise = np.zeros(ends[-1]), np.zeros((ends[-1], ends[-1])), 0.0
     for axis in found.problem.layout.axes:
         own = [s for s in sites if s.name in axis.latents]
         if own:
             where = np.concatenate([places[s.name] for s in own])
-            u, weights = _weighed(found, axis, own)
-            mean[where] = (weights * u).sum(0)
-            off = np.sqrt(weights) * (u - mean[where])
-            together = off.T @ off
-            covariance[np.ix_(where, where)] = np.diag(np.diag(together)) if axis.scope else together
-            noise = max(noise, float((weights**2).sum(0).max()))
+            u, weights = _weighed(found, own)
+            # without plates all coordinates have the same weights
+            moments = (
+                Normal().unconstrained_moments(u, weights)
+                if axis.scope
+                else MultivariateNormal().unconstrained_moments(u, weights[:, :1])
+            )
+            mean[where] = moments["mean"]
+            covariance[np.ix_(where, where)] = np.diag(moments["variance"]) if axis.scope else moments["covariance"]
+            noise = max(noise, float(np.max(moments["noise"])))
     return {"mean": mean, "covariance": covariance, "noise": np.asarray(noise)}
 
 
-def _weighed(found: Posterior, axis: Axis, sites: Sequence[GuideSite]) -> tuple[np.ndarray, np.ndarray]:
+def _weighed(found: Posterior, sites: Sequence[GuideSite]) -> tuple[Array, Array]:
     """Coordinates of sites on one axis, and the weights of each, which sum to one over particles: [P, N] both."""
     columns, shares = [], []
     for site in sites:
         values = np.asarray(found.draws.values[site.name])
-        values = values.reshape((-1, *values.shape[2:]))
-        u = np.asarray(gaussian(site).unconstrained(values), np.float64)
-        own = np.asarray(found._pooled(site.name), np.float64)
+        u = np.asarray(gaussian(site).unconstrained(values.reshape((-1, *values.shape[2:]))))
+        own = np.asarray(found._pooled(site.name))
         own = own.reshape((*own.shape, *(1,) * (u.ndim - own.ndim)))
         columns.append(u.reshape(len(u), -1))
         shares.append(np.broadcast_to(own, u.shape).reshape(len(u), -1))

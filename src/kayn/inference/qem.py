@@ -36,11 +36,11 @@ from kayn.inference.ascent import started_by_gradients
 from kayn.inference.beginning import CHUNK, Start, begun_at
 from kayn.inference.mstep import LeastSize, Rate, Schedule, Weights, default_rate
 from kayn.inference.qem_state import QEMResult, QEMState
-from kayn.inference.together import Block, blocks, refuse_dependence
+from kayn.inference.together import Block, blocks, refuse_dependence, wider_by
 from kayn.particles.guide_program import trace_guide
 from kayn.programs.sites import Inspected
 from kayn.programs.tables import as_arguments
-from kayn.support.arrays import Array, KeyArray, PyTree
+from kayn.support.arrays import Array, KeyArray, PyTree, concatenated
 from kayn.support.keys import as_key
 from kayn.support.memory import refuse_too_many
 from kayn.support.names import RESERVED, parameter
@@ -231,7 +231,7 @@ class QEM:
         """Factors on the variance of every site's proposal."""
         problem = self._problem()
         shared = {s.name: problem.together(problem.layout.axis_of(s.name)) for s in self._guide().sites}
-        return {name: 1 + overdispersion / math.sqrt(number) for name, number in shared.items()}
+        return {name: wider_by(overdispersion, number) for name, number in shared.items()}
 
     @checked()
     def run(
@@ -293,7 +293,7 @@ class QEM:
             parts.append((kept[0], *kept[2:]))
         if is_traced(parts):
             return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *parts)
-        return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(x) for x in leaves])[:count], *parts)
+        return jax.tree.map(lambda x: x[:count], concatenated(parts))
 
     def keeps_particles(self) -> bool:
         """Whether particles of a chunk of steps are small enough to be kept."""

@@ -127,7 +127,7 @@ def _followed(
 ) -> _Following | None:
     best, seen = made, poor
     for turn in range(MOST):
-        again = best.fitted_to(seen)
+        again = best.fitted_again(seen)
         draw = partial(_with_own_keys, partial(again.posterior, call), turn)
         glimpse = draw(key, GLIMPSE)
         if not comparable(glimpse):

@@ -271,6 +271,11 @@ def blocks(problem: Problem, sites: Sequence[GuideSite], widening: Mapping[str, 
     return (*beside, *joint, *(Single(s, sizes[s.name], widening[s.name]) for s in others))
 
 
+def wider_by(overdispersion: float, coordinates: int) -> float:
+    """Factor on the variance of a proposal of so many coordinates that share a particle, see `kayn.QEM`."""
+    return 1 + overdispersion / math.sqrt(coordinates)
+
+
 def refuse_dependence(guide: GuideProgram) -> None:
     """Refuse a user's guide whose sites depend on each other.
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from kayn.posterior.pool import Pool
-from kayn.support.arrays import Array, KeyArray
+from kayn.support.arrays import Array, KeyArray, concatenated
 from kayn.xla.compilation import is_traced
 
 PoolT = TypeVar("PoolT", bound=Pool)
@@ -80,7 +80,7 @@ def twice_as_many(draw: Draw[PoolT], key: KeyArray, found: PoolT) -> PoolT:
     have = found.num_replicates
     parts = [found, *(draw(jax.random.fold_in(key, n), FIRST) for n in range(have, 2 * have, FIRST))]
     pieces = [(p.draws, p.log_evidences, p.axis_weights) for p in parts]
-    draws, log_evidences, weights = jax.tree.map(lambda *v: np.concatenate([np.asarray(x) for x in v]), *pieces)
+    draws, log_evidences, weights = concatenated(pieces)
     return replace(found, draws=draws, log_evidences=log_evidences, axis_weights=weights)
 
 

@@ -6,6 +6,7 @@ the model. What may be anything (a model's own arguments, NumPyro's messages, pa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -23,6 +24,11 @@ PyTree: TypeAlias = Any
 def local(array: Array) -> Array:
     """As a NumPy array where the numbers are known: small eager operations need not be compiled one by one."""
     return array if isinstance(array, jax.core.Tracer) else np.asarray(array)
+
+
+def concatenated(parts: Sequence[PyTree]) -> PyTree:
+    """Arrays of several trees of one form, one after the other along their first axes, on the host."""
+    return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(x) for x in leaves]), *parts)
 
 
 def namespace(array: Array) -> Any:
