@@ -14,6 +14,9 @@ SMALL = 8
 def solved(tril: Array, vector: Array) -> Array:
     """The solution [..., D] of `tril` [..., D, D] times it equals `vector` [..., D], or [..., 1] of equal entries.
 
+    `MultivariateNormal` and `MultivariateStudentT` of NumPyro 0.22 (`distributions/continuous.py`) keep a location that
+    is one number, as by default, with one entry: `loc` is of another shape than the event, only `mean` is of its shape.
+
     Batched over right sides a solution is one call of LAPACK for each matrix, with all of them as its columns. From
     thousands of columns on it is divided among threads that wait for one another longer than they compute. With few
     unknowns the inverse is known as well, and what is left are sums of products. A single equation stays as it is:
