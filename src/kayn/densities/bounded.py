@@ -13,7 +13,7 @@ from jax.scipy.special import xlogy
 
 from kayn.densities.counts import gamma
 from kayn.densities.incomplete import log_gamma_mass
-from kayn.densities.special import floats, log_minus_expm1
+from kayn.densities.special import floats, log_minus_expm1, log_sigmoid
 from kayn.support.arrays import Array
 
 
@@ -40,28 +40,41 @@ def power_law(fn: dist.Distribution, value: Array) -> Array:
     return alpha * jnp.log(x) - jnp.where(flat, linear, mass)
 
 
+@jax.custom_jvp
+def _log_share(x: Array, counts: Array) -> Array:
+    """The log probability of a standard logistic variable below x where that counts (1), and 0 where it does not (0).
+
+    Without a selection, which would send the whole chain through scalar loops. Below what is impossible, -inf, lies
+    the lowest number here, which zero times is zero.
+    """
+    lowest = jnp.finfo(x.dtype).min
+    return counts * jnp.maximum(log_sigmoid(x), lowest)
+
+
+@_log_share.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    x, counts = primals
+    return _log_share(x, counts), counts * jax.nn.sigmoid(-x) * tangents[0]
+
+
 def ordered_logistic(fn: dist.Distribution, value: Array) -> Array:
     """Log probability of a category, nats; `cutpoints`: [..., C - 1].
 
     That of a logistic variable between two of them: the logarithms of both half-lines and of the distance between the
-    ends.
+    ends. These are picked before they meet the predictor: two logarithms for each of its entries, not for each category
+    as well.
     """
     predictor, cutpoints = floats(fn.predictor, fn.cutpoints)
     count = cutpoints.shape[-1]
+    place = jnp.arange(count)
     value = jnp.asarray(value, int)
-    shape = jnp.broadcast_shapes(value.shape, predictor.shape, cutpoints.shape[:-1])
-    value = jnp.broadcast_to(value, shape)
     # summed over the alternatives, not looked up: rows of plates stay apart
-    chosen = value[..., None] == jnp.arange(count + 1)
-    first = jnp.zeros_like(cutpoints[..., :1])
-    upper = jnp.concatenate([cutpoints, first], -1) - predictor[..., None]
-    lower = jnp.concatenate([first, cutpoints], -1) - predictor[..., None]
-    gap = jnp.concatenate([first + 1, jnp.diff(cutpoints, axis=-1), first + 1], -1)
-    place = jnp.arange(count + 1)
-    below = jnp.where(place == count, 0.0, jax.nn.log_sigmoid(upper))
-    above = jnp.where(place == 0, 0.0, jax.nn.log_sigmoid(-lower))
-    between = jnp.where((place == 0) | (place == count), 0.0, log_minus_expm1(gap))
-    return jnp.sum(jnp.where(chosen, below + above + between, 0.0), -1)
+    upper, lower = (jnp.where(place == v[..., None], cutpoints, 0.0).sum(-1) for v in (value, value - 1))
+    gaps = log_minus_expm1(jnp.diff(cutpoints, axis=-1))
+    between = jnp.where(place[1:] == value[..., None], gaps, 0.0).sum(-1)
+    one = jnp.ones_like(upper)
+    below = _log_share(upper - predictor, jnp.where(value < count, one, 0.0))
+    return below + _log_share(predictor - lower, jnp.where(value > 0, one, 0.0)) + between
 
 
 def _cut_gamma(fn: dist.Distribution, value: Array, low: Array, high: Array) -> Array:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.scipy.special import xlogy
 
-from kayn.densities.special import deviance, excess, floats, log_rising
+from kayn.densities.special import NEAR, deviance, excess, floats, log_rising, log_sigmoid, small_deviance
 from kayn.support.arrays import Array
 
 
@@ -84,6 +85,44 @@ def negative_binomial_logits(fn: dist.Distribution, value: Array) -> Array:
     x, a, logits = floats(value, fn.total_count, fn.logits)
     p, q = jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits)
     return _negative_binomial(x, a, p, q, jax.nn.log_sigmoid(-logits), jax.nn.log_sigmoid(logits))
+
+
+def few_gamma_poisson(fn: dist.Distribution, value: Array) -> Array:
+    """As `gamma_poisson`, of counts so small that their products with logarithms keep their digits."""
+    x, a, rate = floats(value, fn.concentration, fn.rate)
+    return _few(x, a, -jnp.log1p(1 / rate), -jnp.log1p(rate))
+
+
+def few_negative_binomial_probs(fn: dist.Distribution, value: Array) -> Array:
+    """As `negative_binomial_probs`, of small counts."""
+    x, a, q = floats(value, fn.total_count, fn.probs)
+    return _few(x, a, jnp.log1p(-q), jnp.log(q))
+
+
+def few_negative_binomial_logits(fn: dist.Distribution, value: Array) -> Array:
+    """As `negative_binomial_logits`, of small counts."""
+    x, a, logits = floats(value, fn.total_count, fn.logits)
+    return _few(x, a, log_sigmoid(-logits), log_sigmoid(logits))
+
+
+def _few(x: Array, a: Array, log_p: Array, log_q: Array) -> Array:
+    """As `_negative_binomial`. What depends on the count and the dispersion alone, often far smaller arrays, stays
+    apart; only its logarithms of the probabilities meet the rows."""
+    # a count of zero does not ask how improbable one is
+    log_q = jnp.maximum(log_q, jnp.finfo(log_q.dtype).min)
+    return log_rising(a, x) - _log_factorial(x) + a * log_p + x * log_q
+
+
+def _log_factorial(x: Array) -> Array:
+    """Zero of zero."""
+    return excess(x) + xlogy(x, x) - x
+
+
+def few_beta_binomial(fn: dist.Distribution, value: Array) -> Array:
+    """As `beta_binomial`, of a small total count."""
+    x, n, a, b = floats(value, fn.total_count, fn.concentration1, fn.concentration0)
+    ways = _log_factorial(n) - _log_factorial(x) - _log_factorial(n - x)
+    return ways + log_rising(a, x) + log_rising(b, n - x) - log_rising(a + b, n)
 
 
 def _urn(x: Array, a: Array, n: Array, concentration: Array) -> Array:
@@ -160,15 +199,32 @@ def student(df: Array, size: int, square: Array) -> Array:
 
 
 def gamma(fn: dist.Distribution, value: Array) -> Array:
-    """Log density of a gamma variable, nats: that of its logarithm, `log_gamma_density`, less `log x`."""
+    """Log density of a gamma variable, nats: that of its logarithm, as of `log_gamma_density`, less `log x`."""
     a, rate, x = floats(fn.concentration, fn.rate, value)
-    return log_gamma_density(a, rate * x) - jnp.log(x)
+    log_x = jnp.log(x)
+    return _log_gamma(a, rate * x, (a - 1) * log_x + a * jnp.log(rate), log_x)
 
 
 def inverse_gamma(fn: dist.Distribution, value: Array) -> Array:
     """Log density of one over a gamma variable, nats: that of its logarithm less `log x`."""
     a, rate, x = floats(fn.concentration, fn.rate, value)
-    return log_gamma_density(a, rate / x) - jnp.log(x)
+    log_x = jnp.log(x)
+    return _log_gamma(a, rate / x, a * jnp.log(rate) - (a + 1) * log_x, log_x)
+
+
+def _log_gamma(a: Array, y: Array, powers: Array, log_x: Array) -> Array:
+    """Log density of the logarithm of a gamma variable at log y, less `log_x`.
+
+    Near the mean, where the powers cancel, by the deviance. Elsewhere, the ends of the support included, by the powers.
+
+    Args:
+        powers: `a log y - log_x`.
+    """
+    difference = a - y
+    v = difference / (a + y)
+    log_a = jnp.log(a)
+    near = -small_deviance(a, difference, jnp.clip(v, -NEAR, NEAR)) - log_x
+    return log_a - excess(a) + jnp.where(jnp.abs(v) < NEAR, near, powers - a * log_a + difference)
 
 
 def log_gamma_density(a: Array, x: Array) -> Array:
@@ -177,9 +233,22 @@ def log_gamma_density(a: Array, x: Array) -> Array:
 
 
 def beta(fn: dist.Distribution, value: Array) -> Array:
-    """Log density of a beta variable, nats, for x below one: `log_beta_density` less `log(1 - x)`."""
+    """Log density of a beta variable, nats: as of `log_beta_density`, less `log(1 - x)`.
+
+    Near the mean, where powers of x and of 1 - x cancel, by deviances. Elsewhere, the ends included, by the powers.
+    """
     a, b, x = floats(fn.concentration1, fn.concentration0, value)
-    return log_beta_density(a, b, x, 1 - x) - jnp.log1p(-x)
+    total = a + b
+    log_total = jnp.log(total)
+    difference = a * (1 - x) - b * x
+    parts = excess(total) - log_total
+    for c, share, log_share, gap in ((a, x, jnp.log(x), difference), (b, 1 - x, jnp.log1p(-x), -difference)):
+        log_c = jnp.log(c)
+        v = gap / (c + total * share)
+        near = -small_deviance(c, gap, jnp.clip(v, -NEAR, NEAR)) - log_share
+        away = jnp.where(c == 1, 0.0, (c - 1) * log_share) - c * (log_c - log_total) + gap
+        parts += log_c - excess(c) + jnp.where(jnp.abs(v) < NEAR, near, away)
+    return parts
 
 
 def log_beta_density(a: Array, b: Array, x: Array, rest: Array) -> Array:

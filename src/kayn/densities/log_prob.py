@@ -10,7 +10,6 @@ Of a log probability above zero, or a log density of +inf, no sense can be made:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,6 +35,10 @@ from kayn.densities.counts import (
     binomial_logits,
     binomial_probs,
     dirichlet_multinomial,
+    few_beta_binomial,
+    few_gamma_poisson,
+    few_negative_binomial_logits,
+    few_negative_binomial_probs,
     gamma,
     gamma_poisson,
     inverse_gamma,
@@ -47,9 +50,9 @@ from kayn.densities.counts import (
     student_t,
     von_mises,
 )
+from kayn.densities.special import log_sigmoid
 from kayn.densities.tails import MASSES, left_truncated, right_truncated, truncated
 from kayn.densities.vectors import (
-    CONCENTRATED,
     dirichlet,
     lkj_cholesky,
     multivariate_normal,
@@ -64,23 +67,6 @@ ROUNDING = 0.01
 """How far above zero a log probability may be by rounding, in nats."""
 EXTREME = 1e15
 """Parameters above this, or below its reciprocal, may not be folded into other constants; see `_kept_apart`."""
-ANYWHERE = np.inf
-"""A value that stands for any."""
-
-
-def _where_concentrated(form: Form, *names: str) -> Form:
-    """A stable form where the concentrations are large, which leaves all else as it was,
-    the ends of a support included."""
-
-    def log_prob(fn: dist.Distribution, value: Array) -> Array:
-        large = sum(getattr(fn, n) for n in names) > CONCENTRATED
-        still = copy.copy(fn)
-        for name in names:
-            setattr(still, name, jnp.where(large, getattr(fn, name), 1.0))
-        inner = jnp.where(large, value, 0.5)
-        return jnp.where(large, form(still, inner), fn.log_prob(value))
-
-    return log_prob
 
 
 def _known(*names: str) -> tuple[type, ...]:
@@ -104,11 +90,11 @@ FORMS: Mapping[type, Form] = {
     dist.MultinomialLogits: multinomial_logits,
     dist.StudentT: student_t,
     dist.VonMises: von_mises,
-    dist.Gamma: _where_concentrated(gamma, "concentration"),
-    dist.Chi2: _where_concentrated(gamma, "concentration"),
-    dist.InverseGamma: _where_concentrated(inverse_gamma, "concentration"),
-    dist.Beta: _where_concentrated(beta, "concentration1", "concentration0"),
-    dist.BetaProportion: _where_concentrated(beta, "concentration1", "concentration0"),
+    dist.Gamma: gamma,
+    dist.Chi2: gamma,
+    dist.InverseGamma: inverse_gamma,
+    dist.Beta: beta,
+    dist.BetaProportion: beta,
     dist.Dirichlet: dirichlet,
     dist.MultivariateNormal: multivariate_normal,
     dist.MultivariateStudentT: multivariate_student,
@@ -148,6 +134,14 @@ PLAIN_IF_SMALL: Mapping[type, str | None] = {
     dist.MultinomialLogits: "total_count",
 }
 """Families whose own form is as good while this attribute is small, or the value itself (None)."""
+FEW: Mapping[type, tuple[str | None, Form]] = {
+    dist.GammaPoisson: (None, few_gamma_poisson),
+    dist.NegativeBinomial2: (None, few_gamma_poisson),
+    dist.NegativeBinomialProbs: (None, few_negative_binomial_probs),
+    dist.NegativeBinomialLogits: (None, few_negative_binomial_logits),
+    dist.BetaBinomial: ("total_count", few_beta_binomial),
+}
+"""Families of which kayn has a quicker form while this attribute is small, or the value itself."""
 SHARES = (
     dist.BernoulliLogits,
     dist.BernoulliProbs,
@@ -158,13 +152,11 @@ SHARES = (
 )
 """Laws whose log probabilities are logarithms of a share, which no rounding lifts above zero,
 or that are no probabilities."""
-HURDLES = _known("HurdleProbs")
 MADE_OF = (
     dist.MaskedDistribution,
     dist.ExpandedDistribution,
     dist.Independent,
-    *_known("ZeroInflatedProbs"),
-    *HURDLES,
+    *_known("ZeroInflatedProbs", "HurdleProbs"),
     dist.MixtureSameFamily,
     dist.MixtureGeneral,
     dist.TransformedDistribution,
@@ -191,10 +183,8 @@ def dependable(fn: dist.Distribution, value: Array) -> dist.Distribution:
     if form is not None:
         return _Rewritten(fn, form)
     if isinstance(fn, MADE_OF):
-        # what a transformed variable's base is asked for is another value,
-        # and a hurdle's for its probability of zero too
+        # what a transformed variable's base is asked for is another value
         given = 0.5 if isinstance(fn, dist.TransformedDistribution) else value
-        given = ANYWHERE if isinstance(fn, HURDLES) else given
         fn = changed_parts(fn, lambda part: dependable(part, given))
     if checks_values(fn) and fn.support in (constraints.real, constraints.real_vector):
         # NumPyro replaces log densities outside of the support; here that is at infinity and NaN,
@@ -229,9 +219,12 @@ def _form(fn: dist.Distribution, value: Array) -> Form | None:
     """What gives a distribution's log density, if that is not its own method."""
     kind = type(fn)
     known = kind in FORMS and (kind not in BASES or type(fn.base_dist) in BASES[kind])
-    if known and not getattr(fn, "is_sparse", False) and not _is_small(fn, value):
-        form: Form = FORMS[kind]
-    elif isinstance(fn, (*MADE_OF, *SHARES)) or not _is_discrete(fn) or _is_small(fn, value):
+    plain = kind in PLAIN_IF_SMALL and _is_small(fn, value, PLAIN_IF_SMALL[kind])
+    if kind in FEW and _is_small(fn, value, FEW[kind][0]):
+        form: Form = FEW[kind][1]
+    elif known and not getattr(fn, "is_sparse", False) and not plain:
+        form = FORMS[kind]
+    elif isinstance(fn, (*MADE_OF, *SHARES)) or not _is_discrete(fn) or plain:
         return None
     else:
         form = _own
@@ -256,11 +249,8 @@ def _is_discrete(fn: dist.Distribution) -> bool:
     return bool(getattr(fn.support, "is_discrete", False))
 
 
-def _is_small(fn: dist.Distribution, value: Array) -> bool:
-    """Whether counts are known to be so small that the family's own form serves."""
-    if type(fn) not in PLAIN_IF_SMALL or value is ANYWHERE:
-        return False
-    name = PLAIN_IF_SMALL[type(fn)]
+def _is_small(fn: dist.Distribution, value: Array, name: str | None) -> bool:
+    """Whether counts, the value or an attribute, are known to be small."""
     counts = value if name is None else getattr(fn, name)
     return not isinstance(counts, jax.core.Tracer) and bool(np.all(np.asarray(counts) <= SMALL))
 
@@ -284,21 +274,9 @@ class _Rewritten(dist.Distribution):
         return jnp.where(lies_within(fn, value), found, -jnp.inf)
 
 
-@jax.custom_jvp
-def _log_sigmoid(x: Array) -> Array:
-    return jnp.minimum(x, 0.0) - jnp.log1p(jnp.exp(-jnp.abs(x)))
-
-
-@_log_sigmoid.defjvp
-def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    # the derivative of each operation in turn would select by sign,
-    # and take ten times as long as the one operation that they amount to
-    return _log_sigmoid(*primals), jax.nn.sigmoid(-primals[0]) * tangents[0]
-
-
 class _Binary(dist.BernoulliLogits):
     def log_prob(self, value: Array) -> Array:
-        return _log_sigmoid(self.logits * (2.0 * value - 1.0))
+        return log_sigmoid(self.logits * (2.0 * value - 1.0))
 
 
 class _Fractional(dist.BernoulliLogits):
@@ -309,7 +287,7 @@ class _Fractional(dist.BernoulliLogits):
         # or so low that it counts as impossible
         far = jnp.finfo(jnp.result_type(self.logits, float)).max / 1e4
         logits = jnp.clip(self.logits, -far, far)
-        return value * logits + _log_sigmoid(-logits)
+        return value * logits + log_sigmoid(-logits)
 
 
 def _is_binary(value: Array) -> bool:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.special import erf, erfc
 
-from kayn.densities.special import LOG_ROOT_2PI, floats, log_mills, log_minus_expm1
+from kayn.densities.special import LOG_ROOT_2PI, floats, log_beyond, log_mills, log_minus_expm1
 from kayn.support.arrays import Array
 
 THIN = 3e-3
@@ -157,13 +157,32 @@ def _cut(fn: dist.Distribution, value: Array, low: Array, high: Array) -> Array:
     return jnp.where(in_tail, tail, middle) - jnp.log(scale)
 
 
+def _normal_beyond(base: dist.Distribution, value: Array, end: Array, side: float) -> Array:
+    """Log density of a Normal variable that is known to lie above an end (`side` 1) or below it (-1).
+
+    As the density at the value against that at the centre, or at the end if that is farther: by the distance between
+    these.
+    """
+    value, loc, scale, end = floats(value, base.loc, base.scale, end)
+    cut = side * (end - loc)
+    # no maxima: where both are the same, a maximum has no second derivative
+    in_tail = cut > 0
+    near, start = jnp.where(in_tail, cut, 0.0), jnp.where(in_tail, end, loc)
+    distance = side * (value - start) / scale
+    return -distance * (near / scale + distance / 2) - log_beyond(cut / scale) - jnp.log(scale)
+
+
 def left_truncated(fn: dist.Distribution, value: Array) -> Array:
     """Log density of a law of `MASSES` above `low`, nats: its own, less the log probability to lie there."""
+    if type(fn.base_dist) is dist.Normal:
+        return _normal_beyond(fn.base_dist, value, fn.low, 1.0)
     return _cut(fn, value, fn.low, jnp.inf)
 
 
 def right_truncated(fn: dist.Distribution, value: Array) -> Array:
     """Log density of a law of `MASSES` below `high`, nats: its own, less the log probability to lie there."""
+    if type(fn.base_dist) is dist.Normal:
+        return _normal_beyond(fn.base_dist, value, fn.high, -1.0)
     return _cut(fn, value, -jnp.inf, fn.high)
 
 
