@@ -109,3 +109,22 @@ def test_it_is_left_as_it_is(early, own, monkeypatch, why):
     if why == "dear":
         monkeypatch.setattr(wider, "OPERATIONS", 0)
     assert again(early, own) == (0, 0)
+
+
+@pytest.mark.parametrize("cured", [True, False])
+def test_heavy_tails_alone_are_for_a_wider_guide(cured, early, own, monkeypatch):
+    """One whose vectors follow the model is asked only where they remain; a second time nothing is."""
+    asked = []
+
+    def assured(found, reasons, *_):
+        asked.append("wider")
+        return found, () if cured else reasons
+
+    monkeypatch.setattr(settle, "_fitted_again", lambda sampler, call, found, reasons, *_: (sampler, found, reasons))
+    monkeypatch.setattr(settle, "complaints", lambda _: ["k-hat"])
+    monkeypatch.setattr(settle, "of_tails_alone", lambda _: True)
+    monkeypatch.setattr(settle, "assured", assured)
+    monkeypatch.setattr(settle, "_following", lambda *_: asked.append("following"))
+    found = settle.settled(early.sampler, early.call, own, lambda draw: draw(None, 1), jax.random.key(0))
+    assert asked == (["wider"] if cured else ["wider", "following"])
+    assert found.posterior is own and found.reasons == (() if cured else ("k-hat",))

@@ -19,7 +19,8 @@ from kayn.errors import QueryError
 from kayn.evidence.draws import draws_from_runs
 from kayn.evidence.problem import build_problem
 from kayn.posterior import computed, joint
-from kayn.posterior.diagnostics import pareto_khat
+from kayn.posterior import khat as khats
+from kayn.posterior.khat import pareto_khat
 from kayn.posterior.pool import Pool
 from kayn.posterior.spread import weighted_quantiles
 
@@ -80,6 +81,18 @@ def test_khat_of_ties_is_no_number_or_that_of_arviz(size, values):
     assert np.isnan(khat[0]) or abs(khat[0]) < 10
     assert np.isnan(khat[0]) or values > 2
     np.testing.assert_allclose(khat[1], array_stats.psislw(-np.log(weights[:, 1]))[1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("size", [25, 300, 4000])
+def test_tails_of_many_weights_are_those_of_arviz(size, monkeypatch):
+    """Heavy and bounded ones, also where a few at a time fit into memory."""
+    rng = np.random.default_rng(size)
+    tails = np.concatenate([np.exp(spread * rng.normal(size=(size, 3))) for spread in (0.1, 1.0, 4.0)], 1)
+    tails = np.concatenate([tails, rng.beta(1.0, 3.0, (size, 2))], 1)
+    right = array_stats.psislw(-np.log(tails), axis=0)[1]
+    np.testing.assert_allclose(pareto_khat(tails.reshape(size, 11, 1))[:, 0], right, rtol=1e-9)
+    monkeypatch.setattr(khats, "ENTRIES", 1)
+    np.testing.assert_allclose(pareto_khat(tails / tails.sum(0)), right, rtol=1e-9)
 
 
 @pytest.mark.parametrize("count", [2, 4])

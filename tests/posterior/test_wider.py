@@ -9,7 +9,7 @@ import pytest
 
 import kayn
 from kayn.posterior import poor_fit
-from kayn.posterior.poor_fit import complaints
+from kayn.posterior.poor_fit import complaints, of_tails_alone
 from kayn.posterior.wider import REACHING, WIDENED, assured
 
 
@@ -93,6 +93,14 @@ def test_a_wider_guide_without_heavy_tails_takes_the_place_of_one_with(monkeypat
     monkeypatch.setattr(poor_fit, "GOOD_EFFICIENCY", 0.1)  # so that nothing is said against it
     assert not list(complaints(narrow))
     assert doubts(narrow, lambda how: wide) == (wide.draws, ())
+
+
+@pytest.mark.filterwarnings("ignore::kayn.PoorFitWarning")
+def test_heavy_tails_are_told_from_poor_weights(monkeypatch):
+    monkeypatch.setattr(poor_fit, "POOR_KHAT", 0.4)
+    narrow, elsewhere = weighed(0.0, 0.4), weighed(6.0, 0.3)
+    assert list(complaints(narrow)) and of_tails_alone(narrow)
+    assert list(complaints(elsewhere)) and not of_tails_alone(elsewhere)
 
 
 @pytest.mark.filterwarnings("ignore::kayn.PoorFitWarning")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import jax
@@ -128,9 +129,13 @@ class LaplaceGuide:
 
     def _placed(self, numbers: Array, noise: Array, params: Mapping[str, Array]) -> tuple[Array, Array]:
         """Elements of all vectors [N] by their noise, and the log volume of a unit of it, given numbers [M]."""
-        mode, upper = self.mode(numbers, params[BEGIN])
+        mode, upper = self._traced_once(numbers, params[BEGIN])
         u = mode + params[WIDTH] * solve_triangular(upper, noise, lower=False, trans=1)
         return u, len(noise) * jnp.log(params[WIDTH]) - jnp.sum(jnp.log(jnp.diagonal(upper)))
+
+    @cached_property
+    def _traced_once(self) -> Callable[[Array, Array], tuple[Array, Array]]:
+        return jax.jit(self.mode)
 
     def mode(self, numbers: Array, begin: Array) -> tuple[Array, Array]:
         """Where the density of all vectors is highest, [N], and an upper Cholesky factor of its curvature, [N, N].
@@ -142,6 +147,7 @@ class LaplaceGuide:
         numbers, begin = jax.lax.stop_gradient((numbers, begin))
         known = {c.name: own for c, own in _cut(self.numbers, numbers)}
 
+        @jax.jit  # traced once for all its uses
         def energy(u: Array) -> Array:
             return -self.density(known | {c.name: own for c, own in _cut(self.vectors, u)})
 

@@ -14,7 +14,7 @@ from kayn.inference.laplace import LaplaceSampler
 from kayn.inference.sampler import Sampler
 from kayn.posterior.call import Call
 from kayn.posterior.enough import Draw, Take, affordable
-from kayn.posterior.poor_fit import complaints, few_count, worst_efficiency
+from kayn.posterior.poor_fit import complaints, few_count, of_tails_alone, worst_efficiency
 from kayn.posterior.posterior import Posterior
 from kayn.posterior.wider import GLIMPSE, REPLICATES, assured, comparable
 from kayn.support.arrays import KeyArray
@@ -53,20 +53,28 @@ def settled(sampler: Sampler | None, call: Call, own: Posterior, take: Take[Post
         sampler: None where there is none.
     """
     told: dict[str, str] = {}
-    draws = sampler if sampler is not None and sampler.qem.blocks and sampler.qem.keeps_particles() else None
-    found, reasons, follows = own, tuple(complaints(own)), None
-    if draws is not None:
-        draws, found, reasons = _fitted_again(draws, call, own, reasons, take, jax.random.fold_in(key, 4))
-        told |= {"again": AGAIN} if found is not own else {}
-        follows = _following(draws, call, found, take, jax.random.fold_in(key, 5)) if reasons else None
-    if follows is not None:
-        found, reasons, told = follows.posterior, follows.reasons, {"follows": FOLLOWS}
 
     def wider(how: float, vectors: bool) -> Draw[Posterior] | None:
         own = draws if follows is None else follows.sampler
         return None if own is None else partial(own.wider(how, vectors).posterior, call)
 
-    found, reasons = assured(found, reasons, wider, take, jax.random.fold_in(key, 3))
+    def sure(found: Posterior, reasons: tuple[str, ...]) -> tuple[Posterior, tuple[str, ...]]:
+        return assured(found, reasons, wider, take, jax.random.fold_in(key, 3))
+
+    draws = sampler if sampler is not None and sampler.qem.blocks and sampler.qem.keeps_particles() else None
+    found, reasons, follows = own, tuple(complaints(own)), None
+    if draws is not None:
+        draws, found, reasons = _fitted_again(draws, call, own, reasons, take, jax.random.fold_in(key, 4))
+        told |= {"again": AGAIN} if found is not own else {}
+    asked = bool(reasons) and of_tails_alone(found)
+    if asked:
+        found, reasons = sure(found, reasons)
+    if reasons and draws is not None:
+        follows = _following(draws, call, found, take, jax.random.fold_in(key, 5))
+    if follows is not None:
+        found, reasons, told = follows.posterior, follows.reasons, {"follows": FOLLOWS}
+    if not asked or follows is not None:
+        found, reasons = sure(found, reasons)
     told |= {"widened": WIDENED} if found.widened else {}
     return Settled(found, reasons, draws or sampler, told)
 

@@ -43,8 +43,6 @@ POWERS = np.append(2.0 ** (-np.arange(64) / 4), 0.0)
 """Powers of the evidence by which they may count."""
 MIN_REPLICATES = 8
 """Fewer replicates than this say nothing of what moves together."""
-MIN_PARTICLES_FOR_KHAT = 25
-"""Fewer weights than this have no tail to speak of."""
 
 
 def log_mean(log_values: Array) -> Array:
@@ -173,49 +171,3 @@ def noise_of_tails(values: Array, weights: Array) -> float:
 def poor_below(size: int, least: float = POOR_EFFICIENCY) -> float:
     """Efficiency below which K = `size` particles are called poor; `least` however many there are."""
     return max(least, min(FAIR_EFFICIENCY, (FAIR_ESS - 1) / max(size - 1, 1)))
-
-
-def tail_length(count: int) -> int:
-    """How many of the largest of so many weights a Pareto distribution is fitted to (Vehtari et al., 2024)."""
-    return int(3 * count**0.5) if count > 225 else count // 5
-
-
-def endless_khat(count: int) -> float:
-    """k-hat of so many weights from which their very mean cannot exist: one, and two of its standard errors there.
-
-    However even most weights are, such a tail says that the guide misses some of the posterior.
-    Of too few weights to have a tail no k-hat says so.
-    """
-    tail = tail_length(count)
-    return 1 + 2 * 2 / tail**0.5 if tail else math.inf
-
-
-def pareto_khat(weights: Array) -> np.ndarray:
-    """Pareto shape of the largest weights along the first axis; NaN with fewer than 25 particles,
-    or where the tail is no more than ties.
-
-    Discrete latents have few different weights. Where the largest are all equal, or a quarter of the tail is no larger
-    than what lies below it, no Pareto distribution can be fitted.
-
-    Args:
-        weights: [K, ...], nonnegative.
-    """
-    from arviz_stats.base import array_stats
-
-    weights = np.asarray(weights, np.float64)
-    shape = weights.shape[1:]
-    if weights.shape[0] < MIN_PARTICLES_FOR_KHAT:
-        return np.full(shape, np.nan)
-    tiny = np.finfo(np.float64).tiny
-    columns = np.log(np.maximum(weights, tiny)).reshape(weights.shape[0], -1).T
-    count = tail_length(weights.shape[0])
-    tail = np.sort(columns, axis=1)[:, -count - 1 :]
-    # what the fit divides by: the excess of the tail's lower quartile over the largest weight below the tail
-    quartile = int(count / 4 + 0.5)
-    excess = np.exp(tail[:, quartile] - tail[:, -1]) - np.exp(tail[:, 0] - tail[:, -1])
-    spread = (tail[:, -1] - tail[:, 1] > 1e-6) & (excess > 0)
-    khat = np.full(columns.shape[0], np.nan)
-    if spread.any():
-        # this function takes minus log weights, as leave-one-out cross-validation has them
-        khat[spread] = array_stats.psislw(-columns[spread], axis=-1)[1]
-    return khat.reshape(shape)

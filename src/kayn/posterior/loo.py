@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kayn.posterior.data_rows import DataRows, data_rows
-from kayn.posterior.diagnostics import POOR_KHAT, pareto_khat
+from kayn.posterior.diagnostics import POOR_KHAT
+from kayn.posterior.khat import pareto_khat
 from kayn.posterior.pool import Pool
 from kayn.support.arrays import KeyArray
 from kayn.support.keys import as_key

@@ -20,8 +20,8 @@ from kayn.evidence.queries import latent_weights
 from kayn.graph.types import Output
 from kayn.posterior import computed, joint
 from kayn.posterior.call import Call
-from kayn.posterior.diagnostics import effective_sample_size, log_mean, log_mean_error, pareto_khat, shares
-from kayn.posterior.joint import JointDraws, mixed_plate
+from kayn.posterior.diagnostics import effective_sample_size, log_mean, log_mean_error, shares
+from kayn.posterior.khat import pareto_khat
 from kayn.programs.trace import Program
 from kayn.support.arrays import Array, KeyArray, PyTree, local, namespace
 from kayn.support.keys import as_key
@@ -113,8 +113,8 @@ class Pool:
         return self._pooled(self._latent(name))
 
     def _pooled(self, name: str) -> Array:
-        by_replicate = self._weights(name)
-        pooled = by_replicate * local(self._shares).reshape((-1, *(1,) * (by_replicate.ndim - 1)))
+        own = self._weights(name)
+        pooled = own * local(self._shares).reshape((-1, *(1,) * (own.ndim - 1)))
         return pooled.reshape((-1, *pooled.shape[2:]))
 
     @checked(QueryError)
@@ -210,10 +210,10 @@ class Pool:
             self._refuse_mixed_rows(name)
         return self._jit("mode", lambda: partial(joint.mode, self.problem))(self.numbers, self.params, self.draws)
 
-    def _joint(self, rng_key: KeyArray, num_samples: int, chains: int = 0, together: Any = None) -> JointDraws:
+    def _joint(self, rng_key: KeyArray, num_samples: int, chains: int = 0, together: Any = None) -> joint.JointDraws:
         refuse_too_many("num_samples", num_samples, joint.entries(self.problem), QueryError)
 
-        def compiled(size: int) -> Callable[..., JointDraws]:
+        def compiled(size: int) -> Callable[..., joint.JointDraws]:
             run = self._jit(("sample", size), lambda: partial(joint.sample_block, self.problem, size))
             return joint.remembering(self._found, size, run)
 
@@ -225,7 +225,7 @@ class Pool:
         return {n: answer(n) for n in self.latent_names} if name is None else answer(name)
 
     def _refuse_mixed_rows(self, name: str) -> None:
-        plate = mixed_plate(self.problem, self.draws, name)
+        plate = joint.mixed_plate(self.problem, self.draws, name)
         if plate is not None:
             raise QueryError(
                 f"{name!r} runs over plate {plate!r}, which is subsampled, and each of the {self.num_replicates} "

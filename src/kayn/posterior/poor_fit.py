@@ -13,18 +13,16 @@ from kayn.evidence.soundness import unsound
 from kayn.posterior import diagnostics
 from kayn.posterior.diagnostics import (
     GOOD_EFFICIENCY,
-    MIN_PARTICLES_FOR_KHAT,
     MIN_REPLICATES,
     POOR_KHAT,
     POOR_SHARE,
     POOR_SHIFT,
     POOR_SPREAD,
     POOR_TAILS,
-    endless_khat,
-    pareto_khat,
     poor_below,
 )
 from kayn.posterior.enough import FIRST, by_replicate, deviations, possible
+from kayn.posterior.khat import MIN_PARTICLES_FOR_KHAT, endless_khat, pareto_khat
 from kayn.posterior.mixing import ENOUGH
 from kayn.posterior.pool import Pool
 from kayn.support.arrays import Array
@@ -248,6 +246,12 @@ def _weights_alone(posterior: Pool, axis: Axis) -> np.ndarray | None:
 def few_count(posterior: Pool) -> bool:
     """Whether the weights of some axis are on so few of its particles that a guide fitted again may do better."""
     return any(_by_element(posterior, a)[1].min() < poor_below(a.size) for a in _weighed(posterior))
+
+
+def of_tails_alone(posterior: Pool) -> bool:
+    """Whether nothing is said against a posterior but that its weights have heavy tails, as those of a guide have that
+    is too light and not of a wider one."""
+    return not few_count(posterior) and not any(complaints(posterior, uneven=False))
 
 
 def heavy_tails(posterior: Pool) -> bool:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kayn.posterior import mixing
-from kayn.posterior.diagnostics import effective_sample_size, pareto_khat
+from kayn.posterior.diagnostics import effective_sample_size
 from kayn.posterior.joint import mixed_plate
+from kayn.posterior.khat import pareto_khat
 from kayn.posterior.labels import dims_of, labels_of
 from kayn.posterior.pool import Pool
 from kayn.posterior.spread import columns, shortest_interval, weighted_quantiles
