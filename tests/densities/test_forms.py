@@ -114,19 +114,39 @@ def test_derivatives_of_both_orders_are_right(name):
         np.testing.assert_allclose(low / size, exact / size, rtol=2e-3, atol=2e-4)
 
 
-def test_second_derivatives_are_right_where_arguments_are_the_same():
-    """Where the larger of two has none: against differences of first ones."""
+def test_derivatives_are_right_where_arguments_are_the_same():
+    """Where the larger of two has no second one, and a power of zero no first: against differences."""
 
     def cases(b):
         yield log_density(dist.TruncatedNormal(b - 2, 3.0, low=0.0), np.array([0.5, 3.0])).sum()
         yield log_density(dist.TruncatedNormal(b - 2, 3.0, high=0.0), np.array([-0.5, -3.0])).sum()
         yield log_density(dist.NegativeBinomial2(3.0, b + 1), np.arange(4)).sum()
         yield log_density(dist.BetaBinomial(b + 1, 2.0, 9), np.arange(4)).sum()
-        yield log_density(dist.Beta(b + 1, 2.0), np.array([0.2, 0.5])).sum()
+        yield log_density(dist.Beta(b + 1, 2.0), np.array([0.2, 0.5, 0.999])).sum()
+        yield log_density(dist.Beta(2.0, b + 1), np.array([0.001, 0.5])).sum()
 
     with jax.enable_x64(True):
         places, step = jnp.array([0.0, 1.0, 2.0, 3.0]), 1e-4
-        first = jax.jit(jax.vmap(jax.jacfwd(lambda b: jnp.stack([*cases(b)]))))
-        second = jax.jit(jax.vmap(jax.jacfwd(jax.jacfwd(lambda b: jnp.stack([*cases(b)])))))
-        right = (first(places + step) - first(places - step)) / (2 * step)
-        np.testing.assert_allclose(second(places), right, rtol=1e-5, atol=1e-6)
+        functions = [lambda b: jnp.stack([*cases(b)])]
+        functions += [jax.jacfwd(functions[0]), jax.jacfwd(jax.jacfwd(functions[0]))]
+        value, first, second = (jax.jit(jax.vmap(f)) for f in functions)
+        for f, derivative in ((value, first), (first, second)):
+            right = (f(places + step) - f(places - step)) / (2 * step)
+            np.testing.assert_allclose(derivative(places), right, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", ["low", "high"])
+def test_an_end_at_infinity_is_none(side):
+    """In rows of which some have none, also in the derivatives."""
+    rows, ends = np.array([-1.0, 0.5], np.float32), np.array([-np.inf, np.inf][side == "high"] * np.ones(2), np.float32)
+
+    def total(at):
+        return log_density(dist.TruncatedNormal(*at, **{side: ends}, validate_args=False), rows).sum()
+
+    def right(at):
+        return dist.Normal(*at).log_prob(rows).sum()
+
+    at = jnp.array([0.3, 2.0])
+    np.testing.assert_allclose(total(at), right(at), rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(total)(at), jax.grad(right)(at), rtol=1e-5)
+    np.testing.assert_allclose(jax.hessian(total)(at), jax.hessian(right)(at), rtol=1e-5, atol=1e-6)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax.scipy.special import xlogy
+from jax.scipy.special import xlog1py, xlogy
 
 from kayn.densities.special import NEAR, deviance, excess, floats, log_rising, log_sigmoid, small_deviance
 from kayn.support.arrays import Array
@@ -242,11 +242,14 @@ def beta(fn: dist.Distribution, value: Array) -> Array:
     log_total = jnp.log(total)
     difference = a * (1 - x) - b * x
     parts = excess(total) - log_total
-    for c, share, log_share, gap in ((a, x, jnp.log(x), difference), (b, 1 - x, jnp.log1p(-x), -difference)):
+    for c, share, log_share, power, gap in (
+        (a, x, jnp.log(x), xlogy(a - 1, x), difference),
+        (b, 1 - x, jnp.log1p(-x), xlog1py(b - 1, -x), -difference),
+    ):
         log_c = jnp.log(c)
         v = gap / (c + total * share)
         near = -small_deviance(c, gap, jnp.clip(v, -NEAR, NEAR)) - log_share
-        away = jnp.where(c == 1, 0.0, (c - 1) * log_share) - c * (log_c - log_total) + gap
+        away = power - c * (log_c - log_total) + gap
         parts += log_c - excess(c) + jnp.where(jnp.abs(v) < NEAR, near, away)
     return parts
 

@@ -55,7 +55,7 @@ def excess(x: Array) -> Array:
     between = jnp.ones_like(x)
     for step in range(1, steps + 1):
         between = between * (further / (x + step))
-    # the smallest numbers have none that their reciprocal's derivative would be
+    # the derivative of the reciprocal of less is no float
     moved = x * jnp.log1p((steps + 1) / jnp.maximum(x, 1e-10)) - (steps + 1)
     return moved + 0.5 * jnp.log(further) + LOG_ROOT_2PI + series * inverse + jnp.log(between)
 
@@ -112,16 +112,11 @@ def _asymptotic_from(dtype: Any) -> float:
     return 10.0 if jnp.finfo(dtype).bits <= 32 else 30.0
 
 
-def log_mills(x: Array) -> Array:
-    """Log of Mills' ratio `(1 - Phi(x)) / phi(x)` of the standard normal law, for x >= 0, at any distance."""
-    return log_beyond(x)
-
-
 @jax.custom_jvp
 def log_beyond(x: Array) -> Array:
-    """Log of the standard normal probability beyond x over the density at x, or at zero if that is larger.
+    """Log of the standard normal probability beyond x over the density at x or, left of zero, at zero.
 
-    To the right of zero this is Mills' ratio.
+    For x >= 0 this is the logarithm of Mills' ratio, at any distance.
     """
     far = x > _asymptotic_from(x.dtype)
     right = jnp.maximum(x, 0.0)

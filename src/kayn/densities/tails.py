@@ -19,12 +19,14 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.special import erf, erfc
 
-from kayn.densities.special import LOG_ROOT_2PI, floats, log_beyond, log_mills, log_minus_expm1
+from kayn.densities.special import LOG_ROOT_2PI, floats, log_beyond, log_minus_expm1
 from kayn.support.arrays import Array
 
 THIN = 3e-3
 """Width, times one and the distance from the centre, below which a normal density is all but linear over an
 interval."""
+NOWHERE = 1e4
+"""Standard deviations from the centre beyond which there is nothing."""
 
 
 def log_normal_mass(low: Array, high: Array, width: Array) -> Array:
@@ -54,12 +56,12 @@ def _log_tail_ratio(low: Array, width: Array) -> Array:
     low, width = jnp.where(low > 0, low, 1.0), jnp.where(endless, 1.0, width)
     thin = width * (1 + low) < THIN
     # the mass beyond each end, by Mills' ratio
-    apart = jnp.where(thin, 1.0, log_mills(low) - log_mills(low + width) + width * (low + width / 2))
+    apart = jnp.where(thin, 1.0, log_beyond(low) - log_beyond(low + width) + width * (low + width / 2))
     share = jnp.where(endless, 0.0, jnp.log1p(-jnp.exp(-apart)))
     middle = low + width / 2
     linear = jnp.log(jnp.where(thin, width, 1.0)) - width / 2 * (low + width / 4)
     linear = linear + jnp.log1p(jnp.where(thin, width**2 * (middle**2 - 1) / 24, 0.0))
-    return jnp.where(thin & ~endless, linear, log_mills(low) + share)
+    return jnp.where(thin & ~endless, linear, log_beyond(low) + share)
 
 
 def log_cauchy_mass(low: Array, high: Array, width: Array) -> Array:
@@ -164,7 +166,8 @@ def _normal_beyond(base: dist.Distribution, value: Array, end: Array, side: floa
     these.
     """
     value, loc, scale, end = floats(value, base.loc, base.scale, end)
-    cut = side * (end - loc)
+    # an end at infinity is none, and has derivatives that are numbers only if it is not there
+    cut = jnp.where(jnp.isinf(end), -NOWHERE * scale, side * (end - loc))
     # no maxima: where both are the same, a maximum has no second derivative
     in_tail = cut > 0
     near, start = jnp.where(in_tail, cut, 0.0), jnp.where(in_tail, end, loc)
