@@ -192,7 +192,7 @@ class Structure:
         if site.family in DISCRETE:
             return rng.integers(0, INTEGERS[site.family], shape)
         shape = (*shape, 2) if site.family in ("mvn", "event") else shape
-        return np.float32(rng.gamma(2.0, size=shape) if site.family == "gamma" else rng.normal(size=shape))
+        return np.float64(np.float32(rng.gamma(2.0, size=shape) if site.family == "gamma" else rng.normal(size=shape)))
 
     def chain_shape(self, site: SiteSpec) -> tuple[int, ...]:
         return (site.steps, *self.shape(site.home))
