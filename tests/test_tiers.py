@@ -17,6 +17,6 @@ def test_every_function_and_file_keeps_its_shortest():
     short, long = SHORT / 2, 2 * LONG
     seconds = {"a.py::one": short, "a.py::two": long, "a.py::two[x]": long + 1, "b.py::one[1]": LONG}
     seconds |= {"b.py::one[2]": LONG - 1, "c.py::one": long, "c.py::two[a::b]": long + 1}
-    seconds |= {f"{PROOFS}d.py::{name}": long for name in ("one", "two[1]")} | {f"{PROOFS}d.py::two[2]": long + 1}
-    left = ["a.py::two", "a.py::two[x]", "b.py::one[1]", "c.py::two[a::b]", f"{PROOFS}d.py::two[2]"]
+    seconds |= {f"{PROOFS[0]}d.py::{name}": long for name in ("one", "two[1]")} | {f"{PROOFS[0]}d.py::two[2]": long + 1}
+    left = ["a.py::two", "a.py::two[x]", "b.py::one[1]", "c.py::two[a::b]", f"{PROOFS[0]}d.py::two[2]"]
     assert slow_of(seconds) == left

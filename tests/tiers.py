@@ -11,8 +11,9 @@ HERE = Path(__file__).parent
 LIST = HERE / "slow.txt"
 SHORT, LONG = 1.5, 12.0
 """Seconds of a test that always runs; seconds of one that runs if it is the shortest of its function."""
-PROOFS = "laws/"
-"""Where the shortest of each function runs however long it takes: comparisons with enumeration."""
+PROOFS = ("laws/", "test_docs.py", "test_report.py")
+"""Where the shortest of each function runs however long it takes: comparisons with enumeration, and what users are
+told that there is."""
 
 
 def slow_of(seconds: dict[str, float]) -> list[str]:
