@@ -32,11 +32,16 @@ STREAMED = 8
 
 def slow_factor(state: State, output: Output) -> State | None:
     """Two axes of a factor that takes too long to compute: those that leave the least to do, over the same plates."""
-    operations = evaluating(state, output)
-    if operations <= OPERATIONS * state.case.request.target_elements:
+    if not takes_long(state, output):
         return None
+    operations = evaluating(state, output)
     found = [(evaluating(s, output), s) for s in _mergers(state, output, operations)]
     return min(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def takes_long(state: State, output: Output) -> bool:
+    """Whether a factor takes too long to compute."""
+    return evaluating(state, output) > OPERATIONS * state.case.request.target_elements
 
 
 def slow_contraction(state: State) -> State | None:
