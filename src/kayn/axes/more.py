@@ -50,6 +50,6 @@ def _affordable(state: State, most: float) -> bool:
     factors = state.case.graph.factors
     if any(large_factor(state, f) is not None or takes_long(state, f) for f in factors):
         return False
-    # of computing densities, sums over particles wait for memory
+    # densities are computed in vectors, the sums that follow wait for memory
     quick = (1 - 1 / COMPUTED) * sum(evaluating(state, f) for f in factors)
     return large_particles(state) is None and large_step(state) is None and operations(state) - quick <= most
