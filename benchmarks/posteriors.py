@@ -130,10 +130,8 @@ def nuts_on(case: Any, key: int) -> dict[str, Any]:
 def in_process(arguments: list[str], limit: float) -> dict[str, Any]:
     """What a process of its own finds: its result, or how it ended."""
     start = time.perf_counter()
-    # kept out of the seconds: compiling what is imported, which an installation does once
-    own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     try:
-        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=limit, env=own)
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
         return {"verdict": "late", "text": f"no answer in {limit:.0f} s", "cold": limit}
     found = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
@@ -188,6 +186,8 @@ def main(
         found = kayn_on(known[cases], one, start)
         print(MARK + json.dumps({**found, **(nuts_on(known[cases], one) if nuts else {})}))
         return
+    # what is imported is compiled once, by an installation, and not in the seconds of every process
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     scripts = {p.stem: p for p in sorted(directory.glob("p_*.py"))}
     rows = []
     print(f"{'case':24s} seed verdict  error    sd ratio   ESS steps   cold   warm" + "   NUTS  error" * nuts)

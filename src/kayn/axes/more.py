@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kayn.axes.request import MORE
-from kayn.axes.rules.by_cost import evaluating, operations, takes_long
+from kayn.axes.rules.by_cost import VECTORS, operations, takes_long
 from kayn.axes.rules.by_size import large_factor, large_particles, large_step
 from kayn.axes.state import State
 from kayn.axes.types import Axis
 
-COMPUTED = 8
-"""How many times as quick operations of densities are as those of the sums that follow."""
 SHARED, OWN = 2**28, 2**27
 """More particles are taken where a step stays below so many operations: on an axis that a rule has made what it is,
 a few tenths of a second on two cores at most; on one with an index of its own over plates, half of that."""
@@ -50,6 +48,4 @@ def _affordable(state: State, most: float) -> bool:
     factors = state.case.graph.factors
     if any(large_factor(state, f) is not None or takes_long(state, f) for f in factors):
         return False
-    # densities are computed in vectors, the sums that follow wait for memory
-    quick = (1 - 1 / COMPUTED) * sum(evaluating(state, f) for f in factors)
-    return large_particles(state) is None and large_step(state) is None and operations(state) - quick <= most
+    return large_particles(state) is None and large_step(state) is None and operations(state, VECTORS) <= most

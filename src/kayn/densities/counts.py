@@ -215,16 +215,24 @@ def inverse_gamma(fn: dist.Distribution, value: Array) -> Array:
 def _log_gamma(a: Array, y: Array, powers: Array, log_x: Array) -> Array:
     """Log density of the logarithm of a gamma variable at log y, less `log_x`.
 
-    Near the mean, where the powers cancel, by the deviance. Elsewhere, the ends of the support included, by the powers.
-
     Args:
         powers: `a log y - log_x`.
     """
-    difference = a - y
+    return _by_deviance(a, y, a - y, log_x, powers - a * jnp.log(a) + (a - y))
+
+
+def _by_deviance(a: Array, y: Array, difference: Array, log_x: Array, powers: Array) -> Array:
+    """`log a - excess(a)`, less the deviance of a from y and `log_x`.
+
+    Near y, where the powers cancel, by the deviance. Elsewhere, the ends of a support included, by the powers.
+
+    Args:
+        difference: `a - y`.
+        powers: minus the deviance and `log_x`, as they are written in textbooks.
+    """
     v = difference / (a + y)
-    log_a = jnp.log(a)
     near = -small_deviance(a, difference, jnp.clip(v, -NEAR, NEAR)) - log_x
-    return log_a - excess(a) + jnp.where(jnp.abs(v) < NEAR, near, powers - a * log_a + difference)
+    return jnp.log(a) - excess(a) + jnp.where(jnp.abs(v) < NEAR, near, powers)
 
 
 def log_gamma_density(a: Array, x: Array) -> Array:
@@ -233,10 +241,7 @@ def log_gamma_density(a: Array, x: Array) -> Array:
 
 
 def beta(fn: dist.Distribution, value: Array) -> Array:
-    """Log density of a beta variable, nats: as of `log_beta_density`, less `log(1 - x)`.
-
-    Near the mean, where powers of x and of 1 - x cancel, by deviances. Elsewhere, the ends included, by the powers.
-    """
+    """Log density of a beta variable, nats: as of `log_beta_density`, less `log(1 - x)`."""
     a, b, x = floats(fn.concentration1, fn.concentration0, value)
     total = a + b
     log_total = jnp.log(total)
@@ -246,11 +251,8 @@ def beta(fn: dist.Distribution, value: Array) -> Array:
         (a, x, jnp.log(x), xlogy(a - 1, x), difference),
         (b, 1 - x, jnp.log1p(-x), xlog1py(b - 1, -x), -difference),
     ):
-        log_c = jnp.log(c)
-        v = gap / (c + total * share)
-        near = -small_deviance(c, gap, jnp.clip(v, -NEAR, NEAR)) - log_share
-        away = power - c * (log_c - log_total) + gap
-        parts += log_c - excess(c) + jnp.where(jnp.abs(v) < NEAR, near, away)
+        powers = power - c * (jnp.log(c) - log_total) + gap
+        parts += _by_deviance(c, total * share, gap, log_share, powers)
     return parts
 
 

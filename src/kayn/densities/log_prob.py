@@ -126,22 +126,20 @@ BASES: Mapping[type, Mapping[type, Any]] = {
 """What such a form knows about the distribution that is cut or censored, where it is one of these."""
 SMALL = 200
 """Counts up to here have log factorials whose rounding does not matter, and NumPyro's forms are quicker."""
-PLAIN_IF_SMALL: Mapping[type, str | None] = {
-    dist.Poisson: None,
-    dist.BinomialProbs: "total_count",
-    dist.BinomialLogits: "total_count",
-    dist.MultinomialProbs: "total_count",
-    dist.MultinomialLogits: "total_count",
-}
-"""Families whose own form is as good while this attribute is small, or the value itself (None)."""
-FEW: Mapping[type, tuple[str | None, Form]] = {
+IF_SMALL: Mapping[type, tuple[str | None, Form | None]] = {
+    dist.Poisson: (None, None),
+    dist.BinomialProbs: ("total_count", None),
+    dist.BinomialLogits: ("total_count", None),
+    dist.MultinomialProbs: ("total_count", None),
+    dist.MultinomialLogits: ("total_count", None),
     dist.GammaPoisson: (None, few_gamma_poisson),
     dist.NegativeBinomial2: (None, few_gamma_poisson),
     dist.NegativeBinomialProbs: (None, few_negative_binomial_probs),
     dist.NegativeBinomialLogits: (None, few_negative_binomial_logits),
     dist.BetaBinomial: ("total_count", few_beta_binomial),
 }
-"""Families of which kayn has a quicker form while this attribute is small, or the value itself."""
+"""Families of which a quicker form is as good while an attribute is small, or the value itself (None): kayn's,
+or the family's own (None)."""
 SHARES = (
     dist.BernoulliLogits,
     dist.BernoulliProbs,
@@ -219,16 +217,16 @@ def _form(fn: dist.Distribution, value: Array) -> Form | None:
     """What gives a distribution's log density, if that is not its own method."""
     kind = type(fn)
     known = kind in FORMS and (kind not in BASES or type(fn.base_dist) in BASES[kind])
-    plain = kind in PLAIN_IF_SMALL and _is_small(fn, value, PLAIN_IF_SMALL[kind])
-    if kind in FEW and _is_small(fn, value, FEW[kind][0]):
-        form: Form = FEW[kind][1]
-    elif known and not getattr(fn, "is_sparse", False) and not plain:
+    form: Form | None
+    if kind in IF_SMALL and _is_small(fn, value, IF_SMALL[kind][0]):
+        form = IF_SMALL[kind][1]
+    elif known and not getattr(fn, "is_sparse", False):
         form = FORMS[kind]
-    elif isinstance(fn, (*MADE_OF, *SHARES)) or not _is_discrete(fn) or plain:
-        return None
+    elif isinstance(fn, (*MADE_OF, *SHARES)) or not _is_discrete(fn):
+        form = None
     else:
         form = _own
-    return _noticed(form) if _is_discrete(fn) else form
+    return _noticed(form) if form is not None and _is_discrete(fn) else form
 
 
 def _own(fn: dist.Distribution, value: Array) -> Array:

@@ -11,7 +11,7 @@ Unless shapes are given, functions work entry by entry: arguments are broadcast,
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,20 @@ NEAR = 0.1
 """Relative distance below which a deviance is summed as a series."""
 TERMS = (4, 8)
 """Terms of that series, in float32 and float64."""
+ASYMPTOTIC = (10.0, 30.0)
+"""Standard deviations from which Mills' ratio is summed as a series, in float32 and float64."""
+T = TypeVar("T")
 
 
 def floats(*arrays: Array) -> tuple[Array, ...]:
     """The same numbers as floats of one type, that of `jnp.result_type(float)` at least."""
     dtype = jnp.result_type(float, *arrays)
     return tuple(jnp.asarray(a, dtype) for a in arrays)
+
+
+def _for(x: Array, numbers: tuple[T, T]) -> T:
+    """That of two numbers which is for an array's type: the first up to float32."""
+    return numbers[jnp.finfo(x.dtype).bits > 32]
 
 
 def excess(x: Array) -> Array:
@@ -45,7 +53,7 @@ def excess(x: Array) -> Array:
     units.
     """
     (x,) = floats(x)
-    steps = STEPS[jnp.finfo(x.dtype).bits > 32]
+    steps = _for(x, STEPS)
     x = jnp.minimum(x, jnp.finfo(x.dtype).max)
     further = x + (steps + 1)
     inverse = 1 / further
@@ -75,7 +83,7 @@ def small_deviance(x: Array, difference: Array, v: Array) -> Array:
     """The deviance of x from `mean` where `v = difference / (x + mean)` is at most `NEAR`: the series of
     `difference v + 2 x (artanh(v) - v)`."""
     series = jnp.zeros_like(v)
-    for j in reversed(range(TERMS[jnp.finfo(v.dtype).bits > 32])):
+    for j in reversed(range(_for(v, TERMS))):
         series = series * v**2 + 1 / (2 * j + 3)
     return difference * v + 2 * x * v**3 * series
 
@@ -108,19 +116,15 @@ def log_rising(x: Array, step: Array) -> Array:
     return excess(x + step) - excess(x) + step * jnp.log(x + step) + (x * ratio - step) - ratio
 
 
-def _asymptotic_from(dtype: Any) -> float:
-    return 10.0 if jnp.finfo(dtype).bits <= 32 else 30.0
-
-
 @jax.custom_jvp
 def log_beyond(x: Array) -> Array:
     """Log of the standard normal probability beyond x over the density at x or, left of zero, at zero.
 
     For x >= 0 this is the logarithm of Mills' ratio, at any distance.
     """
-    far = x > _asymptotic_from(x.dtype)
+    far = x > _for(x, ASYMPTOTIC)
     right = jnp.maximum(x, 0.0)
-    square = 1 / jnp.maximum(right, _asymptotic_from(x.dtype)) ** 2
+    square = 1 / jnp.maximum(right, _for(x, ASYMPTOTIC)) ** 2
     series = jnp.zeros_like(square)
     for k in reversed(range(9)):
         series = 1 - (2 * k + 1) * square * series
@@ -133,7 +137,7 @@ def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (x,), (dx,) = primals, tangents
     value = log_beyond(x)
     # x - 1 / M, whose digits cancel in the tail
-    far = x > _asymptotic_from(x.dtype)
+    far = x > _for(x, ASYMPTOTIC)
     beyond = jnp.where(far, x, 1.0)
     square = 1 / beyond**2
     tail = -(1 - square * (2 - square * (10 - 74 * square))) / beyond

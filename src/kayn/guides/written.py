@@ -34,9 +34,8 @@ def site_start(name: str, fn: dist.Distribution, model_sites: Mapping[str, Site]
         dtype = jnp.promote_types(jnp.result_type(value), jnp.result_type(float))
         own = family.parameters[parameter].event_dim or law.event_dim
         event = jnp.shape(value)[jnp.ndim(value) - own :]
-        if (
-            own == law.event_dim
-        ):  # one number for all entries, which NumPyro leaves as it is (see `densities.triangular`)
+        if own == law.event_dim:
+            # one number for all entries, which NumPyro leaves as it is (see `densities.triangular`)
             event = jnp.broadcast_shapes(event, law.event_shape)
         return jnp.broadcast_to(value, (*batch, *elements, *event)).astype(dtype)
 

@@ -28,6 +28,9 @@ second with the way back, and several times that in the first steps, far from th
 have to be exact."""
 STREAMED = 8
 """How many times as long a multiply-add takes whose operands are read for nothing else."""
+VECTORS = 8
+"""How many times as quick operations of densities are, which go in vectors, as those of the sums that follow, which
+wait for memory."""
 
 
 def slow_factor(state: State, output: Output) -> State | None:
@@ -70,15 +73,20 @@ def evaluating(state: State, output: Output) -> float:
     return sum(operations * state.combinations(latents) for latents, operations in output.work)
 
 
-def operations(state: State) -> float:
+def operations(state: State, speed: float = 1) -> float:
     """Of a step: the contraction, every entry of every factor before rows are summed, and computing these. Densities of
-    exponential families may be summed over rows by matrix products; chains stream through theirs."""
+    exponential families may be summed over rows by matrix products; chains stream through theirs.
+
+    Args:
+        speed: of computing factors, for which as many operations count for one.
+    """
     plan, factors = state.plan, state.case.graph.factors
     entries = [math.prod(plan.size[a] for a in plan.axes[slot]) for slot in range(len(plan.terms))]
     for position, factor in enumerate(factors):
         entries[position] //= 1 if factor.density is None else MATMUL_SPEED
     streamed = sum(step.streamed(plan) for step in plan.steps)
-    return contracting(plan) + (STREAMED - 1) * streamed + sum(entries) + sum(evaluating(state, f) for f in factors)
+    computing = sum(evaluating(state, f) for f in factors)
+    return contracting(plan) + (STREAMED - 1) * streamed + sum(entries) + computing / speed
 
 
 def of_a_step(state: State) -> float:
