@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kayn.axes.request import MORE
-from kayn.axes.rules.by_cost import VECTORS, operations, takes_long
+from kayn.axes.rules.by_cost import operations, takes_long
 from kayn.axes.rules.by_size import large_factor, large_particles, large_step
 from kayn.axes.state import State
 from kayn.axes.types import Axis
@@ -48,4 +48,4 @@ def _affordable(state: State, most: float) -> bool:
     factors = state.case.graph.factors
     if any(large_factor(state, f) is not None or takes_long(state, f) for f in factors):
         return False
-    return large_particles(state) is None and large_step(state) is None and operations(state, VECTORS) <= most
+    return large_particles(state) is None and large_step(state) is None and operations(state) <= most

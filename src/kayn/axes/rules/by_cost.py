@@ -73,26 +73,28 @@ def evaluating(state: State, output: Output) -> float:
     return sum(operations * state.combinations(latents) for latents, operations in output.work)
 
 
-def operations(state: State, speed: float = 1) -> float:
-    """Of a step: the contraction, every entry of every factor before rows are summed, and computing these. Densities of
-    exponential families may be summed over rows by matrix products; chains stream through theirs.
-
-    Args:
-        speed: of computing factors, for which as many operations count for one.
-    """
+def operations(state: State) -> float:
+    """Of a step: the contraction, every entry of every factor before rows are summed, and computing these, which goes
+    in vectors. Densities of exponential families may be summed over rows by matrix products; chains stream through
+    theirs."""
     plan, factors = state.plan, state.case.graph.factors
     entries = [math.prod(plan.size[a] for a in plan.axes[slot]) for slot in range(len(plan.terms))]
     for position, factor in enumerate(factors):
         entries[position] //= 1 if factor.density is None else MATMUL_SPEED
     streamed = sum(step.streamed(plan) for step in plan.steps)
-    computing = sum(evaluating(state, f) for f in factors)
-    return contracting(plan) + (STREAMED - 1) * streamed + sum(entries) + computing / speed
+    return contracting(plan) + (STREAMED - 1) * streamed + sum(entries) + _computing(state) / VECTORS
 
 
 def of_a_step(state: State) -> float:
-    """As `operations`, with factors at their full price whose entries no matrix product forms."""
-    factors = [f for f in state.case.graph.factors if f.density is not None]
-    return operations(state) + sum(state.entries(f) * (1 - 1 / MATMUL_SPEED) for f in factors if _by_entry(state, f))
+    """As `operations`, with computing factors at its full price, and entries that no matrix product forms: what is
+    gained where axes become one."""
+    factors = [f for f in state.case.graph.factors if f.density is not None and _by_entry(state, f)]
+    entries = sum(state.entries(f) for f in factors) * (1 - 1 / MATMUL_SPEED)
+    return operations(state) + _computing(state) * (1 - 1 / VECTORS) + entries
+
+
+def _computing(state: State) -> float:
+    return sum(evaluating(state, f) for f in state.case.graph.factors)
 
 
 def _by_entry(state: State, factor: Output) -> bool:
