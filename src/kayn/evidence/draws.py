@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kayn.evidence.problem import Problem, model_inputs, set_rows
-from kayn.particles.draw import axis_particles, draw_runs
+from kayn.particles.draw import axis_particles, draw_runs, runs_read
 from kayn.particles.draw import supports as supports_of
 from kayn.programs.outputs import Part
 from kayn.support.arrays import Array, KeyArray, PyTree
@@ -23,7 +23,7 @@ class Draws(Outlined):
 
     Attributes:
         values: [K, *shape] for every latent of the model.
-        runs: [runs, *shape] for every guide site, auxiliary ones included.
+        runs: [runs, *shape] for every guide site, auxiliary ones included; of each as many as are looked at.
         subsample: indices of subsampled plates.
         unsound: by factor, whether any of its log densities was none (see `weigh`);
             empty until they are weighed.
@@ -52,7 +52,8 @@ def draw_particles(
         key, own_key = jax.random.split(key)
         subsample = _draw_subsample(problem, numbers, own_key if rows_key is None else rows_key, params)
     params = dict(params or {})
-    runs = draw_runs(problem.guide, numbers["sampler"], key, problem.num_runs, params, subsample)
+    counts = runs_read(problem.guide, problem.layout)
+    runs = draw_runs(problem.guide, numbers["sampler"], key, counts, params, subsample)
     return draws_from_runs(problem, numbers, params, _stored(runs, key), subsample)
 
 
@@ -73,7 +74,7 @@ def draws_from_runs(
     """Particles of every axis and alias from runs of the guide.
 
     Args:
-        runs: by guide site [num_runs, *shape]; enumerated latents, which have none, get their support.
+        runs: by guide site [runs, *shape]; enumerated latents, which have none, get their support.
         subsample: indices of subsampled plates, by plate.
     """
     inputs = model_inputs(problem, numbers, params, subsample)

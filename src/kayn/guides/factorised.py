@@ -6,7 +6,7 @@ A `FactorisedGuide` is an ordinary NumPyro guide: it works with `numpyro.infer.S
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,7 +25,7 @@ from kayn.guides.normal import Gaussian
 from kayn.guides.start import Conditional, Prior, prior
 from kayn.guides.whole import between, discrete_family, discrete_start
 from kayn.guides.written import site_start
-from kayn.particles.lattice import even_normal
+from kayn.particles.lattice import counted, even_normal
 from kayn.programs.given import FIXED, Given
 from kayn.programs.seeding import draw
 from kayn.programs.sites import Inspected, Site, inspect_sites, summed_out
@@ -129,36 +129,39 @@ class FactorisedGuide(Outlined):
         return {p: param(p, start) for p, start in site.start.items()}
 
     @checked()
-    def draw_particles(self, key: Any, num: Count, params: Mapping[str, Any]) -> dict[str, Array]:
-        """`num` particles of every site: [num, *shape]; those of Normal families fill the quantiles evenly.
+    def draw_particles(self, key: Any, num: Count | Mapping[str, Count], params: Mapping[str, Any]) -> dict[str, Array]:
+        """`num` particles of every site, or so many of each: [num, *shape]; those of Normal families fill the
+        quantiles evenly.
 
         Every single particle still has its site's law, which is all that an unbiased evidence estimate needs, and
         averages over particles are far less noisy than with independent draws.
         """
-        by_site = self.split({**self.start, **params})
-        normal = [(s, s.family) for s in self.sites if isinstance(s.family, Gaussian)]
+        by_site, counts = self.split({**self.start, **params}), counted(num, [s.name for s in self.sites])
+        others = [s for s in self.sites if not isinstance(s.family, Gaussian)]
+        # the key itself is for Normal sites
+        out = {
+            s.name: draw(s.family.distribution(by_site[s.name]), jax.random.fold_in(key, n), (counts[s.name],))
+            for n, s in enumerate(others, 1)
+        }
+        normal = [s.name for s in self.sites if isinstance(s.family, Gaussian)]
+        for place, count in enumerate(sorted({counts[n] for n in normal}, reverse=True)):
+            own = jax.random.fold_in(key, len(others) + place) if place else key
+            out |= self._placed(own, count, [n for n in normal if counts[n] == count], by_site)
+        return out
+
+    def _placed(self, key: Any, num: int, names: Sequence[str], by_site: Mapping[str, dict]) -> dict[str, Array]:
+        """Even particles of some sites of Normal families, from one draw for all of them: far less to compile."""
+        normal = [(s, s.family) for s in self.sites if s.name in names and isinstance(s.family, Gaussian)]
         alone = [(s, family) for s, family in normal if not isinstance(family, JointPart)]
         joint = {family.block: family.coordinates.batch for _, family in normal if isinstance(family, JointPart)}
-        others = [s for s in self.sites if not isinstance(s.family, Gaussian)]
-        out = {}
-        if normal:
-            # one draw for all sites: far less to compile
-            locs = [jnp.shape(by_site[s.name]["loc"]) for s, _ in alone]
-            shapes = [_vectors(shape, family) for shape, (_, family) in zip(locs, alone, strict=True)]
-            shapes += [
-                (math.prod(batch), sum(p.coordinates.length for p in self.parts(b))) for b, batch in joint.items()
-            ]
-            noise = even_normal(key, num, shapes, jnp.result_type(float))
-            pieces = iter(jnp.split(noise, np.cumsum([n * length for n, length in shapes])[:-1], axis=1))
-            for site, family in alone:
-                out[site.name] = family.place(next(pieces), by_site[site.name])
-            for block in joint:
-                found = placed(self.parts(block), [by_site[n] for n in block], next(pieces))
-                out |= dict(zip(block, found, strict=True))
-        # the key itself has been used for the Normal sites
-        for number, site in enumerate(others, 1):
-            k = jax.random.fold_in(key, number)
-            out[site.name] = draw(site.family.distribution(by_site[site.name]), k, (num,))
+        locs = [jnp.shape(by_site[s.name]["loc"]) for s, _ in alone]
+        shapes = [_vectors(shape, family) for shape, (_, family) in zip(locs, alone, strict=True)]
+        shapes += [(math.prod(batch), sum(p.coordinates.length for p in self.parts(b))) for b, batch in joint.items()]
+        noise = even_normal(key, num, shapes, jnp.result_type(float))
+        pieces = iter(jnp.split(noise, np.cumsum([n * length for n, length in shapes])[:-1], axis=1))
+        out = {site.name: family.place(next(pieces), by_site[site.name]) for site, family in alone}
+        for block in joint:
+            out |= dict(zip(block, placed(self.parts(block), [by_site[n] for n in block], next(pieces)), strict=True))
         return out
 
     def parts(self, block: tuple[str, ...]) -> list[JointPart]:

@@ -26,7 +26,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import LowerCholeskyAffine, Transform
 
 from kayn.guides.cholesky import lower_cholesky
-from kayn.particles.lattice import even_normal
+from kayn.particles.lattice import counted, even_normal
 from kayn.support.arrays import Array, KeyArray
 from kayn.support.names import RESERVED, parameter
 
@@ -114,8 +114,12 @@ class LaplaceGuide:
             claimed = jnp.zeros_like(volume) if place else -volume
             numpyro.sample(latent.name, dist.Delta(own, claimed, event_dim=jnp.ndim(own)))
 
-    def draw_particles(self, key: KeyArray, num: int, params: Mapping[str, Any]) -> dict[str, Array]:
-        """`num` particles of every site: [num, *shape], from noise that fills the quantiles evenly."""
+    def draw_particles(
+        self, key: KeyArray, num: int | Mapping[str, int], params: Mapping[str, Any]
+    ) -> dict[str, Array]:
+        """`num` particles of every site, which all have as many: [num, *shape], from noise that fills the quantiles
+        evenly."""
+        (num,) = set(counted(num, (c.name for c in (*self.numbers, *self.vectors))).values())
         params = {n: jnp.asarray(params.get(n, self.start[n])) for n in PARAMETERS}
         sizes = [(1, sum(c.size for c in latents)) for latents in (self.numbers, self.vectors)]
         first, noise = jnp.split(even_normal(key, num, sizes, params[LOC].dtype), [sizes[0][1]], axis=1)

@@ -13,25 +13,41 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from kayn.axes.types import Layout
 from kayn.graph.types import Graph
 from kayn.particles.guide_program import GuideProgram, Noise
-from kayn.particles.lattice import even_normal
+from kayn.particles.lattice import counted, even_normal
 from kayn.programs.outputs import Part
 from kayn.programs.trace import Program
 from kayn.support.arrays import Array, KeyArray, PyTree
+
+
+def runs_read(guide: GuideProgram, layout: Layout) -> dict[str, int]:
+    """How many runs of every guide site are looked at: the particles of its axis, or of the largest among those of the
+    sites that it depends on or that depend on it. Points that are drawn evenly are even as many as these."""
+    sizes = {n: a.size for a in layout.axes if not a.enumerated for n in a.latents}
+    bases = {a.name: a.base for a in guide.density.aliases}
+    out = {n: sizes.get(n, 0) for n in guide.names}
+    families = [{n, *(bases.get(p, p) for p in guide.parents[n])} & out.keys() for n in out]
+    for _ in families:
+        for family in families:
+            out |= dict.fromkeys(family, max(out[n] for n in family))
+    return {n: size or max(sizes.values(), default=1) for n, size in out.items()}
 
 
 def draw_runs(
     guide: GuideProgram,
     consts: Sequence[Array],
     key: KeyArray,
-    num: int,
+    num: int | Mapping[str, int],
     params: PyTree,
     subsample: Mapping[str, Array],
 ) -> dict[str, Array]:
-    """`num` runs of the guide: [num, *shape] for every guide site."""
+    """Runs of the guide: [runs, *shape] for every guide site, at least `num`, or as many as of each are looked at
+    (`runs_read`)."""
+    counts = counted(num, guide.names)
     if guide.draw is not None:
-        return guide.draw(key, num, params)
+        return guide.draw(key, counts, params)
+    num = max(counts.values(), default=1)
     leaves = [*jax.tree.leaves(guide.density.own(params)), *(subsample[n] for n in guide.density.subsamples)]
-    key, noise = (key, {}) if not guide.noise else _draw_noise(guide.noise, key, num)
+    key, noise = (key, {}) if not guide.noise else _draw_noise(guide.noise, key, counts, num)
 
     def one(key: KeyArray, noise: Mapping[str, Array]) -> list[Array]:
         return jaxpr_as_fun(ClosedJaxpr(guide.sampler, consts))(key, *jax.tree.leaves(noise), *leaves)
@@ -39,18 +55,23 @@ def draw_runs(
     return dict(zip(guide.names, jax.vmap(one)(jax.random.split(key, num), noise), strict=True))
 
 
-def _draw_noise(noise: Sequence[Noise], key: KeyArray, num: int) -> tuple[KeyArray, dict[str, Array]]:
-    """A key for the rest, and even noise of every site: [num, *shape]."""
+def _draw_noise(
+    noise: Sequence[Noise], key: KeyArray, counts: Mapping[str, int], num: int
+) -> tuple[KeyArray, dict[str, Array]]:
+    """A key for the rest, and noise of every site, [num, *shape]: even in the first of which so many are looked at, and
+    these again in the others."""
     key, noise_key = jax.random.split(key)
-    sizes = [math.prod(n.shape) for n in noise]
-    flat = even_normal(
-        noise_key,
-        num,
-        [(n.vectors, size // n.vectors) for n, size in zip(noise, sizes, strict=True)],
-        jnp.result_type(float),
-    )
-    parts = jnp.split(flat, np.cumsum(sizes)[:-1], axis=1)
-    return key, {n.site: part.reshape((num, *n.shape)) for n, part in zip(noise, parts, strict=True)}
+    out: dict[str, Array] = {}
+    for place, count in enumerate(sorted({counts[n.site] for n in noise}, reverse=True)):
+        own = [n for n in noise if counts[n.site] == count]
+        sizes = [math.prod(n.shape) for n in own]
+        shapes = [(n.vectors, size // n.vectors) for n, size in zip(own, sizes, strict=True)]
+        own_key = jax.random.fold_in(noise_key, place) if place else noise_key
+        flat = even_normal(own_key, count, shapes, jnp.result_type(float))
+        flat = flat if count == num else flat[np.arange(num) % count]
+        parts = jnp.split(flat, np.cumsum(sizes)[:-1], axis=1)
+        out |= {n.site: part.reshape((num, *n.shape)) for n, part in zip(own, parts, strict=True)}
+    return key, out
 
 
 def axis_particles(

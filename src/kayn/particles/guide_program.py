@@ -49,7 +49,7 @@ class GuideProgram:
     parents: Mapping[str, tuple[str, ...]]
     auxiliary: tuple[str, ...]
     constraints: tuple[Constraint, ...]
-    draw: Callable[[KeyArray, int, Mapping[str, PyTree]], dict[str, Array]] | None = None
+    draw: Callable[[KeyArray, Mapping[str, int], Mapping[str, PyTree]], dict[str, Array]] | None = None
     """Draws all particles at once in the place of independent runs; None unless `evenly` has put it there."""
     noise: tuple[Noise, ...] = ()
     """What the sampler takes as an input, to be drawn for all runs together; empty unless `evenly` has put it there."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -51,6 +51,11 @@ def even_normal(key: KeyArray, num: int, shapes: Sequence[tuple[int, int]], dtyp
     edge = jnp.finfo(dtype).eps
     # on its own, so that the quantile function is compiled once and not for every part that is cut out
     return apart(math.sqrt(2) * jax.lax.erf_inv(2 * jnp.clip(place, edge, 1 - edge) - 1), place.ravel()[0])
+
+
+def counted(num: int | Mapping[str, int], sites: Iterable[str]) -> dict[str, int]:
+    """How many particles each site has: points are even as many as they are, and not the first of more."""
+    return {n: num[n] if isinstance(num, Mapping) else num for n in sites}
 
 
 @lru_cache(maxsize=64)
