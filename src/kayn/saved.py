@@ -12,6 +12,7 @@ from kayn.evidence.draws import Draws
 from kayn.evidence.problem import Problem
 from kayn.evidence.queries import weighted_draws
 from kayn.fit import WEIGHED, Fit, restored
+from kayn.guides.curvature import Banded
 from kayn.inference import importance
 from kayn.inference.laplace import LAPLACE, LaplaceSampler
 from kayn.inference.mcmc.kernel import MPGibbs
@@ -79,7 +80,7 @@ def _problem(stored: Stored) -> Problem:
         return importance.rebuilt(call, params)
     fit = restored(call, None)
     if LAPLACE in call.origin.settings and fit.sampler is not None:
-        follows = LaplaceSampler.of(fit.sampler, call)
+        follows = LaplaceSampler.of(fit.sampler, call, Banded.read(call.origin.settings[LAPLACE]))
         assert follows is not None
         return follows.problem
     if fit.sampler is not None and WEIGHED not in call.origin.settings:

@@ -8,7 +8,8 @@ import pytest
 from numpyro import handlers
 from numpyro.distributions.transforms import ExpTransform, IdentityTransform
 
-from kayn.guides.laplace import BEGIN, LOC, NOISE, NUMBERS, TRIL, VOLUME, WIDTH, LaplaceGuide, Unconstrained, upper_root
+from kayn.guides.curvature import upper_root
+from kayn.guides.laplace import BEGIN, LOC, NOISE, NUMBERS, TRIL, VOLUME, WIDTH, LaplaceGuide, Unconstrained
 
 SIZE = 4
 A = np.random.default_rng(0).normal(size=(6, SIZE))

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import log_ndtr
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import LowerCholeskyAffine, Transform
 
 from kayn.guides.cholesky import lower_cholesky
+from kayn.guides.curvature import WHOLE, Curvature, Root
 from kayn.particles.lattice import counted, even_normal
 from kayn.support.arrays import Array, KeyArray
 from kayn.support.names import RESERVED, parameter
@@ -51,8 +51,6 @@ NEAR = 1e-2
 """Size of a step, in standard deviations, after which none follows."""
 SHARES = (1.0, 0.5, 0.2, 0.05, 0.01, 0.002)
 """Of a step that are compared: a whole one may go too far."""
-FLATTEST = 1e-4
-"""Curvature of a direction at least, in units of the largest along a coordinate."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +85,14 @@ class LaplaceGuide:
         vectors: latents on the real line, likewise.
         density: log density of model and data, a scalar in nats, of the coordinates of all by name.
         start: parameters by `numpyro.param` name.
+        curvature: how that of the vectors is read.
     """
 
     numbers: Sequence[Unconstrained]
     vectors: Sequence[Unconstrained]
     density: Callable[[Mapping[str, Array]], Array]
     start: Mapping[str, Array]
+    curvature: Curvature = WHOLE
 
     draws_together: ClassVar[bool] = True
 
@@ -133,16 +133,16 @@ class LaplaceGuide:
 
     def _placed(self, numbers: Array, noise: Array, params: Mapping[str, Array]) -> tuple[Array, Array]:
         """Elements of all vectors [N] by their noise, and the log volume of a unit of it, given numbers [M]."""
-        mode, upper = self._traced_once(numbers, params[BEGIN])
-        u = mode + params[WIDTH] * solve_triangular(upper, noise, lower=False, trans=1)
-        return u, len(noise) * jnp.log(params[WIDTH]) - jnp.sum(jnp.log(jnp.diagonal(upper)))
+        mode, root = self._traced_once(numbers, params[BEGIN])
+        u = mode + params[WIDTH] * self.curvature.back(root, noise)
+        return u, len(noise) * jnp.log(params[WIDTH]) - self.curvature.log_volume(root)
 
     @cached_property
-    def _traced_once(self) -> Callable[[Array, Array], tuple[Array, Array]]:
+    def _traced_once(self) -> Callable[[Array, Array], tuple[Array, Root]]:
         return jax.jit(self.mode)
 
-    def mode(self, numbers: Array, begin: Array) -> tuple[Array, Array]:
-        """Where the density of all vectors is highest, [N], and an upper Cholesky factor of its curvature, [N, N].
+    def mode(self, numbers: Array, begin: Array) -> tuple[Array, Root]:
+        """Where the density of all vectors is highest, [N], and a root of its curvature there.
 
         Args:
             numbers: coordinates [M].
@@ -153,41 +153,35 @@ class LaplaceGuide:
 
         @jax.jit  # traced once for all its uses
         def energy(u: Array) -> Array:
-            return -self.density(known | {c.name: own for c, own in _cut(self.vectors, u)})
+            return self.energy(known, u)
 
-        def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
             count, u, *_ = state
-            down, upper = jax.grad(energy)(u), upper_root(jax.hessian(energy)(u))
-            # one right side at a time: those of 32 and more are given to threads of OpenBLAS, which wait for each other
-            half = solve_triangular(upper, down, lower=False)
-            move = -solve_triangular(upper, half, lower=False, trans=1)
+            root = self.curvature.root(energy, u)
+            half = self.curvature.half(root, jax.grad(energy)(u))
+            move = -self.curvature.back(root, half)
             ahead = u + jnp.asarray(SHARES, u.dtype)[:, None] * move
             values = jax.vmap(energy)(ahead)
             best = ahead[jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))]
-            return count + 1, best, upper, jnp.sqrt(half @ half)
+            return count + 1, best, root, jnp.sqrt(half @ half)
 
-        def goes_on(state: tuple[Array, ...]) -> Array:
+        def goes_on(state: tuple[Any, ...]) -> Array:
             return (state[0] < STEPS) & ~(state[-1] < NEAR)
 
-        eye, far = jnp.eye(len(begin), dtype=begin.dtype), jnp.full((), jnp.inf, begin.dtype)
+        any_root, far = self.curvature.identity(begin), jnp.full((), jnp.inf, begin.dtype)
         # the curvature of the last step, which was short, is that of the mode
-        _, mode, upper, _ = jax.lax.while_loop(goes_on, step, (jnp.zeros((), int), begin, eye, far))
+        _, mode, root, _ = jax.lax.while_loop(goes_on, step, (jnp.zeros((), int), begin, any_root, far))
         # numbers at which there is no density, as of a kernel that is singular in so many digits, have no weight
-        known = jnp.isfinite(mode).all() & jnp.isfinite(upper).all()
-        return jnp.where(known, mode, begin), jnp.where(known, upper, eye)
+        known = jnp.array([jnp.isfinite(x).all() for x in (mode, *jax.tree.leaves(root))]).all()
+        return jax.tree.map(lambda a, b: jnp.where(known, a, b), (mode, root), (begin, any_root))
 
+    def energy(self, numbers: Mapping[str, Array], u: Array) -> Array:
+        """Minus the log density at coordinates of all vectors [N], a scalar in nats.
 
-def upper_root(curvature: Array) -> Array:
-    """Upper triangular U with U U' a symmetric matrix [N, N], which is made positive where it is not."""
-    curvature = (curvature + curvature.T) / 2
-    diagonal, eye = jnp.diagonal(curvature), jnp.eye(len(curvature), dtype=curvature.dtype)
-    largest = jnp.max(jnp.abs(diagonal))
-    # no eigenvalue is below what others leave of the diagonal (Gershgorin)
-    least = jnp.min(diagonal + jnp.abs(diagonal) - jnp.sum(jnp.abs(curvature), -1))
-    more = jnp.maximum(FLATTEST * jnp.where(largest > 0, largest, 1.0) - least, 0.0)
-    # a lower factor of the matrix in reverse is, reversed, an upper one of the matrix
-    known, moved = (jnp.linalg.cholesky(c[::-1, ::-1])[::-1, ::-1] for c in (curvature, curvature + more * eye))
-    return jnp.where(jnp.isfinite(known).all(), known, moved)
+        Args:
+            numbers: coordinates by latent.
+        """
+        return -self.density({**numbers, **{c.name: own for c, own in _cut(self.vectors, u)}})
 
 
 def _auxiliary(name: str, law: dist.Distribution) -> Array:

@@ -17,6 +17,7 @@ from kayn.axes.choose import choose_layout
 from kayn.errors import KaynError
 from kayn.evidence.as_drawn import inspected_as_drawn
 from kayn.evidence.problem import Problem
+from kayn.guides.curvature import WHOLE, Banded, Curvature
 from kayn.guides.factorised import FactorisedGuide, GuideSite
 from kayn.guides.joint_blocks import LARGEST_BLOCK
 from kayn.guides.laplace import BEGIN, LOC, SHARES, TRIL, WIDTH, LaplaceGuide, Unconstrained
@@ -29,17 +30,22 @@ from kayn.inference.together import wider_by
 from kayn.particles.guide_program import trace_guide
 from kayn.particles.shared_noise import evenly
 from kayn.posterior.call import Call
+from kayn.posterior.enough import possible
 from kayn.posterior.posterior import Posterior
 from kayn.support.arrays import Array, KeyArray, concatenated
 from kayn.support.names import in_model
+from kayn.xla.compilation import once_options
+from kayn.xla.jit import QuickJit
 
 LAPLACE = "laplace"
-"""In the settings of a posterior's origin: that its particles are of this guide."""
+"""In the settings of a posterior's origin: that its particles are of this guide, and how it reads curvature."""
 PARTICLES = 100
 """Of every latent, which share an axis."""
 WIDER, OVERDISPERSION = 1.0, 0.5
 """How much wider numbers and vectors are drawn than their posterior is, as `QEM` has it: numbers twice as much, since
 the tails of scales are long."""
+LONG, LONGEST = 64, 2**11
+"""Coordinates of vectors from which a band is looked for, and at most."""
 USUAL_STEPS = 4
 """Of Newton's method, by which its operations are counted."""
 
@@ -52,16 +58,22 @@ class LaplaceSampler:
         sites: of kayn's other guide: those of numbers, then those of vectors.
         params: of the guide, before they are made wider.
         run: log Z, axis weights and particles of `CHUNK` keys.
+        curvature: of the guide.
     """
 
     problem: Problem
     sites: tuple[list[GuideSite], list[GuideSite]]
     params: Mapping[str, Array]
     run: Callable[..., Any]
+    curvature: Curvature
 
     @staticmethod
-    def of(sampler: Sampler, call: Call) -> LaplaceSampler | None:
+    def of(sampler: Sampler, call: Call, found: Posterior | Curvature) -> LaplaceSampler | None:
         """With parameters that are still to be fitted; None where the model has no vectors, no numbers, or too many.
+
+        Args:
+            found: a posterior, some particles of which tell what in the vectors has to do with what; or how their
+                curvature is read, where that is known.
 
         Raises:
             KaynError: the model's density has no second derivatives.
@@ -74,11 +86,13 @@ class LaplaceSampler:
         start = {LOC: np.zeros(sizes[0]), TRIL: np.eye(sizes[0]), BEGIN: np.zeros(sizes[1]), WIDTH: np.ones(())}
         params = {**sampler.qem.model_params, **_arrays(start)}
         try:
-            problem = _problem(sampler, guide, sites, params, call)
+            made = _problem(sampler, guide, sites, params, call, found)
         except (ValueError, TypeError, NotImplementedError) as error:
             raise KaynError(f"no second derivatives: {error}") from error
-
-        return LaplaceSampler(problem, sites, params, weighing(problem))
+        if made is None:
+            return None
+        problem, curvature = made
+        return LaplaceSampler(problem, sites, params, weighing(problem), curvature)
 
     def fitted_again(self, found: Posterior) -> LaplaceSampler:
         """The same guide, with the moments of weighed particles of all replicates of a posterior, which may be
@@ -108,7 +122,9 @@ class LaplaceSampler:
         parts = [self.run(self.problem.numbers, params, keys[i : i + CHUNK]) for i in range(0, num_replicates, CHUNK)]
         log_evidences, weights, draws = jax.tree.map(lambda x: x[:num_replicates], concatenated(parts))
         if call.origin is not None:
-            call = replace(call, origin=replace(call.origin, settings={**call.origin.settings, LAPLACE: True}))
+            call = replace(
+                call, origin=replace(call.origin, settings={**call.origin.settings, LAPLACE: self.curvature.settings})
+            )
         return Posterior(self.problem, call, self.problem.numbers, params, draws, log_evidences, weights)
 
 
@@ -123,7 +139,7 @@ def _parts(guide: FactorisedGuide) -> tuple[list[GuideSite], list[GuideSite]] | 
         return None
     line = [isinstance(gaussian(s).transform, IdentityTransform) for s in guide.sites]
     numbers, vectors = ([s for s, is_line in zip(guide.sites, line, strict=True) if is_line == own] for own in (0, 1))
-    few = sum(map(_size, guide.sites)) <= LARGEST_BLOCK
+    few = sum(map(_size, numbers)) <= LARGEST_BLOCK and sum(map(_size, vectors)) <= LONGEST
     return (numbers, vectors) if numbers and vectors and few else None
 
 
@@ -142,19 +158,25 @@ def _problem(
     sites: tuple[list[GuideSite], list[GuideSite]],
     params: Mapping[str, Array],
     call: Call,
-) -> Problem:
-    """The model under the guide that follows it, all latents on one axis."""
+    found: Posterior | Curvature,
+) -> tuple[Problem, Curvature] | None:
+    """The model under the guide that follows it, all latents on one axis, and how that reads curvature; None where it
+    has too many coordinates."""
     base, given = sampler.problem, sampler.qem.model_params
     inspected = inspected_as_drawn(call.model, guide, call.args, call.kwargs, given)
     once, density = coordinate_density(guide, inspected, given)
     numbers, vectors = ([Unconstrained(s.name, _shape(s), gaussian(s).transform) for s in own] for own in sites)
     follows = LaplaceGuide(numbers, vectors, partial(density, once.numbers), params)
+    curvature = _curvature(follows, sites, found) if isinstance(found, Posterior) else found
+    if curvature is None:
+        return None
+    follows = replace(follows, curvature=curvature)
     traced = trace_guide(follows, call.args, call.kwargs, params, inspected.sites)
     together = (tuple(s.name for s in guide.sites),)
     request = replace(sampler.qem.asked, num_particles=PARTICLES, more=False, groups=together)
     layout = choose_layout(base.structure, request, traced.constraints)
-    layout = replace(layout, operations=PARTICLES * _operations(base, vectors))
-    return Problem(
+    layout = replace(layout, operations=PARTICLES * _operations(base, follows))
+    problem = Problem(
         base.model,
         evenly(traced, follows, call.args, call.kwargs, params),
         base.structure,
@@ -162,16 +184,43 @@ def _problem(
         base.fn,
         base.denominator,
     )
+    return problem, curvature
 
 
-def _operations(problem: Problem, vectors: Sequence[Unconstrained]) -> float:
-    """That one particle takes: each step of Newton's method has a gradient for every column of the curvature, at twice
-    the cost of the density, forwards again; what depends on numbers alone is the same for all of these."""
-    names, columns = {v.name for v in vectors}, sum(v.size for v in vectors)
+def _curvature(
+    follows: LaplaceGuide, sites: tuple[list[GuideSite], list[GuideSite]], found: Posterior
+) -> Curvature | None:
+    """A band where most elements of long vectors have nothing to do with each other; None of more than fit into one
+    block where there is none.
+
+    What is zero for two particles is taken to be always: where it is not, the guide is a little off, and no weight.
+    """
+    size = sum(v.size for v in follows.vectors)
+    if size < LONG:
+        return WHOLE
+    first = int(np.argmax(possible(found)))
+
+    def coordinates(own: list[GuideSite]) -> dict[str, Array]:
+        return {s.name: gaussian(s).unconstrained(jnp.asarray(found.draws.values[s.name])[first, :2]) for s in own}
+
+    def pattern(numbers: Mapping[str, Array], u: Array) -> Array:
+        return (jax.vmap(jax.hessian(follows.energy, argnums=1))(numbers, u) != 0).any(0)
+
+    known, u = map(coordinates, sites)
+    flat = jnp.concatenate([u[s.name].reshape((2, -1)) for s in sites[1]], 1)
+    banded = Banded.of(np.asarray(QuickJit(pattern, options=once_options)(known, flat)))
+    return WHOLE if banded is None and size <= LARGEST_BLOCK else banded
+
+
+def _operations(problem: Problem, follows: LaplaceGuide) -> float:
+    """That one particle takes: each step of Newton's method has a gradient for every direction of the curvature, at
+    twice the cost of the density, forwards again; what depends on numbers alone is the same for all of these."""
+    names, size = {v.name for v in follows.vectors}, sum(v.size for v in follows.vectors)
+    directions, root = follows.curvature.derivatives(size)
     work = [own for output in problem.graph.outputs for own in output.work]
     moving = sum(n for latents, n in work if names & set(latents))
     once = sum(n for latents, n in work if not names & set(latents))
-    return USUAL_STEPS * (once + (6 * columns + len(SHARES)) * moving + columns**3 / 3)
+    return USUAL_STEPS * (once + (6 * directions + len(SHARES)) * moving + root)
 
 
 def _moments(found: Posterior, sites: Sequence[GuideSite]) -> dict[str, np.ndarray]:

@@ -66,7 +66,7 @@ def settled(sampler: Sampler | None, call: Call, own: Posterior, take: Take[Post
     if draws is not None:
         draws, found, reasons = _fitted_again(draws, call, own, reasons, take, jax.random.fold_in(key, 4))
         told |= {"again": AGAIN} if found is not own else {}
-    asked = bool(reasons) and of_tails_alone(found)
+    asked = not reasons or of_tails_alone(found)  # what a wider guide tells of at once
     if asked:
         found, reasons = sure(found, reasons)
     if reasons and draws is not None:
@@ -124,7 +124,7 @@ def _following(
     """A guide whose vectors follow the model given its numbers, fitted to a posterior that something is said against;
     None where there is none, or its weights are not better."""
     try:
-        made = LaplaceSampler.of(sampler, call) if comparable(poor) else None
+        made = LaplaceSampler.of(sampler, call, poor) if comparable(poor) else None
         return None if made is None else _followed(made, call, poor, take, key)
     except (KaynError, FloatingPointError):  # no derivatives; a curvature without a root, under `jax_debug_nans`
         return None
