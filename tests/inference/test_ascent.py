@@ -9,7 +9,7 @@ import pytest
 
 import kayn
 from kayn import QEM
-from kayn.inference import ascent, qem
+from kayn.inference import ascent, mstep, qem
 from kayn.inference.mstep import default_rate, steps_ahead
 
 SIZE = 60
@@ -158,6 +158,24 @@ def test_covariances_that_are_known_move_slowly_and_all_else_as_before():
     np.testing.assert_allclose(rate, block.size / 2 / SIZE**2, rtol=1e-3)
     assert steps_ahead(block, {"variance": np.ones(3)}) == 0.0
     assert steps_ahead(block, {"covariance": np.eye(3)}) == 0.0
+
+
+@pytest.mark.parametrize("dear", [False, True])
+def test_dear_steps_begin_by_gradients_where_no_vector_is_long(monkeypatch, dear):
+    if dear:
+        monkeypatch.setattr(ascent, "DEAR", 1)
+    assert (found(short, jnp.ones(15), monkeypatch=monkeypatch) is not None) == dear
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_other_starts_are_looked_at_unless_weights_are_even(monkeypatch, even):
+    """A start is a chunk of steps, which are the dearest of a fit where they are far from the posterior."""
+    if not even:
+        monkeypatch.setattr(mstep, "EVEN", 1.1)
+    looked, own = [], QEM._chunk
+    monkeypatch.setattr(QEM, "_chunk", lambda self, *given: looked.append(given) or own(self, *given))
+    fitter, _ = begun(vector, Y)
+    assert len(looked) == (1 if even else 1 + len(fitter.guide.starts))
 
 
 @pytest.mark.parametrize("bound", ["OPERATIONS", "SECONDS"])

@@ -904,6 +904,14 @@ def test_a_flat_evidence_ends_a_fit_if_weights_are_good_or_no_better(weights, en
     assert (steps == 400) == (ends == "goes on")
 
 
+@pytest.mark.parametrize(("efficiency", "steps"), [(0.45, 48), (0.55, 24)])
+def test_even_weights_tell_in_half_the_steps(efficiency, steps):
+    def advance(step, count):
+        return step + count, np.zeros(count), Weights(True, False, efficiency)
+
+    assert until_flat(advance, 0, 400, False)[0] == steps
+
+
 def test_a_fit_ends_in_time():
     """No chunk is begun after the time that is allowed, and one is always taken."""
 

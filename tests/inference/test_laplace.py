@@ -254,16 +254,22 @@ def trend_evidence():
     return np.log(weights.sum() * (logs[1] - logs[0])) + values.max(), mean, np.sqrt(variance)
 
 
-def test_the_curvature_of_a_series_is_a_band_with_a_border():
-    """81 coordinates, of which each has to do with those of its own step and the next; weights are even, and evidence
-    and moments those of quadrature, within four errors of their estimates."""
+@pytest.fixture(scope="module")
+def series():
+    """A short fit of it, and the guide that follows it, fitted to its own weights."""
     fit = kayn.fit(trend, (SERIES,), progress=False, num_steps=24)
-    sampler = LaplaceSampler.of(fit.sampler, fit.call, fit.sampler.posterior(fit.call, jax.random.key(1), 32))
-    curvature = sampler.curvature
-    assert isinstance(curvature, Banded) and curvature.border == 1 and curvature.width <= 3
-    first = sampler.fitted_again(fit.sampler.posterior(fit.call, jax.random.key(1), 32))
-    again = first.fitted_again(first.posterior(fit.call, jax.random.key(2), 32))
-    found = again.posterior(fit.call, jax.random.key(4), 64)
+    first = fit.sampler.posterior(fit.call, jax.random.key(1), 32)
+    begun = LaplaceSampler.of(fit.sampler, fit.call, first).fitted_again(first)
+    return fit, begun.fitted_again(begun.posterior(fit.call, jax.random.key(2), 32))
+
+
+def test_the_curvature_of_a_series_is_a_band_with_a_border(series):
+    """81 coordinates, of which each has to do with those of its own step and the next, but for one that has to do with
+    all; weights are even, evidence that of quadrature within four errors, moments within a tenth of a deviation."""
+    fit, follows = series
+    assert isinstance(follows.curvature, Banded)
+    assert follows.curvature.border == 1 and follows.curvature.width <= 3
+    found = follows.posterior(fit.call, jax.random.key(4), 64)
     log_evidence, mean, sd = trend_evidence()
     assert abs(float(found.log_evidence) - log_evidence) < 4 * float(found.log_evidence_error) + 2e-3
     draws = np.log(found.sample(0, 4000)["spread"])
@@ -271,14 +277,19 @@ def test_the_curvature_of_a_series_is_a_band_with_a_border():
     assert worst_efficiency(found) > 0.3
 
 
-def test_a_series_is_read_back_with_its_band(tmp_path):
-    """A saved posterior draws the same, though no particles are there to tell of its band when it is read."""
-    fit = kayn.fit(trend, (SERIES,), progress=False, num_steps=24)
-    sampler = LaplaceSampler.of(fit.sampler, fit.call, fit.sampler.posterior(fit.call, jax.random.key(1), 32))
-    found = sampler.fitted_again(fit.sampler.posterior(fit.call, jax.random.key(1), 32)).posterior(
-        fit.call, jax.random.key(4), 32
-    )
+def test_a_series_is_read_back_with_its_band(series, tmp_path):
+    """A saved posterior draws the same, though no particles tell of its band before it is read."""
+    fit, follows = series
+    found = follows.posterior(fit.call, jax.random.key(4), 32)
     found.save(tmp_path / "trend")
     again = kayn.load(tmp_path / "trend", trend)
     for name, values in found.sample(0, 50).items():
         np.testing.assert_array_equal(values, again.sample(0, 50)[name])
+
+
+def test_guides_that_are_dear_to_follow_are_not_drawn_from(series, monkeypatch):
+    fit, _ = series
+    monkeypatch.setattr(settle, "dear", lambda problem: True)
+    monkeypatch.setattr(LaplaceSampler, "posterior", lambda *asked: pytest.fail("drawn from"))
+    own = fit.sampler.posterior(fit.call, jax.random.key(1), 32)
+    assert settle._following(fit.sampler, fit.call, own, None, jax.random.key(2)) is None

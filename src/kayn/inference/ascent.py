@@ -34,6 +34,8 @@ from kayn.xla.jit import QuickJit
 
 LONG = 16
 """Coordinates on one particle from which gradients are worth the time that compiling them takes."""
+DEAR = 2**27
+"""Operations of a step from which they are, too: fewer of these are needed, and none far from the posterior."""
 PAIRS, FEWEST = 8, 2
 """Antithetic pairs of draws over which the bound is averaged, and where these take too long."""
 MOST_ENTRIES = 2**20
@@ -55,15 +57,16 @@ FLATTEST = 1e-4
 
 
 def started_by_gradients(
-    guide: FactorisedGuide, inspected: Inspected, params: Mapping[str, Array]
+    guide: FactorisedGuide, inspected: Inspected, params: Mapping[str, Array], problem: Problem
 ) -> dict[str, Array] | None:
-    """Parameters of kayn's own guide; None where no vector is long, or gradients lead nowhere.
+    """Parameters of kayn's own guide; None where no vector is long and no step dear, or gradients lead nowhere.
 
     Args:
         guide: with the start that the ascent begins from.
         params: of the model.
+        problem: that the guide is fitted to.
     """
-    if is_traced((inspected.args, inspected.kwargs, params)) or not _worthwhile(guide, inspected):
+    if is_traced((inspected.args, inspected.kwargs, params)) or not _worthwhile(guide, inspected, problem):
         return None
     try:
         ascent = _Ascent(guide, *coordinate_density(guide, inspected, params))
@@ -74,11 +77,12 @@ def started_by_gradients(
     return None if found is None else {n: jnp.asarray(v, jnp.result_type(float)) for n, v in found.items()}
 
 
-def _worthwhile(guide: FactorisedGuide, inspected: Inspected) -> bool:
+def _worthwhile(guide: FactorisedGuide, inspected: Inspected, problem: Problem) -> bool:
     entries = sum(math.prod(s.shape) for s in inspected.sites.values() if s.kind == "sample")
     normal = all(isinstance(s.family, Gaussian) for s in guide.sites)
     longest = max((sum(_length(s) for s in block) for block in _blocks(guide)), default=0)
-    return guide.draws_together and normal and entries <= MOST_ENTRIES and longest >= LONG
+    dear = problem.layout.operations >= DEAR
+    return guide.draws_together and normal and entries <= MOST_ENTRIES and (longest >= LONG or dear)
 
 
 def _blocks(guide: FactorisedGuide) -> list[list[GuideSite]]:

@@ -17,26 +17,35 @@ Start = Literal["prior", "gradients", "known"]
 """From the prior's quantiles; also where gradients lead; from a state that is known."""
 CHUNK = 8
 """Steps in one compiled loop; progress is shown between loops."""
+Taken = tuple[QEMState, Array, Any]
 
 
 def begun_at(
     starts: Sequence[dict[str, Array]],
     state_of: Callable[[dict[str, Array]], QEMState],
-    advance: Callable[[QEMState], tuple[QEMState, Array, Any]],
-) -> tuple[dict[str, Array], QEMState, tuple[QEMState, Array, Any] | None]:
+    advance: Callable[[QEMState], Taken],
+    enough: Callable[[dict[str, Array], Any], bool],
+) -> tuple[dict[str, Array], QEMState, Taken | None]:
     """The best of some starts, the state there, and what a first chunk of steps has given if it was taken.
 
     Args:
-        advance: takes such a chunk: the next state, log Z of every step, and anything else.
+        advance: takes such a chunk: the next state, and of every step log Z and anything else.
+        enough: whether a start, and that of the steps that count, are so good that those that follow need no look.
     """
-    looks: dict[int, tuple[QEMState, tuple[QEMState, Array, Any]]] = {}
+    counts = slice(CHUNK // 2, None)
+    looks: dict[int, tuple[QEMState, Taken]] = {}
 
     def log_evidence(start: dict[str, Array]) -> Array:
         state = jax.device_put(state_of(start))
         looks[id(start)] = state, advance(state)
         _, log_z, _ = looks[id(start)][1]
-        return (log_z if is_traced(log_z) else np.asarray(log_z))[CHUNK // 2 :]
+        return (log_z if is_traced(log_z) else np.asarray(log_z))[counts]
 
-    chosen = best_start(starts, log_evidence)
+    seen: dict[int, Array] = {}
+    for start in starts if len(starts) > 1 else ():
+        seen[id(start)] = log_evidence(start)
+        if not is_traced(seen) and enough(start, jax.tree.map(lambda own: own[counts], looks[id(start)][1][2])):
+            return start, *looks[id(start)]
+    chosen = best_start(starts, lambda start: seen[id(start)])
     # nothing was looked at where there is one start, and what is chosen while it is traced is none of them
     return chosen, *(looks.get(id(chosen)) or (jax.device_put(state_of(chosen)), None))

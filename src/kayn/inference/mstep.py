@@ -150,6 +150,10 @@ def sizes(problem: Problem, by_axis: Mapping[str, Array]) -> dict[str, Array]:
     return {a.name: effective(jnp.moveaxis(by_axis[a.name], -1, 0)) for a in axes}
 
 
+EVEN = 0.5
+"""Efficiency of the worst weights from which half as many steps tell, and other starts need no look."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """What the weights of some steps say of the guide.
@@ -164,6 +168,11 @@ class Weights:
     good: Array
     starved: Array
     worst: Array
+
+    @property
+    def even(self) -> bool:
+        """Whether all are so even that the guide is near the posterior, where these are known numbers."""
+        return bool(self.good) and float(self.worst) > EVEN
 
 
 def judged(problem: Problem, found: Mapping[str, Array], target: float) -> Weights:

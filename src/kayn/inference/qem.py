@@ -167,11 +167,12 @@ class QEM:
         if start != "known":  # only types matter here: it is done while the prior to start from is being compiled
             self._one_step.trace(self.problem.numbers, self._first(params, key), 1.0)
         self.guide = begun.started()
-        near = started_by_gradients(self.guide, inspected, early) if start == "gradients" else None
+        near = started_by_gradients(self.guide, inspected, early, self.problem) if start == "gradients" else None
         chosen, state, taken = begun_at(
-            [*self.guide.starts[: 1 if start == "known" else None], *([] if near is None else [near])],
+            [*([] if near is None else [near]), *self.guide.starts[: 1 if start == "known" else None]],
             lambda own: self._first({**own, **params}, key, own is near),
             self._chunk,
+            lambda own, sizes: own is near and mstep.judged(self._problem(), sizes, self.min_ess).even,
         )
         self.guide, self._begun = self.guide.started_at(chosen), (state, taken)
         return state

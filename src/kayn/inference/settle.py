@@ -16,7 +16,7 @@ from kayn.posterior.call import Call
 from kayn.posterior.enough import Draw, Take, affordable
 from kayn.posterior.poor_fit import complaints, few_count, of_tails_alone, worst_efficiency
 from kayn.posterior.posterior import Posterior
-from kayn.posterior.wider import GLIMPSE, REPLICATES, assured, comparable
+from kayn.posterior.wider import GLIMPSE, REPLICATES, assured, comparable, dear
 from kayn.support.arrays import KeyArray
 
 MOST = 8
@@ -125,7 +125,7 @@ def _following(
     None where there is none, or its weights are not better."""
     try:
         made = LaplaceSampler.of(sampler, call, poor) if comparable(poor) else None
-        return None if made is None else _followed(made, call, poor, take, key)
+        return None if made is None or dear(made.problem) else _followed(made, call, poor, take, key)
     except (KaynError, FloatingPointError):  # no derivatives; a curvature without a root, under `jax_debug_nans`
         return None
 

@@ -22,8 +22,6 @@ UNKNOWN = Weights(True, False, 1.0)
 BETTER = 1.1
 """By what factor the efficiency of weights has to grow from one quarter of the steps to the next,
 to count as rising."""
-EVEN = 0.5
-"""Efficiency of the worst weights from which half as many steps tell that the log evidence is flat."""
 PATIENCE = 4
 """Chunks that such a quarter has at least: weights become better by averaging, long after the evidence is flat."""
 
@@ -64,7 +62,7 @@ def until_flat(
                 efficiencies.append(float(weights.worst))
                 told = None if weights is UNKNOWN else efficiencies[-1]
                 show(done, float(np.mean(parts[0][-CHUNK:])), told)
-                if is_flat(parts[0], CHUNK if efficiencies[-1] > EVEN and told is not None else 2 * CHUNK):
+                if is_flat(parts[0], CHUNK if weights is not UNKNOWN and weights.even else 2 * CHUNK):
                     converged = bool(weights.good)
                     stalled = not weights.starved and not _rises(efficiencies)
                 if max_seconds is not None and time.monotonic() - begun >= max_seconds:

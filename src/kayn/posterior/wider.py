@@ -18,6 +18,7 @@ from typing import Generic
 import numpy as np
 import scipy.special
 
+from kayn.evidence.problem import Problem
 from kayn.posterior.diagnostics import FALSE_ALARM, MIN_REPLICATES, POOR_SPREAD
 from kayn.posterior.enough import (
     ALMOST_ALL,
@@ -119,8 +120,13 @@ def _look(wider: Wider[PoolT], key: KeyArray, how: float, vectors: bool = False)
 
 def comparable(found: Pool) -> bool:
     """Whether a look at another guide does not take long, and there are enough replicates to compare it with."""
-    dear = GLIMPSE * found.problem.layout.operations > OPERATIONS
-    return not dear and not found.draws.subsample and bool(possible(found).sum() >= MIN_REPLICATES)
+    known = not found.draws.subsample and bool(possible(found).sum() >= MIN_REPLICATES)
+    return known and not dear(found.problem)
+
+
+def dear(problem: Problem) -> bool:
+    """Whether a glimpse of a guide takes long."""
+    return GLIMPSE * problem.layout.operations > OPERATIONS
 
 
 def _spread(pool: Pool) -> float:
