@@ -7,7 +7,6 @@ import sys
 import warnings
 
 import arviz_stats.base
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -108,17 +107,16 @@ def test_densities_that_lie_are_told_of_though_chains_are_the_answer(fit, chains
 
 
 def test_evidence_after_sampling_is_of_the_guide_with_the_draws_moments(chains, monkeypatch):
-    """Of a guide that has hardly been fitted: within five of its errors of the closed form, and more exact than before;
+    """Of a guide that has hardly been fitted: within five of its errors of the closed form, and exact to a hundredth;
     the guide's moments are those of the draws that it takes."""
     begun = kayn.fit(normals, (SD, Y), progress=False, num_steps=1)
-    before = begun.sampler.posterior(begun.call, jax.random.key(1), 32)
     monkeypatch.setattr(
         sys.modules["kayn.inference.settle"], "assured", lambda own, *given: (own, ("latent 'mu': poor",))
     )
     monkeypatch.setattr(escalate, "run_until_mixed", lambda *given: chains)
     found = begun.posterior()
     exact = dist.MultivariateNormal(np.zeros(len(Y)), np.diag(np.asarray(SD) ** 2 + 1) + 4).log_prob(Y)
-    assert found.log_evidence_error < before.log_evidence_error / 2
+    assert found.log_evidence_error < 0.01
     assert abs(found.log_evidence - exact) < 5 * found.log_evidence_error
     assert "nats, from weights of the guide with these draws' moments" in str(found)
     draws = {n: np.moveaxis(v, 0, 1).reshape((-1, *v.shape[2:])) for n, v in chains.draws.values.items()}
