@@ -52,8 +52,7 @@ def test_a_random_walk_is_read_as_a_loop():
 
 
 def test_random_walks_have_their_evidence():
-    """Without unknown scales in closed form; where a walk is read as a whole, or has a batch,
-    its particles are whole paths."""
+    """Without unknown scales in closed form; where a walk is read as a whole, its particles are whole paths."""
     summed = np.tril(np.ones((8, 8)))
 
     def evidence(covariance, y=WALK):
@@ -97,6 +96,70 @@ def test_random_walks_are_carried_on(fitted):
     assert fitted.predictive(0, 3, new_plates="time")["z"].shape == (3, 8)
     with pytest.raises(QueryError, match=r"time series 'z' has shape \(8,\) in the posterior but \(5,\)"):
         fitted.predictive(0, 3, None, 5)
+
+
+def many(y, steps=8, rows=None):
+    """A walk of each of several series, in a plate or in one of some of its rows."""
+    scale = numpyro.sample("scale", dist.LogNormal(-1.0, 0.5))
+    with numpyro.plate("series", 3, subsample_size=rows) as own:
+        z = numpyro.sample("z", dist.GaussianRandomWalk(scale, num_steps=steps))
+        numpyro.sample("y", dist.Normal(z, 0.4).to_event(1), obs=None if y is None else jnp.asarray(y)[own])
+
+
+def at_once(y):
+    scale = numpyro.sample("scale", dist.LogNormal(-1.0, 0.5))
+    with numpyro.plate("series", 3):
+        z = numpyro.sample("z", dist.GaussianRandomWalk(scale * jnp.ones(3), num_steps=8))
+    numpyro.sample("y", dist.Normal(z, 0.4).to_event(2), obs=y)
+
+
+def event(y):
+    scale = numpyro.sample("scale", dist.LogNormal(-1.0, 0.5))
+    z = numpyro.sample("z", dist.GaussianRandomWalk(scale * jnp.ones(3), num_steps=8).to_event(1))
+    numpyro.sample("y", dist.Normal(z, 0.4).to_event(2), obs=y)
+
+
+def loops(y):
+    scale = numpyro.sample("scale", dist.LogNormal(-1.0, 0.5))
+
+    def step(z, y):
+        with numpyro.plate("series", 3):
+            z = numpyro.sample("z", dist.Normal(z, scale))
+            numpyro.sample("y", dist.Normal(z, 0.4), obs=y)
+        return z, None
+
+    scan(step, jnp.zeros(3), y.T)
+
+
+WALKS = np.stack([WALK, -WALK, 0.5 * WALK])
+
+
+def test_walks_in_a_plate_are_a_loop_each():
+    found = [
+        kayn.fit(m, args=(WALKS,), progress=False, num_particles=12).posterior() for m in (loops, many, at_once, event)
+    ]
+    assert all(len(p.problem.layout.axis_of("z").scope) == 2 for p in found)
+    same = found[0]
+    for posterior in found[1:]:
+        np.testing.assert_allclose(posterior.log_evidence, same.log_evidence, rtol=1e-4)
+        np.testing.assert_allclose(posterior.mean("z"), same.mean("z").T, atol=1e-3)
+        np.testing.assert_allclose(posterior.mean("scale"), same.mean("scale"), rtol=1e-3)
+    posterior = found[1]
+    # three further steps, and new walks
+    drawn = posterior.predictive(0, 2000, None, 11)
+    assert drawn["z"].shape == drawn["y"].shape == (2000, 3, 11)
+    np.testing.assert_allclose(drawn["z"][..., :8].mean(0), posterior.mean("z"), atol=5 * 0.4 / 2000**0.5)
+    standard = (drawn["z"][..., 8:] - drawn["z"][..., 7:-1]) / drawn["scale"][:, None, None]
+    assert abs(standard.std() - 1) < 4 / (2 * 18_000) ** 0.5
+    # an estimate from a part of the walks, of guides that draw these one by one or as paths
+    for guide in (kayn.FactorisedGuide.from_model(many, (WALKS,)), AutoNormal(many)):
+        svi = SVI(many, guide, numpyro.optim.Adam(0.03), kayn.VI(20))
+        losses = svi.run(jax.random.key(0), 400, WALKS, progress_bar=False).losses[-100:]
+        assert -0.2 < float(losses.mean()) + posterior.log_evidence < 1.5, guide
+    part = kayn.FactorisedGuide.from_model(many, (WALKS, 8, 2))
+    svi = SVI(many, part, numpyro.optim.Adam(0.03), kayn.VI(20))
+    losses = svi.run(jax.random.key(0), 600, WALKS, 8, 2, progress_bar=False).losses[-200:]
+    assert -0.2 < float(losses.mean()) + posterior.log_evidence < 1.5
 
 
 @pytest.mark.parametrize("loss", [kayn.VI, kayn.RWS, kayn.VIMCO])

@@ -131,13 +131,6 @@ def loop_of_three(scale, z):
     return jax.lax.scan(step, (0.0, 0.0, 0.0), z)[1]
 
 
-def associative(decay, z):
-    def join(a, b):
-        return a[0] * b[0], a[1] * b[0] + b[1]
-
-    return jax.lax.associative_scan(join, (jnp.full(STEPS, decay), z))[1]
-
-
 def matrix_of(levels):
     """That of a linear map of innovations, for a scale of one."""
     return np.stack([np.asarray(levels(1.0, jnp.asarray(e))) for e in np.eye(STEPS, dtype=np.float32)], 1)
@@ -436,15 +429,43 @@ def test_series_of_a_panel_in_one_loop(case):
     np.testing.assert_allclose(*map(evidence_of_panel, SERIES[case]), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("events", "last"), [(1, True), (2, True), (2, False)])
+def test_series_that_are_events_are_those_of_plates(events, last):
+    """Every series has indices of its own, and one key gives one evidence."""
+
+    def law(shape, events):
+        return dist.Normal(0.0, 1.0).expand(shape).to_event(events)
+
+    def model(y, events=events):
+        scale = numpyro.sample("scale", dist.LogNormal(-1.0, 0.5))
+        time = numpyro.plate("time", STEPS, dim=-1)
+        if events == 2:
+            z = numpyro.sample("z", law([3, STEPS] if last else [STEPS, 3], 2))
+        elif events:
+            with numpyro.plate("series", 3):
+                z = numpyro.sample("z", law([STEPS], 1))
+        else:
+            dims = (-2, -1) if last else (-1, -2)
+            with numpyro.plate("series", 3, dim=dims[0]), numpyro.plate("steps", STEPS, dim=dims[1]):
+                z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        z = z if last else z.T
+        with numpyro.plate("all of them", 3, dim=-2), time:
+            numpyro.sample("y", dist.Normal(scale * jnp.cumsum(z, -1), 0.4), obs=y)
+
+    plain = kayn.Importance(lambda y: model(y, 0), num_particles=10).run(0, None, PANEL.T)
+    posterior = kayn.Importance(model, num_particles=10).run(0, None, PANEL.T)
+    assert len(posterior.problem.layout.axis_of("kayn:unbounded:z").scope) == 2
+    np.testing.assert_allclose(posterior.log_evidence, plain.log_evidence, rtol=1e-5)
+    np.testing.assert_allclose(posterior.mean("scale"), plain.mean("scale"), rtol=1e-4)
+
+
 def test_series_that_depend_on_each_other_are_one_chain():
-    """All of their states of a time share an index (`tests/programs/test_stepping.py` has the evidence of such);
-    sums with weights that are latents stay as they are."""
+    """All of their states of a time share an index (`tests/programs/test_stepping.py` has the evidence of such)."""
 
     def loop_of(before):
         return panel(lambda s, d, z: jax.lax.scan(lambda c, x: (before(c) + s * x,) * 2, jnp.zeros(3), z)[1])
 
     crossed = np.array([[0.5, 0.2, 0.0], [0.0, 0.5, 0.2], [0.0, 0.0, 0.5]], np.float32)
-    assert running(panel(lambda s, d, z: jnp.cumsum(s ** jnp.arange(1.0, 1.0 + STEPS)[:, None] * z, 0)), PANEL) is None
     mixed = [lambda c: crossed @ c, lambda c: 0.5 * c[::-1], lambda c: c - c.mean(), lambda c: 0.5 * c + jnp.roll(c, 1)]
     apart = [lambda c: jnp.where(c.size > 1, 0.5 * c, 0.0)]
     for before, scope in [*((m, {"time"}) for m in mixed), *((a, {"series", "time"}) for a in apart)]:
@@ -475,13 +496,11 @@ def test_what_is_no_chain_stays_as_it_is():
         "three lags": walk_of(loop_of_three),
         "an average of five": walk_of(lambda s, z: s * jnp.convolve(z, jnp.ones(5))[:STEPS]),
         "an average by latents": walk_of(lambda s, z: z + s * jnp.append(0.0, z[:-1])),
-        "latents in an associative scan": walk_of(associative),
         "products": walk_of(lambda s, z: jnp.cumprod(1.0 + s * z)),
         "the largest": walk_of(lambda s, z: s * jax.lax.cummax(z)),
         "logs of sums": walk_of(lambda s, z: s * jax.lax.cumlogsumexp(z)),
         "two levels": walk_of(lambda s, z: s * (jnp.cumsum(z) + jnp.cumsum(z)[::-1])),
         "of squares": walk_of(lambda s, z: s * jnp.cumsum(z**2)),
-        "weights that are latents": walk_of(lambda s, z: jnp.cumsum(z * s ** jnp.arange(1.0, 1.0 + STEPS))),
         "elementwise": walk_of(lambda s, z: s * z),
         "set": numpyro.handlers.condition(PLAIN, {"z": jnp.zeros(STEPS)}),
         "masked": numpyro.handlers.mask(PLAIN, mask=False),

@@ -81,11 +81,9 @@ def _axes_of_steps(site: Site) -> list[int]:
     plain = site.kind == "sample" and not (site.observed or site.discrete or site.delta or site.scaled or site.added)
     if not plain or site.steps is not None or site.mask_ndim or site.unbounded or not _everything(site):
         return []
-    ndim, events = len(site.shape), site.event_dim
-    if events != site.independent_ndim:
+    if site.event_dim != site.independent_ndim:
         return []
-    axes = [-min(events + 1, ndim)] if events else range(-ndim, 0)
-    return [axis for axis in axes if site.shape[axis] >= SHORTEST]
+    return [axis for axis in range(-len(site.shape), 0) if site.shape[axis] >= SHORTEST]
 
 
 def _everything(site: Site) -> bool:

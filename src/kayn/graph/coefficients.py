@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,16 +26,25 @@ def vectors(shape: tuple[int, ...]) -> list[np.ndarray]:
 
 
 def recursions_of(numbers: Sequence[np.ndarray], shape: tuple[int, ...]) -> Iterator[Coordinates]:
-    """The recursions that a value is, but for a factor, which is made of `vectors`: along each axis one at most.
+    """The recursions that a value is, but for a factor, which is made of `vectors`: along each axis one at most, for
+    each order in which its dimensions may be those of the innovations.
 
     Args:
         numbers: the value for every vector; it has to have as many elements as innovations there are.
     """
     if numbers[0].size != math.prod(shape):
         return
-    made = np.stack([n.reshape(shape).astype(float) for n in numbers])
+    if numbers[0].ndim != len(shape):
+        numbers = [n.reshape(shape) for n in numbers]
     given = np.stack(vectors(shape))
-    for axis in range(-len(shape), 0):
+    for order in itertools.permutations(range(len(shape))):
+        if numbers[0].transpose(order).shape == shape:
+            yield from _along_axes(np.stack([n.transpose(order) for n in numbers]), given)
+
+
+def _along_axes(numbers: np.ndarray, given: np.ndarray) -> Iterator[Coordinates]:
+    made = numbers.astype(float)
+    for axis in range(1 - given.ndim, 0):
         for turned, backward in ((False, False), (False, True), (True, True)):
             r, z = (np.flip(x, axis) if flip else x for x, flip in ((made, turned), (given, backward)))
             r, z = (np.moveaxis(x, axis, 1) for x in (r, z))
@@ -44,7 +54,7 @@ def recursions_of(numbers: Sequence[np.ndarray], shape: tuple[int, ...]) -> Iter
             able = (n for n in range(1, LONGEST + 1) if _recursion(r[:, :FEW], z[:, :FEW], n))
             one = next((f for n in able if (f := _recursion(r, z, n)) is not None), None)
             if one is not None:
-                decays, weight = ([_brief(x, axis, numbers[0].dtype) for x in part] for part in one)
+                decays, weight = ([_brief(x, axis, numbers.dtype) for x in part] for part in one)
                 yield Coordinates(tuple(decays), weight[0], axis=axis, backward=backward, span=len(decays))
                 break
 

@@ -21,7 +21,7 @@ from kayn.programs.scans import Alias
 from kayn.programs.sites import Site
 from kayn.programs.trace import Program
 from kayn.support.arrays import Array
-from kayn.support.names import fresh
+from kayn.support.names import fresh, in_model
 
 RESULTS = (Part.DENSITY, Part.VALUE)
 """Outputs that a graph is made of; all others say something about one."""
@@ -221,7 +221,7 @@ def _latent(site: Site, plates: dict[str, Plate]) -> Latent:
 
 def _implicit(site: str, dim: int, plates: Mapping[str, Plate]) -> str:
     """The name of the plate that a site's dimension is, where the user has not declared one."""
-    return fresh(f"{site}_dim_{dim}", {n for n, p in plates.items() if not p.implicit})
+    return fresh(f"{in_model(site)}_dim_{dim}", {n for n, p in plates.items() if not p.implicit})
 
 
 class _Builder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from kayn.graph.products import with_sums_of_logs
 from kayn.graph.recursions import with_recursions
+from kayn.graph.split_loops import with_split_loops
 from kayn.graph.totals import run_flat
 from kayn.programs.calls import called
 from kayn.programs.interpret import Value, interpreted
@@ -28,13 +29,19 @@ def flattened(jaxpr: Jaxpr, starts: Sequence[int], added: Sequence[int] = ()) ->
     avals = [v.aval for v in (*jaxpr.constvars, *jaxpr.invars)]
     flat = with_sums_of_logs(jax.make_jaxpr(lambda *x: run_flat(jaxpr, x))(*avals))
     if any(e.primitive.name == "scan" for e in flat.jaxpr.eqns):
-        vectors = [flat.jaxpr.outvars[i] for i in starts]
-        apart = jax.make_jaxpr(lambda *x: with_recursions(flat.jaxpr, [*flat.consts, *x], vectors))(*avals)
-        flat = jax.make_jaxpr(lambda *x: run_flat(apart.jaxpr, [*apart.consts, *x]))(*avals)
+        for change in (with_split_loops, with_recursions):
+            flat = _changed(flat, change, starts)
+        whole = flat
+        flat = jax.make_jaxpr(lambda *x: run_flat(whole.jaxpr, [*whole.consts, *x]))(*avals)
     if not added:
         return flat
     summed, vectors = flat, [flat.jaxpr.outvars[i] for i in added]
     return jax.make_jaxpr(lambda *x: _with_loops(summed.jaxpr, [*summed.consts, *x], vectors))(*avals)
+
+
+def _changed(closed: ClosedJaxpr, change: Callable[..., list[Array]], starts: Sequence[int]) -> ClosedJaxpr:
+    vectors = [closed.jaxpr.outvars[i] for i in starts]
+    return jax.make_jaxpr(lambda *x: change(closed.jaxpr, [*closed.consts, *x], vectors))(*closed.in_avals)
 
 
 def opened(closed: ClosedJaxpr) -> Jaxpr:

@@ -139,7 +139,7 @@ def states_of_loop(
         return None
     states = loop.eqn.outvars[-1]
     both = ((start, loop.axis), (states, -states.aval.ndim))
-    if not all(_reads_single_steps(jaxpr, known, v, axis, [*earlier], loop.eqn) for v, axis in both):
+    if not all(reads_single_steps(jaxpr, known, v, axis, [*earlier], loop.eqn) for v, axis in both):
         return None
     given = zip((*jaxpr.constvars, *jaxpr.invars), known, strict=True)
     values = {v: x for v, x in given if x is not None and not is_traced(x)}
@@ -198,8 +198,8 @@ def _is_multiple(jaxpr: Jaxpr, values: Mapping[Any, Any], earlier: Mapping[Any, 
         return not np.any(given.run(*some)[0])
 
 
-def _reads_single_steps(
-    jaxpr: Jaxpr, known: Sequence[Any], start: Any, axis: int, opaque: Sequence[Any], loop: JaxprEqn
+def reads_single_steps(
+    jaxpr: Jaxpr, known: Sequence[Any], start: Any, axis: int, opaque: Sequence[Any], loop: JaxprEqn | None = None
 ) -> bool:
     """Whether values that are linear in a vector read one step of it each, but for what a loop makes of it."""
     steps = start.aval.shape[axis]

@@ -17,6 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from kayn.graph.coefficients import LONGEST, recursions_of, vectors
 from kayn.graph.flattened import flattened, is_free, opened, sums_of, within
 from kayn.graph.linear import Following
+from kayn.graph.linear_states import states_of
 from kayn.graph.loop_states import computed_of, states_of_loop
 from kayn.graph.recursions import is_recursion
 from kayn.graph.written_in_sums import Change
@@ -162,9 +163,10 @@ def _is_shifted(jaxpr: Jaxpr, start: Any) -> bool:
 def _adds_up(eqn: JaxprEqn, shape: tuple[int, ...]) -> bool:
     if eqn.primitive.name == "dot_general":
         return any(v.aval.shape[-2:] == (steps, steps) for v in eqn.invars for steps in shape)
-    return eqn.primitive.name in ("cumprod", "cumsum", "pad") or (
-        eqn.primitive.name == "scan" and eqn.params["length"] in shape
-    )
+    if eqn.primitive.name == "scan":
+        # the first step may be written by itself
+        return any(eqn.params["length"] in (steps, steps - 1) for steps in shape)
+    return eqn.primitive.name in ("cumprod", "cumsum", "pad")
 
 
 def _coordinates(
@@ -186,7 +188,7 @@ def _coordinates(
             if change.of_sums and not change.left:
                 return coordinates
     states = states_of_loop(jaxpr, known, start, earlier, LONGEST)
-    return states if states is not None and states.axis in axes else None
+    return states if states is not None and states.axis in axes else states_of(jaxpr, known, start, earlier, axes)
 
 
 def _running(jaxpr: Jaxpr, known: Sequence[Any], start: Any, earlier: Mapping[Any, str]) -> Iterator[Coordinates]:

@@ -20,11 +20,12 @@ from kayn.graph.coefficients import LONGEST
 from kayn.graph.entries import Entries, entries_of, probes
 from kayn.graph.flattened import flattened, opened
 from kayn.graph.linear import Following
+from kayn.graph.linear_states import linear_states, run_with
 from kayn.graph.loop_states import loop_of, run_with_states
 from kayn.programs.outputs import Part
 from kayn.programs.running import Coordinates
 from kayn.programs.scans import Alias
-from kayn.programs.slices import equation_as_function
+from kayn.programs.slices import equation_as_function, without_dead
 from kayn.programs.trace import Program
 from kayn.support.arrays import Array
 from kayn.support.names import in_model
@@ -134,13 +135,18 @@ def _in_sums(program: Program, name: str, coordinates: Coordinates) -> Program:
         return changed([*flat.consts, *program.consts, *inputs])
 
     closed = jax.make_jaxpr(run)(*(v.aval for v in program.jaxpr.invars))
-    return replace(program, jaxpr=closed.jaxpr, consts=tuple(closed.consts))
+    return replace(program, jaxpr=without_dead(closed.jaxpr), consts=tuple(closed.consts))
 
 
 def _changed(
     jaxpr: Jaxpr, known: Sequence[Any], start: Any, coordinates: Coordinates, places: Sequence[int]
 ) -> Callable[[Sequence[Array]], list[Array]]:
     """A program that reads the sums among its inputs, of which these are the places, with those of earlier steps."""
+    if coordinates.computed is not None and coordinates.computed.found_in is not None:
+        free = {v: str(i) for i, (v, x) in enumerate(zip(jaxpr.invars, known, strict=True)) if x is None}
+        states = linear_states(jaxpr, known, start, free, (coordinates.axis,))
+        if states is not None:
+            return lambda given: run_with(jaxpr, given, states, given[places[0]])
     stepping = coordinates.stepping
     loop = None if stepping is None else loop_of(jaxpr, known, start, LONGEST)
     if stepping is not None and loop is not None:

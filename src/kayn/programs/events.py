@@ -14,7 +14,7 @@ def with_free_elements(sites: Mapping[str, Site]) -> tuple[str, ...]:
     """Latents whose events are of several independent elements, each of which could be drawn by itself."""
 
     def could(site: Site) -> bool:
-        latent = site.kind == "sample" and not site.observed and site.steps is None
+        latent = site.kind == "sample" and not site.observed and (site.steps is None or site.walk)
         plain = not (site.discrete or site.delta or site.added or site.auxiliary or site.scaled or site.mask_ndim)
         return latent and plain and math.prod(_elements(site)) > 1
 

@@ -43,16 +43,26 @@ class Walks(Messenger):
         if msg["type"] != "sample" or msg["is_observed"] or is_in_scan(msg):
             return
         fn, name = msg["fn"], msg["name"]
-        walk = isinstance(fn, dist.GaussianRandomWalk) and not fn.batch_shape and not msg["cond_indep_stack"]
-        if not (walk or isinstance(fn, Running)) or fn.shape()[-1] < 2:
+        walk = _walk(fn)
+        if (walk is None and not isinstance(fn, Running)) or fn.shape()[-1] < 2:
             return
-        steps = fn.shape()[-1]
-        self.orders[name] = 1 if walk else fn.coordinates.order
+        self.orders[name] = fn.coordinates.order if walk is None else 1
         lags = range(1, self.orders[name] + 1)
         before = [self.values.get(Alias(name, lag, False).name, jnp.zeros(fn.shape())) for lag in lags]
-        if walk:
-            msg["fn"] = dist.Normal(jnp.where(jnp.arange(steps) == 0, 0.0, before[0]), fn.scale)
-        else:
+        if walk is None:
             msg["fn"] = fn.steps(before)
             msg["infer"][EARLIER].values.extend(before)
+        else:
+            first = jnp.arange(fn.shape()[-1]) == 0
+            msg["fn"] = dist.Normal(jnp.where(first, 0.0, before[0]), jnp.expand_dims(walk.scale, -1))
+        # plates are counted from the last dimension of the batch, in which steps are now
+        moved = fn.event_dim - msg["fn"].event_dim
+        msg["cond_indep_stack"] = [f._replace(dim=f.dim - moved) for f in msg["cond_indep_stack"]]
         msg["infer"] = {**msg["infer"], WALK: True}
+
+
+def _walk(fn: dist.Distribution) -> dist.GaussianRandomWalk | None:
+    """The walk that a batch of walks is of, or an event of several."""
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return fn if isinstance(fn, dist.GaussianRandomWalk) else None

@@ -107,9 +107,9 @@ def _leave_plates(msg: dict[str, Any], earlier: Earlier) -> None:
 
 
 def _known(coordinates: Coordinates) -> str:
-    if coordinates.stepping is None:
+    if coordinates.stepping is None and coordinates.computed is None:
         return "the weights were found by which the model adds them up; keep its shape, or give all elements one weight"
     return (
-        "the loop was read that makes its states of them, with numbers for every step; keep its shape, or, to carry "
+        "what makes its states of them was read, with numbers for every step; keep its shape, or, to carry "
         "the series on, draw the states in a numpyro.contrib.control_flow.scan"
     )

@@ -38,10 +38,13 @@ class Computed:
     Attributes:
         latents: names.
         run: their values to the decays of each lag, one or [T].
+        found_in: the shape of the innovations of all steps of which `run` gives decays of one lag and the weight
+            (`kayn.graph.linear_states`); None where it gives decays alone, of however many steps.
     """
 
     latents: tuple[str, ...]
     run: Callable[..., tuple[Array, ...]]
+    found_in: tuple[int, ...] | None = None
 
 
 @partial(
@@ -56,7 +59,7 @@ class Coordinates:
     Attributes:
         decays: d of each lag, one for all elements or one each; None where they are one.
         weight: w likewise.
-        computed: d, where they depend on latents.
+        computed: d, where they depend on latents, and w, where these do.
         axis: the dimension that steps are, from the last, which is -1.
         backward: whether the steps of r are those of z from the last to the first.
         span: how many steps before its own something reads r.
@@ -84,13 +87,18 @@ class Coordinates:
             return replace(self, parts=self.stepping.parts([values[n] for n in self.latents]))
         if self.computed is None:
             return self
-        return replace(self, decays=self.computed.run(*(values[n] for n in self.computed.latents)), computed=None)
+        found = self.computed.run(*(values[n] for n in self.computed.latents))
+        if self.computed.found_in is None:
+            return replace(self, decays=found, computed=None)
+        return replace(self, decays=found[:-1], weight=found[-1], computed=None)
 
     @property
     def shape(self) -> tuple[int, ...] | None:
         """The shape of the latents that these are coordinates of; None for any."""
         if self.stepping is not None:
             return self.stepping.shape
+        if self.computed is not None and self.computed.found_in is not None:
+            return self.computed.found_in
         shapes = [np.shape(x) for x in (*self.decays, self.weight) if x is not None]
         return next((shape for shape in shapes if shape), None)
 
