@@ -236,6 +236,16 @@ def trend(y):
     scan(step, (0.0, 0.0), y)
 
 
+def added(y):
+    """The same of innovations that are added up, which are read in their sums."""
+    spread = numpyro.sample("spread", dist.HalfNormal(1))
+    middle = numpyro.sample("middle", dist.Normal(0, 5))
+    with numpyro.plate("time", STEPS):
+        w, z = (numpyro.sample(n, dist.Normal(0, 1)) for n in ("w", "z"))
+        level = jnp.cumsum(jnp.cumsum(spread * w) + 0.3 * z)
+        numpyro.sample("y", dist.Normal(middle + level, 0.5), obs=y)
+
+
 def trend_evidence():
     """Its log evidence, and the mean and deviation of the log spread, by quadrature: given that all is Normal."""
     logs = np.linspace(-6, 2, 400)
@@ -254,10 +264,10 @@ def trend_evidence():
     return np.log(weights.sum() * (logs[1] - logs[0])) + values.max(), mean, np.sqrt(variance)
 
 
-@pytest.fixture(scope="module")
-def series():
+@pytest.fixture(scope="module", params=[trend, added])
+def series(request):
     """A short fit of it, and the guide that follows it, fitted to its own weights."""
-    fit = kayn.fit(trend, (SERIES,), progress=False, num_steps=24)
+    fit = kayn.fit(request.param, (SERIES,), progress=False, num_steps=24)
     first = fit.sampler.posterior(fit.call, jax.random.key(1), 32)
     begun = LaplaceSampler.of(fit.sampler, fit.call, first).fitted_again(first)
     return fit, begun.fitted_again(begun.posterior(fit.call, jax.random.key(2), 32))
@@ -282,7 +292,7 @@ def test_a_series_is_read_back_with_its_band(series, tmp_path):
     fit, follows = series
     found = follows.posterior(fit.call, jax.random.key(4), 32)
     found.save(tmp_path / "trend")
-    again = kayn.load(tmp_path / "trend", trend)
+    again = kayn.load(tmp_path / "trend", fit.call.model)
     for name, values in found.sample(0, 50).items():
         np.testing.assert_array_equal(values, again.sample(0, 50)[name])
 

@@ -33,7 +33,6 @@ from kayn.posterior.call import Call
 from kayn.posterior.enough import possible
 from kayn.posterior.posterior import Posterior
 from kayn.support.arrays import Array, KeyArray, concatenated
-from kayn.support.names import in_model
 from kayn.xla.compilation import once_options
 from kayn.xla.jit import QuickJit
 
@@ -134,7 +133,7 @@ def _arrays(values: Mapping[str, Array]) -> dict[str, Array]:
 
 def _parts(guide: FactorisedGuide) -> tuple[list[GuideSite], list[GuideSite]] | None:
     """Sites of numbers, and of vectors: what is anywhere on the real line."""
-    plain = all(isinstance(s.family, Gaussian) and in_model(s.name) == s.name for s in guide.sites)
+    plain = all(isinstance(s.family, Gaussian) for s in guide.sites)
     if not plain or not guide.draws_together:
         return None
     line = [isinstance(gaussian(s).transform, IdentityTransform) for s in guide.sites]
