@@ -23,6 +23,7 @@ from jax.interpreters import partial_eval
 from kayn.graph.entries import CLOSE, whole_numbers
 from kayn.graph.loop_states import START, computed_of, reads_single_steps
 from kayn.programs.interpret import Value, interpreted
+from kayn.programs.primitives import ELEMENTWISE, IDENTITY
 from kayn.programs.running import Computed, Coordinates
 from kayn.programs.slices import equation_as_function
 from kayn.programs.stepping import FAR
@@ -211,9 +212,10 @@ def _values(jaxpr: Jaxpr, known: Sequence[Any]) -> dict[Any, Any]:
 
 
 def _candidates(jaxpr: Jaxpr, values: Mapping[Any, Any], start: Any, earlier: Mapping[Any, str]) -> list[Any]:
-    """Variables as large as a vector, or a little larger, that are made of it, and of earlier latents alone."""
+    """Variables as large as a vector, or a little larger, that are made of it, and of earlier latents alone, and not
+    entry by entry."""
     shape, able = start.aval.shape, {*values, *(v for v, n in earlier.items() if n), start}
-    reached, found = {start}, []
+    reached, mixed, found = {start}, set[Any](), []
     for eqn in jaxpr.eqns:
         own = [v for v in eqn.invars if not isinstance(v, Literal)]
         if eqn.outvars[0] in able or not able.issuperset(own) or eqn.effects:
@@ -221,8 +223,14 @@ def _candidates(jaxpr: Jaxpr, values: Mapping[Any, Any], start: Any, earlier: Ma
         able.update(v for v in eqn.outvars if v not in earlier)
         if reached.intersection(own):
             reached.update(eqn.outvars)
-            found += [v for v in eqn.outvars if jnp.issubdtype(v.aval.dtype, jnp.floating) and _fits(v, shape)]
+            if mixed.intersection(own) or eqn.primitive.name not in ELEMENTWISE | IDENTITY:
+                mixed.update(eqn.outvars)
+            found += [v for v in eqn.outvars if v in mixed and _is_float(v) and _fits(v, shape)]
     return found
+
+
+def _is_float(variable: Any) -> bool:
+    return bool(jnp.issubdtype(variable.aval.dtype, jnp.floating))
 
 
 def _fits(variable: Any, shape: tuple[int, ...]) -> bool:
