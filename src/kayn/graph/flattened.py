@@ -28,18 +28,17 @@ def flattened(jaxpr: Jaxpr, starts: Sequence[int], added: Sequence[int] = ()) ->
     """
     avals = [v.aval for v in (*jaxpr.constvars, *jaxpr.invars)]
     flat = with_sums_of_logs(jax.make_jaxpr(lambda *x: run_flat(jaxpr, x))(*avals))
-    if any(e.primitive.name == "scan" for e in flat.jaxpr.eqns):
-        for change in (with_split_loops, with_recursions):
-            flat = _changed(flat, change, starts)
-        whole = flat
-        flat = jax.make_jaxpr(lambda *x: run_flat(whole.jaxpr, [*whole.consts, *x]))(*avals)
-    if not added:
-        return flat
-    summed, vectors = flat, [flat.jaxpr.outvars[i] for i in added]
-    return jax.make_jaxpr(lambda *x: _with_loops(summed.jaxpr, [*summed.consts, *x], vectors))(*avals)
+    loops = [e for e in flat.jaxpr.eqns if e.primitive.name == "scan"]
+    if any(e.params["num_carry"] > 1 for e in loops):
+        flat = _changed(flat, with_split_loops, starts)
+    if loops:
+        apart = _changed(flat, with_recursions, starts)
+        flat = jax.make_jaxpr(lambda *x: run_flat(apart.jaxpr, [*apart.consts, *x]))(*avals)
+    return _changed(flat, _with_loops, added) if added else flat
 
 
 def _changed(closed: ClosedJaxpr, change: Callable[..., list[Array]], starts: Sequence[int]) -> ClosedJaxpr:
+    """A program, run in another way behind some of its results, of which these are the places."""
     vectors = [closed.jaxpr.outvars[i] for i in starts]
     return jax.make_jaxpr(lambda *x: change(closed.jaxpr, [*closed.consts, *x], vectors))(*closed.in_avals)
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from kayn.graph.recursions import decays_of, is_recursion
-from kayn.programs.slices import equation_as_function
+from kayn.programs.slices import equation_as_function, equations_of
 from kayn.support.arrays import Array
 from kayn.xla.compilation import is_traced
 
@@ -75,6 +75,12 @@ class Linear:
     numbers: tuple[np.ndarray, ...]
 
 
+def values_of(jaxpr: Jaxpr, known: Sequence[Any]) -> dict[Any, Any]:
+    """Constants and inputs of a program by variable, those that are not None and not being traced."""
+    given = zip((*jaxpr.constvars, *jaxpr.invars), known, strict=True)
+    return {v: x for v, x in given if x is not None and not is_traced(x)}
+
+
 class Following:
     """Follows a vector through a program without calls.
 
@@ -103,11 +109,7 @@ class Following:
         self.decays: list[Any] = []
         self.jaxpr = jaxpr
         self.made = {v: e for e in jaxpr.eqns for v in e.outvars}
-        self.values = {
-            v: x
-            for v, x in zip((*jaxpr.constvars, *jaxpr.invars), known, strict=True)
-            if x is not None and not is_traced(x)
-        }
+        self.values = values_of(jaxpr, known)
         self.unknown = {v for v in (*jaxpr.constvars, *jaxpr.invars) if v not in self.values} | {start, *opaque}
         for eqn in jaxpr.eqns:
             if any(v in self.unknown for v in eqn.invars if not isinstance(v, Literal)):
@@ -261,12 +263,7 @@ class Following:
             return np.asarray(atom.val)
         if atom in self.unknown:
             return None
-        needed, wanted = [], {atom}
-        for eqn in reversed([] if atom in self.values else self.jaxpr.eqns):
-            if any(v in wanted and v not in self.values for v in eqn.outvars):
-                needed.append(eqn)
-                wanted.update(v for v in eqn.invars if not isinstance(v, Literal))
-        for eqn in reversed(needed):
+        for eqn in [] if atom in self.values else equations_of(self.jaxpr.eqns, [atom], self.values)[0]:
             given = [v.val if isinstance(v, Literal) else self.values[v] for v in eqn.invars]
             with jax.ensure_compile_time_eval():
                 self.values.update(zip(eqn.outvars, equation_as_function(eqn, self.jaxpr)(*given), strict=True))

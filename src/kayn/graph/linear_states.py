@@ -21,17 +21,16 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from jax.interpreters import partial_eval
 
 from kayn.graph.entries import CLOSE, whole_numbers
+from kayn.graph.linear import values_of
 from kayn.graph.loop_states import START, computed_of, reads_single_steps
 from kayn.programs.interpret import Value, interpreted
 from kayn.programs.primitives import ELEMENTWISE, IDENTITY
 from kayn.programs.running import Computed, Coordinates
-from kayn.programs.slices import equation_as_function
+from kayn.programs.slices import equation_as_function, equations_of
+from kayn.programs.squeeze import run_squeezed
 from kayn.programs.stepping import FAR
 from kayn.support.arrays import Array
-from kayn.xla.compilation import is_traced
 
-FEWEST = 3
-"""Steps that there have to be."""
 MOST_AHEAD = 2
 """Entries that states may have before the first that innovations are in."""
 LONG = 200
@@ -125,7 +124,7 @@ def states_of(
         axes: dimensions of the vector that may be steps.
     """
     found = linear_states(jaxpr, known, start, earlier, axes)
-    given = None if found is None else computed_of(jaxpr, _values(jaxpr, known), found.given, earlier)
+    given = None if found is None else computed_of(jaxpr, values_of(jaxpr, known), found.given, earlier)
     if found is None or given is None:
         return None
     shape, avals = start.aval.shape, {n: v.aval for v, n in earlier.items()}
@@ -172,10 +171,10 @@ def linear_states(
     jaxpr: Jaxpr, known: Sequence[Any], start: Any, earlier: Mapping[Any, str], axes: Collection[int]
 ) -> States | None:
     """The first variable of a program without calls that is such states of a vector; see `states_of` for arguments."""
-    shape, values = start.aval.shape, _values(jaxpr, known)
+    shape, values = start.aval.shape, values_of(jaxpr, known)
     candidates = _candidates(jaxpr, values, start, earlier)
     found = computed_of(jaxpr, values, candidates, {**earlier, start: START}) if candidates else None
-    if found is None or max(shape) < FEWEST:
+    if found is None:
         return None
     avals = {n: v.aval for v, n in earlier.items()}
     others = [n for n in found.latents if n != START]
@@ -190,10 +189,9 @@ def linear_states(
 
         return jax.vmap(lambda t: jax.jvp(of, (jnp.ones(shape, start.aval.dtype),), (t,))[1])(tangents)
 
-    rng = np.random.default_rng(0)
+    rng, run = np.random.default_rng(0), _compiled(along, jaxpr)
     for axis in sorted(axes, reverse=True):
         probes = np.stack([*_every_other(shape, axis), whole_numbers(shape, 1)[0]]).astype(start.aval.dtype)
-        run = _compiled(along, jaxpr)
         with jax.ensure_compile_time_eval():
             at = [[_inside(avals[n], rng) for n in others] for _ in "ab"]
             made = [run(latents, jnp.asarray(probes)) for latents in at]
@@ -204,11 +202,6 @@ def linear_states(
             if _is_linear(states, start) and _is_read_by_steps(jaxpr, known, start, states, [*earlier]):
                 return states
     return None
-
-
-def _values(jaxpr: Jaxpr, known: Sequence[Any]) -> dict[Any, Any]:
-    given = zip((*jaxpr.constvars, *jaxpr.invars), known, strict=True)
-    return {v: x for v, x in given if x is not None and not is_traced(x)}
 
 
 def _candidates(jaxpr: Jaxpr, values: Mapping[Any, Any], start: Any, earlier: Mapping[Any, str]) -> list[Any]:
@@ -244,25 +237,18 @@ def _states(jaxpr: Jaxpr, start: Any, variable: Any, axis: int) -> States | None
     shape, own = start.aval.shape, variable.aval.shape
     if any(n != m for d, (n, m) in enumerate(zip(own, shape, strict=True)) if d - len(shape) != axis):
         return None
-    reached = {start}
+    reached, behind = {start}, []
     for eqn in jaxpr.eqns:
         if any(v in reached for v in eqn.invars if not isinstance(v, Literal)):
             reached.update(eqn.outvars)
-    eqns, wanted = [], {variable}
-    for eqn in reversed(jaxpr.eqns):
-        if any(v in wanted and v in reached and v is not start for v in eqn.outvars):
-            eqns.append(eqn)
-            wanted.update(v for v in eqn.invars if not isinstance(v, Literal))
-    given = tuple(v for v in wanted if v not in reached)
+            behind.append(eqn)
+    eqns, used = equations_of(behind, [variable])
     if len(eqns) > LONGEST:
         return None
+    given = tuple(v for v in used if v not in reached)
 
     def run(*values: Array) -> Array:
-        env = dict(zip((*given, start), values, strict=True))
-        for eqn in reversed(eqns):
-            out = equation_as_function(eqn, jaxpr)(*(v.val if isinstance(v, Literal) else env[v] for v in eqn.invars))
-            env.update(zip(eqn.outvars, out, strict=True))
-        return env[variable]
+        return run_squeezed(eqns, dict(zip((*given, start), values, strict=True)), [variable], jaxpr.debug_info)[0]
 
     return States(variable, axis, own[axis] - shape[axis], given, run)
 
@@ -297,12 +283,8 @@ def _is_linear(states: States, start: Any) -> bool:
 
 def _is_read_by_steps(jaxpr: Jaxpr, known: Sequence[Any], start: Any, states: States, opaque: Sequence[Any]) -> bool:
     """Whether what is left of a program reads a single step of innovations and of their states, an entry."""
-    wanted, eqns = {v for v in jaxpr.outvars if not isinstance(v, Literal)}, []
-    for eqn in reversed(jaxpr.eqns):
-        if any(v in wanted and v is not states.variable for v in eqn.outvars):
-            eqns.append(eqn)
-            wanted.update(v for v in eqn.invars if not isinstance(v, Literal))
-    left, both = jaxpr.replace(eqns=eqns[::-1]), (start, states.variable)
+    both = (start, states.variable)
+    left = jaxpr.replace(eqns=equations_of(jaxpr.eqns, jaxpr.outvars, (states.variable,))[0])
     return all(reads_single_steps(left, known, v, states.axis, [*opaque, *both]) for v in both)
 
 

@@ -14,19 +14,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+from jax.extend.core import Jaxpr, JaxprEqn, jaxpr_as_fun
 
 from kayn.graph.entries import entries_of, probes, whole_numbers
-from kayn.graph.linear import Following, Linear
+from kayn.graph.linear import Following, Linear, values_of
 from kayn.graph.recursions import is_of_states, is_recursion, slope_of
 from kayn.graph.totals import run_flat
 from kayn.programs.interpret import Value, interpreted
 from kayn.programs.running import Computed, Coordinates
-from kayn.programs.slices import slice_outputs
+from kayn.programs.slices import equations_of, slice_outputs
 from kayn.programs.squeeze import run_squeezed
 from kayn.programs.stepping import Stepping
 from kayn.support.arrays import Array
-from kayn.xla.compilation import is_traced
 
 ALONG = frozenset(("cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum", "scan", "sort", "while"))
 """What reads many steps whatever it is of them."""
@@ -38,11 +37,7 @@ def computed_of(
     jaxpr: Jaxpr, values: Mapping[Any, Any], variables: Sequence[Any], earlier: Mapping[Any, str]
 ) -> Computed | None:
     """Variables as a function of latents; None where one is none of earlier ones."""
-    wanted, needed = {v for v in variables if not isinstance(v, Literal)}, []
-    for eqn in reversed(jaxpr.eqns):
-        if any(v in wanted and v not in earlier and v not in values for v in eqn.outvars):
-            needed.append(eqn)
-            wanted.update(v for v in eqn.invars if not isinstance(v, Literal))
+    needed, wanted = equations_of(jaxpr.eqns, variables, {*earlier, *values})
     made = {v for e in needed for v in e.outvars}
     latents = [v for v in wanted if v in earlier]
     if any(not earlier[v] for v in latents) or any(v not in made | {*latents, *values} for v in wanted):
@@ -50,7 +45,7 @@ def computed_of(
 
     def run(*given: Array) -> tuple[Array, ...]:
         known = {v: values[v] for v in wanted if v in values} | dict(zip(latents, given, strict=True))
-        return tuple(map(jnp.asarray, run_squeezed(needed[::-1], known, variables, jaxpr.debug_info)))
+        return tuple(map(jnp.asarray, run_squeezed(needed, known, variables, jaxpr.debug_info)))
 
     return Computed(tuple(earlier[v] for v in latents), run)
 
@@ -141,8 +136,7 @@ def states_of_loop(
     both = ((start, loop.axis), (states, -states.aval.ndim))
     if not all(reads_single_steps(jaxpr, known, v, axis, [*earlier], loop.eqn) for v, axis in both):
         return None
-    given = zip((*jaxpr.constvars, *jaxpr.invars), known, strict=True)
-    values = {v: x for v, x in given if x is not None and not is_traced(x)}
+    values = values_of(jaxpr, known)
     found = (_stepping(jaxpr, values, start, earlier, loop, scaled) for scaled in (True, False))
     stepping = next((x for x in found if x is not None), None)
     if stepping is None:

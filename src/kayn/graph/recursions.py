@@ -21,7 +21,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from kayn.graph.flow import Sources, reach
 from kayn.graph.totals import run_flat
-from kayn.programs.interpret import Value, interpreted
+from kayn.programs.interpret import Value, interpreted, interpreted_behind
 from kayn.programs.primitives import ELEMENTWISE, IDENTITY
 from kayn.programs.running import states_of
 from kayn.programs.slices import equation_as_function, slice_outputs
@@ -61,16 +61,12 @@ def decays_of(eqn: JaxprEqn) -> list[Any]:
 
 def with_recursions(jaxpr: Jaxpr, inputs: Sequence[Array], starts: Collection[Any]) -> list[Array]:
     """Run a program without calls, with the recursions of loops by themselves that are given some of its variables."""
-    reached = set(starts)
 
-    def by_itself(eqn: JaxprEqn, value: Value) -> list[Array] | None:
-        mine = [i for i, v in enumerate(eqn.invars) if not isinstance(v, Literal) and v in reached]
-        if mine:
-            reached.update(eqn.outvars)
-        loop = _Loop.of(eqn, mine) if mine and eqn.primitive.name == "scan" else None
+    def by_itself(eqn: JaxprEqn, mine: Sequence[int], value: Value) -> list[Array] | None:
+        loop = _Loop.of(eqn, mine) if eqn.primitive.name == "scan" else None
         return None if loop is None else loop.run([jnp.asarray(value(v)) for v in eqn.invars])
 
-    return interpreted(jaxpr, inputs, by_itself)
+    return interpreted_behind(jaxpr, inputs, starts, by_itself)
 
 
 @dataclass(frozen=True, eq=False)

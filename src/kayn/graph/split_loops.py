@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from kayn.graph.flow import Sources, reach
-from kayn.programs.interpret import Value, interpreted
-from kayn.programs.slices import equation_as_function
+from kayn.programs.interpret import Value, interpreted_behind
+from kayn.programs.slices import equation_as_function, equations_of
 from kayn.support.arrays import Array
 
 Groups = tuple[tuple[int, ...], ...]
@@ -26,16 +26,12 @@ Groups = tuple[tuple[int, ...], ...]
 
 def with_split_loops(jaxpr: Jaxpr, inputs: Sequence[Array], starts: Collection[Any]) -> list[Array]:
     """Run a program without calls, with those loops split in whose states several of its variables are."""
-    reached = set(starts)
 
-    def split(eqn: JaxprEqn, value: Value) -> list[Array] | None:
-        mine = [i for i, v in enumerate(eqn.invars) if not isinstance(v, Literal) and v in reached]
-        if mine:
-            reached.update(eqn.outvars)
-        groups = groups_of(eqn, mine) if mine and eqn.primitive.name == "scan" else ()
+    def split(eqn: JaxprEqn, mine: Sequence[int], value: Value) -> list[Array] | None:
+        groups = groups_of(eqn, mine) if eqn.primitive.name == "scan" else ()
         return _Split(eqn, groups).run([jnp.asarray(value(v)) for v in eqn.invars]) if groups else None
 
-    return interpreted(jaxpr, inputs, split)
+    return interpreted_behind(jaxpr, inputs, starts, split)
 
 
 def groups_of(eqn: JaxprEqn, mine: Sequence[int]) -> Groups:
@@ -79,7 +75,6 @@ class _Split:
         for group in self.groups:
             entering, leaving = [self.body.invars[consts + j] for j in group], [self.body.outvars[j] for j in group]
             run = _Needed.of(self.body, leaving, along)
-
             used = [v for v in along if v in run.used]
 
             def step(
@@ -127,12 +122,8 @@ class _Needed:
     @staticmethod
     def of(jaxpr: Jaxpr, wanted: Sequence[Any], known: Collection[Any]) -> _Needed:
         """What is known is not computed again."""
-        used, eqns = {v for v in wanted if not isinstance(v, Literal)}, []
-        for eqn in reversed(jaxpr.eqns):
-            if any(v in used and v not in known for v in eqn.outvars):
-                eqns.append(eqn)
-                used.update(v for v in eqn.invars if not isinstance(v, Literal))
-        return _Needed(jaxpr, wanted, frozenset(used), tuple(eqns[::-1]))
+        eqns, used = equations_of(jaxpr.eqns, wanted, known)
+        return _Needed(jaxpr, wanted, frozenset(used), tuple(eqns))
 
     def __call__(self, env: Mapping[Any, Array]) -> list[Array]:
         """Their values, given those of all variables that they need."""

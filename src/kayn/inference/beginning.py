@@ -36,16 +36,14 @@ def begun_at(
     looks: dict[int, tuple[QEMState, Taken]] = {}
 
     def log_evidence(start: dict[str, Array]) -> Array:
-        state = jax.device_put(state_of(start))
-        looks[id(start)] = state, advance(state)
         _, log_z, _ = looks[id(start)][1]
         return (log_z if is_traced(log_z) else np.asarray(log_z))[counts]
 
-    seen: dict[int, Array] = {}
     for start in starts if len(starts) > 1 else ():
-        seen[id(start)] = log_evidence(start)
-        if not is_traced(seen) and enough(start, jax.tree.map(lambda own: own[counts], looks[id(start)][1][2])):
+        state = jax.device_put(state_of(start))
+        looks[id(start)] = state, (taken := advance(state))
+        if not is_traced(taken[1]) and enough(start, jax.tree.map(lambda own: own[counts], taken[2])):
             return start, *looks[id(start)]
-    chosen = best_start(starts, lambda start: seen[id(start)])
+    chosen = best_start(starts, log_evidence)
     # nothing was looked at where there is one start, and what is chosen while it is traced is none of them
     return chosen, *(looks.get(id(chosen)) or (jax.device_put(state_of(chosen)), None))

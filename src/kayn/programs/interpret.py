@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
@@ -12,6 +12,7 @@ from kayn.support.arrays import Array
 
 Value = Callable[[Any], Array]
 Rule = Callable[[JaxprEqn, Value], Sequence[Array] | None]
+RuleOf = Callable[[JaxprEqn, Sequence[int], Value], Sequence[Array] | None]
 
 
 def interpreted(jaxpr: Jaxpr, inputs: Sequence[Array], rule: Rule) -> list[Array]:
@@ -33,3 +34,23 @@ def interpreted(jaxpr: Jaxpr, inputs: Sequence[Array], rule: Rule) -> list[Array
             out = equation_as_function(eqn, jaxpr)(*map(value, eqn.invars))
         env.update(zip(eqn.outvars, out, strict=True))
     return [value(v) for v in jaxpr.outvars]
+
+
+def interpreted_behind(jaxpr: Jaxpr, inputs: Sequence[Array], starts: Collection[Any], rule: RuleOf) -> list[Array]:
+    """A program's results.
+
+    Args:
+        inputs: its constants and inputs.
+        starts: variables.
+        rule: as in `interpreted`, of equations that read these or what is made of them; also given which operands do.
+    """
+    reached = set(starts)
+
+    def behind(eqn: JaxprEqn, value: Value) -> Sequence[Array] | None:
+        mine = [i for i, v in enumerate(eqn.invars) if not isinstance(v, Literal) and v in reached]
+        if not mine:
+            return None
+        reached.update(eqn.outvars)
+        return rule(eqn, mine, value)
+
+    return interpreted(jaxpr, inputs, behind)

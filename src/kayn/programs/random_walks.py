@@ -16,6 +16,7 @@ from numpyro.primitives import Messenger
 
 from kayn.programs.running import EARLIER, Running
 from kayn.programs.scans import Alias
+from kayn.programs.wrappers import unexpanded
 from kayn.support.arrays import Array
 from kayn.support.numpyro_internals import is_in_scan
 
@@ -63,6 +64,5 @@ class Walks(Messenger):
 
 def _walk(fn: dist.Distribution) -> dist.GaussianRandomWalk | None:
     """The walk that a batch of walks is of, or an event of several."""
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
-        fn = fn.base_dist
+    fn = unexpanded(fn)
     return fn if isinstance(fn, dist.GaussianRandomWalk) else None

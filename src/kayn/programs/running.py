@@ -24,7 +24,7 @@ from numpyro.distributions.transforms import AffineTransform
 from kayn.densities.log_prob import dependable
 from kayn.programs.dependent_supports import InPlaceOf
 from kayn.programs.stepping import Stepping
-from kayn.programs.wrappers import innermost
+from kayn.programs.wrappers import innermost, unexpanded
 from kayn.support.arrays import Array, KeyArray
 
 EARLIER = "_kayn_earlier"
@@ -242,9 +242,7 @@ class Running(InPlaceOf):
 
     def steps(self, before: Sequence[Array]) -> dist.Distribution:
         """The law of every step given those before, which the first steps do not use: a batch of steps."""
-        base, turned = self.law, self.coordinates.turned
-        while isinstance(base, dist.Independent | dist.ExpandedDistribution):
-            base = base.base_dist
+        base, turned = unexpanded(self.law), self.coordinates.turned
         shift, weight = self.coordinates.apart(before)
         scale = np.float32(1.0) if weight is None else weight if isinstance(weight, jax.Array) else np.asarray(weight)
         kept = min(self.event_dim, -self.coordinates.axis - 1)  # events behind the dimension of steps

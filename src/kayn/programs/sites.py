@@ -281,7 +281,7 @@ def _site(name: str, site: Mapping[str, Any], trace: Mapping[str, Any]) -> Site:
     infer = site["infer"]
     walk = WALK in infer
     sums = infer[EARLIER].coordinates if walk and EARLIER in infer else None
-    step_dim = len(shape) + sums.axis if sums is not None else len(shape) - 1 if walk else 0
+    step_dim = len(shape) + (-1 if sums is None else sums.axis) if walk else 0
     steps = shape[step_dim] if walk or (is_in_scan(site) and shape) else None
     base = innermost(fn)
     discrete = bool(getattr(fn.support, "is_discrete", False)) if not isinstance(base, dist.Unit) else False

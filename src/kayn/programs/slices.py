@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
@@ -21,15 +21,30 @@ def equation_as_function(eqn: JaxprEqn, jaxpr: Jaxpr) -> Callable[..., list[Arra
     return compute
 
 
+def equations_of(
+    eqns: Sequence[JaxprEqn],
+    wanted: Iterable[Any],
+    known: Container[Any] = (),
+    also: Callable[[JaxprEqn], bool] = lambda eqn: False,
+) -> tuple[list[JaxprEqn], set[Any]]:
+    """Those of some equations that variables (or literals) need, in order, and all variables in them.
+
+    Args:
+        known: variables that need none.
+        also: which equations are needed besides.
+    """
+    needed = {v for v in wanted if not isinstance(v, Literal)}
+    found: list[JaxprEqn] = []
+    for eqn in reversed(eqns):
+        if any(v in needed and v not in known for v in eqn.outvars) or also(eqn):
+            found.append(eqn)
+            needed.update(v for v in eqn.invars if not isinstance(v, Literal))
+    return found[::-1], needed
+
+
 def needed_equations(jaxpr: Jaxpr, positions: Sequence[int]) -> tuple[list[JaxprEqn], set[Any]]:
     """The equations that some outputs need, in order, and all variables in them."""
-    needed = {jaxpr.outvars[p] for p in positions if not isinstance(jaxpr.outvars[p], Literal)}
-    eqns: list[JaxprEqn] = []
-    for eqn in reversed(jaxpr.eqns):
-        if any(v in needed for v in eqn.outvars) or (eqn.effects and _ordered(eqn)):
-            eqns.append(eqn)
-            needed.update(v for v in eqn.invars if not isinstance(v, Literal))
-    return eqns[::-1], needed
+    return equations_of(jaxpr.eqns, (jaxpr.outvars[p] for p in positions), also=_ordered)
 
 
 def without_dead(jaxpr: Jaxpr) -> Jaxpr:
@@ -57,4 +72,4 @@ def slice_outputs(jaxpr: Jaxpr, positions: Sequence[int]) -> tuple[Callable[...,
 
 
 def _ordered(eqn: JaxprEqn) -> bool:
-    return eqn.primitive.name in ("debug_callback", "io_callback")
+    return bool(eqn.effects) and eqn.primitive.name in ("debug_callback", "io_callback")

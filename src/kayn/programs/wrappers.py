@@ -22,6 +22,13 @@ def innermost(fn: dist.Distribution) -> dist.Distribution:
     return fn
 
 
+def unexpanded(fn: dist.Distribution) -> dist.Distribution:
+    """The distribution under expansions and event reinterpretations."""
+    while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
+        fn = fn.base_dist
+    return fn
+
+
 def element_mask(fn: dist.Distribution) -> Array | None:
     """Which elements the masks around a distribution leave in, wherever they stand; None without masks.
 
