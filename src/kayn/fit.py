@@ -329,7 +329,7 @@ def _fit_qem(setup: _Setup) -> Fit:
         state = QEMState(**setup.found.like("state", vars(state))) if setup.found.found else state
         return setup.known(qem.guide, qem, state)
     bounds = (setup.num_steps, setup.progress, setup.max_seconds)
-    state, history, converged = until_flat(qem.advance_noticing, state, *bounds)
+    state, history, converged = until_flat(qem.advance_noticing, state, *bounds, qem.nearer())
     proposal = qem.get_proposal(state)
     sampler = Sampler(qem, state, proposal)
     return setup.result(qem.guide, qem.get_params(state), proposal, history, converged, sampler)

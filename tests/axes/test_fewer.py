@@ -16,6 +16,7 @@ from kayn.axes.fewer import FEWEST, LARGEST, STEP, with_fewer_axes
 from kayn.axes.more import MORE, SHARED
 from kayn.axes.request import TARGET_ELEMENTS, USUAL
 from kayn.axes.rules.by_cost import operations
+from kayn.axes.rules.by_size import pairs_within_groups
 from tests.axes.graphs import state, structure
 
 
@@ -100,6 +101,33 @@ def test_entries_that_no_product_forms_count_in_full():
             numpyro.sample("y", dist.Normal(a + b * covariate + c * x, s), obs=jnp.zeros(29))
 
     assert axes_of(model) == {"a+b+c+s": MORE, "z": MORE}
+
+
+def test_what_is_inside_of_groups_shares_an_axis_where_all_combinations_are_slow():
+    """Four numbers of every subject in a density of hundreds of operations a row: two axes of them have a thousandth of
+    the combinations, and one all of the means and scales. Crossed groups and discrete latents stay apart."""
+    subject = np.repeat(np.arange(15), 40)
+
+    def model():
+        means = [numpyro.sample(f"m{i}", dist.Normal(0.0, 1.0)) for i in range(4)]
+        scales = [numpyro.sample(f"s{i}", dist.HalfNormal(1.0)) for i in range(4)]
+        with numpyro.plate("subjects", 15):
+            own = [numpyro.sample(n, dist.Normal(m, s)) for n, m, s in zip("vbat", means, scales, strict=True)]
+        v, b, a, t = (z[subject] for z in own)
+        with numpyro.plate("rows", 600):
+            terms = [jnp.exp(-((0.5 + 2 * k) ** 2) * a - t) * jnp.cos(v + k * b) for k in range(-3, 4)]
+            numpyro.factor("y", jnp.log(sum(terms) ** 2 + 1e-3))
+
+    assert axes_of(model) == {"m0+m1+m2+m3+s0+s1+s2+s3": MORE, "a+b+t+v": MORE}
+
+
+def test_pairs_within_groups():
+    """Of the same plates, drawn, read by no other step, and not many together."""
+    latents = {"a": "g", "b": "g", "c": "h", "d": "g", "e": "gh", "f": "hg", "s": ""}
+    found = state(structure({"g": 3, "h": 2}, latents, {}, events={"d": 7}, enumerated=""))
+    pairs = pairs_within_groups(found, found.axes, 8)
+    assert ["".join(n for x in pair for n in x.latents) for pair in pairs] == ["ab", "ad", "bd", "ef"]
+    assert not pairs_within_groups(found, found.axes, 1)
 
 
 def test_what_only_a_running_state_reads_together_is_merged():

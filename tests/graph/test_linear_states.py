@@ -214,3 +214,17 @@ def test_scales_that_cannot_be_are_all_but_impossible():
     sums = [coordinates.given({"decay": jnp.float32(d)}).sums(jnp.ones(STEPS)) for d in (1.0, 0.5)]
     assert np.all(np.isfinite(sums))
     assert sums[0][0] > 1e9
+
+
+def test_sums_over_thresholds_of_what_rows_have_of_their_own_are_no_states():
+    """A partial credit model: every person's sum runs over an item's thresholds, which are no series, and no crash."""
+
+    def model(y):
+        b = numpyro.sample("b", dist.Normal(0.0, 1.0).expand([3, 2]))
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([5]))
+        steps = jnp.cumsum(z[:, None, None] - b, -1)
+        logits = jnp.concatenate([jnp.zeros((5, 3, 1)), steps], -1)
+        numpyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+    scopes = {a.latents: a.scope for a in kayn.analyze(model, jnp.zeros((5, 3), int)).layout.axes}
+    assert scopes[("z",)] == ("z_dim_0",)

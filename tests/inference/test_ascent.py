@@ -9,7 +9,8 @@ import pytest
 
 import kayn
 from kayn import QEM
-from kayn.inference import ascent, mstep, qem
+from kayn.inference import ascent, mstep, stopping
+from kayn.inference.ascent import Gradients
 from kayn.inference.mstep import default_rate, steps_ahead
 
 SIZE = 60
@@ -26,11 +27,10 @@ def vector(y):
 
 def found(model, *args, monkeypatch):
     """What gradients give for a model's guide."""
-    given, own = [], ascent.started_by_gradients
-    monkeypatch.setattr(qem, "started_by_gradients", lambda *asked: given.append(own(*asked)) or given[-1])
+    given, own = [None], Gradients.lead
+    monkeypatch.setattr(Gradients, "lead", lambda *asked: given.append(own(*asked)) or given[-1])
     begun(model, *args)
-    (start,) = given
-    return start
+    return given[-1]
 
 
 def begun(model, *args):
@@ -130,7 +130,8 @@ def test_what_has_no_gradient_or_is_short_starts_from_the_prior(monkeypatch):
 
 
 def test_nothing_is_tried_where_numbers_are_traced_the_guide_is_given_or_by_qem_itself(monkeypatch):
-    monkeypatch.setattr(ascent, "_worthwhile", lambda *given: pytest.fail("looked"))
+    monkeypatch.setattr(ascent, "LONG", 1)
+    monkeypatch.setattr(ascent, "_Ascent", lambda *given: pytest.fail("looked"))
     traced = jax.jit(lambda y: kayn.fit(short, (y,), num_steps=2, progress=False).log_evidence)(jnp.ones(15))
     assert np.isfinite(traced).all()
     guide = kayn.FactorisedGuide.from_model(short, (jnp.ones(15),))
@@ -139,13 +140,13 @@ def test_nothing_is_tried_where_numbers_are_traced_the_guide_is_given_or_by_qem_
 
 
 def test_a_start_with_less_evidence_is_not_taken(monkeypatch):
-    own = ascent.started_by_gradients
+    own = Gradients.lead
 
     def far(*given):
         start = own(*given)
         return {n: v + 30 if n.endswith("loc") else v for n, v in start.items()}
 
-    monkeypatch.setattr(qem, "started_by_gradients", far)
+    monkeypatch.setattr(Gradients, "lead", far)
     fitter, state = begun(vector, Y)
     assert np.abs(fitter.get_params(state)["kayn:z:loc"]).max() < 5
     assert all(float(v) == 0 for v in state.ahead.values())
@@ -182,3 +183,27 @@ def test_other_starts_are_looked_at_unless_weights_are_even(monkeypatch, even):
 def test_gradients_that_are_dear_are_given_up(monkeypatch, bound):
     monkeypatch.setattr(ascent, bound, 0)
     assert found(vector, Y, monkeypatch=monkeypatch) is None
+
+
+def growth(x, y):
+    """Lines of many, under priors that span the range of floats."""
+    a, b = numpyro.sample("a", dist.Normal(0, 100)), numpyro.sample("b", dist.Normal(0, 100))
+    r, s, t = (numpyro.sample(n, dist.InverseGamma(0.001, 0.001)) for n in "rst")
+    with numpyro.plate("rats", len(y)):
+        u, v = numpyro.sample("u", dist.Normal(a, s**0.5)), numpyro.sample("v", dist.Normal(b, t**0.5))
+        numpyro.sample("y", dist.Normal(u[:, None] + v[:, None] * x, r**0.5).to_event(1), obs=y)
+
+
+def test_a_fit_that_is_on_its_way_for_long_asks_where_gradients_lead(monkeypatch):
+    """From the prior's quantiles it climbs for more than two hundred steps, by tens of nats a chunk."""
+    rng, x = np.random.default_rng(3), np.array([-14.0, -7.0, 0.0, 7.0, 14.0])
+    lines = rng.normal(240, 14, (8, 1)) + rng.normal(6, 0.5, (8, 1)) * x
+    monkeypatch.setattr(stopping, "WORTH", 1)
+    asked, own = [], Gradients.lead
+    monkeypatch.setattr(Gradients, "lead", lambda *given: asked.append(own(*given)) or asked[-1])
+    fit = kayn.fit(growth, (x, lines + rng.normal(0, 6, (8, 5))), progress=False)
+    history = fit.log_evidence
+    assert len(asked) == 1 and asked[0] is not None and len(history) <= 120 and fit.converged
+    before, after = history[: stopping.LATE], history[stopping.LATE :]
+    assert before.max() < after.min() - 20
+    np.testing.assert_allclose(after, after[-8:].mean(), atol=2)

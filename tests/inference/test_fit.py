@@ -30,7 +30,7 @@ from kayn.guides.normal import MultivariateNormal, Normal
 from kayn.inference.beginning import CHUNK
 from kayn.inference.mstep import Weights, temper
 from kayn.inference.qem_state import QEMState
-from kayn.inference.stopping import is_flat, until_flat
+from kayn.inference.stopping import LATE, LONG, WORTH, Nearer, is_flat, until_flat
 from kayn.inference.together import Joint
 from kayn.posterior.diagnostics import UNSETTLED, poor_below
 
@@ -262,7 +262,7 @@ def test_sites_side_by_side_move_as_each_on_its_own(particles):
 
 
 def mstep_of(qem, state):
-    return jax.jit(lambda s: qem._one_step(qem.problem.numbers, s, 1.0))(state)
+    return jax.jit(lambda s: qem._steps(qem.problem).taken(qem.problem.numbers, s))(state)
 
 
 def gamma_poisson(y):
@@ -920,6 +920,48 @@ def test_a_fit_ends_in_time():
 
     assert until_flat(advance, 0, 400, False, 1e-9)[0] == CHUNK
     assert until_flat(advance, 0, 400, False, 1e9)[0] == 400
+
+
+GOOD, POOR = Weights(True, False, 0.4), Weights(False, True, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("rise", "weights", "operations", "asked_at"),
+    [
+        (1.0, GOOD, WORTH, LATE),  # eight nats a chunk, by dear steps
+        (1.0, GOOD, 0.0, LONG),  # by steps that cost nothing
+        (0.1, GOOD, WORTH, None),
+        (0.0, POOR, 0.0, LONG),
+    ],
+)
+@pytest.mark.parametrize("better", [True, False])
+def test_a_late_fit_asks_for_a_nearer_state_once(rise, weights, operations, asked_at, better):
+    """Its steps count if they see more evidence, else all goes on from where it was."""
+    asked = []
+
+    def advance(step, count):
+        return step + count, rise * np.arange(step, step + count), weights
+
+    def nearer(step):
+        asked.append(step)
+        return step + 1000 if better else step - 1000
+
+    steps, history, _ = until_flat(advance, 0, 400, False, None, Nearer(nearer, operations))
+    assert asked == ([] if asked_at is None else [asked_at])
+    taken = bool(asked) and better and rise > 0
+    assert steps == len(history) + (1000 if taken else 0)
+    if taken:
+        np.testing.assert_array_equal(history[asked_at:], rise * np.arange(asked_at + 1000, steps))
+
+
+def test_a_nearer_state_is_asked_for_where_nothing_is_possible():
+    """From where no combination has any weight."""
+
+    def advance(step, count):
+        return step + count, np.full(count, -np.inf if step < 1000 else 0.0), GOOD
+
+    steps, history, converged = until_flat(advance, 0, 400, False, None, Nearer(lambda step: 1000, WORTH))
+    assert converged and steps - 1000 == len(history) - LATE
 
 
 def test_few_particles_have_to_be_more_efficient():

@@ -29,7 +29,7 @@ def vector(y):
 def early():
     """Of strongly correlated coordinates, while their covariance is not known well: without gradients."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ascent, "LONG", 1000)
+        patched.setattr(ascent.Gradients, "lead", lambda *given: None)
         return kayn.fit(vector, (Y,), num_steps=480, progress=False)
 
 
@@ -128,3 +128,26 @@ def test_heavy_tails_alone_are_for_a_wider_guide(cured, early, own, monkeypatch)
     found = settle.settled(early.sampler, early.call, own, lambda draw: draw(None, 1), jax.random.key(0))
     assert asked == (["wider"] if cured else ["wider", "following"])
     assert found.posterior is own and found.reasons == (() if cured else ("k-hat",))
+
+
+@pytest.mark.parametrize("other", ["same", "moved", "doubted", "none"])
+def test_slow_posteriors_are_confirmed_by_a_guide_that_follows_the_model(other, early, own, monkeypatch):
+    """That is asked before a wider one, whose replicates take as long; which has its say if the two do not agree."""
+    asked, reasons = [], ("doubt",) if other == "doubted" else ()
+    second = early.sampler.posterior(early.call, jax.random.key(2), 256)
+    if other == "moved":
+        draws = replace(second.draws, values={n: v + 1 for n, v in second.draws.values.items()})
+        second = replace(second, draws=draws)
+    following = None if other == "none" else settle._Following(None, second, reasons)
+
+    def assured(found, reasons, *_):
+        asked.append("wider")
+        return found, reasons
+
+    monkeypatch.setattr(settle, "SLOW", 0)
+    monkeypatch.setattr(settle, "_fitted_again", lambda sampler, call, found, *_: (sampler, found, ()))
+    monkeypatch.setattr(settle, "assured", assured)
+    monkeypatch.setattr(settle, "_following", lambda *_: asked.append("following") or following)
+    found = settle.settled(early.sampler, early.call, own, lambda draw: draw(None, 1), jax.random.key(0))
+    assert asked == (["following"] if other == "same" else ["following", "wider"])
+    assert found.posterior is (own if other == "none" else second) and found.reasons == reasons

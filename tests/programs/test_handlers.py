@@ -402,3 +402,38 @@ def test_parameters_of_a_module_without_its_state_are_refused():
 
     with pytest.raises(KaynError, match=r"no value for the state 'net.state'"):
         kayn.Importance(rows_model, guide, 20).run(0, {"net$params": jnp.array(0.1)}, ROWS)
+
+
+def drawn_often(times, model):
+    """A normal mean of each of twelve groups, drawn by number or made larger, and a covariance for each of three."""
+
+    def program(y):
+        m, s = numpyro.sample("m", dist.Normal(0.0, 1.0)), numpyro.sample("s", dist.HalfNormal(1.0))
+        z = times("z", dist.Normal(m, s), (12,))
+        w = times("w", dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)), (3, 2))
+        if model:
+            numpyro.sample("y", dist.Normal(z + w.reshape(12), 1.0), obs=y)
+
+    return program
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_what_is_drawn_several_times_has_these_dimensions_in_its_batch(own):
+    """`sample_shape` says what `expand` does, in models and guides: the same structure, and the same evidence for a
+    key."""
+
+    def by_number(name, fn, shape):
+        return numpyro.sample(name, fn, sample_shape=shape)
+
+    def expanded(name, fn, shape):
+        return numpyro.sample(name, fn.expand(shape))
+
+    y, found = jnp.linspace(-1.0, 2.0, 12), []
+    for times in (by_number, expanded):
+        model, guide = (drawn_often(times, is_model) for is_model in (True, False))
+        assert {a.scope for a in kayn.analyze(model, y).layout.axes} >= {("z_dim_0",), ("w_dim_0", "w_dim_1")}
+        weighed = kayn.Importance(model, guide if own else None, 7, num_replicates=2)
+        found.append(weighed.run(0, None, y).log_evidences)
+        mine, numpyros = (dict(handlers.trace(handlers.seed(model, 0)).get_trace(y)) for _ in "ab")
+        assert mine["z"]["value"].shape == numpyros["z"]["value"].shape == (12,)
+    np.testing.assert_array_equal(*found)

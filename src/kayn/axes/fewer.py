@@ -12,15 +12,16 @@ from collections.abc import Callable
 
 from kayn.axes.more import SHARED, with_more_for_groups, with_more_for_shared
 from kayn.axes.rules.by_cost import evaluating, of_a_step, operations
-from kayn.axes.rules.by_size import pairs_without_plates
+from kayn.axes.rules.by_size import pairs_within_groups, pairs_without_plates
 from kayn.axes.state import State, TooLarge
 from kayn.axes.types import Axis
 
 STEP = 2**5
 """Operations of a step for each entry that an array may have (`target_elements`), by default 3e7 in all, above which
 axes are merged: a hundredth of a second, which a fit takes a hundred times."""
-LARGEST = 64
-"""Coordinates on such an axis, at most: more of them want more particles."""
+LARGEST, MOST_IN_A_GROUP = 64, 8
+"""Coordinates on such an axis, at most: more of them want more particles. And of those with an index over plates, for
+each of its elements."""
 FEWEST = 10
 """Particles that are left at least where a step is slow however axes are merged."""
 
@@ -67,12 +68,12 @@ def with_fewer_particles(state: State) -> State:
 def _merged(state: State, reason: str) -> State | None:
     """Two axes without plates that leave the least to compute; of such pairs one whose numbers have no ends, since a
     joint Normal is for these. Where no pair leaves fewer operations of factors, those that leave the least to contract:
-    factors of a series may read either, and only its running state both."""
-    merged = [
-        (state.merged(a, b, reason), _with_ends(state, a) + _with_ends(state, b))
-        for a, b in pairs_without_plates(state, state.axes, LARGEST)
-    ]
-    for cost in (_work, _step):
+    factors of a series may read either, and only its running state both. Then two that have an index over the same
+    plates: what is inside a group has a joint Normal, too."""
+    pairs = pairs_without_plates(state, state.axes, LARGEST)
+    costs = ((pairs, _work), (pairs, _step), (pairs_within_groups(state, state.axes, MOST_IN_A_GROUP), _step))
+    for own, cost in costs:
+        merged = [(state.merged(a, b, reason), _with_ends(state, a) + _with_ends(state, b)) for a, b in own]
         found = [(cost(s), ends, s) for s, ends in merged]
         least, _, best = min(found, key=lambda f: f[:2], default=(cost(state), 0, state))
         if least < cost(state):

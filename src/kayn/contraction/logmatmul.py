@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kayn.contraction.logsum import log_sum_exp
+from kayn.contraction.logsum import log_sum_exp, plain_log_sum_exp
 from kayn.support.arrays import Array, PyTree
 from kayn.xla.compilation import apart, matmul_precision
 
@@ -40,6 +41,11 @@ def log_matmul(left: Array, right: Array) -> Array:
 @jax.custom_vjp
 def _of_two(left: Array, right: Array) -> Array:
     """One exponential and one logarithm an entry, no more than around a matrix product, and always exact."""
+    return _sum_of_two(left, right)
+
+
+@jax.custom_jvp
+def _sum_of_two(left: Array, right: Array) -> Array:
     top, ahead = _two(left, right)
     return top + jnp.log(1.0 + jnp.exp(-jnp.abs(ahead)))
 
@@ -59,7 +65,12 @@ def _gradient_of_two(saved: tuple[Array, Array], cotangent: Array) -> tuple[Arra
     return jnp.stack([jnp.sum(s, -1) for s in shares], -1), jnp.stack([jnp.sum(s, -2) for s in shares], -2)
 
 
-_of_two.defvjp(lambda left, right: (_of_two(left, right), (left, right)), _gradient_of_two)
+@_sum_of_two.defjvp
+def _of_sum_of_two(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    return _sum_of_two(*primals), _tangent(primals, tangents)
+
+
+_of_two.defvjp(lambda left, right: (_sum_of_two(left, right), (left, right)), _gradient_of_two)
 
 
 @jax.custom_vjp
@@ -67,12 +78,16 @@ def _of_many(left: Array, right: Array) -> Array:
     return _forward(left, right)[0]
 
 
-def _joined(left: Array, right: Array) -> Array:
+def _joined(left: Array, right: Array, add: Callable[[Array, Array, int], Array] = log_sum_exp) -> Array:
     """The same with all of [b, i, j, k] formed.
 
     Second derivatives are this one's, since squares of scaled products leave the range of floats.
     """
-    return log_sum_exp(left[..., :, None, :], _swapped(right)[..., None, :, :], 1)
+    return add(left[..., :, None, :], _swapped(right)[..., None, :, :], 1)
+
+
+def _tangent(primals: tuple, tangents: tuple) -> Array:
+    return jax.jvp(partial(_joined, add=plain_log_sum_exp), primals, tangents)[1]
 
 
 @jax.custom_jvp
@@ -113,7 +128,7 @@ def _of_forward(primals: tuple, tangents: tuple) -> tuple:
     out, (left, right, *scaled) = _forward(*primals)
     still = [jnp.zeros_like(x) for x in scaled[:-1]]
     flags = np.zeros(scaled[-1].shape, jax.dtypes.float0)
-    return (out, (left, right, *scaled)), (jax.jvp(_joined, primals, tangents)[1], (*tangents, *still, flags))
+    return (out, (left, right, *scaled)), (_tangent(primals, tangents), (*tangents, *still, flags))
 
 
 def _backward(saved: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array]:

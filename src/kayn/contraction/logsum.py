@@ -25,7 +25,7 @@ def log_sum_exp(left: Array, right: Array, count: int) -> Array:
     `left` and `right` broadcast against each other. Exact for log weights that span thousands of nats; a sum of nothing
     but -inf is -inf, with zero gradient.
     """
-    return _log_sum_exp(left, right, count)
+    return plain_log_sum_exp(left, right, count)
 
 
 def _shifted(left: Array, right: Array, count: int) -> tuple[Array, Array, Array]:
@@ -38,14 +38,15 @@ def _shifted(left: Array, right: Array, count: int) -> tuple[Array, Array, Array
     return share, jnp.sum(share, axes, keepdims=True), safe
 
 
-def _log_sum_exp(left: Array, right: Array, count: int) -> Array:
+def plain_log_sum_exp(left: Array, right: Array, count: int) -> Array:
+    """The same without a gradient of its own: what JAX makes of it forwards is right, also of nothing but -inf."""
     _, summed, top = _shifted(left, right, count)
     out = jnp.where(summed > 0, jnp.log(jnp.where(summed > 0, summed, 1.0)) + top, -jnp.inf)
     return jnp.squeeze(out, tuple(range(out.ndim - count, out.ndim)))
 
 
 def _forward(left: Array, right: Array, count: int) -> tuple[Array, tuple[Array, Array]]:
-    return _log_sum_exp(left, right, count), (left, right)
+    return plain_log_sum_exp(left, right, count), (left, right)
 
 
 def _backward(count: int, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:

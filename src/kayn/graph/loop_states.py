@@ -110,8 +110,9 @@ def loop_of(jaxpr: Jaxpr, known: Sequence[Any], start: Any, longest: int, opaque
         if slope_of(eqn.params["jaxpr"], 0, mine) is None:
             continue
         given, shape = following.found[eqn.invars[mine[0]]], eqn.outvars[-1].aval.shape
-        for axis in range(-len(shape), 0):
-            vectors = [np.moveaxis(v, axis, 0) for v in following.vector if v.ndim == len(shape)]
+        # what a loop makes of one innovation several times, as for each of many rows, is no state of its own
+        for axis in range(-len(shape), 0) if len(shape) == start.aval.ndim else ():
+            vectors = [np.moveaxis(v, axis, 0) for v in following.vector]
             if {shape} == {x.shape for x in (*vectors, *given.numbers)}:
                 slopes = [made / v for made, v in zip(given.numbers, vectors, strict=True)]
                 if all(np.all(s) and np.allclose(s, slopes[0], rtol=1e-4) for s in slopes):

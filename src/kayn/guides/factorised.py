@@ -297,6 +297,15 @@ class Unstarted:
 
         return Unstarted(FactorisedGuide(tuple(map(chosen, latents))), found)
 
+    @staticmethod
+    def of_guide(guide: Callable | None, model: Inspected, key: Any) -> Unstarted:
+        """A user's guide as it is, whatever it is; kayn's own where there is none."""
+        if guide is None:
+            return Unstarted.of(model, key)
+        if isinstance(guide, FactorisedGuide):
+            return Unstarted(guide)
+        return Unstarted(FactorisedGuide.from_guide(guide, model.args, model.kwargs, model.params, model.sites))
+
     def started(self) -> FactorisedGuide:
         """The guide with the prior's quantiles, or as it is where it has its own start."""
         if self.prior is None:

@@ -29,7 +29,7 @@ from kayn.inference.coordinates import coordinate_density
 from kayn.programs.sites import Inspected
 from kayn.support.arrays import Array
 from kayn.support.names import parameter
-from kayn.xla.compilation import is_traced
+from kayn.xla.compilation import is_traced, once_options, quick_options
 from kayn.xla.jit import QuickJit
 
 LONG = 16
@@ -44,6 +44,8 @@ STEPS = 200
 """Of L-BFGS at most."""
 OPERATIONS = 2**31
 """That all values of the density may take, which with their gradients is a few seconds on two cores."""
+LITTLE = 2**26
+"""Up to which the program had better be compiled fast than made fast."""
 SECONDS = 10.0
 """After which it is given up, for what operations do not tell; compiling apart."""
 BEGINNING = 0.4
@@ -56,33 +58,42 @@ FLATTEST = 1e-4
 """Curvature of the flattest direction at least, where that along the coordinates is one."""
 
 
-def started_by_gradients(
-    guide: FactorisedGuide, inspected: Inspected, params: Mapping[str, Array], problem: Problem
-) -> dict[str, Array] | None:
-    """Parameters of kayn's own guide; None where no vector is long and no step dear, or gradients lead nowhere.
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """Of a model's density, by which kayn's own guide may find where to start.
 
-    Args:
-        guide: with the start that the ascent begins from.
+    Attributes:
         params: of the model.
         problem: that the guide is fitted to.
     """
-    if is_traced((inspected.args, inspected.kwargs, params)) or not _worthwhile(guide, inspected, problem):
-        return None
-    try:
-        ascent = _Ascent(guide, *coordinate_density(guide, inspected, params))
-        at = ascent.climbed() if ascent.pairs >= FEWEST else None
-        found = None if at is None else _parameters(ascent, at)
-    except (ValueError, TypeError, NotImplementedError, FloatingPointError, TimeoutError):
-        return None  # what has no gradient, or a dear one, is started from the prior
-    return None if found is None else {n: jnp.asarray(v, jnp.result_type(float)) for n, v in found.items()}
 
+    inspected: Inspected
+    params: Mapping[str, Array]
+    problem: Problem
 
-def _worthwhile(guide: FactorisedGuide, inspected: Inspected, problem: Problem) -> bool:
-    entries = sum(math.prod(s.shape) for s in inspected.sites.values() if s.kind == "sample")
-    normal = all(isinstance(s.family, Gaussian) for s in guide.sites)
-    longest = max((sum(_length(s) for s in block) for block in _blocks(guide)), default=0)
-    dear = problem.layout.operations >= DEAR
-    return guide.draws_together and normal and entries <= MOST_ENTRIES and (longest >= LONG or dear)
+    def pay(self, guide: FactorisedGuide) -> bool:
+        """Whether they are worth compiling before any step is taken: a vector is long, or a step dear."""
+        longest = max((sum(_length(s) for s in block) for block in _blocks(guide)), default=0)
+        return self._there_are(guide) and (longest >= LONG or self.problem.layout.operations >= DEAR)
+
+    def lead(self, guide: FactorisedGuide) -> dict[str, Array] | None:
+        """Parameters of the guide where they lead from its start; None where there are none, or they lead nowhere."""
+        if not self._there_are(guide):
+            return None
+        try:
+            ascent = _Ascent(guide, *coordinate_density(guide, self.inspected, self.params))
+            at = ascent.climbed() if ascent.pairs >= FEWEST else None
+            found = None if at is None else _parameters(ascent, at)
+        except (ValueError, TypeError, NotImplementedError, FloatingPointError, TimeoutError):
+            return None  # what has no gradient, or a dear one
+        return None if found is None else {n: jnp.asarray(v, jnp.result_type(float)) for n, v in found.items()}
+
+    def _there_are(self, guide: FactorisedGuide) -> bool:
+        if is_traced((self.inspected.args, self.inspected.kwargs, self.params)):
+            return False
+        entries = sum(math.prod(s.shape) for s in self.inspected.sites.values() if s.kind == "sample")
+        normal = all(isinstance(s.family, Gaussian) for s in guide.sites)
+        return guide.draws_together and normal and entries <= MOST_ENTRIES
 
 
 def _blocks(guide: FactorisedGuide) -> list[list[GuideSite]]:
@@ -131,12 +142,16 @@ class _Ascent:
         return sum(p.size for p in self.places.values())
 
     @cached_property
-    def pairs(self) -> int:
-        """Antithetic pairs of draws."""
+    def _operations(self) -> float:
+        """Of all values of the density, for one pair of draws."""
         numbers = [p for p in self.places.values() if p.ndim == 0]
         columns = len(numbers) + sum(_length(s) for block in _blocks(self.guide) for s in block)
-        once = 2 * max(self.problem.layout.operations, 1) * (STEPS + 2 * columns)
-        return min(PAIRS, int(OPERATIONS / once))
+        return 2 * max(self.problem.layout.operations, 1) * (STEPS + 2 * columns)
+
+    @cached_property
+    def pairs(self) -> int:
+        """Antithetic pairs of draws."""
+        return min(PAIRS, int(OPERATIONS / self._operations))
 
     @cached_property
     def _deadline(self) -> float:
@@ -167,7 +182,8 @@ class _Ascent:
             each = jax.vmap(lambda u: self.density(numbers, {n: u[own] for n, own in self.places.items()}))(points)
             return -jnp.mean(each) - jnp.sum(log_width)
 
-        run = QuickJit(jax.value_and_grad(loss, 2))
+        little = self.pairs * self._operations < LITTLE
+        run = QuickJit(jax.value_and_grad(loss, 2), options=once_options if little else quick_options)
         return lambda at: run(self.problem.numbers, known, at)
 
     def loss(self, at: np.ndarray) -> tuple[float, np.ndarray]:

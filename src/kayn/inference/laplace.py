@@ -32,6 +32,7 @@ from kayn.particles.shared_noise import evenly
 from kayn.posterior.call import Call
 from kayn.posterior.enough import possible
 from kayn.posterior.posterior import Posterior
+from kayn.posterior.wider import dear
 from kayn.support.arrays import Array, KeyArray, concatenated
 from kayn.xla.compilation import once_options
 from kayn.xla.jit import QuickJit
@@ -68,7 +69,8 @@ class LaplaceSampler:
 
     @staticmethod
     def of(sampler: Sampler, call: Call, found: Posterior | Curvature) -> LaplaceSampler | None:
-        """With parameters that are still to be fitted; None where the model has no vectors, no numbers, or too many.
+        """With parameters that are still to be fitted; None where the model has no vectors, no numbers, or too many, or
+        their curvature is dear.
 
         Args:
             found: a posterior, some particles of which tell what in the vectors has to do with what; or how their
@@ -160,7 +162,7 @@ def _problem(
     found: Posterior | Curvature,
 ) -> tuple[Problem, Curvature] | None:
     """The model under the guide that follows it, all latents on one axis, and how that reads curvature; None where it
-    has too many coordinates."""
+    has too many coordinates, or a look at it would take long."""
     base, given = sampler.problem, sampler.qem.model_params
     inspected = inspected_as_drawn(call.model, guide, call.args, call.kwargs, given)
     once, density = coordinate_density(guide, inspected, given)
@@ -170,11 +172,14 @@ def _problem(
     if curvature is None:
         return None
     follows = replace(follows, curvature=curvature)
+    operations = PARTICLES * _operations(base, follows)
+    if isinstance(found, Posterior) and dear(operations):
+        return None
     traced = trace_guide(follows, call.args, call.kwargs, params, inspected.sites)
     together = (tuple(s.name for s in guide.sites),)
     request = replace(sampler.qem.asked, num_particles=PARTICLES, more=False, groups=together)
     layout = choose_layout(base.structure, request, traced.constraints)
-    layout = replace(layout, operations=PARTICLES * _operations(base, follows))
+    layout = replace(layout, operations=operations)
     problem = Problem(
         base.model,
         evenly(traced, follows, call.args, call.kwargs, params),

@@ -26,16 +26,17 @@ from kayn.evidence.dataless import keep_priors
 from kayn.evidence.draws import Draws
 from kayn.evidence.joint_guide import asked_again, joint_guide
 from kayn.evidence.problem import Problem, build_problem, refuse_unknown_params
-from kayn.evidence.queries import weighted_draws
 from kayn.evidence.soundness import warn_of_steps
 from kayn.evidence.unguided import inspected_for
 from kayn.guides.factorised import FactorisedGuide, Unstarted
 from kayn.inference import mstep
 from kayn.inference.arguments import same
-from kayn.inference.ascent import started_by_gradients
+from kayn.inference.ascent import Gradients
 from kayn.inference.beginning import CHUNK, Start, begun_at
 from kayn.inference.mstep import LeastSize, Rate, Schedule, Weights, default_rate
 from kayn.inference.qem_state import QEMResult, QEMState
+from kayn.inference.qem_step import Step
+from kayn.inference.stopping import Nearer
 from kayn.inference.together import Block, blocks, refuse_dependence, wider_by
 from kayn.particles.guide_program import trace_guide
 from kayn.programs.sites import Inspected
@@ -122,6 +123,7 @@ class QEM:
         self.blocks: tuple[Block, ...] = ()
         self.model_params: dict[str, Array] = {}
         self._begun: tuple[Any, Any] = (None, None)
+        self._gradients: Gradients | None = None
 
     @checked()
     def init(self, rng_key: Key, *args: Any, params: Params = None, **kwargs: Any) -> QEMState:
@@ -136,12 +138,7 @@ class QEM:
         """As `init`, which starts from the prior; kayn's own guide may by gradients, any from a known state."""
         args, kwargs, _ = as_arguments(self.model, args, kwargs)
         inspected = inspected_for(self.user_guide, self.model, args, kwargs, params, self.request)
-        if isinstance(self.user_guide, FactorisedGuide):
-            begun = Unstarted(self.user_guide)
-        elif self.user_guide is None:
-            begun = Unstarted.of(inspected, key)
-        else:
-            begun = Unstarted(FactorisedGuide.from_guide(self.user_guide, args, kwargs, params, inspected.sites))
+        begun = Unstarted.of_guide(self.user_guide, inspected, key)
         self.guide, self.asked, begins = begun.guide, self.request, begun.guide.start
         # those of kayn's own guide count from when it is known which coordinates are joint
         early = {n: v for n, v in params.items() if not n.startswith(RESERVED)}
@@ -161,13 +158,15 @@ class QEM:
         warn_of_averages(self.problem.graph, self.problem.model, "QEM")
         self.blocks = blocks(self.problem, self.guide.sites, self.widening(self.overdispersion))
         self._arguments = (args, kwargs)
-        self._advance = QuickJit(partial(_advance, self, self.keeps_particles()), (3,))
+        steps = self._steps(self.problem)
+        self._advance = QuickJit(partial(steps.several, self.keeps_particles()), (3,))
         self._parameters = QuickJit(lambda moments: {b.name: b.parameters(moments[b.name]) for b in self.blocks})
-        self._one_step = jax.jit(partial(_step, self, self.problem), inline=True)
         if start != "known":  # only types matter here: it is done while the prior to start from is being compiled
-            self._one_step.trace(self.problem.numbers, self._first(params, key), 1.0)
+            steps.one.trace(self.problem.numbers, self._first(params, key), 1.0)
         self.guide = begun.started()
-        near = started_by_gradients(self.guide, inspected, early, self.problem) if start == "gradients" else None
+        gradients = Gradients(inspected, early, self.problem) if start == "gradients" else None
+        near = gradients.lead(self.guide) if gradients is not None and gradients.pay(self.guide) else None
+        self._gradients = gradients if near is None else None
         chosen, state, taken = begun_at(
             [*([] if near is None else [near]), *self.guide.starts[: 1 if start == "known" else None]],
             lambda own: self._first({**own, **params}, key, own is near),
@@ -176,6 +175,9 @@ class QEM:
         )
         self.guide, self._begun = self.guide.started_at(chosen), (state, taken)
         return state
+
+    def _steps(self, problem: Problem) -> Step:
+        return Step(problem, self.blocks, self.rate, self.min_ess, self.get_proposal)
 
     def _read(self, guide: Any, params: Mapping, inspected: Inspected) -> Problem:
         args, kwargs = inspected.args, inspected.kwargs
@@ -196,7 +198,7 @@ class QEM:
         params = self.get_params(state)
         inspected = inspected_as_drawn(self.model, self.guide, args, kwargs, params)
         problem = self._read(self._guide(), params, inspected)
-        state, (log_z, *_) = _step(self, problem, problem.numbers, state)
+        state, (log_z, *_) = self._steps(problem).taken(problem.numbers, state)
         return state, log_z
 
     @checked()
@@ -273,6 +275,16 @@ class QEM:
         state, log_z, sizes = first or self._chunk(state, count)
         return state, log_z, mstep.judged(self._problem(), sizes, self.min_ess)
 
+    def nearer(self) -> Nearer | None:
+        """Where gradients lead from a state, if they have not led to the first one."""
+        gradients = self._gradients
+
+        def of(state: QEMState) -> QEMState | None:
+            found = gradients and gradients.lead(self._guide().started_at(self.get_params(state)))
+            return found and jax.device_put(self._first(found, state.rng_key, True))
+
+        return gradients and Nearer(of, self._problem().layout.operations)
+
     def _chunk(self, state: QEMState, count: int = CHUNK) -> tuple[QEMState, Array, dict[str, Array]]:
         """The state after some steps, and their log Z and effective numbers of particles."""
         state, (log_z, sizes, *_) = self._advance(self._problem().numbers, state, 1.0, count)
@@ -311,40 +323,3 @@ class QEM:
         self._problem()
         assert self.guide is not None
         return self.guide
-
-
-def _advance(
-    qem: QEM, keep: bool, numbers: Mapping, state: QEMState, strength: Array, count: int
-) -> tuple[QEMState, Array]:
-    def step(state: QEMState, _: None) -> tuple[QEMState, Array]:
-        state, weighed = qem._one_step(numbers, state, strength)
-        return state, weighed if keep else weighed[:2]
-
-    return jax.lax.scan(step, state, None, length=count)
-
-
-def _step(
-    qem: QEM, problem: Problem, numbers: Mapping, state: QEMState, strength: Array | float = 1.0
-) -> tuple[QEMState, tuple[Array, dict[str, Array], dict[str, Array], Draws]]:
-    """One E and one M step, its rate multiplied by `strength`: the new state, and what the old guide gave.
-
-    Returns:
-        The state; and log Z, effective numbers of particles of every axis [*scope], axis weights and particles.
-    """
-    key, draw_key = jax.random.split(state.rng_key)
-    params = qem.get_proposal(state)
-    log_z, by_axis, draws = weighted_draws(problem, numbers, params, draw_key)
-    rates = {b.name: strength * qem.rate(state.step + state.ahead.get(b.name, 0)) for b in qem.blocks}
-    moments = mstep.step(
-        problem,
-        qem.blocks,
-        state.moments,
-        draws.values,
-        by_axis,
-        rates,
-        qem.min_ess,
-        jnp.isfinite(log_z),
-        draws.subsample,
-    )
-    state = QEMState(moments, state.step + 1, key, state.ahead)
-    return state, (log_z, mstep.sizes(problem, by_axis), by_axis, draws)

@@ -16,13 +16,16 @@ from kayn.posterior.call import Call
 from kayn.posterior.enough import Draw, Take, affordable
 from kayn.posterior.poor_fit import complaints, few_count, of_tails_alone, worst_efficiency
 from kayn.posterior.posterior import Posterior
-from kayn.posterior.wider import GLIMPSE, REPLICATES, assured, comparable, dear
+from kayn.posterior.wider import GLIMPSE, REPLICATES, agree, assured, comparable
 from kayn.support.arrays import KeyArray
 
 MOST = 8
 """Times that a guide is fitted again."""
 BETTER = 1.2
 """By what factor the efficiency of its weights has to grow, in a glimpse of it."""
+SLOW = 2**27
+"""Operations of a replicate from which a guide that follows the model, of one particle at a time, is asked before wider
+ones, which take as long as the fit's."""
 LESS, MORE = 0.1, 1.0
 """Nats of evidence that a guide may lack, and from which it is on its way."""
 AGAIN = "posterior: of the guide fitted again to all replicates of a first one, whose weights were poor"
@@ -66,14 +69,16 @@ def settled(sampler: Sampler | None, call: Call, own: Posterior, take: Take[Post
     if draws is not None:
         draws, found, reasons = _fitted_again(draws, call, own, reasons, take, jax.random.fold_in(key, 4))
         told |= {"again": AGAIN} if found is not own else {}
-    asked = not reasons or of_tails_alone(found)  # what a wider guide tells of at once
+    slow = found.problem.layout.operations >= SLOW
+    asked = not slow and (not reasons or of_tails_alone(found))  # what a wider guide tells of at once
     if asked:
         found, reasons = sure(found, reasons)
-    if reasons and draws is not None:
+    if (reasons or slow) and draws is not None:
         follows = _following(draws, call, found, take, jax.random.fold_in(key, 5))
+    certain = follows is not None and not (reasons or follows.reasons) and agree(found, follows.posterior)
     if follows is not None:
         found, reasons, told = follows.posterior, follows.reasons, {"follows": FOLLOWS}
-    if not asked or follows is not None:
+    if not certain and (not asked or follows is not None):
         found, reasons = sure(found, reasons)
     told |= {"widened": WIDENED} if found.widened else {}
     return Settled(found, reasons, draws or sampler, told)
@@ -125,7 +130,7 @@ def _following(
     None where there is none, or its weights are not better."""
     try:
         made = LaplaceSampler.of(sampler, call, poor) if comparable(poor) else None
-        return None if made is None or dear(made.problem) else _followed(made, call, poor, take, key)
+        return None if made is None else _followed(made, call, poor, take, key)
     except (KaynError, FloatingPointError):  # no derivatives; a curvature without a root, under `jax_debug_nans`
         return None
 

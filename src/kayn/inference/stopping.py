@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,6 +25,35 @@ BETTER = 1.1
 to count as rising."""
 PATIENCE = 4
 """Chunks that such a quarter has at least: weights become better by averaging, long after the evidence is flat."""
+LATE, LONG = 4 * CHUNK, 16 * CHUNK
+"""Steps after which a fit asks for a nearer state: one that climbs by dear steps, and any that climbs or has poor
+weights."""
+FAR = 2.0
+"""Nats from one chunk to the next by which it climbs."""
+WORTH = 2**30
+"""Operations that its steps have taken by then: a second or several, far from the posterior, and as many again."""
+
+
+@dataclass(frozen=True)
+class Nearer:
+    """What may lead a fit to where its steps would arrive late.
+
+    Attributes:
+        of: a state to another, or None.
+        operations: of a step.
+    """
+
+    of: Callable[[PyTree], PyTree | None]
+    operations: float
+
+    def wanted(self, history: np.ndarray, weights: Weights) -> bool:
+        """Whether a fit that has not ended is so late, and still so far from its end, that it is worth a look."""
+        if len(history) < LATE:
+            return False
+        with np.errstate(invalid="ignore"):  # what is not finite is far
+            climbs = not history[-CHUNK:].mean() - history[-2 * CHUNK : -CHUNK].mean() <= FAR
+        late = len(history) >= LONG
+        return (climbs and (late or len(history) * self.operations >= WORTH)) or (late and not bool(weights.good))
 
 
 def until_flat(
@@ -32,6 +62,7 @@ def until_flat(
     num_steps: int,
     progress: bool,
     max_seconds: float | None = None,
+    nearer: Nearer | None = None,
 ) -> tuple[PyTree, Array, Array]:
     """Run in chunks until the log evidence is flat, at most `num_steps` steps, and none after so many seconds.
 
@@ -45,6 +76,7 @@ def until_flat(
     Args:
         advance: state and number of steps to the next state, the log evidence of every step, and what their weights
             say.
+        nearer: is asked once, and its state taken if a chunk of steps from there sees more evidence than the last one.
 
     Returns:
         The state, the log evidence [steps], and whether the fit has converged.
@@ -67,8 +99,26 @@ def until_flat(
                     stalled = not weights.starved and not _rises(efficiencies)
                 if max_seconds is not None and time.monotonic() - begun >= max_seconds:
                     break
+                if nearer is not None and not (converged or stalled) and nearer.wanted(parts[0], weights):
+                    state, log_z = _nearest(advance, state, nearer.of(state), parts[0])
+                    parts, nearer, done = [np.concatenate([parts[0], log_z])], None, done + len(log_z)
     history = jnp.concatenate(parts) if is_traced(parts) else np.concatenate([np.zeros(0), *parts])
     return state, history, _is_flat(history) & weights.good if is_traced(history) else converged
+
+
+def _nearest(
+    advance: Callable[[PyTree, int], tuple[PyTree, Array, Weights]],
+    state: PyTree,
+    other: PyTree | None,
+    history: np.ndarray,
+) -> tuple[PyTree, np.ndarray]:
+    """A state, or what steps make of another one if these see more evidence; and the log evidence of these steps."""
+    none = np.zeros(0)
+    if other is None:
+        return state, none
+    other, log_z, _ = advance(other, CHUNK)
+    log_z = np.ravel(np.asarray(log_z, np.float64))
+    return (other, log_z) if log_z[CHUNK // 2 :].mean() > history[-CHUNK:].mean() else (state, none)
 
 
 def _rises(efficiencies: list[float]) -> bool:

@@ -16,6 +16,7 @@ import numpyro.distributions as dist
 from numpyro.primitives import Messenger
 
 from kayn.particles.guide_program import GuideProgram, Noise, run_guide
+from kayn.programs.given import repeat_in_batch
 from kayn.support.arrays import Array, KeyArray
 from kayn.support.keys import as_key
 
@@ -59,8 +60,9 @@ class _FromNoise(Messenger):
         self.noise: list[Noise] = []
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] != "sample" or msg["is_observed"] or msg["value"] is not None or msg["kwargs"]["sample_shape"]:
+        if msg["type"] != "sample" or msg["is_observed"] or msg["value"] is not None:
             return
+        repeat_in_batch(msg)
         placed = _placed(msg["fn"])
         if placed is None:
             return

@@ -12,13 +12,12 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Generic
 
 import numpy as np
 import scipy.special
 
-from kayn.evidence.problem import Problem
 from kayn.posterior.diagnostics import FALSE_ALARM, MIN_REPLICATES, POOR_SPREAD
 from kayn.posterior.enough import (
     ALMOST_ALL,
@@ -78,19 +77,15 @@ def assured(
     """
     if (reasons and any(complaints(found, uneven=False, tails=False))) or not comparable(found):
         return found, reasons
-    judge = next(filter(None, (_look(wider, key, how) for how in WIDENED)), None)
+    look, taken = cache(partial(_look, wider, key)), cache(take)  # of guides that are asked for twice
+    heavy = heavy_tails(found)
+    if heavy and (better := _better(look(REACHING), taken)) is not None:
+        return better, ()
+    judge = next(filter(None, map(look, WIDENED)), None)
     if judge is None:
         return found, () if reasons and _tails_confirmed(found, wider, take, key) else reasons
-    taken = cache(take)  # of a guide that is tried as the posterior and then asked to confirm it
-    heavy = heavy_tails(found)
-    further = _look(wider, key, REACHING) if heavy and judge.how != REACHING else None
-    reaching = [look for look in (judge, further) if look is not None and _reaches(look.seen)]
-    best = min(reaching, key=lambda look: _error(look.seen), default=None)
-    if best is not None and (heavy or _error(best.seen) < _error(found)):
-        better = replace(taken(best.draw), widened=True)
-        known = worst_error(better, _continuous(better)) < 2 * KNOWN
-        if known and _reaches(better) and not check(better):
-            return better, ()
+    if (heavy or _error(judge.seen) < _error(found)) and (better := _better(judge, taken)) is not None:
+        return better, ()
     judge, missed = _asked_again(found, judge, key)
     if not reasons or missed:
         return found, reasons or missed
@@ -118,15 +113,29 @@ def _look(wider: Wider[PoolT], key: KeyArray, how: float, vectors: bool = False)
     return _Look(how, draw, seen) if _spread(seen) < POOR_SPREAD else None
 
 
+def _better(look: _Look[PoolT] | None, take: Take[PoolT]) -> PoolT | None:
+    """The posterior of a wider guide, if it is known well enough and nothing is said against it."""
+    if look is None or not _reaches(look.seen):
+        return None
+    better = replace(take(look.draw), widened=True)
+    known = worst_error(better, _continuous(better)) < 2 * KNOWN
+    return better if known and _reaches(better) and not check(better) else None
+
+
+def agree(found: Pool, other: Pool) -> bool:
+    """Whether nothing tells two posteriors apart, neither of which is known to be the wider one."""
+    return not any(_missed(found, other)) and not any(_missed(other, found))
+
+
 def comparable(found: Pool) -> bool:
     """Whether a look at another guide does not take long, and there are enough replicates to compare it with."""
     known = not found.draws.subsample and bool(possible(found).sum() >= MIN_REPLICATES)
-    return known and not dear(found.problem)
+    return known and not dear(found.problem.layout.operations)
 
 
-def dear(problem: Problem) -> bool:
-    """Whether a glimpse of a guide takes long."""
-    return GLIMPSE * problem.layout.operations > OPERATIONS
+def dear(operations: float) -> bool:
+    """Whether a glimpse of a guide takes long, whose replicates take so many operations each."""
+    return GLIMPSE * operations > OPERATIONS
 
 
 def _spread(pool: Pool) -> float:
@@ -243,10 +252,11 @@ def _tails_confirmed(found: PoolT, wider: Wider[PoolT], take: Take[PoolT], key: 
 
 def _missed(found: Pool, wider: Pool) -> Iterator[str]:
     """Latents of which the wider guide says something else."""
-    for name in _continuous(found):
-        shift, error, wide, wide_error = _apart(found, wider, name)
-        fewer = min(possible(pool).sum() for pool in (found, wider))
-        most = scipy.special.stdtrit(fewer - 1, 1 - FALSE_ALARM / 2 / max(shift.size, 1))
+    fewer = min(possible(pool).sum() for pool in (found, wider))
+    apart = {n: _apart(found, wider, n) for n in _continuous(found)}
+    compared = sum(shift.size for shift, *_ in apart.values())
+    most = scipy.special.stdtrit(fewer - 1, 1 - FALSE_ALARM / 2 / max(compared, 1))
+    for name, (shift, error, wide, wide_error) in apart.items():
         moved = (np.abs(shift) > np.maximum(MOVED, most * error)) | (wide > np.maximum(MOVED, most * wide_error))
         if moved.any():
             size = np.where(moved, np.maximum(np.abs(shift), wide), -1.0)

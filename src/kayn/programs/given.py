@@ -34,7 +34,8 @@ class Given(Messenger):
     Sites that have a value already keep it: data, as arrays, and what a handler within `fn` has set. So do
     deterministic sites. A parameter without a given value is a number and no random variable: what draws its first
     value is the same key in every run. Plates take the indices that they are given, since model and guide have to
-    agree, and note those that a handler has set (see `kayn.evidence.fixed_rows`).
+    agree, and note those that a handler has set (see `kayn.evidence.fixed_rows`). What is drawn `sample_shape` times
+    has these dimensions in its batch, as NumPyro itself has it within plates.
 
     Args:
         fn: the program.
@@ -63,6 +64,8 @@ class Given(Messenger):
         Raises:
             DataError: data are no arrays of numbers.
         """
+        if msg["type"] == "sample" and self._takes(msg):
+            repeat_in_batch(msg)
         if msg["type"] == "prng_key" and msg["kwargs"]["rng_key"] is None and msg["value"] is None:
             if self.starting:
                 msg["value"] = jax.random.fold_in(jax.random.key(0), zlib.crc32(self.starting.encode()))
@@ -113,6 +116,14 @@ class Given(Messenger):
 
     def _takes(self, msg: Mapping[str, Any]) -> bool:
         return msg["type"] in self.values and msg["value"] is None and not msg.get("is_observed", False)
+
+
+def repeat_in_batch(msg: dict[str, Any]) -> None:
+    """Make the `sample_shape` of a site that is to be drawn dimensions of its batch."""
+    times = msg["kwargs"]["sample_shape"]
+    if times:
+        msg["fn"] = msg["fn"].expand((*times, *msg["fn"].batch_shape))
+        msg["kwargs"]["sample_shape"] = ()
 
 
 def set_rows(msg: Mapping[str, Any]) -> Array | None:

@@ -93,6 +93,22 @@ def pairs_without_plates(state: State, axes: Sequence[Axis], most: int) -> list[
     return [p for p in pairs if sum(map(state.coordinates, p)) <= most]
 
 
+def pairs_within_groups(state: State, axes: Sequence[Axis], most: int) -> list[tuple[Axis, Axis]]:
+    """Those that have an index over the same plates, of numbers that no other step reads, up to `most` for every
+    element of the plates."""
+    graph, sizes = state.case.graph, state.case.sizes
+    chains = {a.base for a in graph.aliases}
+
+    def inside(axis: Axis) -> int:
+        return state.coordinates(axis) // math.prod(sizes[p] for p in axis.scope)
+
+    def free(axis: Axis) -> bool:
+        return bool(axis.scope) and not any(n in chains or graph.latent(n).discrete for n in axis.latents)
+
+    pairs = pairs_of([a for a in axes if free(a)])
+    return [(a, b) for a, b in pairs if set(a.scope) == set(b.scope) and inside(a) + inside(b) <= most]
+
+
 def _kept_dims(output: Output, axes: Sequence[Axis]) -> list[str]:
     """Plates left after rows that no axis needs have been multiplied out (rows are never all held at once)."""
     scopes = {p for a in axes for p in a.scope}
