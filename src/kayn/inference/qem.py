@@ -278,12 +278,14 @@ class QEM:
     def nearer(self) -> Nearer | None:
         """Where gradients lead from a state, if they have not led to the first one."""
         gradients = self._gradients
+        if gradients is None:
+            return None
 
         def of(state: QEMState) -> QEMState | None:
-            found = gradients and gradients.lead(self._guide().started_at(self.get_params(state)))
-            return found and jax.device_put(self._first(found, state.rng_key, True))
+            found = gradients.lead(self._guide().started_at(self.get_params(state)))
+            return None if found is None else jax.device_put(self._first(found, state.rng_key, True))
 
-        return gradients and Nearer(of, self._problem().layout.operations)
+        return Nearer(of, self._problem().layout.operations)
 
     def _chunk(self, state: QEMState, count: int = CHUNK) -> tuple[QEMState, Array, dict[str, Array]]:
         """The state after some steps, and their log Z and effective numbers of particles."""

@@ -58,7 +58,7 @@ class Step:
         return state, (log_z, mstep.sizes(self.problem, by_axis), by_axis, draws)
 
     @cached_property
-    def one(self) -> Callable[[Mapping, QEMState, Array | float], tuple[QEMState, Weighed]]:
+    def one(self) -> jax.stages.Wrapped:
         """As `taken`, traced once."""
         return jax.jit(self.taken, inline=True)
 
