@@ -164,22 +164,26 @@ def _problem(
     """The model under the guide that follows it, all latents on one axis, and how that reads curvature; None where it
     has too many coordinates, or a look at it would take long."""
     base, given = sampler.problem, sampler.qem.model_params
+    numbers, vectors = ([Unconstrained(s.name, _shape(s), gaussian(s).transform) for s in own] for own in sites)
+
+    def operations(curvature: Curvature) -> float:
+        return PARTICLES * _operations(base, vectors, curvature)
+
+    asked = isinstance(found, Posterior)
+    if asked and sum(v.size for v in vectors) < LONG and dear(operations(WHOLE)):
+        return None  # before anything is traced
     inspected = inspected_as_drawn(call.model, guide, call.args, call.kwargs, given)
     once, density = coordinate_density(guide, inspected, given)
-    numbers, vectors = ([Unconstrained(s.name, _shape(s), gaussian(s).transform) for s in own] for own in sites)
     follows = LaplaceGuide(numbers, vectors, partial(density, once.numbers), params)
     curvature = _curvature(follows, sites, found) if isinstance(found, Posterior) else found
-    if curvature is None:
+    if curvature is None or (asked and dear(operations(curvature))):
         return None
     follows = replace(follows, curvature=curvature)
-    operations = PARTICLES * _operations(base, follows)
-    if isinstance(found, Posterior) and dear(operations):
-        return None
     traced = trace_guide(follows, call.args, call.kwargs, params, inspected.sites)
     together = (tuple(s.name for s in guide.sites),)
     request = replace(sampler.qem.asked, num_particles=PARTICLES, more=False, groups=together)
     layout = choose_layout(base.structure, request, traced.constraints)
-    layout = replace(layout, operations=operations)
+    layout = replace(layout, operations=operations(curvature))
     problem = Problem(
         base.model,
         evenly(traced, follows, call.args, call.kwargs, params),
@@ -216,11 +220,11 @@ def _curvature(
     return WHOLE if banded is None and size <= LARGEST_BLOCK else banded
 
 
-def _operations(problem: Problem, follows: LaplaceGuide) -> float:
+def _operations(problem: Problem, vectors: Sequence[Unconstrained], curvature: Curvature) -> float:
     """That one particle takes: each step of Newton's method has a gradient for every direction of the curvature, at
     twice the cost of the density, forwards again; what depends on numbers alone is the same for all of these."""
-    names, size = {v.name for v in follows.vectors}, sum(v.size for v in follows.vectors)
-    directions, root = follows.curvature.derivatives(size)
+    names, size = {v.name for v in vectors}, sum(v.size for v in vectors)
+    directions, root = curvature.derivatives(size)
     work = [own for output in problem.graph.outputs for own in output.work]
     moving = sum(n for latents, n in work if names & set(latents))
     once = sum(n for latents, n in work if not names & set(latents))
