@@ -13,7 +13,7 @@ import kayn
 from kayn.axes.choose import settled
 from kayn.axes.more import MORE, with_more_for_groups, with_more_for_shared
 from kayn.axes.request import USUAL, make_request
-from kayn.axes.rules.by_cost import OPERATIONS, contracting, evaluating, slow_contraction, slow_factor
+from kayn.axes.rules.by_cost import OPERATIONS, contracting, evaluating, operations, slow_contraction, slow_factor
 from kayn.axes.types import axis_of
 from kayn.evidence.read import read_model
 from kayn.graph.types import MIXED
@@ -172,6 +172,15 @@ def test_more_particles_for_many_elements():
     large = structure({"i": 400_000}, {"a": "i", "m": ""}, {"a": reads("am", "i")})
     begun = state(large)
     assert {a.size for a in with_more(begun, begun).axes} == {USUAL}
+
+
+@pytest.mark.parametrize(("each", "size"), [(0.99, USUAL), (1.01, MORE)])
+def test_more_particles_cost_no_more_than_their_elements_are_worth(each, size, monkeypatch):
+    found = structure({"i": 40}, {"a": "i", "m": ""}, {"a": reads("am", "i")})
+    begun = state(found)
+    larger = begun.resized(next(a for a in begun.axes if a.scope), MORE)
+    monkeypatch.setattr("kayn.axes.more.EACH", each * operations(larger) / 40)
+    assert {a.latents: a.size for a in with_more(begun, begun).axes} == {("a",): size, ("m",): USUAL}
 
 
 def test_a_number_that_is_given_is_kept():

@@ -83,7 +83,7 @@ def test_an_axis_that_saves_little_is_given_up_for_the_next():
             with numpyro.plate("times", 5):
                 numpyro.sample("y", dist.Normal(u + v * x, r), obs=jnp.zeros((30, 5)))
 
-    assert axes_of(model) == {"a+b+r+s+t": MORE, "u": MORE, "v": USUAL}
+    assert axes_of(model) == {"a+b+r+s+t": MORE, "u": USUAL, "v": USUAL}
 
 
 def test_entries_that_no_product_forms_count_in_full():
