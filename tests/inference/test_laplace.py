@@ -299,7 +299,7 @@ def test_a_series_is_read_back_with_its_band(series, tmp_path):
 
 def test_guides_that_are_dear_to_follow_are_not_drawn_from(series, monkeypatch):
     fit, _ = series
-    monkeypatch.setattr(settle, "dear", lambda problem: True)
+    monkeypatch.setattr("kayn.inference.laplace.dear", lambda operations: True)
     monkeypatch.setattr(LaplaceSampler, "posterior", lambda *asked: pytest.fail("drawn from"))
     own = fit.sampler.posterior(fit.call, jax.random.key(1), 32)
     assert settle._following(fit.sampler, fit.call, own, None, jax.random.key(2)) is None
