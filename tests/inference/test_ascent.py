@@ -179,6 +179,13 @@ def test_other_starts_are_looked_at_unless_weights_are_even(monkeypatch, even):
     assert len(looked) == (1 if even else 1 + len(fitter.guide.starts))
 
 
+def test_gradients_are_asked_once(monkeypatch):
+    """Where they are asked before the first step they are not asked again, also if they led nowhere."""
+    monkeypatch.setattr(Gradients, "lead", lambda *given: None)
+    assert begun(vector, Y)[0].nearer() is None
+    assert begun(short, jnp.ones(15))[0].nearer() is not None
+
+
 @pytest.mark.parametrize("bound", ["OPERATIONS", "SECONDS"])
 def test_gradients_that_are_dear_are_given_up(monkeypatch, bound):
     monkeypatch.setattr(ascent, bound, 0)

@@ -954,6 +954,19 @@ def test_a_late_fit_asks_for_a_nearer_state_once(rise, weights, operations, aske
         np.testing.assert_array_equal(history[asked_at:], rise * np.arange(asked_at + 1000, steps))
 
 
+@pytest.mark.parametrize(("num_steps", "asked"), [(LATE, False), (LATE + CHUNK - 1, False), (LATE + CHUNK, True)])
+def test_no_nearer_state_is_asked_for_where_no_steps_are_left(num_steps, asked):
+    """A fit takes no more steps than it may."""
+    states = []
+
+    def advance(step, count):
+        return step + count, np.arange(step, step + count, dtype=float), GOOD
+
+    nearer = Nearer(lambda step: states.append(step) or step + 1000, WORTH)
+    assert len(until_flat(advance, 0, num_steps, False, None, nearer)[1]) == num_steps
+    assert bool(states) == asked
+
+
 def test_a_nearer_state_is_asked_for_where_nothing_is_possible():
     """From where no combination has any weight."""
 

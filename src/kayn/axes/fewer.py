@@ -1,14 +1,15 @@
-"""Fewer axes without plates where a step is slow, then fewer particles, if their number is left to kayn.
+"""Fewer axes where a step is slow, then fewer particles, if their number is left to kayn.
 
-The gain of all combinations comes from the many groups of a model and not from splitting the few latents above them: on
-one axis, with a joint covariance and more particles, these are known as well, and a step has as much less to combine.
+The gain of all combinations comes from the many groups of a model and not from splitting the few latents above them, or
+those inside of one: on one axis, with a joint covariance and more particles, these are known as well, and a step has as
+much less to combine.
 What is slow even then, such as a series whose step reads two earlier states, has fewer particles than usual.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from kayn.axes.more import SHARED, with_more_for_groups, with_more_for_shared
 from kayn.axes.rules.by_cost import evaluating, of_a_step, operations
@@ -70,10 +71,13 @@ def _merged(state: State, reason: str) -> State | None:
     joint Normal is for these. Where no pair leaves fewer operations of factors, those that leave the least to contract:
     factors of a series may read either, and only its running state both. Then two that have an index over the same
     plates: what is inside a group has a joint Normal, too."""
-    pairs = pairs_without_plates(state, state.axes, LARGEST)
-    costs = ((pairs, _work), (pairs, _step), (pairs_within_groups(state, state.axes, MOST_IN_A_GROUP), _step))
-    for own, cost in costs:
-        merged = [(state.merged(a, b, reason), _with_ends(state, a) + _with_ends(state, b)) for a, b in own]
+
+    def states(pairs: Iterable[tuple[Axis, Axis]]) -> list[tuple[State, int]]:
+        return [(state.merged(a, b, reason), _with_ends(state, a) + _with_ends(state, b)) for a, b in pairs]
+
+    above = states(pairs_without_plates(state, state.axes, LARGEST))
+    inside = states(pairs_within_groups(state, state.axes, MOST_IN_A_GROUP))
+    for merged, cost in ((above, _work), (above, _step), (inside, _step)):
         found = [(cost(s), ends, s) for s, ends in merged]
         least, _, best = min(found, key=lambda f: f[:2], default=(cost(state), 0, state))
         if least < cost(state):

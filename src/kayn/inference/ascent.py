@@ -1,4 +1,4 @@
-"""A start by gradients, for guides that hold many coordinates on one particle.
+"""A start by gradients, for guides that hold many coordinates on one particle, or are far from the posterior for long.
 
 From the prior's quantiles all particles of a long vector are far from the posterior, one has all the weight, and QEM
 takes hundreds of steps to the posterior's place and more to its covariance. Gradients know both at once.

@@ -165,8 +165,10 @@ class QEM:
             steps.one.trace(self.problem.numbers, self._first(params, key), 1.0)
         self.guide = begun.started()
         gradients = Gradients(inspected, early, self.problem) if start == "gradients" else None
-        near = gradients.lead(self.guide) if gradients is not None and gradients.pay(self.guide) else None
-        self._gradients = gradients if near is None else None
+        near = None
+        if gradients is not None and gradients.pay(self.guide):
+            near, gradients = gradients.lead(self.guide), None
+        self._gradients = gradients  # that are left to ask
         chosen, state, taken = begun_at(
             [*([] if near is None else [near]), *self.guide.starts[: 1 if start == "known" else None]],
             lambda own: self._first({**own, **params}, key, own is near),
@@ -276,7 +278,7 @@ class QEM:
         return state, log_z, mstep.judged(self._problem(), sizes, self.min_ess)
 
     def nearer(self) -> Nearer | None:
-        """Where gradients lead from a state, if they have not led to the first one."""
+        """Where gradients lead from a state, if they have not been asked where to begin."""
         gradients = self._gradients
         if gradients is None:
             return None

@@ -99,7 +99,8 @@ def until_flat(
                     stalled = not weights.starved and not _rises(efficiencies)
                 if max_seconds is not None and time.monotonic() - begun >= max_seconds:
                     break
-                if nearer is not None and not (converged or stalled) and nearer.wanted(parts[0], weights):
+                going = not (converged or stalled) and done + CHUNK <= num_steps
+                if nearer is not None and going and nearer.wanted(parts[0], weights):
                     state, log_z = _nearest(advance, state, nearer.of(state), parts[0])
                     parts, nearer, done = [np.concatenate([parts[0], log_z])], None, done + len(log_z)
     history = jnp.concatenate(parts) if is_traced(parts) else np.concatenate([np.zeros(0), *parts])

@@ -78,13 +78,14 @@ def assured(
     if (reasons and any(complaints(found, uneven=False, tails=False))) or not comparable(found):
         return found, reasons
     look, taken = cache(partial(_look, wider, key)), cache(take)  # of guides that are asked for twice
+    instead = cache(partial(_better, take=taken))
     heavy = heavy_tails(found)
-    if heavy and (better := _better(look(REACHING), taken)) is not None:
+    if heavy and (better := instead(look(REACHING))) is not None:
         return better, ()
     judge = next(filter(None, map(look, WIDENED)), None)
     if judge is None:
         return found, () if reasons and _tails_confirmed(found, wider, take, key) else reasons
-    if (heavy or _error(judge.seen) < _error(found)) and (better := _better(judge, taken)) is not None:
+    if (heavy or _error(judge.seen) < _error(found)) and (better := instead(judge)) is not None:
         return better, ()
     judge, missed = _asked_again(found, judge, key)
     if not reasons or missed:

@@ -1,6 +1,7 @@
 """What work and memory demand: two axes on one, where arrays would be too large.
 
-For the sake of speed only axes without plates are merged, which costs little accuracy; to fit into memory, any.
+For the sake of speed axes without plates are merged, and inside of groups those over the same plates, which costs
+little accuracy; to fit into memory, any.
 """
 
 from __future__ import annotations
