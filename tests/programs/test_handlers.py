@@ -3,6 +3,8 @@ in models and in guides."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -437,3 +439,28 @@ def test_what_is_drawn_several_times_has_these_dimensions_in_its_batch(own):
         mine, numpyros = (dict(handlers.trace(handlers.seed(model, 0)).get_trace(y)) for _ in "ab")
         assert mine["z"]["value"].shape == numpyros["z"]["value"].shape == (12,)
     np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("count", [2, 3], ids=["other than steps", "as many as steps"])
+def test_what_is_drawn_several_times_in_every_step_of_a_loop(count):
+    """As what is made larger; NumPyro 0.22 refuses its shapes, or takes each draw for that of another step."""
+    y = jnp.asarray(np.random.default_rng(0).normal(size=(3, count)), "float32")
+
+    def model(expand, y):
+        s = numpyro.sample("s", dist.HalfNormal(1.0))
+
+        def step(before, now):
+            law = dist.Normal(before, s)
+            if expand:
+                z = numpyro.sample("z", law.expand([count]))
+            else:
+                z = numpyro.sample("z", law, sample_shape=(count,))
+            numpyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=now)
+            return z.mean(), None
+
+        scan(step, 0.0, y)
+
+    posteriors = [kayn.Importance(partial(model, e), None, 20, num_replicates=4).run(0, None, y) for e in (True, False)]
+    np.testing.assert_array_equal(*(p.log_evidences for p in posteriors))
+    predicted = posteriors[1].predictive(0, 5)
+    assert predicted["y"].shape == (5, 3, count)

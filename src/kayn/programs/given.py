@@ -19,7 +19,7 @@ from numpyro.primitives import Messenger
 from kayn.errors import KaynError, ModelError
 from kayn.programs.data import as_data
 from kayn.support.arrays import Array, PyTree
-from kayn.support.numpyro_internals import is_told_afterwards, substitutions
+from kayn.support.numpyro_internals import is_scan, is_told_afterwards, substitutions
 from kayn.xla.compilation import is_traced
 
 FIXED = "_kayn_fixed"
@@ -35,7 +35,7 @@ class Given(Messenger):
     deterministic sites. A parameter without a given value is a number and no random variable: what draws its first
     value is the same key in every run. Plates take the indices that they are given, since model and guide have to
     agree, and note those that a handler has set (see `kayn.evidence.fixed_rows`). What is drawn `sample_shape` times
-    has these dimensions in its batch, as NumPyro itself has it within plates.
+    has these dimensions in its batch, in loops too, as NumPyro itself has it within plates.
 
     Args:
         fn: the program.
@@ -76,6 +76,9 @@ class Given(Messenger):
             # programs change states in place
             msg["value"] = dict(state) if isinstance(state, dict) else state
         elif msg["type"] == "control_flow":
+            if is_scan(msg):
+                body, *rest = msg["args"]
+                msg["args"] = (Repeated(body), *rest)
             if self.latents:
                 substitutions(msg).append(("substitute", self.latents))
         elif msg["type"] == "sample" and msg.get("is_observed"):
@@ -124,6 +127,17 @@ def repeat_in_batch(msg: dict[str, Any]) -> None:
     if times:
         msg["fn"] = msg["fn"].expand((*times, *msg["fn"].batch_shape))
         msg["kwargs"]["sample_shape"] = ()
+
+
+class Repeated(Messenger):
+    """The body of a loop in which what is drawn several times has these dimensions in its batch. (NumPyro 0.22 weighs
+    what is drawn N times in T steps as if its laws had no such dimension: it refuses the shapes, or where N is T takes
+    each draw for that of another step.)"""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """See `repeat_in_batch`."""
+        if msg["type"] == "sample" and msg["value"] is None and not msg["is_observed"]:
+            repeat_in_batch(msg)
 
 
 def set_rows(msg: Mapping[str, Any]) -> Array | None:
