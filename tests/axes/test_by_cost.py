@@ -65,6 +65,23 @@ def test_special_functions_of_a_density_are_counted_where_their_parameters_vary(
     assert y[("a",)] == 32 and not y.get(("b",))
 
 
+def test_triangular_systems_of_a_density_are_counted_where_location_and_covariance_vary():
+    """Rows of a regression with correlated errors: 60 x 60 operations for every pair of slope and covariance. With a
+    covariance of data, and without a location that varies, either side of a product solves its own."""
+    apart = jnp.abs(jnp.arange(60.0)[:, None] - jnp.arange(60.0))
+
+    def model():
+        b, rho = numpyro.sample("b", dist.Normal(0.0, 1.0)), numpyro.sample("rho", dist.LogNormal(0.0, 1.0))
+        x, y, cov = jnp.linspace(0.0, 1.0, 60), jnp.zeros(60), jnp.exp(-rho * apart) + 0.1 * jnp.eye(60)
+        numpyro.sample("both", dist.MultivariateNormal(b * x, cov), obs=y)
+        numpyro.sample("covariance", dist.MultivariateNormal(x, cov), obs=y)
+        numpyro.sample("location", dist.MultivariateNormal(b * x, jnp.exp(-apart) + 0.1 * jnp.eye(60)), obs=y)
+
+    graph = read_model(Inspected.of(model, (), {}, {})).structure.graph
+    pair = ("b", "rho")
+    assert [dict(graph.output(n).work).get(pair) for n in ("both", "covariance", "location")] == [3600, None, None]
+
+
 def test_matrix_products_count_for_less():
     """Eight multiply-adds of a product in the time of one operation."""
     matrix = jnp.ones((60, 40))

@@ -106,6 +106,9 @@ def choose(way: Reduction) -> Split | None:
             features += 1  # to write every entry down and to check it; by itself it is made where it is used
         cost = way.entries * math.prod(kept) * features
         cost += work(split.left, split.left_shapes) + work(split.right, split.right_shapes)
+        if density.family.solved:
+            # either side solves a system for each of its combinations
+            cost += num_terms(density) * sum(math.prod(a.size for a in side) for side in (split.left, split.right))
         if cost < least:
             best, least = split, cost
     return best

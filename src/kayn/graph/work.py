@@ -41,18 +41,23 @@ def _of_factor(output: Output, program: Program) -> tuple[tuple[tuple[str, ...],
     names = [Part.ARGUMENT.of(output.name, a.name) for a in arguments] or [output.traced]
     terms = density.terms if density is not None and len(density.terms) > 1 else (output.latents,)
     found = work_of(program, names)
-    for z, n in () if density is None else _special(density):
+    for z, n in () if density is None else _of_family(density):
         found[z] = found.get(z, 0.0) + n
     return tuple(sorted((tuple(sorted(z)), n) for z, n in found.items() if any(z <= set(term) for term in terms)))
 
 
-def _special(density: Density) -> Iterator[tuple[Sources, float]]:
-    """Operations of the special functions that a density has of its parameters, by the latents these depend on."""
+def _of_family(density: Density) -> Iterator[tuple[Sources, float]]:
+    """Operations of the special functions that a density has of its parameters, and of the triangular systems, by the
+    latents these depend on."""
     for names in density.family.special:
         own = [a for a in density.arguments if a.name in names]
         latents = Sources(n for a in own for n in a.latents)
         if latents:
             yield latents, DEARER * math.prod(np.broadcast_shapes(*(a.shape for a in own)))
+    solved = [a.latents for a in density.arguments if a.name in density.family.solved]
+    if solved and all(solved):
+        value = next(a for a in density.arguments if a.name == "value")
+        yield Sources().union(*solved), density.family.operations(value.shape)
 
 
 def work_of(program: Program, outputs: Iterable[OutputName]) -> dict[Sources, float]:

@@ -81,7 +81,7 @@ class Family:
         core_ndim: dimensions of arguments that belong to one element of the distribution, where there are any.
         predictor: how a regression enters it, if kayn splits that into its terms.
         has_factorials: whether statistics end with log factorials, which cancel against the other terms.
-        pairs_coordinates: whether a vector's density takes the square of its size in operations.
+        solved: the arguments of a triangular system that every form solves, for vectors: in the square of their size.
         special: the arguments of every special function in the density's naturals, which take most of its time.
     """
 
@@ -91,7 +91,7 @@ class Family:
     core_ndim: Mapping[str, int] = field(default_factory=dict)
     predictor: Predictor | None = None
     has_factorials: bool = False
-    pairs_coordinates: bool = False
+    solved: tuple[str, ...] = ()
     special: tuple[tuple[str, ...], ...] = ()
 
     def __repr__(self) -> str:
@@ -100,7 +100,7 @@ class Family:
 
     def operations(self, shape: Sequence[int]) -> int:
         """Operations of the density for a value of this shape, [*outer, *core]."""
-        return math.prod(shape) * (shape[-1] if self.pairs_coordinates else 1)
+        return math.prod(shape) * (shape[-1] if self.solved else 1)
 
 
 def attributes(*names: str) -> Parameters:

@@ -179,7 +179,7 @@ MULTIVARIATE_NORMAL = Family(
     {dist.MultivariateNormal: attributes("loc", "scale_tril")},
     _multivariate_normal_forms(),
     core_ndim={"value": 1, "loc": 1, "scale_tril": 2},
-    pairs_coordinates=True,
+    solved=("loc", "scale_tril"),
 )
 HALF_NORMAL = Family(
     "HalfNormal",
