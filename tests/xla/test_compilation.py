@@ -13,6 +13,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import kayn
 from kayn.contraction import logmatmul
@@ -21,6 +22,7 @@ from kayn.guides.start import best_start
 from kayn.inference.stopping import UNKNOWN, until_flat
 from kayn.xla import compilation, jit
 from kayn.xla.compilation import compiled_now, matmul_precision, once_options, quick_options, seldom_options
+from kayn.xla.fingerprint import fingerprint
 from kayn.xla.jit import LONG_SCATTER, QuickJit
 from kayn.xla.shared import Kept
 
@@ -142,6 +144,18 @@ def test_equal_programs_share_what_is_compiled(open_consts):
     assert of(first, x=x[:1]) == 1
     with jax.enable_x64(True):
         assert of(first, x=x.astype(float)) >= 1
+
+
+def test_equal_placements_are_the_same_program():
+    """JAX 0.10 makes another object of the same placement wherever a number is put on a device."""
+
+    def known(*axes):
+        mesh = Mesh(np.array(jax.devices()[:1]), ("x",))
+        placed = NamedSharding(mesh, PartitionSpec(*axes))
+        return fingerprint(jax.make_jaxpr(lambda x: jax.device_put(x, placed))(jnp.zeros(3)))
+
+    assert known().digest == known().digest
+    assert known().digest != known("x").digest
 
 
 def test_compiled_programs_are_forgotten():

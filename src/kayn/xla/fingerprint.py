@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -23,6 +24,9 @@ RULES = {
     "custom_vjp_call_jaxpr": ("fwd_jaxpr_thunk", "bwd", "out_trees"),
 }
 """Parameters that say how to differentiate, which nobody does with a program that is about to be compiled."""
+
+MOST = 256
+"""Placements that are known again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +118,7 @@ class _Writer:
             return "mapping", sorted((repr(self.value(k)), self.value(v)) for k, v in value.items())
         if isinstance(value, Sequence):
             return self.identity(type(value)), [self.value(v) for v in value]
-        return self.identity(value)
+        return self.identity(_one_of_all(value) if isinstance(value, jax.sharding.Sharding) else value)
 
     def array(self, value: Any) -> Any:
         if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended) or isinstance(value, jax.core.Tracer):
@@ -127,3 +131,9 @@ class _Writer:
     def identity(self, value: Any) -> tuple[str, int]:
         self.kept[id(value)] = value
         return "object", id(value)
+
+
+@lru_cache(MOST)
+def _one_of_all(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    """The same object for all that are equal: JAX makes another wherever a number is put on a device."""
+    return sharding
