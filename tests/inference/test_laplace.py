@@ -303,3 +303,26 @@ def test_guides_that_are_dear_to_follow_are_not_drawn_from(series, monkeypatch):
     monkeypatch.setattr(LaplaceSampler, "posterior", lambda *asked: pytest.fail("drawn from"))
     own = fit.sampler.posterior(fit.call, jax.random.key(1), 32)
     assert settle._following(fit.sampler, fit.call, own, None, jax.random.key(2)) is None
+
+
+def test_guides_of_which_many_particles_are_dear_draw_few(fitted, exact, monkeypatch):
+    """Thirty, which tell the same evidence, and are read back as many."""
+    most = 50 * LaplaceSampler.of(fitted.sampler, fitted.call, WHOLE).problem.layout.operations / 100
+    monkeypatch.setattr("kayn.inference.laplace.dear", lambda operations: operations > most)
+    few = LaplaceSampler.of(fitted.sampler, fitted.call, WHOLE)
+    assert {a.size for a in few.problem.layout.axes} == {30}
+    first = few.fitted_again(fitted.sampler.posterior(fitted.call, jax.random.key(1), 32))
+    found = first.posterior(fitted.call, jax.random.key(2), 64)
+    assert abs(found.log_evidence - exact[0]) < 4 * found.log_evidence_error
+    assert found.log_evidence_error < 0.05
+
+
+def test_another_posterior_of_a_guide_that_follows_compiles_nothing(fitted):
+    """Nor does a guide made anew for the same model."""
+    first, again = (LaplaceSampler.of(fitted.sampler, fitted.call, WHOLE) for _ in range(2))
+    first.posterior(fitted.call, KEY, 8)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+    again.posterior(fitted.call, KEY, 8)
+    assert compiled
+    assert "/jax/core/compile/backend_compile_duration" not in compiled

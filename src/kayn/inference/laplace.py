@@ -39,8 +39,8 @@ from kayn.xla.jit import QuickJit
 
 LAPLACE = "laplace"
 """In the settings of a posterior's origin: that its particles are of this guide, and how it reads curvature."""
-PARTICLES = 100
-"""Of every latent, which share an axis."""
+PARTICLES = (100, 30)
+"""Of every latent, which share an axis: the fewer where a look at more takes long."""
 WIDER, OVERDISPERSION = 1.0, 0.5
 """How much wider numbers and vectors are drawn than their posterior is, as `QEM` has it: numbers twice as much, since
 the tails of scales are long."""
@@ -166,24 +166,25 @@ def _problem(
     base, given = sampler.problem, sampler.qem.model_params
     numbers, vectors = ([Unconstrained(s.name, _shape(s), gaussian(s).transform) for s in own] for own in sites)
 
-    def operations(curvature: Curvature) -> float:
-        return PARTICLES * _operations(base, vectors, curvature)
+    def particles(curvature: Curvature) -> int | None:
+        each = _operations(base, vectors, curvature)
+        return next((k for k in PARTICLES if not dear(k * each)), None)
 
-    asked = isinstance(found, Posterior)
-    if asked and sum(v.size for v in vectors) < LONG and dear(operations(WHOLE)):
+    if sum(v.size for v in vectors) < LONG and particles(WHOLE) is None:
         return None  # before anything is traced
     inspected = inspected_as_drawn(call.model, guide, call.args, call.kwargs, given)
     once, density = coordinate_density(guide, inspected, given)
     follows = LaplaceGuide(numbers, vectors, partial(density, once.numbers), params)
     curvature = _curvature(follows, sites, found) if isinstance(found, Posterior) else found
-    if curvature is None or (asked and dear(operations(curvature))):
+    count = None if curvature is None else particles(curvature)
+    if curvature is None or count is None:
         return None
     follows = replace(follows, curvature=curvature)
     traced = trace_guide(follows, call.args, call.kwargs, params, inspected.sites)
     together = (tuple(s.name for s in guide.sites),)
-    request = replace(sampler.qem.asked, num_particles=PARTICLES, more=False, groups=together)
+    request = replace(sampler.qem.asked, num_particles=count, more=False, groups=together)
     layout = choose_layout(base.structure, request, traced.constraints)
-    layout = replace(layout, operations=operations(curvature))
+    layout = replace(layout, operations=count * _operations(base, vectors, curvature))
     problem = Problem(
         base.model,
         evenly(traced, follows, call.args, call.kwargs, params),
