@@ -69,11 +69,10 @@ def draw_evenly(
 
     def one(number: Array) -> dict[str, Array]:
         def uniforms(size: int, *place: Any) -> Array:
-            order, within = jax.random.split(reduce(jax.random.fold_in, place, rng_key))
             # one shuffle for all draws, of which each takes its place
-            bits = jax.random.bits(order, (ROWS, size), "uint32")
-            parts = apart(shuffled(bits, number, count), bits[0, 0])
-            shares = (parts + jax.random.uniform(within, (size,))) / count
+            bits = jax.random.bits(reduce(jax.random.fold_in, place, rng_key), (ROWS + 1, size), "uint32")
+            parts = apart(shuffled(bits[:ROWS], number, count), bits[0, 0])
+            shares = (parts + bits[ROWS].astype(jnp.result_type(float)) * 2.0**-32) / count
             return jnp.minimum(shares, 1 - jnp.finfo(shares.dtype).epsneg)  # which rounding can make one
 
         return _walked(plan, slots, index, uniforms, orders)

@@ -95,9 +95,9 @@ def sample(
     size = -(-block_size(num_samples, BLOCK, entries(problem)) // replicates)
     run = partial(sample_block, problem, size) if compiled is None else compiled(size)
     pick, split = jax.random.split(key)
-    orders = alike(problem, draws.values)
+    orders, places = alike(problem, draws.values), _replicates(shares, split)
     blocks = ((start, np.int32(min(size, per - start))) for start in starts(per, size))
-    found = joined([run(numbers, params, draws, shares, orders, split, *b) for b in blocks], per, 1)
+    found = joined([run(numbers, params, draws, places, orders, split, *b) for b in blocks], per, 1)
     # all parts are of the same number of draws; which ones are left over is random
     order = shuffled(pick, per * replicates)
     order = _by_replicate(np.asarray(order), chains, num_samples) if chains else order[:num_samples]
@@ -106,6 +106,15 @@ def sample(
         first, places = np.unique(values, return_index=True, return_inverse=True)[1:]
         order = order[np.lexsort((first[places], order // per))]
     return on_device(jax.tree.map(lambda v: v.reshape((-1, *v.shape[2:]))[order], found))
+
+
+def _replicates(shares: Array, key: KeyArray) -> Array:
+    """Those that R parts of draws are of, int [R]: each has as many as its share says, rounded up or down by chance."""
+    xp: Any = jnp if is_traced((shares, key)) else np
+    count, word = shares.shape[0], xp.asarray(jax.random.key_data(key)).ravel()[-1]
+    within = 0.01 + 0.98 * word.astype(shares.dtype) * 2.0**-32
+    ends = xp.cumsum(xp.asarray(shares))
+    return ((xp.arange(count)[:, None] + within) / count > ends / ends[-1]).sum(1).astype("int32")
 
 
 def _by_replicate(order: np.ndarray, chains: int, count: int) -> np.ndarray:
@@ -121,7 +130,7 @@ def sample_block(
     numbers: Mapping,
     params: Mapping,
     draws: Draws,
-    shares: Array,
+    places: Array,
     orders: dict[str, Array],
     key: KeyArray,
     start: Array,
@@ -131,24 +140,21 @@ def sample_block(
     [R, size, *shape].
 
     Args:
+        places: the replicate that each part is of, int [R].
         orders: of all axes' particles in every replicate, see `alike`.
     """
-    replicates = shares.shape[0]
-    # each has as many parts as its share says, rounded up or down by chance, the same in all blocks
-    within = jax.random.uniform(jax.random.fold_in(key, replicates), minval=0.01, maxval=0.99)
-    ends = jnp.cumsum(shares) / jnp.sum(shares)
-    chosen = ((jnp.arange(replicates)[:, None] + within) / replicates > ends).sum(1)
-    draws, orders = jax.tree.map(lambda x: x[chosen], (draws, orders))
 
-    def one(item: tuple[Draws, dict[str, Array], KeyArray]) -> JointDraws:
-        mine, order, key = item
+    def one(item: tuple[Array, KeyArray]) -> JointDraws:
+        place, key = item
+        # one by one: compilers take longer over a gather of each array
+        mine, order = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, place, keepdims=False), (draws, orders))
         chosen = draw_evenly(weigh(problem, numbers, mine, params), jax.random.fold_in(key, start), size, count, order)
         latents = jax.vmap(lambda c: take_particles(problem, mine.values, c))(chosen)
         inputs = model_inputs(problem, numbers, params, mine.subsample)
         rows = {n: jnp.broadcast_to(v, (size, *v.shape)) for n, v in mine.subsample.items()}
         return JointDraws(latents | deterministic_values(problem, latents, inputs), rows)
 
-    return jax.lax.map(one, (draws, orders, jax.random.split(key, replicates)))
+    return jax.lax.map(one, (jnp.asarray(places), jax.random.split(key, places.shape[0])))
 
 
 def remembering(found: dict[Any, Any], size: int, run: Callable[..., JointDraws]) -> Callable[..., JointDraws]:
