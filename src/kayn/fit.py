@@ -29,7 +29,7 @@ from kayn.objectives.vi import VI
 from kayn.posterior import stored
 from kayn.posterior.call import MISSING, Call, Origin, conditioned
 from kayn.posterior.chains import Chains
-from kayn.posterior.enough import Draw, enough_replicates
+from kayn.posterior.enough import Replicates
 from kayn.posterior.poor_fit import warn_if_poor, warn_if_unsound, warn_of
 from kayn.posterior.posterior import Posterior
 from kayn.posterior.stored import Stored
@@ -127,10 +127,7 @@ class Fit(Printed):
             max_seconds: of sampling, compiling apart.
         """
         key = jax.random.fold_in(self.rng_key, 1) if rng_key is None else rng_key
-
-        def take(draw: Draw[Posterior]) -> Posterior:
-            return enough_replicates(draw, key) if num_replicates is None else draw(key, num_replicates)
-
+        take = Replicates(key, num_replicates)
         own = take(partial(self._weighed, num_particles))
         if num_particles is not None or is_traced(own.log_evidences):
             warn_if_poor(own)

@@ -10,7 +10,7 @@ import pytest
 
 import kayn
 from kayn.inference import ascent, settle
-from kayn.posterior import wider
+from kayn.posterior import enough, wider
 from kayn.posterior.poor_fit import few_count, worst_efficiency
 
 SIZE = 30
@@ -151,3 +151,22 @@ def test_slow_posteriors_are_confirmed_by_a_guide_that_follows_the_model(other, 
     found = settle.settled(early.sampler, early.call, own, lambda draw: draw(None, 1), jax.random.key(0))
     assert asked == (["following"] if other == "same" else ["following", "wider"])
     assert found.posterior is (own if other == "none" else second) and found.reasons == reasons
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_more_replicates_come_before_chains(counted, early, own, monkeypatch):
+    """Where more particles of the same guide are all that is missing they are drawn; not beside a number that was
+    asked for."""
+    monkeypatch.setattr(settle, "_fitted_again", lambda sampler, call, found, reasons, *_: (sampler, found, reasons))
+    monkeypatch.setattr(settle, "_following", lambda *_: None)
+    monkeypatch.setattr(settle, "of_tails_alone", lambda _: False)
+    monkeypatch.setattr(settle, "assured", lambda found, reasons, *_: (found, reasons))
+    monkeypatch.setattr(settle, "complaints", lambda found: ["few"] if found is few else [])
+    monkeypatch.setattr(settle, "more_would_do", lambda found: found is few)
+    monkeypatch.setattr(enough, "KNOWN", 1e-6)
+    monkeypatch.setattr(enough, "MOST", 128)
+    key = jax.random.key(3)
+    few = early.sampler.posterior(early.call, key, 32)
+    found = settle.settled(early.sampler, early.call, few, enough.Replicates(key, 32 if counted else None), key)
+    assert found.posterior.num_replicates == (32 if counted else 128)
+    assert found.reasons == (("few",) if counted else ())

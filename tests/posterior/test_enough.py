@@ -1,5 +1,7 @@
 """As many replicates as a posterior's errors ask for, where nobody says how many."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import numpyro
@@ -65,6 +67,20 @@ def test_those_that_are_asked_for_are_given_and_many_particles_need_no_more(few)
     assert few.posterior(2000).num_replicates == enough.FIRST
     traced = jax.jit(lambda key: few.posterior(rng_key=key).log_evidences)(jax.random.PRNGKey(0))
     assert traced.shape == (enough.FIRST,)
+
+
+def test_replicates_are_added_with_patience_where_nobody_says_how_many(few, strict, monkeypatch):
+    """Eight times what a posterior may cost is not enough for 128, thirty-two times is; those that are there stay."""
+    draw, key = partial(few._weighed, None), jax.random.fold_in(few.rng_key, 1)
+    monkeypatch.setattr(enough, "OPERATIONS", 8 * strict.problem.layout.operations)
+    found = enough.Replicates(key)(draw)
+    assert found.num_replicates == enough.FIRST
+    more = enough.Replicates(key).more(draw, found)
+    assert more.num_replicates == 64
+    np.testing.assert_array_equal(more.draws.values["mu"][: enough.FIRST], strict.draws.values["mu"])
+    monkeypatch.setattr(enough, "PATIENCE", 32)
+    assert enough.Replicates(key).more(draw, more).num_replicates == 128
+    assert enough.Replicates(key, 32).more(draw, found) is found
 
 
 def test_almost_all_of_many_elements_are_enough():

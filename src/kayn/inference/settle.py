@@ -13,8 +13,8 @@ from kayn.errors import KaynError
 from kayn.inference.laplace import LaplaceSampler
 from kayn.inference.sampler import Sampler
 from kayn.posterior.call import Call
-from kayn.posterior.enough import Draw, Take, affordable
-from kayn.posterior.poor_fit import complaints, few_count, of_tails_alone, worst_efficiency
+from kayn.posterior.enough import Draw, Replicates, affordable
+from kayn.posterior.poor_fit import complaints, few_count, more_would_do, of_tails_alone, worst_efficiency
 from kayn.posterior.posterior import Posterior
 from kayn.posterior.wider import GLIMPSE, REPLICATES, agree, assured, comparable
 from kayn.support.arrays import KeyArray
@@ -49,7 +49,7 @@ class Settled:
     told: dict[str, str]
 
 
-def settled(sampler: Sampler | None, call: Call, own: Posterior, take: Take[Posterior], key: KeyArray) -> Settled:
+def settled(sampler: Sampler | None, call: Call, own: Posterior, take: Replicates, key: KeyArray) -> Settled:
     """The posterior of a fit, given the particles of its guide.
 
     Args:
@@ -78,6 +78,10 @@ def settled(sampler: Sampler | None, call: Call, own: Posterior, take: Take[Post
     certain = follows is not None and not (reasons or follows.reasons) and agree(found, follows.posterior)
     if follows is not None:
         found, reasons, told = follows.posterior, follows.reasons, {"follows": FOLLOWS}
+    last = draws if follows is None else follows.sampler
+    if reasons and last is not None and more_would_do(found):
+        found = take.more(partial(last.posterior, call), found)
+        reasons = tuple(complaints(found))
     if not certain and (not asked or follows is not None):
         found, reasons = sure(found, reasons)
     told |= {"widened": WIDENED} if found.widened else {}
@@ -89,7 +93,7 @@ def _fitted_again(
     call: Call,
     found: Posterior,
     reasons: tuple[str, ...],
-    take: Take[Posterior],
+    take: Replicates,
     key: KeyArray,
 ) -> tuple[Sampler, Posterior, tuple[str, ...]]:
     """A guide, its posterior and what is said against it, fitted again as long as something is and that helps.
@@ -123,9 +127,7 @@ class _Following:
     reasons: tuple[str, ...]
 
 
-def _following(
-    sampler: Sampler, call: Call, poor: Posterior, take: Take[Posterior], key: KeyArray
-) -> _Following | None:
+def _following(sampler: Sampler, call: Call, poor: Posterior, take: Replicates, key: KeyArray) -> _Following | None:
     """A guide whose vectors follow the model given its numbers, fitted to a posterior that something is said against;
     None where there is none, or its weights are not better."""
     try:
@@ -135,9 +137,7 @@ def _following(
         return None
 
 
-def _followed(
-    made: LaplaceSampler, call: Call, poor: Posterior, take: Take[Posterior], key: KeyArray
-) -> _Following | None:
+def _followed(made: LaplaceSampler, call: Call, poor: Posterior, take: Replicates, key: KeyArray) -> _Following | None:
     best, seen = made, poor
     for turn in range(MOST):
         again = best.fitted_again(seen)

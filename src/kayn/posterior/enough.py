@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import jax
 import numpy as np
 
+from kayn.posterior.measured import Measure, measure_of
 from kayn.posterior.pool import Pool
 from kayn.support.arrays import Array, KeyArray, concatenated
 from kayn.xla.compilation import is_traced
@@ -24,7 +25,6 @@ Draw = Callable[[KeyArray, int], PoolT]
 """A posterior by a key and its number of replicates."""
 Take = Callable[[Draw[PoolT]], PoolT]
 """As many replicates of a guide as a posterior is to have."""
-
 FIRST, MOST = 32, 256
 """Replicates that are taken at any rate, and at most."""
 KNOWN = 0.025
@@ -39,21 +39,41 @@ LONGEST = 8.0
 depend on the machine."""
 KEPT_BYTES = 2**28
 """And as long as their particles and weights are no larger."""
+PATIENCE = 8
+"""Times as many operations where chains, which take a minute, would be asked otherwise."""
 
 
-def affordable(pool: Pool) -> float:
-    """How many replicates like these take no more time and memory than a posterior may."""
+@dataclass(frozen=True, eq=False)
+class Replicates:
+    """As many replicates of a guide as a posterior is to have: `count`, or what `enough_replicates` finds."""
+
+    key: KeyArray
+    count: int | None = None
+
+    def __call__(self, draw: Draw[PoolT]) -> PoolT:
+        return enough_replicates(draw, self.key) if self.count is None else draw(self.key, self.count)
+
+    def more(self, draw: Draw[PoolT], found: PoolT) -> PoolT:
+        """So many in addition to those of a call as its errors ask for, with `PATIENCE`."""
+        wanted = replicates_wanted(found, PATIENCE) if self.count is None else 0
+        while found.num_replicates < wanted:
+            found = twice_as_many(draw, self.key, found)
+        return found
+
+
+def affordable(pool: Pool, patience: float = 1.0) -> float:
+    """How many replicates like these take no more memory than a posterior may, and `patience` times the operations."""
     each = sum(np.size(x) for x in jax.tree.leaves((pool.draws.values, pool.axis_weights))) * 4 / pool.num_replicates
-    return min(OPERATIONS / max(pool.problem.layout.operations, 1), KEPT_BYTES / max(each, 1))
+    return min(patience * OPERATIONS / max(pool.problem.layout.operations, 1), KEPT_BYTES / max(each, 1))
 
 
-def replicates_wanted(pool: Pool) -> int:
+def replicates_wanted(pool: Pool, patience: float = 1.0) -> int:
     """How many replicates there should be, given some: so many as there are, or these doubled a few times, so that what
     is compiled for a posterior serves others."""
     have = pool.num_replicates
     if is_traced(pool.log_evidences) or pool.draws.subsample:
         return have
-    most = min(MOST, affordable(pool))
+    most = min(MOST, affordable(pool, patience))
     if 2 * have > most:
         return have  # without a look at particles, which may be very many
     worst = worst_error(pool, pool.drawn_names)
@@ -89,15 +109,45 @@ def possible(pool: Pool) -> np.ndarray:
     return np.isfinite(np.asarray(pool.log_evidences))
 
 
-def by_replicate(pool: Pool, name: str) -> tuple[np.ndarray, np.ndarray]:
+def by_replicate(pool: Pool, name: str, measure: Measure | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Of every replicate that holds a possible combination, a latent's mean and its variance about the mean of all:
-    [R, *shape] both."""
+    [R, *shape] both.
+
+    Args:
+        measure: what its values are measured in; by default what these say.
+    """
+    values, weights = _particles(pool, name)
+    own, squares = _about(values, weights)
+    measure = measure or measure_of(values, _together(pool, weights), squares)
+    if measure.heavy.size:
+        own, squares = _about(measure(values), weights)
+    return own, squares.sum(1)
+
+
+def measure_by(pool: Pool, name: str) -> Measure:
+    """What a latent's values are to be measured in, whose variance may not exist, by the particles of a posterior."""
+    values, weights = _particles(pool, name)
+    return measure_of(values, _together(pool, weights), _about(values, weights)[1])
+
+
+def _particles(pool: Pool, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Values [R, K, *shape] of the replicates that count, and their weights with ones for the event."""
     which = possible(pool)
     values = np.asarray(pool.draws.values[name], np.float64)[which]
     weights = np.asarray(pool._weights(name), np.float64)[which]
-    weights = weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
+    return values, weights.reshape((*weights.shape, *(1,) * (values.ndim - weights.ndim)))
+
+
+def _together(pool: Pool, weights: np.ndarray) -> np.ndarray:
+    """Weights of the particles of all replicates."""
+    shares = np.asarray(pool._shares, np.float64)[possible(pool)]
+    return weights * shares.reshape((-1, *(1,) * (weights.ndim - 1)))
+
+
+def _about(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means of replicates [R, *shape], and squares about the mean of all [R, K, *shape], weighted."""
     means = np.where(weights > 0, weights * values, 0).sum(1)
-    return means, np.where(weights > 0, weights * (values - means.mean(0)) ** 2, 0).sum(1)
+    return means, np.where(weights > 0, weights * (values - means.mean(0)) ** 2, 0)
 
 
 def deviations(means: Array, variances: Array) -> np.ndarray:

@@ -21,7 +21,7 @@ from kayn.posterior.diagnostics import (
     POOR_TAILS,
     poor_below,
 )
-from kayn.posterior.enough import FIRST, by_replicate, deviations, possible
+from kayn.posterior.enough import FIRST, MOST, by_replicate, deviations, possible
 from kayn.posterior.khat import MIN_PARTICLES_FOR_KHAT, endless_khat, pareto_khat
 from kayn.posterior.mixing import ENOUGH
 from kayn.posterior.pool import Pool
@@ -241,6 +241,17 @@ def _weights_alone(posterior: Pool, axis: Axis) -> np.ndarray | None:
         return None
     weights = np.asarray(posterior._pooled(axis.latents[0]), np.float64)
     return weights.reshape(len(weights), -1)[:, 0]
+
+
+def more_would_do(posterior: Pool) -> bool:
+    """Whether nothing is said against plain importance sampling but that its effective sample size is too small, which
+    more replicates would mend."""
+    axes = _weighed(posterior)
+    alone = _weights_alone(posterior, axes[0]) if len(axes) == 1 else None
+    if alone is None or any(complaints(posterior, uneven=False)):
+        return False
+    size = diagnostics.effective_sample_size(alone)
+    return bool(size < ENOUGH <= size * MOST / posterior.num_replicates)
 
 
 def few_count(posterior: Pool) -> bool:

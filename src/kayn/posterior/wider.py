@@ -30,10 +30,12 @@ from kayn.posterior.enough import (
     affordable,
     by_replicate,
     deviations,
+    measure_by,
     possible,
     twice_as_many,
     worst_error,
 )
+from kayn.posterior.measured import Measure
 from kayn.posterior.pool import Pool
 from kayn.posterior.poor_fit import ADVICE, check, complaints, heavy_tails, worst_element
 from kayn.support.arrays import KeyArray
@@ -170,9 +172,9 @@ class _Moments:
     sd: np.ndarray
 
     @staticmethod
-    def of(pool: Pool, name: str) -> _Moments:
+    def of(pool: Pool, name: str, measure: Measure) -> _Moments:
         shares = np.asarray(pool._shares, np.float64)[possible(pool)]
-        means, about = by_replicate(pool, name)
+        means, about = by_replicate(pool, name, measure)
         mean = np.tensordot(shares, means, 1)
         off = mean - means.mean(0)
         own = about - 2 * (means - means.mean(0)) * off + off**2  # squares about the one mean
@@ -184,7 +186,8 @@ class _Moments:
 def _apart(found: Pool, wider: Pool, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """How far the wider particles' mean is off, in standard deviations, and by what share their standard deviation is
     larger, each with its standard error; zero of what does not vary."""
-    a, b = _Moments.of(found, name), _Moments.of(wider, name)
+    measure = measure_by(wider, name)
+    a, b = (_Moments.of(pool, name, measure) for pool in (found, wider))
     varies = (a.sd > 0) & (b.sd > 0)
     sd, variance = np.where(varies, b.sd, np.inf), np.where(varies, b.variance, np.inf)
     wide = np.where(varies, np.sqrt(b.variance / np.where(varies, a.variance, 1)) - 1, 0.0)
