@@ -96,3 +96,15 @@ def test_almost_all_of_many_elements_are_enough():
 
 def test_elements_that_do_not_move_have_no_error():
     assert enough.relative_error(np.full((8, 3), 5.0), np.full((8, 3), 1e-20)) == 0.0
+
+
+def test_discrete_latents_are_known_by_their_means():
+    """What is nearly always the same may vary by twice its own standard deviation; what is not counts as others do."""
+    rng = np.random.default_rng(0)
+    rare = rng.random((64, 30, 20)) < 1e-3
+    means, variances = rare.mean(1), ((rare - rare.mean((0, 1))) ** 2).mean(1)
+    assert enough.error_of_counts(means, variances) < enough.KNOWN < enough.relative_error(means, variances)
+    even = rng.random((64, 30, 20)) < 0.5
+    means, variances = even.mean(1), ((even - even.mean((0, 1))) ** 2).mean(1)
+    expected = np.quantile(np.std(means, 0, ddof=1), enough.ALMOST_ALL, method="higher") / 0.5 / 8
+    assert enough.error_of_counts(means, variances) == pytest.approx(expected, rel=0.02)

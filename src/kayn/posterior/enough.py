@@ -32,6 +32,8 @@ KNOWN = 0.025
 deviation is."""
 ALMOST_ALL = 0.95
 """Share of a latent's elements that are to be known: of thousands some are always the worst."""
+COUNTED = 0.25
+"""Least standard deviation against which errors of discrete latents are held."""
 OPERATIONS = 2**33
 """More replicates are taken as long as all of them take so many operations: a few seconds on two cores."""
 LONGEST = 8.0
@@ -176,5 +178,13 @@ def relative_error(means: Array, variances: Array) -> float:
 
 
 def worst_error(pool: Pool, names: Iterable[str]) -> float:
-    """The largest `relative_error` of some latents; zero of none."""
-    return max((relative_error(*by_replicate(pool, name)) for name in names), default=0.0)
+    """The largest error of some latents, relative to their standard deviations; zero of none."""
+    discrete = {z.name for z in pool.problem.graph.latents if z.discrete}
+    errors = ((error_of_counts if n in discrete else relative_error)(*by_replicate(pool, n)) for n in names)
+    return max(errors, default=0.0)
+
+
+def error_of_counts(means: Array, variances: Array) -> float:
+    """As `relative_error`, of discrete latents: that of their means alone, against standard deviations of `COUNTED` at
+    least. Nobody asks how much an allocation varies that is the same in all but a thousandth of the posterior."""
+    return relative_error(means, np.maximum(variances.mean(0), COUNTED**2)[None].repeat(len(means), 0))
