@@ -53,6 +53,7 @@ class Replicates:
     count: int | None = None
 
     def __call__(self, draw: Draw[PoolT]) -> PoolT:
+        """So many of a guide."""
         return enough_replicates(draw, self.key) if self.count is None else draw(self.key, self.count)
 
     def more(self, draw: Draw[PoolT], found: PoolT) -> PoolT:
