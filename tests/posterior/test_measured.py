@@ -67,6 +67,14 @@ def test_the_worst_of_very_many_are_looked_at():
     assert found.heavy.size <= MOST
 
 
+def test_no_replicates_and_infinite_values_are_measured_as_they_are():
+    assert not measure_of(*(np.zeros((0, 5, 3)),) * 3).heavy.size
+    values = RNG.normal(size=(32, 100, 2))
+    values[3, 7, 0] = np.inf
+    with np.errstate(invalid="ignore"):
+        assert not measured(values).heavy.size
+
+
 def model(y):
     scale = numpyro.sample("scale", dist.HalfCauchy(1.0))
     z = numpyro.sample("z", dist.Normal(0.0, 1.0))

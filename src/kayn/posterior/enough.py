@@ -25,6 +25,7 @@ Draw = Callable[[KeyArray, int], PoolT]
 """A posterior by a key and its number of replicates."""
 Take = Callable[[Draw[PoolT]], PoolT]
 """As many replicates of a guide as a posterior is to have."""
+
 FIRST, MOST = 32, 256
 """Replicates that are taken at any rate, and at most."""
 KNOWN = 0.025

@@ -8,6 +8,7 @@ large, and say nothing of the guide that these are from.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ MOST = 256
 @dataclass(frozen=True, eq=False)
 class Measure:
     """What an element's values are measured in: themselves, or the arc tangent of their distance from the median,
-    of which the middle half is a quarter of all angles.
+    which is an eighth of a turn at the quartiles of a symmetric law.
 
     Attributes:
         heavy: elements in arc tangents, by number.
@@ -54,15 +55,16 @@ def measure_of(values: np.ndarray, weights: np.ndarray, squares: np.ndarray) -> 
         weights: [R, K, *shape] or with ones, of all particles of a latent together.
         squares: [R, K, *shape], what each particle has in the variance.
     """
-    total = squares.sum((0, 1))
-    share = np.where(total > 0, squares.max((0, 1)) / np.where(total > 0, total, 1.0), 0.0).ravel()
+    total, largest = squares.sum((0, 1)).ravel(), squares.max((0, 1), initial=0.0).ravel()
+    share = np.divide(largest, total, out=np.zeros(total.shape), where=np.isfinite(total) & (total > 0))
     looked = np.flatnonzero(share > LARGEST)
     looked = np.sort(looked[np.argsort(-share[looked])[:MOST]])
     shape = np.shape(values)
-    own = np.broadcast_to(weights, shape) if looked.size else weights
+    own = np.broadcast_to(weights, shape)
     found = []
     for number in looked:
-        x, w = (every.reshape((*shape[:2], -1))[..., number].ravel() for every in (values, own))
+        element: Any = (..., *np.unravel_index(number, shape[2:]))
+        x, w = values[element].ravel(), own[element].ravel()
         low, centre, high = quantiles(x, w, (0.25, 0.5, 0.75))
         if high > low and all(tail_index(np.abs(x - centre), w, part) > ENDLESS for part in BEYOND):
             found.append((number, centre, (high - low) / 2))
