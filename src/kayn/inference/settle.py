@@ -57,9 +57,11 @@ def settled(sampler: Sampler | None, call: Call, own: Posterior, take: Replicate
     """
     told: dict[str, str] = {}
 
+    def last() -> Sampler | LaplaceSampler | None:
+        return draws if follows is None else follows.sampler
+
     def wider(how: float, vectors: bool) -> Draw[Posterior] | None:
-        own = draws if follows is None else follows.sampler
-        return None if own is None else partial(own.wider(how, vectors).posterior, call)
+        return None if (guide := last()) is None else partial(guide.wider(how, vectors).posterior, call)
 
     def sure(found: Posterior, reasons: tuple[str, ...]) -> tuple[Posterior, tuple[str, ...]]:
         return assured(found, reasons, wider, take, jax.random.fold_in(key, 3))
@@ -78,9 +80,8 @@ def settled(sampler: Sampler | None, call: Call, own: Posterior, take: Replicate
     certain = follows is not None and not (reasons or follows.reasons) and agree(found, follows.posterior)
     if follows is not None:
         found, reasons, told = follows.posterior, follows.reasons, {"follows": FOLLOWS}
-    last = draws if follows is None else follows.sampler
-    if reasons and last is not None and more_would_do(found):
-        found = take.more(partial(last.posterior, call), found)
+    if reasons and (guide := last()) is not None and more_would_do(found):
+        found = take.more(partial(guide.posterior, call), found)
         reasons = tuple(complaints(found))
     if not certain and (not asked or follows is not None):
         found, reasons = sure(found, reasons)

@@ -43,7 +43,7 @@ depend on the machine."""
 KEPT_BYTES = 2**28
 """And as long as their particles and weights are no larger."""
 PATIENCE = 8
-"""Times as many operations where chains, which take a minute, would be asked otherwise."""
+"""Times as many operations and seconds where chains, which take a minute, would be asked otherwise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +59,7 @@ class Replicates:
 
     def more(self, draw: Draw[PoolT], found: PoolT) -> PoolT:
         """So many in addition to those of a call as its errors ask for, with `PATIENCE`."""
-        wanted = replicates_wanted(found, PATIENCE) if self.count is None else 0
-        while found.num_replicates < wanted:
-            found = twice_as_many(draw, self.key, found)
-        return found
+        return enough_replicates(draw, self.key, found, PATIENCE) if self.count is None else found
 
 
 def affordable(pool: Pool, patience: float = 1.0) -> float:
@@ -89,12 +86,17 @@ def replicates_wanted(pool: Pool, patience: float = 1.0) -> int:
     return count
 
 
-def enough_replicates(draw: Draw[PoolT], key: KeyArray) -> PoolT:
-    """Replicates from independent keys, pooled: so many as `replicates_wanted` says of the first of them."""
+def enough_replicates(draw: Draw[PoolT], key: KeyArray, found: PoolT | None = None, patience: float = 1.0) -> PoolT:
+    """Replicates from independent keys, pooled: so many as `replicates_wanted` says of the first of them.
+
+    Args:
+        found: these, where they have been drawn.
+        patience: how many times the operations and seconds of other posteriors they may take.
+    """
     begun = time.perf_counter()
-    found = draw(key, FIRST)
-    wanted = replicates_wanted(found)
-    while found.num_replicates < wanted and time.perf_counter() - begun < LONGEST:
+    found = draw(key, FIRST) if found is None else found
+    wanted = replicates_wanted(found, patience)
+    while found.num_replicates < wanted and time.perf_counter() - begun < patience * LONGEST:
         found = twice_as_many(draw, key, found)
     return found
 
