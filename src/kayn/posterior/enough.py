@@ -115,25 +115,26 @@ def possible(pool: Pool) -> np.ndarray:
     return np.isfinite(np.asarray(pool.log_evidences))
 
 
-def by_replicate(pool: Pool, name: str, measure: Measure | None = None) -> tuple[np.ndarray, np.ndarray]:
+def by_replicate(pool: Pool, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Of every replicate that holds a possible combination, a latent's mean and its variance about the mean of all:
-    [R, *shape] both.
+    [R, *shape] both."""
+    return measured_by_replicate(pool, name)[:2]
+
+
+def measured_by_replicate(
+    pool: Pool, name: str, measure: Measure | None = None
+) -> tuple[np.ndarray, np.ndarray, Measure]:
+    """What `by_replicate` gives, and what it is measured in, since a variance may not exist.
 
     Args:
-        measure: what its values are measured in; by default what these say.
+        measure: that of another posterior; by default what these particles say.
     """
     values, weights = _particles(pool, name)
     own, squares = _about(values, weights)
     measure = measure or measure_of(values, _together(pool, weights), squares)
     if measure.heavy.size:
         own, squares = _about(measure(values), weights)
-    return own, squares.sum(1)
-
-
-def measure_by(pool: Pool, name: str) -> Measure:
-    """What a latent's values are to be measured in, whose variance may not exist, by the particles of a posterior."""
-    values, weights = _particles(pool, name)
-    return measure_of(values, _together(pool, weights), _about(values, weights)[1])
+    return own, squares.sum(1), measure
 
 
 def _particles(pool: Pool, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -28,9 +28,8 @@ from kayn.posterior.enough import (
     PoolT,
     Take,
     affordable,
-    by_replicate,
     deviations,
-    measure_by,
+    measured_by_replicate,
     possible,
     twice_as_many,
     worst_error,
@@ -163,31 +162,32 @@ def _continuous(pool: Pool) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class _Moments:
-    """Means and variances [*shape] of pooled replicates, and the standard errors of both."""
+    """Means and variances [*shape] of pooled replicates, the standard errors of both, and in what."""
 
     mean: np.ndarray
     mean_error: np.ndarray
     variance: np.ndarray
     variance_error: np.ndarray
     sd: np.ndarray
+    measure: Measure
 
     @staticmethod
-    def of(pool: Pool, name: str, measure: Measure) -> _Moments:
+    def of(pool: Pool, name: str, measure: Measure | None = None) -> _Moments:
         shares = np.asarray(pool._shares, np.float64)[possible(pool)]
-        means, about = by_replicate(pool, name, measure)
+        means, about, measure = measured_by_replicate(pool, name, measure)
         mean = np.tensordot(shares, means, 1)
         off = mean - means.mean(0)
         own = about - 2 * (means - means.mean(0)) * off + off**2  # squares about the one mean
         variance = np.tensordot(shares, own, 1)
         errors = (np.sqrt(np.tensordot(shares**2, (x - m) ** 2, 1)) for x, m in ((means, mean), (own, variance)))
-        return _Moments(mean, next(errors), variance, next(errors), deviations(means, own))
+        return _Moments(mean, next(errors), variance, next(errors), deviations(means, own), measure)
 
 
 def _apart(found: Pool, wider: Pool, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """How far the wider particles' mean is off, in standard deviations, and by what share their standard deviation is
     larger, each with its standard error; zero of what does not vary."""
-    measure = measure_by(wider, name)
-    a, b = (_Moments.of(pool, name, measure) for pool in (found, wider))
+    b = _Moments.of(wider, name)
+    a = _Moments.of(found, name, b.measure)
     varies = (a.sd > 0) & (b.sd > 0)
     sd, variance = np.where(varies, b.sd, np.inf), np.where(varies, b.variance, np.inf)
     wide = np.where(varies, np.sqrt(b.variance / np.where(varies, a.variance, 1)) - 1, 0.0)
